@@ -1,0 +1,12 @@
+//! Pure vocabulary shared by every room: identifiers, modes, the machine contract, byte ropes,
+//! range sets and the in-flight overlap tracker. No clock, randomness, lock, socket or file.
+
+pub mod address;
+pub mod errno;
+pub mod ids;
+pub mod machine;
+pub mod modes;
+pub mod op;
+pub mod overlap;
+pub mod ranges;
+pub mod rope;

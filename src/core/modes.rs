@@ -1,0 +1,55 @@
+//! The policies of a group: what a reply waits for, and what happens when it cannot be had.
+
+use serde::{Deserialize, Serialize};
+
+/// What is durable before a write is acknowledged, besides the local write (design: the table of modes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protect {
+    /// Nothing; order records follow at once.
+    Async,
+    /// The order record at the auxiliary.
+    Near,
+    /// The order record at the auxiliary and in DR's journal.
+    #[default]
+    Order,
+    /// Order record and payload at the auxiliary.
+    Bunker,
+    /// `Order`, and the payload in DR's spool.
+    Sync,
+}
+
+/// Where the wait takes place: at each write, or at FLUSH and FUA only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    #[default]
+    Write,
+    Flush,
+}
+
+/// What still acknowledges while the auxiliary or DR's journal is out of reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Require {
+    /// Everything the mode asks for, or I/O waits.
+    Both,
+    /// At least one of the two holds the order.
+    #[default]
+    Any,
+    /// The local disk is enough (and isolation does not freeze).
+    None,
+}
+
+/// What happens to writes when the FIFO is at its bound (I9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overflow {
+    /// Payloads are dropped, their ranges remembered; a batch follows.
+    #[default]
+    Coalesce,
+    /// New writes wait until there is room.
+    Pace,
+    /// New writes fail with ENOSPC.
+    Refuse,
+}

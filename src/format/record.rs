@@ -1,0 +1,145 @@
+//! The order record: the 64 bytes that describe one write, the same in every log and on the wire.
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | seq |
+//! | 8 | 4 | epoch |
+//! | 12 | 2 | volume |
+//! | 14 | 1 | op |
+//! | 15 | 1 | flags |
+//! | 16 | 8 | offset, bytes |
+//! | 24 | 8 | length, bytes |
+//! | 32 | 8 | time of intake, ns since the Unix epoch |
+//! | 40 | 8 | chain: digest over the previous record's chain and this record |
+//! | 48 | 4 | payload checksum (CRC-32), 0 without payload |
+//! | 52 | 8 | reserved, zero |
+//! | 60 | 4 | CRC-32 over bytes 0..60 |
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::FormatError;
+use crate::core::ids::{Chain, Epoch, Extent, Seq, Volume};
+use crate::core::op::Op;
+use crate::limits::RECORD_BYTES;
+
+/// The write was FUA: durable on the local disk before its reply.
+pub const FLAG_FUA: u8 = 1;
+/// WRITE_ZEROES with NO_HOLE: the range stays allocated.
+pub const FLAG_NO_HOLE: u8 = 2;
+const FLAGS_KNOWN: u8 = FLAG_FUA | FLAG_NO_HOLE;
+
+const WHAT: &str = "order record";
+
+/// One order record, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OrderRecord {
+    pub seq: Seq,
+    pub epoch: Epoch,
+    pub volume: Volume,
+    pub op: Op,
+    pub flags: u8,
+    /// Bytes from the start of the volume (see [`Op`] for records that are not writes).
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    pub time_ns: u64,
+    pub chain: Chain,
+    pub payload_crc: u32,
+}
+
+impl OrderRecord {
+    /// This record with its chain computed from the chain of the record before it.
+    #[must_use]
+    pub fn chained(mut self, previous: Chain) -> OrderRecord {
+        self.chain = self.chain_after(previous);
+        self
+    }
+
+    /// The chain this record has to carry if `previous` is the chain of the record before it.
+    #[must_use]
+    pub fn chain_after(&self, previous: Chain) -> Chain {
+        let bytes = OrderRecord { chain: Chain(0), ..*self }.body();
+        Chain(xxh3_64_with_seed(&bytes[..52], previous.0))
+    }
+
+    /// The range it changes, if it changes one.
+    #[must_use]
+    pub fn extent(&self) -> Option<Extent> {
+        (self.op.changes_volume() && self.length > 0).then_some(Extent {
+            volume: self.volume,
+            offset: self.offset,
+            length: self.length,
+        })
+    }
+
+    /// Bytes of payload that follow it through the FIFO.
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        if self.op.has_payload() { self.length } else { 0 }
+    }
+
+    /// The 64 bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; RECORD_BYTES] {
+        let mut out = self.body();
+        let crc = crc32fast::hash(&out[..60]);
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads 64 bytes. Errors: length, checksum, unknown op or flag, reserved bytes not zero.
+    pub fn decode(bytes: &[u8]) -> Result<OrderRecord, FormatError> {
+        let bytes: &[u8; RECORD_BYTES] =
+            bytes.try_into().map_err(|_| FormatError::Length { what: WHAT, got: bytes.len(), want: RECORD_BYTES })?;
+        if crc32fast::hash(&bytes[..60]) != u32_at(bytes, 60) {
+            return Err(FormatError::Checksum { what: WHAT });
+        }
+        let field = |why: String| FormatError::Field { what: WHAT, why };
+        let op = Op::from_u8(bytes[14]).ok_or_else(|| field(format!("unknown operation {}", bytes[14])))?;
+        if bytes[15] & !FLAGS_KNOWN != 0 {
+            return Err(field(format!("unknown flags {:#04x}", bytes[15])));
+        }
+        if u64_at(bytes, 52) != 0 {
+            return Err(field("reserved bytes are not zero".into()));
+        }
+        if u64_at(bytes, 0) == 0 {
+            return Err(field("seq 0 does not exist".into()));
+        }
+        Ok(OrderRecord {
+            seq: Seq(u64_at(bytes, 0)),
+            epoch: Epoch(u32_at(bytes, 8)),
+            volume: Volume(u16::from_le_bytes([bytes[12], bytes[13]])),
+            op,
+            flags: bytes[15],
+            offset: u64_at(bytes, 16),
+            length: u64_at(bytes, 24),
+            time_ns: u64_at(bytes, 32),
+            chain: Chain(u64_at(bytes, 40)),
+            payload_crc: u32_at(bytes, 48),
+        })
+    }
+
+    /// The record without its checksum.
+    fn body(&self) -> [u8; RECORD_BYTES] {
+        let mut out = [0; RECORD_BYTES];
+        out[0..8].copy_from_slice(&self.seq.0.to_le_bytes());
+        out[8..12].copy_from_slice(&self.epoch.0.to_le_bytes());
+        out[12..14].copy_from_slice(&self.volume.0.to_le_bytes());
+        out[14] = self.op as u8;
+        out[15] = self.flags;
+        out[16..24].copy_from_slice(&self.offset.to_le_bytes());
+        out[24..32].copy_from_slice(&self.length.to_le_bytes());
+        out[32..40].copy_from_slice(&self.time_ns.to_le_bytes());
+        out[40..48].copy_from_slice(&self.chain.0.to_le_bytes());
+        out[48..52].copy_from_slice(&self.payload_crc.to_le_bytes());
+        out
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}

@@ -1,0 +1,55 @@
+//! Every bound, in one place, asserted against each other at compile time (I9).
+
+/// Bytes of an order record.
+pub const RECORD_BYTES: usize = 64;
+/// Block in which logs are written and formats are laid out, bytes.
+pub const BLOCK_BYTES: usize = 4096;
+/// Order records in one block of a log.
+pub const RECORDS_PER_BLOCK: usize = BLOCK_BYTES / RECORD_BYTES;
+/// Longest payload of one NBD request and so of one order record, bytes (NBD: the customary 32 MiB).
+pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// Longest range that a TRIM or WRITE_ZEROES order record covers, bytes. Longer requests are refused.
+pub const RANGE_BYTES_MAX: u64 = u32::MAX as u64;
+/// Volumes in a group.
+pub const VOLUMES_MAX: usize = 64;
+/// Largest volume, bytes (offsets stay positive as i64).
+pub const VOLUME_BYTES_MAX: u64 = 1 << 62;
+/// Longest name of a group or volume, bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Order records in one group commit (one message, one table write).
+pub const COMMIT_RECORDS_MAX: usize = 1024;
+/// Group commits in flight to one peer.
+pub const COMMITS_INFLIGHT_MAX: usize = 64;
+/// Longest body of a link frame other than payload data, bytes.
+pub const FRAME_BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one piece of a batch.
+pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// Payload streams of one link.
+pub const STREAMS_MAX: usize = 32;
+/// Granularity of the intent map, bytes of volume for one bit.
+pub const INTENT_EXTENT_BYTES: u64 = 64 << 10;
+/// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.
+pub const SEQ_RESERVE: u64 = 1 << 20;
+/// Slots of a status table when nothing else is configured.
+pub const TABLE_SLOTS_DEFAULT: u64 = 1 << 17;
+/// Smallest and largest number of slots.
+pub const TABLE_SLOTS_MIN: u64 = 1 << 10;
+pub const TABLE_SLOTS_MAX: u64 = 1 << 24;
+/// How long a link may be silent before it is taken for dead, nanoseconds.
+pub const LINK_SILENCE_NS: u64 = 3_000_000_000;
+/// How often an idle link is probed, nanoseconds.
+pub const PING_EVERY_NS: u64 = 1_000_000_000;
+/// How long contact with a peer entitles the writer to acknowledge (I7, fencing by lease), nanoseconds.
+pub const LEASE_NS: u64 = 4_000_000_000;
+/// How much longer than the lease a promotion waits, nanoseconds.
+pub const LEASE_MARGIN_NS: u64 = 1_000_000_000;
+/// Writes in flight from NBD clients of one group.
+pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
+
+const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
+const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
+const _: () =
+    assert!(COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX >= REQUESTS_INFLIGHT_MAX, "commits never hold requests back");
+const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
+const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");
+const _: () = assert!(TABLE_SLOTS_MIN as usize >= RECORDS_PER_BLOCK * 2, "a block is never the whole ring");

@@ -1,0 +1,3 @@
+//! farshore: parse, run one role or verb, exit code.
+
+fn main() {}
