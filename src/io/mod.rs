@@ -1,2 +1,23 @@
-//! The kernel: ring, registered memory, sockets, files, clock. The only room with unsafe code.
+//! The kernel: ring, registered memory, sockets, files, signals, clock. The only room with unsafe code.
+//!
+//! ```text
+//!   daemon ──turn()──► reactor ──┬─ net     sockets: accept, connect, scatter receive, batched send
+//!          ◄─events───           ├─ disk    files: direct or buffered, durable writes, zeroing
+//!                                ├─ arena   page-aligned memory the kernel knows (fixed buffers)
+//!                                ├─ ring    one io_uring, one io_uring_enter a turn
+//!                                └─ clock, signal
+//! ```
+//!
+//! - One thread owns a [`Reactor`]; nothing in here is shared but the arena's free lists.
+//! - Memory the kernel sees is owned by the operation that shows it, until its completion is read.
+//! - Nothing polls: without work and deadline the thread sleeps in the kernel.
+//! - Everything has a bound (I9): received bytes not yet consumed, connections, time to close.
 #![allow(unsafe_code)]
+
+pub mod arena;
+pub mod clock;
+pub mod open;
+pub mod reactor;
+
+pub use open::{Direct, OpenOptions, Preallocate};
+pub use reactor::{Event, FileId, FileReader, Reactor, ReactorOptions, Stopper};
