@@ -46,6 +46,19 @@ pub const LEASE_MARGIN_NS: u64 = 1_000_000_000;
 /// Writes in flight from NBD clients of one group.
 pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
 
+/// Smallest memory part of a FIFO, bytes.
+pub const FIFO_MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Smallest disk part of a FIFO, bytes, when there is one.
+pub const FIFO_DISK_BYTES_MIN: u64 = 64 << 20;
+/// Smallest payload ring of an auxiliary, bytes, when there is one.
+pub const AUX_PAYLOAD_BYTES_MIN: u64 = 64 << 20;
+/// Smallest journal of a DR site, bytes.
+pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
+/// Smallest spool of a DR site, bytes.
+pub const SPOOL_BYTES_MIN: u64 = 192 << 20;
+/// Longest path of a Unix socket, bytes (`sun_path` holds 108 with the closing zero).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
 const _: () =
@@ -53,3 +66,9 @@ const _: () =
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");
 const _: () = assert!(TABLE_SLOTS_MIN as usize >= RECORDS_PER_BLOCK * 2, "a block is never the whole ring");
+const _: () = assert!(FIFO_DISK_BYTES_MIN > PAYLOAD_BYTES_MAX as u64, "the longest payload fits the disk FIFO");
+const _: () = assert!(AUX_PAYLOAD_BYTES_MIN > PAYLOAD_BYTES_MAX as u64, "the longest payload fits the ring");
+const _: () = assert!(
+    SPOOL_BYTES_MIN / 4 > PAYLOAD_BYTES_MAX as u64,
+    "the longest payload fits a quarter of the spool: its window"
+);

@@ -1,1 +1,229 @@
-//! Being written.
+//! The configuration file: its types, and `parse`, which turns text into them or into a list of everything wrong
+//! with it, by file, line and key.
+//!
+//! One file describes a group for all its hosts; each role reads its own section and what it needs of the others
+//! (their addresses). Pure: whether a path exists or a port is free is for `farshore check`.
+
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::core::address::{Address, NbdUri};
+use crate::core::modes::{Ack, Overflow, Protect, Require};
+
+/// A group as its file describes it. What `parse` returns has been checked as far as text can be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The file's name, for messages.
+    pub path: String,
+    pub group: Group,
+    /// In the order of the file: the index is `core::ids::Volume`.
+    pub volumes: Vec<VolumeConfig>,
+    pub primary: Option<PrimaryConfig>,
+    pub aux: Option<AuxConfig>,
+    pub dr: Option<DrConfig>,
+    /// Keys that are accepted and do less than an operator may expect.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// `[group]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    pub protect: Protect,
+    pub ack: Ack,
+    pub require: Require,
+    pub on_isolated: OnIsolated,
+    /// How long frozen writes wait before they fail; 0: for ever.
+    pub freeze_timeout_seconds: u64,
+}
+
+/// What a primary cut off from both its peers does with writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIsolated {
+    /// They wait.
+    #[default]
+    Freeze,
+    /// They are acknowledged: at the risk of two writers, for who has another fence.
+    Continue,
+}
+
+/// `[[volume]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// `[primary]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrimaryConfig {
+    pub dir: PathBuf,
+    /// File or block device of each volume, in the order of [`Config::volumes`].
+    pub backing: Vec<PathBuf>,
+    /// Where NBD clients connect.
+    pub listen: Vec<Address>,
+    pub control: PathBuf,
+    pub fifo: Fifo,
+    pub overflow: Overflow,
+    pub direct: Direct,
+    pub metrics: Option<Address>,
+}
+
+/// Bounds of the FIFO, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fifo {
+    pub memory: u64,
+    /// 0: no disk FIFO.
+    pub disk: u64,
+}
+
+/// Whether volumes are opened O_DIRECT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// Where the filesystem can.
+    #[default]
+    Auto,
+    Never,
+}
+
+/// `[aux]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuxConfig {
+    /// Where our own daemon runs; `None` when the table stands elsewhere.
+    pub own: Option<OwnAux>,
+    pub slots: u64,
+    /// Bytes of the payload ring (`bunker`).
+    pub payload: u64,
+    /// Where primary and DR find the status table.
+    pub table: TablePlace,
+    pub metrics: Option<Address>,
+}
+
+/// Our own auxiliary daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnAux {
+    pub dir: PathBuf,
+    pub listen: Address,
+    pub control: PathBuf,
+}
+
+/// Where the status table stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TablePlace {
+    /// `farshore aux` at this address.
+    Own(Address),
+    /// Any NBD server.
+    Nbd(NbdUri),
+    /// A file on storage that both hosts mount.
+    File(PathBuf),
+}
+
+/// `[dr]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrConfig {
+    pub dir: PathBuf,
+    /// As [`PrimaryConfig::backing`].
+    pub backing: Vec<PathBuf>,
+    /// Where replication arrives.
+    pub listen: Address,
+    /// Where the primary connects: `listen`, unless `address` says otherwise.
+    pub address: Address,
+    /// Where NBD clients connect after a promotion.
+    pub export: Vec<Address>,
+    pub control: PathBuf,
+    pub streams: usize,
+    /// Bytes of the journal.
+    pub journal: u64,
+    /// Bytes of the spool.
+    pub spool: u64,
+    pub direct: Direct,
+    pub metrics: Option<Address>,
+}
+
+/// Something wrong in a configuration file. `line` 0: the file as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub path: String,
+    pub line: usize,
+    /// The dotted key, or the section, or empty.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub text: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.text)
+    }
+}
+
+/// Reads the text of a configuration file; `path` is for messages only.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the file.
+pub fn parse(text: &str, path: &str) -> Result<Config, Vec<ConfigError>> {
+    read::config(text, path)
+}
+
+impl Config {
+    /// The section of the primary, with those of its peers present.
+    ///
+    /// # Errors
+    /// Which section is missing.
+    pub fn need_primary(&self) -> Result<(&PrimaryConfig, &AuxConfig, &DrConfig), ConfigError> {
+        let primary = self.need("primary", self.primary.as_ref(), "run the primary from")?;
+        let aux = self.need("aux", self.aux.as_ref(), "run the primary from (it has to know where the table is)")?;
+        let dr = self.need("dr", self.dr.as_ref(), "run the primary from (it has to know where to replicate to)")?;
+        Ok((primary, aux, dr))
+    }
+
+    /// The section of DR, with that of the auxiliary present (a promotion reads and fences it).
+    ///
+    /// # Errors
+    /// Which section is missing.
+    pub fn need_dr(&self) -> Result<(&DrConfig, &AuxConfig), ConfigError> {
+        let dr = self.need("dr", self.dr.as_ref(), "run DR from")?;
+        let aux = self.need("aux", self.aux.as_ref(), "run DR from (a promotion reads the status table)")?;
+        Ok((dr, aux))
+    }
+
+    /// The section of the auxiliary, with `dir` and `listen`.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn need_aux(&self) -> Result<(&AuxConfig, &OwnAux), ConfigError> {
+        let aux = self.need("aux", self.aux.as_ref(), "run the auxiliary from")?;
+        let own = aux.own.as_ref().ok_or_else(|| ConfigError {
+            path: self.path.clone(),
+            line: 0,
+            key: "aux".into(),
+            text: "`table` says that the status table stands elsewhere, so there is no auxiliary to run; \
+                   set `dir` and `listen` to run one"
+                .into(),
+        })?;
+        Ok((aux, own))
+    }
+
+    fn need<'a, T>(&self, section: &str, found: Option<&'a T>, purpose: &str) -> Result<&'a T, ConfigError> {
+        found.ok_or_else(|| ConfigError {
+            path: self.path.clone(),
+            line: 0,
+            key: section.into(),
+            text: format!("there is no [{section}] section to {purpose}; add one (`farshore init` shows how)"),
+        })
+    }
+}

@@ -1,1 +1,319 @@
-//! Being written.
+//! What a role says of itself: the objects behind `farshore status --json` and `farshore promote --json`.
+//!
+//! Field names are a promise to scripts: add, never rename. Sizes are bytes, durations `_seconds`, instants RFC 3339.
+//! Pure: the machines fill these in from their own state and the `now` they are given.
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::ids::{Epoch, Seq};
+
+/// Whatever role answers: told apart by `role`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Status {
+    Primary(Box<PrimaryStatus>),
+    Dr(Box<DrStatus>),
+    Aux(Box<AuxStatus>),
+}
+
+/// Status of a primary.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrimaryStatus {
+    /// Always `"primary"`.
+    pub role: PrimaryRole,
+    pub group: String,
+    pub epoch: Epoch,
+    pub volumes: Vec<VolumeStatus>,
+    /// Highest seq given to a write.
+    pub tail_seq: Seq,
+    /// Highest seq below which everything is at DR, as DR last said.
+    pub cut_seq: Seq,
+    /// Highest seq below which every write has been acknowledged to its client.
+    pub acked_seq: Seq,
+    /// Writes, bytes and age of what is not yet at DR.
+    pub lag_writes: u64,
+    pub lag_bytes: u64,
+    pub lag_seconds: f64,
+    /// The mode asked for: `async`, `near`, `order`, `bunker`, `sync`.
+    pub protect: String,
+    /// The mode in force: `protect`, or what is left of it while a peer is out of reach.
+    pub mode: String,
+    pub ack: String,
+    pub require: String,
+    /// What happens when the FIFO is full: `coalesce`, `pace`, `refuse`.
+    pub policy: String,
+    /// Whether the FIFO is at its bound and `policy` acts.
+    pub overflow: bool,
+    /// Why writes wait, while they do.
+    pub frozen: Option<String>,
+    /// Set when a higher epoch was met: this writer is out of office (I7).
+    pub fenced: Option<String>,
+    /// Payloads not yet copied, in memory and on disk together.
+    pub fifo_bytes: u64,
+    pub fifo_memory_bytes: u64,
+    pub fifo_disk_bytes: u64,
+    pub fifo_memory_limit_bytes: u64,
+    pub fifo_disk_limit_bytes: u64,
+    /// Writes that wait for something before they are acknowledged.
+    pub inflight_writes: u64,
+    /// Status table: slots in use and in all.
+    pub table_slots_used: u64,
+    pub table_slots: u64,
+    /// A copy of ranges under way (first sync, catch-up after an outage).
+    pub batch: Option<BatchStatus>,
+    pub degraded: Vec<Degraded>,
+    pub links: Vec<LinkStatus>,
+    /// Since this process started.
+    pub acknowledged_writes: u64,
+    pub acknowledged_bytes: u64,
+}
+
+/// Status of a DR site.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrStatus {
+    /// Always `"dr"`.
+    pub role: DrRole,
+    pub group: String,
+    pub epoch: Epoch,
+    pub volumes: Vec<VolumeStatus>,
+    /// Highest seq known here.
+    pub tail_seq: Seq,
+    /// The recovery point.
+    pub cut_seq: Seq,
+    /// Highest seq durable in the journal without a gap.
+    pub journal_seq: Seq,
+    /// Highest seq applied to the volumes.
+    pub applied_seq: Seq,
+    /// Highest seq of the last durable checkpoint.
+    pub checkpoint_seq: Seq,
+    pub lag_writes: u64,
+    pub lag_bytes: u64,
+    pub lag_seconds: f64,
+    /// Payloads above the cut: arrived early.
+    pub pending_writes: u64,
+    /// Orders known above the cut whose payload is not here.
+    pub missing_writes: u64,
+    pub spool_bytes: u64,
+    pub spool_limit_bytes: u64,
+    pub journal_bytes: u64,
+    pub journal_limit_bytes: u64,
+    /// Whether there has been a complete first sync, that is, whether there is a recovery point to promote.
+    pub synced: bool,
+    pub batch: Option<BatchStatus>,
+    /// A promotion under way: the step it is at.
+    pub promotion: Option<String>,
+    pub degraded: Vec<Degraded>,
+    pub links: Vec<LinkStatus>,
+}
+
+/// Status of an auxiliary.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuxStatus {
+    /// Always `"aux"`.
+    pub role: AuxRole,
+    pub group: String,
+    /// The epoch in force; writers of older ones are refused.
+    pub epoch: Epoch,
+    /// Size of the exported region.
+    pub table_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    /// Connections and opens refused since this process started because of a newer epoch.
+    pub fenced: u64,
+    pub degraded: Vec<Degraded>,
+    pub links: Vec<LinkStatus>,
+}
+
+/// Words that can only be themselves, so that an untagged [`Status`] is read back as the right role.
+macro_rules! role {
+    ($name:ident, $word:literal) => {
+        #[doc = concat!("The word `", $word, "`.")]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name {
+            #[default]
+            #[serde(rename = $word)]
+            Here,
+        }
+    };
+}
+role!(PrimaryRole, "primary");
+role!(DrRole, "dr");
+role!(AuxRole, "aux");
+
+/// One volume of the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub name: String,
+    pub size_bytes: u64,
+    /// Clients connected to its export.
+    pub clients: u64,
+}
+
+/// A connection to a peer (or a set of them that serves one purpose).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// `"dr"`, `"aux"`, `"primary"`, `"reader"`.
+    pub peer: String,
+    pub address: String,
+    /// `"up"`, `"connecting"`, `"down"`, `"refused"`.
+    pub state: String,
+    /// Why it is not up, in words.
+    pub reason: Option<String>,
+    /// `null` until it has been measured.
+    pub rtt_seconds: Option<f64>,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// Payload streams that are up, for a link that has any.
+    pub streams: u64,
+    /// How long it has been in this state.
+    pub seconds: f64,
+}
+
+/// A copy of ranges under way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BatchStatus {
+    /// The seq that names it.
+    pub seq: Seq,
+    pub total_bytes: u64,
+    pub remaining_bytes: u64,
+    /// Why: `"first sync"`, `"overflow"`, `"restart"`, ….
+    pub reason: String,
+    /// When both sides are consistent at a later seq again, as far as can be told.
+    pub remaining_seconds: Option<f64>,
+}
+
+/// Something that is less than what was asked for, and since when.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Degraded {
+    pub what: String,
+    /// RFC 3339.
+    pub since: String,
+    pub seconds: f64,
+}
+
+impl Degraded {
+    /// `what` holds since `since_wall_ns`; both times are wall clock, nanoseconds since the Unix epoch.
+    #[must_use]
+    pub fn new(what: impl Into<String>, since_wall_ns: u64, now_wall_ns: u64) -> Degraded {
+        Degraded {
+            what: what.into(),
+            since: rfc3339(since_wall_ns),
+            seconds: seconds(now_wall_ns.saturating_sub(since_wall_ns)),
+        }
+    }
+}
+
+/// What a promotion did, or with `plan` would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PromoteReport {
+    pub group: String,
+    /// The epoch of the new writer.
+    pub epoch: Epoch,
+    pub cut_seq: Seq,
+    pub tail_seq: Seq,
+    /// Writes applied to the volumes by this promotion.
+    pub replayed: u64,
+    /// Payloads that DR did not have and the auxiliary's ring did.
+    pub fetched_from_aux: u64,
+    pub missing: Vec<MissingWrite>,
+    pub missing_bytes: u64,
+    /// `"read"`: the status table was read; `"unreachable"`: it was not, and `--force` went on without it.
+    pub aux: String,
+    pub duration_seconds: f64,
+}
+
+/// One write that is not in the promoted image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingWrite {
+    pub seq: Seq,
+    pub volume: String,
+    /// `"write"`, `"write_zeroes"`, `"trim"`.
+    pub op: String,
+    pub offset: u64,
+    pub length: u64,
+    /// When the primary took it in, RFC 3339.
+    pub time: String,
+    /// `"queued"`: never left; `"sent"`: was in flight; `"unknown"`; `"held"`: its payload is here, but an
+    /// earlier one is not, so that the order forbids it.
+    pub state: String,
+}
+
+/// Nanoseconds since the Unix epoch as RFC 3339 in UTC with nine decimals.
+#[must_use]
+pub fn rfc3339(wall_ns: u64) -> String {
+    match jiff::Timestamp::from_nanosecond(i128::from(wall_ns)) {
+        Ok(at) => format!("{at:.9}"),
+        // Beyond the year 9999: a damaged record may say so, and is shown as it is.
+        Err(_) => format!("{wall_ns}ns"),
+    }
+}
+
+/// Nanoseconds as seconds.
+#[must_use]
+pub fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_reads_back_as_itself() {
+        let all = [
+            Status::Primary(Box::new(PrimaryStatus { group: "orders".into(), ..Default::default() })),
+            Status::Dr(Box::new(DrStatus { synced: true, ..Default::default() })),
+            Status::Aux(Box::new(AuxStatus { fenced: 3, ..Default::default() })),
+        ];
+        for status in all {
+            let text = serde_json::to_string(&status).expect("plain data");
+            assert_eq!(serde_json::from_str::<Status>(&text).expect(&text), status);
+        }
+    }
+
+    #[test]
+    fn the_names_that_scripts_know_are_there() {
+        let primary = serde_json::to_value(PrimaryStatus { links: vec![LinkStatus::default()], ..Default::default() })
+            .expect("plain data");
+        for key in
+            "role group epoch tail_seq cut_seq lag_writes lag_bytes lag_seconds degraded links fifo_bytes".split(' ')
+        {
+            assert!(primary.get(key).is_some(), "{key}");
+        }
+        for key in ["peer", "state", "rtt_seconds", "sent_bytes"] {
+            assert!(primary["links"][0].get(key).is_some(), "{key}");
+        }
+        assert_eq!(primary["role"], "primary");
+        let dr = serde_json::to_value(DrStatus::default()).expect("plain data");
+        for key in
+            "role group epoch tail_seq cut_seq lag_writes lag_bytes lag_seconds degraded links journal_seq pending_writes \
+             missing_writes applied_seq spool_bytes"
+                .split_whitespace()
+        {
+            assert!(dr.get(key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_promotion_reports_as_documented() {
+        let text = r#"{"group":"orders","epoch":2,"cut_seq":4711,"tail_seq":4720,"replayed":120,"fetched_from_aux":0,
+            "missing":[{"seq":4712,"volume":"db","op":"write","offset":8192,"length":4096,
+            "time":"2026-11-22T10:00:00.123456789Z","state":"sent"}],
+            "missing_bytes":36864,"aux":"read","duration_seconds":0.31}"#;
+        let report: PromoteReport = serde_json::from_str(text).expect("the documented object");
+        assert_eq!(report.cut_seq, Seq(4711));
+        let again = serde_json::to_value(&report).expect("plain data");
+        assert_eq!(again, serde_json::from_str::<serde_json::Value>(text).expect("json"));
+    }
+
+    #[test]
+    fn instants_are_rfc_3339() {
+        assert_eq!(rfc3339(1_795_341_600_123_456_789), "2026-11-22T10:00:00.123456789Z");
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000000Z");
+        assert!(!rfc3339(u64::MAX).is_empty());
+    }
+}

@@ -1,0 +1,347 @@
+//! From TOML to [`Config`]: which keys there are, their defaults, and how they must agree with each other.
+//!
+//! Every error is collected, so that an operator mends a file in one go. Pure.
+
+use std::path::PathBuf;
+
+use super::{
+    AuxConfig, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig, TablePlace,
+    VolumeConfig,
+};
+use crate::cluster::size::exact_size;
+use crate::cluster::toml::{Reader, Section};
+use crate::core::address::{Address, NbdUri};
+use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::limits;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const PROTECT: [(&str, Protect); 5] = [
+    ("async", Protect::Async),
+    ("near", Protect::Near),
+    ("order", Protect::Order),
+    ("bunker", Protect::Bunker),
+    ("sync", Protect::Sync),
+];
+const ACK: [(&str, Ack); 2] = [("write", Ack::Write), ("flush", Ack::Flush)];
+const REQUIRE: [(&str, Require); 3] = [("both", Require::Both), ("any", Require::Any), ("none", Require::None)];
+const ON_ISOLATED: [(&str, OnIsolated); 2] = [("freeze", OnIsolated::Freeze), ("continue", OnIsolated::Continue)];
+const OVERFLOW: [(&str, Overflow); 3] =
+    [("coalesce", Overflow::Coalesce), ("pace", Overflow::Pace), ("refuse", Overflow::Refuse)];
+const DIRECT: [(&str, Direct); 2] = [("auto", Direct::Auto), ("never", Direct::Never)];
+
+/// Reads a whole file.
+pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>> {
+    let document = crate::cluster::toml::document(text, path).map_err(|error| vec![error])?;
+    let mut r = Reader::new(text, path);
+    let root = r.section(document.get_ref(), "", &["group", "volume", "primary", "aux", "dr"]);
+    let group = group(&mut r, &root);
+    let volumes = volumes(&mut r, &root);
+    let primary = r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes));
+    let protect = group.as_ref().map_or(Protect::default(), |group| group.protect);
+    let aux = r.child(&root, "aux", AUX_KEYS).and_then(|s| aux(&mut r, &s, protect));
+    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes));
+    if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {
+        r.error_at(0, "", "no role is described: add [primary], [aux] and [dr] (`farshore init` shows how)");
+    }
+    let (errors, warnings) = r.finish();
+    match (group, errors.is_empty()) {
+        (Some(group), true) => Ok(Config { path: path.into(), group, volumes, primary, aux, dr, warnings }),
+        _ => Err(errors),
+    }
+}
+
+fn group(r: &mut Reader<'_>, root: &Section<'_>) -> Option<Group> {
+    let keys = ["name", "protect", "ack", "require", "on_isolated", "freeze_timeout_seconds"];
+    if !root.has("group") {
+        r.error_at(0, "group", "there is no [group] section; add one with the group's name");
+        return None;
+    }
+    let s = r.child(root, "group", &keys)?;
+    let name = r.required(&s, "name", "the name of the group").and_then(|text| name(r, &s, "name", text));
+    let group = Group {
+        name: name.unwrap_or_default(),
+        protect: r.word(&s, "protect", &PROTECT),
+        ack: r.word(&s, "ack", &ACK),
+        require: r.word(&s, "require", &REQUIRE),
+        on_isolated: r.word(&s, "on_isolated", &ON_ISOLATED),
+        freeze_timeout_seconds: r.integer(&s, "freeze_timeout_seconds", 0..=86_400, 0),
+    };
+    Some(group)
+}
+
+/// A name that can stand in an export name and in a path without quoting.
+fn name(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let problem = if text.is_empty() {
+        "is empty".into()
+    } else if text.len() > limits::NAME_BYTES_MAX {
+        format!("has {} bytes, at most {} are possible", text.len(), limits::NAME_BYTES_MAX)
+    } else if !text.chars().all(plain) || text.starts_with(['.', '-']) {
+        format!("{text:?} cannot be a name; use letters, digits, `-`, `_` and `.`, starting with a letter or digit")
+    } else {
+        return Some(text.into());
+    };
+    r.error(s, key, problem);
+    None
+}
+
+fn volumes(r: &mut Reader<'_>, root: &Section<'_>) -> Vec<VolumeConfig> {
+    let sections = r.children(root, "volume", &["name", "size"]);
+    if sections.is_empty() && !root.has("volume") {
+        r.error_at(0, "volume", "there is no volume; add [[volume]] with `name` and `size`");
+    }
+    if sections.len() > limits::VOLUMES_MAX {
+        r.error(root, "volume", format!("{} volumes, at most {} in a group", sections.len(), limits::VOLUMES_MAX));
+    }
+    let mut volumes: Vec<VolumeConfig> = Vec::new();
+    for s in &sections {
+        let name = r.required(s, "name", "the volume's name").and_then(|text| name(r, s, "name", text));
+        let size = r.size(s, "size", 512..=limits::VOLUME_BYTES_MAX, None);
+        if let Some(size) = size
+            && !size.is_multiple_of(512)
+        {
+            r.error(s, "size", format!("{size} bytes are not a whole number of 512-byte sectors"));
+        }
+        if let Some(name) = &name
+            && volumes.iter().any(|volume| volume.name == *name)
+        {
+            r.error(s, "name", format!("{name:?} is the name of an earlier volume too; names are unique in a group"));
+        }
+        // An unusable one keeps its place, so that its backing is not called unknown as well.
+        volumes.push(VolumeConfig { name: name.unwrap_or_default(), size: size.unwrap_or(0) });
+    }
+    volumes
+}
+
+const PRIMARY_KEYS: &[&str] = &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics"];
+
+fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<PrimaryConfig> {
+    let dir = path(r, s, "dir", "the directory of the intent log, the FIFO and the superblock");
+    let backing = backing(r, s, volumes);
+    let listen = addresses(r, s, "listen", "where NBD clients connect");
+    let fifo = fifo(r, s);
+    let control = control(r, s, dir.as_deref());
+    let overflow = r.word(s, "overflow", &OVERFLOW);
+    let direct = r.word(s, "direct", &DIRECT);
+    let metrics = metrics(r, s);
+    Some(PrimaryConfig {
+        dir: dir?,
+        backing: backing?,
+        listen: listen?,
+        control: control?,
+        fifo,
+        overflow,
+        direct,
+        metrics,
+    })
+}
+
+fn fifo(r: &mut Reader<'_>, s: &Section<'_>) -> Fifo {
+    let (memory, disk) = (256 * MIB, 8 * GIB);
+    let Some(t) = r.child(s, "fifo", &["memory", "disk"]) else { return Fifo { memory, disk } };
+    let memory = r.size(&t, "memory", limits::FIFO_MEMORY_BYTES_MIN..=1 << 40, Some(memory)).unwrap_or(memory);
+    let disk = r.size(&t, "disk", 0..=1 << 50, Some(disk)).unwrap_or(disk);
+    if disk != 0 && disk < limits::FIFO_DISK_BYTES_MIN {
+        let least = exact_size(limits::FIFO_DISK_BYTES_MIN);
+        r.error(&t, "disk", format!("{disk} bytes are too few: at least \"{least}\", or 0 for no disk FIFO"));
+    }
+    Fifo { memory, disk }
+}
+
+const AUX_KEYS: &[&str] = &["dir", "listen", "address", "control", "slots", "payload", "table", "metrics"];
+
+fn aux(r: &mut Reader<'_>, s: &Section<'_>, protect: Protect) -> Option<AuxConfig> {
+    let payload_default = if protect == Protect::Bunker { GIB } else { 0 };
+    let slots = r.integer(s, "slots", limits::TABLE_SLOTS_MIN..=limits::TABLE_SLOTS_MAX, limits::TABLE_SLOTS_DEFAULT);
+    let payload = r.size(s, "payload", 0..=1 << 50, Some(payload_default)).unwrap_or(payload_default);
+    if payload != 0 && payload < limits::AUX_PAYLOAD_BYTES_MIN {
+        let least = exact_size(limits::AUX_PAYLOAD_BYTES_MIN);
+        r.error(s, "payload", format!("{payload} bytes are too few: at least \"{least}\", or 0 for no payload ring"));
+    } else if payload == 0 && protect == Protect::Bunker {
+        r.error(
+            s,
+            "payload",
+            "0 leaves no room for payloads, which protect = \"bunker\" keeps here; for example \"1GiB\"",
+        );
+    }
+    let metrics = metrics(r, s);
+    if s.has("table") && !s.has("listen") {
+        let table = r.required(s, "table", "where the status table is").and_then(|text| table(r, s, text))?;
+        return Some(AuxConfig { own: None, slots, payload, table, metrics });
+    }
+    let dir = path(r, s, "dir", "the directory of the status table");
+    let listen = r.required(s, "listen", "where primary and DR connect").and_then(|text| address(r, s, "listen", text));
+    let control = control(r, s, dir.as_deref());
+    let reached = reached(r, s, listen.as_ref());
+    let table = match r.string(s, "table") {
+        Some(text) => table(r, s, text)?,
+        None => TablePlace::Own(reached?),
+    };
+    Some(AuxConfig {
+        own: Some(OwnAux { dir: dir?, listen: listen?, control: control? }),
+        slots,
+        payload,
+        table,
+        metrics,
+    })
+}
+
+fn table(r: &mut Reader<'_>, s: &Section<'_>, text: &str) -> Option<TablePlace> {
+    if text.starts_with("nbd") && text.contains("://") {
+        return match text.parse::<NbdUri>() {
+            Ok(uri) => Some(TablePlace::Nbd(uri)),
+            Err(error) => {
+                r.error(s, "table", format!("{error}"));
+                None
+            }
+        };
+    }
+    if text.is_empty() {
+        r.error(s, "table", "is empty; write an nbd:// URI or the path of a file on storage that both hosts mount");
+        return None;
+    }
+    Some(TablePlace::File(PathBuf::from(text)))
+}
+
+const DR_KEYS: &[&str] =
+    &["dir", "backing", "listen", "address", "export", "control", "streams", "journal", "spool", "direct", "metrics"];
+
+fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<DrConfig> {
+    let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
+    let backing = backing(r, s, volumes);
+    let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
+    let reached = reached(r, s, listen.as_ref());
+    let export = addresses(r, s, "export", "where NBD clients connect after a promotion");
+    let control = control(r, s, dir.as_deref());
+    let streams = r.integer(s, "streams", 1..=limits::STREAMS_MAX as u64, 4);
+    let journal = r.size(s, "journal", limits::JOURNAL_BYTES_MIN..=1 << 40, Some(64 * MIB)).unwrap_or(64 * MIB);
+    if !journal.is_multiple_of(MIB) {
+        r.error(s, "journal", format!("{journal} bytes are not a whole number of MiB, of which its segments are made"));
+    }
+    let spool = r.size(s, "spool", limits::SPOOL_BYTES_MIN..=1 << 50, Some(GIB)).unwrap_or(GIB);
+    let direct = r.word(s, "direct", &DIRECT);
+    let metrics = metrics(r, s);
+    Some(DrConfig {
+        dir: dir?,
+        backing: backing?,
+        listen: listen?,
+        address: reached?,
+        export: export?,
+        control: control?,
+        streams: streams as usize,
+        journal,
+        spool,
+        direct,
+        metrics,
+    })
+}
+
+/// The file or device of each volume, in their order.
+fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<Vec<PathBuf>> {
+    let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    if !s.has("backing") {
+        r.error(
+            s,
+            "backing",
+            "is missing: the file or block device of each volume, for example { db = \"/srv/db.img\" }",
+        );
+        return None;
+    }
+    let t = r.child(s, "backing", &names)?;
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for name in names {
+        if !t.has(name) {
+            r.error(s, "backing", format!("names no file or block device for volume {name:?}; add {name} = \"…\""));
+            continue;
+        }
+        let Some(text) = r.string(&t, name) else { continue };
+        if text.is_empty() {
+            r.error(&t, name, "is empty; write the path of a file or block device");
+        } else if text.starts_with("nbd") && text.contains("://") {
+            r.error(
+                &t,
+                name,
+                "an NBD server as backing store is not served by this version; use a file or block device",
+            );
+        } else if paths.iter().any(|path| path.as_os_str() == text) {
+            r.error(&t, name, format!("{text} backs another volume of the group already"));
+        } else {
+            paths.push(PathBuf::from(text));
+        }
+    }
+    (paths.len() == volumes.len()).then_some(paths)
+}
+
+fn path(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<PathBuf> {
+    let text = r.required(s, key, what)?;
+    if text.is_empty() {
+        r.error(s, key, format!("is empty; write {what}"));
+        return None;
+    }
+    Some(PathBuf::from(text))
+}
+
+/// The control socket; in `dir` unless said otherwise.
+fn control(r: &mut Reader<'_>, s: &Section<'_>, dir: Option<&std::path::Path>) -> Option<PathBuf> {
+    if !s.has("control") {
+        return dir.map(|dir| dir.join("control"));
+    }
+    let path = path(r, s, "control", "the path of the control socket")?;
+    if path.as_os_str().len() > limits::SOCKET_PATH_BYTES_MAX {
+        let text = format!("the path of a unix socket has at most {} bytes", limits::SOCKET_PATH_BYTES_MAX);
+        r.error(s, "control", text);
+    }
+    Some(path)
+}
+
+fn address(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option<Address> {
+    match text.parse::<Address>() {
+        Ok(address) => Some(address),
+        Err(error) => {
+            r.error(s, key, format!("{error}"));
+            None
+        }
+    }
+}
+
+fn addresses(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<Vec<Address>> {
+    let texts = r.strings(s, key, what)?;
+    let mut found: Vec<Address> = Vec::new();
+    for text in &texts {
+        match address(r, s, key, text) {
+            Some(one) if found.contains(&one) => r.error(s, key, format!("{text} is listed twice")),
+            Some(one) => found.push(one),
+            None => {}
+        }
+    }
+    if texts.is_empty() {
+        r.error(s, key, format!("is empty: {what}, for example [\"unix:/run/farshore/nbd.sock\"]"));
+    }
+    (found.len() == texts.len() && !found.is_empty()).then_some(found)
+}
+
+/// Where others connect: `address`, or else `listen` when that is an address others can connect to.
+fn reached(r: &mut Reader<'_>, s: &Section<'_>, listen: Option<&Address>) -> Option<Address> {
+    if let Some(text) = r.string(s, "address") {
+        return address(r, s, "address", text);
+    }
+    let listen = listen?;
+    if let Address::Tcp(text) = listen
+        && ["0.0.0.0:", "[::]:", "*:"].iter().any(|any| text.starts_with(any))
+    {
+        let text = format!("{text} is every address of this host; add `address = \"host:port\"` for those who connect");
+        r.error(s, "listen", text);
+        return None;
+    }
+    Some(listen.clone())
+}
+
+fn metrics(r: &mut Reader<'_>, s: &Section<'_>) -> Option<Address> {
+    let found = r.string(s, "metrics").and_then(|text| address(r, s, "metrics", text));
+    if found.is_some() {
+        r.warn(s, "metrics", "is not served by this version: nothing listens there; use `farshore status --json`");
+    }
+    found
+}

@@ -1,0 +1,202 @@
+//! What a configuration file may say, and what an operator is told when it says something else.
+
+use super::*;
+use proptest::prelude::*;
+
+const EXAMPLE: &str = r#"
+[group]
+name    = "orders"
+protect = "order"          # async | near | order | bunker | sync
+ack     = "write"          # write | flush
+require = "any"            # both | any | none
+
+[[volume]]
+name = "db"
+size = "1GiB"
+
+[primary]
+dir     = "/var/lib/farshore/primary"      # intent log, FIFO, superblock
+backing = { db = "/var/lib/farshore/db.img" }   # file, block device or nbd:// URI
+listen  = ["unix:/run/farshore/orders.sock", "127.0.0.1:10809"]
+control = "/run/farshore/primary.ctl"
+fifo    = { memory = "256MiB", disk = "8GiB" }
+metrics = "127.0.0.1:9810"                 # optional, every role: GET /metrics (OpenMetrics), GET / (status page)
+
+[aux]
+dir    = "/var/lib/farshore/aux"
+listen = "127.0.0.1:10820"                 # or table = "nbd://…" / "/mnt/shared/orders.table" on the other hosts
+
+[dr]
+dir     = "/var/lib/farshore/dr"           # journal, spool, superblock
+backing = { db = "/var/lib/farshore/db-dr.img" }
+listen  = "127.0.0.1:10830"                # replication
+export  = ["unix:/run/farshore/orders-dr.sock", "127.0.0.1:10831"]   # NBD, after promotion
+control = "/run/farshore/dr.ctl"
+streams = 4
+"#;
+
+/// The example with one line replaced by another.
+fn with(old: &str, new: &str) -> String {
+    assert_eq!(EXAMPLE.matches(old).count(), 1, "{old}");
+    EXAMPLE.replace(old, new)
+}
+
+/// The only complaint about `text`.
+fn complaint(text: &str) -> String {
+    let errors = parse(text, "f.toml").expect_err("it is wrong");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors[0].to_string()
+}
+
+#[test]
+fn the_documented_example_is_read() {
+    let config = parse(EXAMPLE, "f.toml").expect("the example of the documentation");
+    assert_eq!(config.group.name, "orders");
+    assert_eq!(config.group.protect, Protect::Order);
+    assert_eq!(config.volumes, [VolumeConfig { name: "db".into(), size: 1 << 30 }]);
+    let (primary, aux, dr) = config.need_primary().expect("all sections");
+    assert_eq!(primary.backing, [PathBuf::from("/var/lib/farshore/db.img")]);
+    assert_eq!(primary.listen.len(), 2);
+    assert_eq!(primary.fifo, Fifo { memory: 256 << 20, disk: 8 << 30 });
+    assert_eq!(aux.table, TablePlace::Own(Address::Tcp("127.0.0.1:10820".into())));
+    assert_eq!((aux.slots, aux.payload), (131_072, 0));
+    assert_eq!((dr.streams, dr.journal, dr.spool), (4, 64 << 20, 1 << 30));
+    assert_eq!(dr.address, dr.listen);
+    assert!(config.need_dr().is_ok() && config.need_aux().is_ok());
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("f.toml:18: primary.metrics: is not served by this version"), "{warnings:?}");
+}
+
+#[test]
+fn each_wrong_line_is_named_with_its_remedy() {
+    let cases = [
+        (r#"protect = "order" "#, r#"protect = "odrer" "#, r#"f.toml:4: group.protect: "odrer" is none of"#),
+        (r#"protect = "order" "#, r#"protect = "odrer" "#, r#"did you mean "order"?"#),
+        (r#"protect = "order" "#, "protect = 7 ", "must be a string in double quotes"),
+        (r#"name    = "orders""#, r#"name = "or/ders""#, "cannot be a name"),
+        (r#"name    = "orders""#, r#"name = """#, "f.toml:3: group.name: is empty"),
+        (r#"name    = "orders""#, "", "f.toml:2: group.name: is missing: the name of the group"),
+        (r#"size = "1GiB""#, r#"size = "1G""#, r#"f.toml:10: volume.size: "1G" is ambiguous; write "1GiB""#),
+        (r#"size = "1GiB""#, "size = 1000", "not a whole number of 512-byte sectors"),
+        (r#"size = "1GiB""#, "size = 0", r#""0B is too small"#),
+        (r#"size = "1GiB""#, "size = true", "is a boolean, but must be a size"),
+        (r#"size = "1GiB""#, "", "f.toml:8: volume.size: is missing"),
+        ("streams = 4", "streams = 99", "f.toml:30: dr.streams: 99 is not between 1 and 32"),
+        ("streams = 4", "streams = -1", "-1 is not between 1 and 32"),
+        ("streams = 4", "strems = 4", "f.toml:30: dr.strems: unknown key; did you mean `streams`?"),
+        ("streams = 4", "quux = 4", "unknown key; there are `dir`, `backing`"),
+        ("streams = 4", r#"spool = "1MiB""#, r#"1MiB is too small: at least "192MiB""#),
+        ("streams = 4", r#"journal = "5000001B""#, "not a whole number of MiB"),
+        ("backing = { db = \"/var/lib/farshore/db.img\" }", "", "f.toml:12: primary.backing: is missing"),
+        ("{ db = \"/var/lib/farshore/db.img\" }", "{}", "names no file or block device for volume \"db\""),
+        ("{ db = \"/var/lib/farshore/db.img\" }", "\"x\"", "is a string, but must be a table: backing = { … }"),
+        ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "nbd://h/x" }"#, "not served by this version"),
+        ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "/a", dbb = "/b" }"#, "primary.backing.dbb: unknown key"),
+        ("\"unix:/run/farshore/orders.sock\", ", "\"127.0.0.1:10809\", ", "is listed twice"),
+        ("\"unix:/run/farshore/orders.sock\", ", "5, ", "must be a list of strings"),
+        ("listen = \"127.0.0.1:10820\"", "listen = \"127.0.0.1\"", "f.toml:22: aux.listen: "),
+        ("listen = \"127.0.0.1:10820\"", "listen = \"0.0.0.0:1\"", "add `address = \"host:port\"`"),
+        ("listen = \"127.0.0.1:10820\"", "", "f.toml:20: aux.listen: is missing"),
+        (r#"memory = "256MiB", "#, r#"memory = "4KiB", "#, r#"primary.fifo.memory: 4KiB is too small"#),
+        (r#"disk = "8GiB""#, r#"disk = "1MiB""#, "or 0 for no disk FIFO"),
+        ("[[volume]]", "[volume]", "must be written [[volume]]"),
+        ("[group]", "[group", "f.toml:2: "),
+    ];
+    for (old, new, part) in cases {
+        let text = with(old, new);
+        let errors = parse(&text, "f.toml").expect_err(new);
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(all.iter().any(|line| line.contains(part.trim_start_matches('"'))), "{new}: {all:?}");
+    }
+}
+
+#[test]
+fn one_mistake_makes_one_complaint() {
+    for (old, new) in [
+        ("streams = 4", "strems = 4"),
+        (r#"size = "1GiB""#, r#"size = "1G""#),
+        ("listen = \"127.0.0.1:10820\"", "listen = \"0.0.0.0:1\""),
+        ("{ db = \"/var/lib/farshore/db.img\" }", "{}"),
+    ] {
+        complaint(&with(old, new));
+    }
+    assert_eq!(parse("", "f").expect_err("nothing in it").len(), 3, "no group, no volume, no role");
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    let text = with("streams = 4", "strems = 4").replace("\"order\"", "\"ordre\"").replace("1GiB", "1G");
+    let lines: Vec<usize> = parse(&text, "f").expect_err("three mistakes").iter().map(|e| e.line).collect();
+    assert_eq!(lines, [4, 10, 30]);
+}
+
+#[test]
+fn several_volumes_keep_their_order_and_need_their_backing() {
+    let text = with("size = \"1GiB\"", "size = \"1GiB\"\n[[volume]]\nname = \"log\"\nsize = \"64MiB\"")
+        .replace("db.img\" }", "db.img\", log = \"/dev/vg/log\" }")
+        .replace("db-dr.img\" }", "db-dr.img\", log = \"/dev/vg/log\" }");
+    let config = parse(&text, "f").expect("two volumes");
+    let names: Vec<&str> = config.volumes.iter().map(|v| v.name.as_str()).collect();
+    assert_eq!(names, ["db", "log"]);
+    assert_eq!(config.dr.expect("dr").backing[1], PathBuf::from("/dev/vg/log"));
+    assert!(complaint(&text.replace(", log = \"/dev/vg/log\" }   #", " }   #")).contains("\"log\""));
+    let twice = text.replace("name = \"log\"", "name = \"db\"");
+    let errors = parse(&twice, "f").expect_err("a name twice");
+    assert!(errors.iter().any(|e| e.text.contains("earlier volume")), "{errors:?}");
+}
+
+#[test]
+fn the_table_may_stand_elsewhere() {
+    let own = "dir    = \"/var/lib/farshore/aux\"\nlisten = \"127.0.0.1:10820\"";
+    for (table, place) in [
+        ("/mnt/shared/orders.table", TablePlace::File("/mnt/shared/orders.table".into())),
+        ("nbd://nas:10809/orders", TablePlace::Nbd("nbd://nas:10809/orders".parse().expect("a URI"))),
+    ] {
+        let config = parse(&with(own, &format!("table = \"{table}\"")), "f").expect("a table elsewhere");
+        assert_eq!(config.aux.as_ref().expect("aux").table, place);
+        let error = config.need_aux().expect_err("nothing to run").to_string();
+        assert!(error.contains("stands elsewhere"), "{error}");
+    }
+    assert!(complaint(&with(own, "table = \"nbd+ftp://x\"")).contains("aux.table"));
+}
+
+#[test]
+fn another_address_than_the_one_listened_at() {
+    let text = with("listen  = \"127.0.0.1:10830\"", "listen = \"0.0.0.0:10830\"\naddress = \"dr.example:10830\"");
+    let dr = parse(&text, "f").expect("an address").dr.expect("dr");
+    assert_eq!((dr.listen.to_string(), dr.address.to_string()), ("0.0.0.0:10830".into(), "dr.example:10830".into()));
+}
+
+#[test]
+fn bunker_keeps_payloads_at_the_auxiliary() {
+    let text = with("protect = \"order\" ", "protect = \"bunker\" ");
+    assert_eq!(parse(&text, "f").expect("bunker").aux.expect("aux").payload, 1 << 30);
+    let none = text.replace("listen = \"127.0.0.1:10820\"", "listen = \"127.0.0.1:10820\"\npayload = 0");
+    assert!(complaint(&none).contains("0 leaves no room for payloads"));
+}
+
+#[test]
+fn a_host_needs_only_its_own_sections() {
+    let config = parse("[group]\nname='g'\n[[volume]]\nname='v'\nsize='1MiB'\n[aux]\ndir='a'\nlisten='h:1'", "f");
+    let config = config.expect("the auxiliary's file");
+    assert!(config.need_aux().is_ok());
+    let error = config.need_primary().expect_err("no primary").to_string();
+    assert!(error.starts_with("f: primary: there is no [primary] section"), "{error}");
+    assert_eq!(config.aux.expect("aux").own.expect("own").control, PathBuf::from("a/control"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in ".*") {
+        let _ = parse(&text, "f");
+    }
+
+    #[test]
+    fn no_damage_to_the_example_panics(at in 0usize..EXAMPLE.len(), cut in 0usize..40, put in "[\\[\\]{}=\"'a-z0-9\n.]{0,6}") {
+        let mut bytes = EXAMPLE.as_bytes().to_vec();
+        let end = (at + cut).min(bytes.len());
+        bytes.splice(at..end, put.bytes());
+        let _ = parse(&String::from_utf8_lossy(&bytes), "f");
+    }
+}
