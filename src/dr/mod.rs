@@ -1,5 +1,6 @@
 //! The DR site: journal, spool, ordered apply, promotion.
 
+pub mod api;
 pub mod daemon;
 pub mod journal;
 pub mod machine;

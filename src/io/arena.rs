@@ -345,7 +345,8 @@ fn each_word(from: usize, count: usize, mut f: impl FnMut(usize, u64)) {
 }
 
 fn heap_run(pages: usize) -> Run {
-    let layout = Layout::from_size_align(pages * PAGE_BYTES, PAGE_BYTES).expect("sizes of payloads are far below isize");
+    let layout =
+        Layout::from_size_align(pages * PAGE_BYTES, PAGE_BYTES).expect("sizes of payloads are far below isize");
     // SAFETY: the layout has at least one page, so its size is not zero.
     let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
     let Some(ptr) = NonNull::new(ptr) else { std::alloc::handle_alloc_error(layout) };

@@ -19,16 +19,33 @@ pub struct FileId(pub usize);
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    Accepted { listener: usize, conn: Conn, peer: String },
-    Connected { conn: Conn },
+    Accepted {
+        listener: usize,
+        conn: Conn,
+        peer: String,
+    },
+    Connected {
+        conn: Conn,
+    },
     /// There are new bytes in `reactor.rx(conn)`.
-    Received { conn: Conn },
+    Received {
+        conn: Conn,
+    },
     /// The send queue became empty.
-    Sent { conn: Conn },
+    Sent {
+        conn: Conn,
+    },
     /// Exactly once for every connection that was accepted or connected, also after `close`.
     /// What was received and not taken can be read until the next turn.
-    Closed { conn: Conn, reason: String },
-    Disk { file: FileId, ticket: Ticket, result: DiskResult },
+    Closed {
+        conn: Conn,
+        reason: String,
+    },
+    Disk {
+        file: FileId,
+        ticket: Ticket,
+        result: DiskResult,
+    },
     /// SIGTERM, SIGINT or a [`Stopper`].
     Stop,
 }
