@@ -45,6 +45,18 @@ pub const LEASE_NS: u64 = 4_000_000_000;
 pub const LEASE_MARGIN_NS: u64 = 1_000_000_000;
 /// Writes in flight from NBD clients of one group.
 pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
+/// Requests in flight on one NBD connection; more wait in the socket.
+pub const CONNECTION_REQUESTS_MAX: usize = 1024;
+/// Payload bytes, both ways, of the requests in flight on one NBD connection; a single longer one passes.
+pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+/// Replies of one NBD connection not yet taken by its client, bytes; above it no more requests are parsed.
+pub const CONNECTION_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// NBD connections of one server; more are closed at once.
+pub const CONNECTIONS_MAX: usize = 256;
+/// How long an NBD client may take over its handshake, nanoseconds.
+pub const HANDSHAKE_NS: u64 = 10_000_000_000;
+/// Longest data of an NBD option that is looked at, bytes: a name of 4096 and every information type.
+pub const NBD_OPTION_BYTES_MAX: usize = 8 << 10;
 
 /// Smallest memory part of a FIFO, bytes.
 pub const FIFO_MEMORY_BYTES_MIN: u64 = 1 << 20;
@@ -63,6 +75,9 @@ const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never s
 const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
 const _: () =
     assert!(COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX >= REQUESTS_INFLIGHT_MAX, "commits never hold requests back");
+const _: () = assert!(CONNECTION_REQUESTS_MAX <= REQUESTS_INFLIGHT_MAX, "one connection never exceeds the group");
+const _: () =
+    assert!(CONNECTION_PAYLOAD_BYTES_MAX >= PAYLOAD_BYTES_MAX as u64, "the longest request fits a connection");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");
 const _: () = assert!(TABLE_SLOTS_MIN as usize >= RECORDS_PER_BLOCK * 2, "a block is never the whole ring");

@@ -1,1 +1,392 @@
-//! Being written.
+//! The client's side of one NBD connection, pure: bytes in, answers out, requests pipelined by cookie.
+//!
+//! ```text
+//!   Greeting ──► Going (OPT_GO) ──► Ready
+//!                  │ unsupported       ▲
+//!                  └──► Naming ────────┘      (OPT_EXPORT_NAME, for servers of before 2016)
+//! ```
+//!
+//! Owns the handshake and the pairing of replies with requests. Does not own the socket, nor any policy of
+//! reconnecting. Structured replies are not asked for, so a server must not send any.
+//!
+//! Invariants: I8 - bytes that are no NBD reply end the connection with words, never with a guess; every
+//! request is answered by exactly one `Done`, also when the connection ends (`abandon`).
+
+use bytes::Bytes;
+
+use crate::core::errno::Errno;
+use crate::core::rope::Rope;
+use crate::limits::PAYLOAD_BYTES_MAX;
+use crate::nbd::outbox::Outbox;
+use crate::nbd::protocol::*;
+use crate::nbd::slots::Slots;
+
+/// What the server says of the export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Bytes.
+    pub size: u64,
+    /// Transmission flags, `protocol::READ_ONLY` and so on.
+    pub flags: u16,
+    /// Offsets and lengths must be multiples of it.
+    pub block_min: u32,
+    /// Longest payload of one request, bytes.
+    pub block_max: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Requests may be sent.
+    Ready(ExportInfo),
+    /// The server refuses the export: an error reply's code and text. The connection is of no more use.
+    Refused { code: u32, text: String },
+    /// The request with this cookie is answered: the bytes of a read, nothing otherwise.
+    Done { cookie: u64, result: Result<Bytes, Errno> },
+}
+
+/// The server broke the protocol: close the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    #[error("this is not an NBD server: it greets with {0:#018x}")]
+    Greeting(u64),
+    #[error("this NBD server only speaks the oldstyle negotiation, which has no export names")]
+    Oldstyle,
+    #[error("expected the answer to option {want}, got one to option {got} (magic number {magic:#018x})")]
+    OptionReply { want: u32, got: u32, magic: u64 },
+    #[error("the server's answer to an option has {0} bytes, more than any it may send")]
+    OptionReplyLength(u32),
+    #[error("the server's description of the export is malformed: {0}")]
+    Info(&'static str),
+    #[error("expected an NBD reply, got {0:#010x} where its magic number belongs")]
+    ReplyMagic(u32),
+    #[error("the server answers a request that was never sent or was answered before (cookie {0:#x})")]
+    ReplyCookie(u64),
+    #[error("the server speaks before it is spoken to")]
+    Unasked,
+}
+
+/// The client's side of one connection.
+#[derive(Debug)]
+pub struct ClientSession {
+    export: String,
+    phase: Phase,
+    info: Option<ExportInfo>,
+    block_min: u32,
+    block_max: u32,
+    ask_block_size: bool,
+    no_zeroes: bool,
+    inflight: Slots<InFlight>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Greeting,
+    Going,
+    Naming,
+    Ready,
+    Ended,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    cookie: u64,
+    /// Bytes a successful reply carries.
+    length: u32,
+}
+
+enum Step {
+    Again,
+    Stop,
+}
+
+impl ClientSession {
+    /// A session that will ask for `export`. The server speaks first.
+    #[must_use]
+    pub fn new(export: &str) -> ClientSession {
+        ClientSession {
+            export: export.to_owned(),
+            phase: Phase::Greeting,
+            info: None,
+            block_min: 1,
+            block_max: PAYLOAD_BYTES_MAX,
+            ask_block_size: false,
+            no_zeroes: false,
+            inflight: Slots::default(),
+        }
+    }
+
+    /// Parses what has arrived.
+    pub fn advance(
+        &mut self,
+        rx: &mut Rope,
+        events: &mut Vec<Event>,
+        out: &mut Outbox,
+    ) -> Result<(), ClientError> {
+        loop {
+            let step = match self.phase {
+                Phase::Ready => self.reply(rx, events)?,
+                Phase::Greeting => self.greeting(rx, out)?,
+                Phase::Going => self.option_reply(rx, events, out)?,
+                Phase::Naming => self.export_name_reply(rx, events)?,
+                Phase::Ended if rx.len() > 0 => return Err(ClientError::Unasked),
+                Phase::Ended => Step::Stop,
+            };
+            if let Step::Stop = step {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks for `length` bytes from `offset`; the session must be ready.
+    pub fn read(&mut self, cookie: u64, offset: u64, length: u32, out: &mut Outbox) {
+        self.request(CMD_READ, 0, cookie, offset, length, length, out);
+    }
+
+    /// Writes the parts one after another from `offset`; the session must be ready.
+    pub fn write(&mut self, cookie: u64, offset: u64, parts: Vec<Bytes>, fua: bool, out: &mut Outbox) {
+        let length: usize = parts.iter().map(Bytes::len).sum();
+        let length = u32::try_from(length).expect("a write is cut to the server's maximum before");
+        self.request(CMD_WRITE, if fua { CMD_FLAG_FUA } else { 0 }, cookie, offset, length, 0, out);
+        parts.into_iter().for_each(|part| out.push(part));
+    }
+
+    /// Makes every answered write durable; the session must be ready.
+    pub fn flush(&mut self, cookie: u64, out: &mut Outbox) {
+        self.request(CMD_FLUSH, 0, cookie, 0, 0, 0, out);
+    }
+
+    /// Says goodbye, if the server is still listening.
+    pub fn disconnect(&mut self, out: &mut Outbox) {
+        match self.phase {
+            Phase::Ready => out.put(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)),
+            Phase::Going => out.put(&OptionHead::encode(OPT_ABORT, 0)),
+            Phase::Greeting | Phase::Naming | Phase::Ended => {}
+        }
+        self.phase = Phase::Ended;
+    }
+
+    /// The connection is gone: the cookies of requests that were never answered, in no order.
+    pub fn abandon(&mut self) -> Vec<u64> {
+        self.phase = Phase::Ended;
+        self.inflight.take_all().into_iter().map(|request| request.cookie).collect()
+    }
+
+    /// What the server said of the export, once ready.
+    #[must_use]
+    pub fn info(&self) -> Option<ExportInfo> {
+        self.info
+    }
+
+    /// What was going on, to explain a connection that closed.
+    #[must_use]
+    pub fn stage(&self) -> &'static str {
+        match self.phase {
+            Phase::Greeting => "before its greeting",
+            Phase::Going => "while the export was asked for",
+            Phase::Naming => "when the export was named: it may have none of that name",
+            Phase::Ready => "while in use",
+            Phase::Ended => "after the end",
+        }
+    }
+
+    /// Requests not answered yet.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        self.inflight.len()
+    }
+
+    fn request(
+        &mut self,
+        command: u16,
+        flags: u16,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+        answer: u32,
+        out: &mut Outbox,
+    ) {
+        assert!(self.phase == Phase::Ready, "requests are sent once the server said it is ready");
+        let number = self.inflight.insert(InFlight { cookie, length: answer });
+        out.put(&RequestHead::encode(flags, command, number, offset, length));
+    }
+
+    fn greeting(&mut self, rx: &mut Rope, out: &mut Outbox) -> Result<Step, ClientError> {
+        let mut raw = [0; GREETING_BYTES];
+        if !rx.peek(&mut raw) {
+            return Ok(Step::Stop);
+        }
+        if be64(&raw, 0) != MAGIC_SERVER {
+            return Err(ClientError::Greeting(be64(&raw, 0)));
+        }
+        if be64(&raw, 8) != MAGIC_OPTION {
+            let oldstyle = be64(&raw, 8) == MAGIC_OLDSTYLE;
+            return Err(if oldstyle { ClientError::Oldstyle } else { ClientError::Greeting(be64(&raw, 8)) });
+        }
+        rx.skip(GREETING_BYTES);
+        let flags = be16(&raw, 16) & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+        self.no_zeroes = flags & FLAG_NO_ZEROES != 0;
+        out.put(&u32::from(flags).to_be_bytes());
+        if flags & FLAG_FIXED_NEWSTYLE != 0 {
+            self.go(out);
+        } else {
+            self.name_export(out);
+        }
+        Ok(Step::Again)
+    }
+
+    /// Asks for the export. Block sizes are asked for only when the server insists: a client that asked
+    /// must obey them, one that did not may send any size.
+    fn go(&mut self, out: &mut Outbox) {
+        let infos: &[u16] = if self.ask_block_size { &[INFO_BLOCK_SIZE] } else { &[] };
+        let length = 4 + self.export.len() + 2 + 2 * infos.len();
+        out.put(&OptionHead::encode(OPT_GO, length as u32));
+        out.put(&(self.export.len() as u32).to_be_bytes());
+        out.put(self.export.as_bytes());
+        out.put(&(infos.len() as u16).to_be_bytes());
+        infos.iter().for_each(|info| out.put(&info.to_be_bytes()));
+        self.phase = Phase::Going;
+    }
+
+    fn name_export(&mut self, out: &mut Outbox) {
+        out.put(&OptionHead::encode(OPT_EXPORT_NAME, self.export.len() as u32));
+        out.put(self.export.as_bytes());
+        self.phase = Phase::Naming;
+    }
+
+    fn option_reply(
+        &mut self,
+        rx: &mut Rope,
+        events: &mut Vec<Event>,
+        out: &mut Outbox,
+    ) -> Result<Step, ClientError> {
+        let mut raw = [0; OPTION_REPLY_BYTES];
+        if !rx.peek(&mut raw) {
+            return Ok(Step::Stop);
+        }
+        let head = OptionReplyHead::decode(&raw);
+        if head.magic != MAGIC_OPTION_REPLY || head.option != OPT_GO {
+            return Err(ClientError::OptionReply { want: OPT_GO, got: head.option, magic: head.magic });
+        }
+        if head.length as usize > 2 * STRING_BYTES_MAX {
+            return Err(ClientError::OptionReplyLength(head.length));
+        }
+        if rx.len() < OPTION_REPLY_BYTES + head.length as usize {
+            return Ok(Step::Stop);
+        }
+        rx.skip(OPTION_REPLY_BYTES);
+        let data = rx.take(head.length as usize);
+        match head.reply {
+            REP_INFO => self.option_info(&data)?,
+            REP_ACK => {
+                let mut info = self.info.ok_or(ClientError::Info("it ends without size and flags"))?;
+                (info.block_min, info.block_max) = (self.block_min, self.block_max);
+                self.ready(info, events);
+            }
+            REP_ERR_UNSUP => self.name_export(out),
+            REP_ERR_BLOCK_SIZE_REQD if !self.ask_block_size => {
+                self.ask_block_size = true;
+                self.go(out);
+            }
+            code if code & REP_ERROR_BIT != 0 => {
+                // The soft way out, which the specification asks of a client that is turned away.
+                out.put(&OptionHead::encode(OPT_ABORT, 0));
+                rx.skip(rx.len());
+                self.phase = Phase::Ended;
+                let text = String::from_utf8_lossy(&data);
+                let text = if text.is_empty() { refusal_word(code).to_owned() } else { text.into_owned() };
+                events.push(Event::Refused { code, text });
+                return Ok(Step::Stop);
+            }
+            // Other answers are of extensions nobody asked for; the specification has them ignored.
+            _ => {}
+        }
+        Ok(Step::Again)
+    }
+
+    fn option_info(&mut self, data: &[u8]) -> Result<(), ClientError> {
+        if data.len() < 2 {
+            return Err(ClientError::Info("an item without a type"));
+        }
+        match be16(data, 0) {
+            INFO_EXPORT => {
+                if data.len() != 12 {
+                    return Err(ClientError::Info("size and flags have the wrong length"));
+                }
+                let (size, flags) = (be64(data, 2), be16(data, 10));
+                self.info = Some(ExportInfo { size, flags, block_min: 1, block_max: PAYLOAD_BYTES_MAX });
+            }
+            INFO_BLOCK_SIZE => {
+                if data.len() != 14 {
+                    return Err(ClientError::Info("block sizes have the wrong length"));
+                }
+                let (min, max) = (be32(data, 2), be32(data, 10));
+                if !min.is_power_of_two() || min > 1 << 16 || max < min {
+                    return Err(ClientError::Info("block sizes contradict one another"));
+                }
+                // A volunteered minimum binds only who asked; the maximum is a matter of survival.
+                self.block_min = if self.ask_block_size { min } else { 1 };
+                self.block_max = max.min(PAYLOAD_BYTES_MAX) & !(min - 1);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn export_name_reply(&mut self, rx: &mut Rope, events: &mut Vec<Event>) -> Result<Step, ClientError> {
+        let padding = if self.no_zeroes { 0 } else { EXPORT_NAME_PADDING_BYTES };
+        if rx.len() < EXPORT_NAME_REPLY_BYTES + padding {
+            return Ok(Step::Stop);
+        }
+        let raw = rx.take(EXPORT_NAME_REPLY_BYTES);
+        rx.skip(padding);
+        let (size, flags) = (be64(&raw, 0), be16(&raw, 8));
+        self.ready(ExportInfo { size, flags, block_min: 1, block_max: PAYLOAD_BYTES_MAX }, events);
+        Ok(Step::Again)
+    }
+
+    fn ready(&mut self, info: ExportInfo, events: &mut Vec<Event>) {
+        self.info = Some(info);
+        self.phase = Phase::Ready;
+        events.push(Event::Ready(info));
+    }
+
+    fn reply(&mut self, rx: &mut Rope, events: &mut Vec<Event>) -> Result<Step, ClientError> {
+        let mut raw = [0; REPLY_BYTES];
+        if !rx.peek(&mut raw) {
+            return Ok(Step::Stop);
+        }
+        let head = ReplyHead::decode(&raw);
+        if head.magic != MAGIC_REPLY {
+            return Err(ClientError::ReplyMagic(head.magic));
+        }
+        let Some(request) = self.inflight.get(head.cookie) else {
+            return Err(ClientError::ReplyCookie(head.cookie));
+        };
+        let length = if head.error == 0 { request.length as usize } else { 0 };
+        if rx.len() < REPLY_BYTES + length {
+            return Ok(Step::Stop);
+        }
+        rx.skip(REPLY_BYTES);
+        let data = rx.take(length);
+        let request = self.inflight.remove(head.cookie).expect("it was found a moment ago");
+        let result = if head.error == 0 { Ok(data) } else { Err(errno_from_wire(head.error)) };
+        events.push(Event::Done { cookie: request.cookie, result });
+        Ok(Step::Again)
+    }
+}
+
+/// What a refusal without a text means.
+fn refusal_word(code: u32) -> &'static str {
+    match code {
+        REP_ERR_POLICY => "refused by the policy of the server",
+        REP_ERR_UNKNOWN => "the server has no export of this name",
+        REP_ERR_SHUTDOWN => "the server is shutting down",
+        REP_ERR_BLOCK_SIZE_REQD => "the server insists on block sizes it did not name",
+        REP_ERR_TOO_BIG => "the server finds the request too big",
+        _ => "the server refused and gave no reason",
+    }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;
