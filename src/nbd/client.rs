@@ -61,8 +61,6 @@ pub enum ClientError {
     ReplyMagic(u32),
     #[error("the server answers a request that was never sent or was answered before (cookie {0:#x})")]
     ReplyCookie(u64),
-    #[error("the server speaks before it is spoken to")]
-    Unasked,
 }
 
 /// The client's side of one connection.
@@ -116,20 +114,18 @@ impl ClientSession {
     }
 
     /// Parses what has arrived.
-    pub fn advance(
-        &mut self,
-        rx: &mut Rope,
-        events: &mut Vec<Event>,
-        out: &mut Outbox,
-    ) -> Result<(), ClientError> {
+    pub fn advance(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<(), ClientError> {
         loop {
             let step = match self.phase {
                 Phase::Ready => self.reply(rx, events)?,
                 Phase::Greeting => self.greeting(rx, out)?,
                 Phase::Going => self.option_reply(rx, events, out)?,
                 Phase::Naming => self.export_name_reply(rx, events)?,
-                Phase::Ended if rx.len() > 0 => return Err(ClientError::Unasked),
-                Phase::Ended => Step::Stop,
+                // The server may still answer the goodbye, or what was in flight before it.
+                Phase::Ended => {
+                    rx.skip(rx.len());
+                    Step::Stop
+                }
             };
             if let Step::Stop = step {
                 return Ok(());
@@ -139,20 +135,23 @@ impl ClientSession {
 
     /// Asks for `length` bytes from `offset`; the session must be ready.
     pub fn read(&mut self, cookie: u64, offset: u64, length: u32, out: &mut Outbox) {
-        self.request(CMD_READ, 0, cookie, offset, length, length, out);
+        let number = self.number(cookie, length);
+        out.put(&RequestHead::encode(0, CMD_READ, number, offset, length));
     }
 
     /// Writes the parts one after another from `offset`; the session must be ready.
     pub fn write(&mut self, cookie: u64, offset: u64, parts: Vec<Bytes>, fua: bool, out: &mut Outbox) {
         let length: usize = parts.iter().map(Bytes::len).sum();
         let length = u32::try_from(length).expect("a write is cut to the server's maximum before");
-        self.request(CMD_WRITE, if fua { CMD_FLAG_FUA } else { 0 }, cookie, offset, length, 0, out);
+        let number = self.number(cookie, 0);
+        out.put(&RequestHead::encode(if fua { CMD_FLAG_FUA } else { 0 }, CMD_WRITE, number, offset, length));
         parts.into_iter().for_each(|part| out.push(part));
     }
 
     /// Makes every answered write durable; the session must be ready.
     pub fn flush(&mut self, cookie: u64, out: &mut Outbox) {
-        self.request(CMD_FLUSH, 0, cookie, 0, 0, 0, out);
+        let number = self.number(cookie, 0);
+        out.put(&RequestHead::encode(0, CMD_FLUSH, number, 0, 0));
     }
 
     /// Says goodbye, if the server is still listening.
@@ -195,19 +194,10 @@ impl ClientSession {
         self.inflight.len()
     }
 
-    fn request(
-        &mut self,
-        command: u16,
-        flags: u16,
-        cookie: u64,
-        offset: u64,
-        length: u32,
-        answer: u32,
-        out: &mut Outbox,
-    ) {
+    /// Takes a number for a request whose successful answer carries `length` bytes.
+    fn number(&mut self, cookie: u64, length: u32) -> u64 {
         assert!(self.phase == Phase::Ready, "requests are sent once the server said it is ready");
-        let number = self.inflight.insert(InFlight { cookie, length: answer });
-        out.put(&RequestHead::encode(flags, command, number, offset, length));
+        self.inflight.insert(InFlight { cookie, length })
     }
 
     fn greeting(&mut self, rx: &mut Rope, out: &mut Outbox) -> Result<Step, ClientError> {
@@ -253,12 +243,7 @@ impl ClientSession {
         self.phase = Phase::Naming;
     }
 
-    fn option_reply(
-        &mut self,
-        rx: &mut Rope,
-        events: &mut Vec<Event>,
-        out: &mut Outbox,
-    ) -> Result<Step, ClientError> {
+    fn option_reply(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, ClientError> {
         let mut raw = [0; OPTION_REPLY_BYTES];
         if !rx.peek(&mut raw) {
             return Ok(Step::Stop);

@@ -240,9 +240,8 @@ mod tests {
     #[test]
     fn heads_have_the_bytes_of_the_specification() {
         let raw = RequestHead::encode(CMD_FLAG_FUA, CMD_WRITE, 0x0102_0304_0506_0708, 0x1_0000_0200, 4096);
-        let golden = [
-            0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0x10, 0,
-        ];
+        let golden =
+            [0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0x10, 0];
         assert_eq!(raw, golden);
         let head = RequestHead::decode(&raw);
         assert_eq!((head.magic, head.flags, head.command), (MAGIC_REQUEST, CMD_FLAG_FUA, CMD_WRITE));

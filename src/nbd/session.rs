@@ -215,12 +215,7 @@ impl Session {
 
     /// Parses what has arrived. Stops at the end of what is complete, at a question to be answered, or at
     /// the bound of requests in flight: call it again after each of these has changed.
-    pub fn advance(
-        &mut self,
-        rx: &mut Rope,
-        events: &mut Vec<Event>,
-        out: &mut Outbox,
-    ) -> Result<(), SessionError> {
+    pub fn advance(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<(), SessionError> {
         self.blocked = false;
         loop {
             let step = match &mut self.phase {
@@ -369,8 +364,7 @@ impl Session {
         }
         if let Some((code, text)) = refused_option(&head) {
             rx.skip(OPTION_BYTES);
-            self.phase =
-                Phase::OptionSkip { left: u64::from(head.length), option: head.option, code, text };
+            self.phase = Phase::OptionSkip { left: u64::from(head.length), option: head.option, code, text };
             return Ok(Step::Again);
         }
         let length = head.length as usize;
