@@ -24,6 +24,14 @@ pub const COMMITS_INFLIGHT_MAX: usize = 64;
 pub const FRAME_BODY_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one piece of a batch.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// Ranges or indexes in one message of the link; longer lists go out as several messages.
+pub const LIST_ITEMS_MAX: usize = 16 << 10;
+/// Longest text of a refusal, bytes.
+pub const REFUSE_TEXT_BYTES_MAX: usize = 1024;
+/// Segment of the journal, bytes.
+pub const SEGMENT_BYTES: u64 = 1 << 20;
+/// Alignment of the entries of a spool or FIFO log, bytes.
+pub const ENTRY_ALIGN_BYTES: u64 = 512;
 /// Payload streams of one link.
 pub const STREAMS_MAX: usize = 32;
 /// Granularity of the intent map, bytes of volume for one bit.
@@ -87,3 +95,8 @@ const _: () = assert!(
     SPOOL_BYTES_MIN / 4 > PAYLOAD_BYTES_MAX as u64,
     "the longest payload fits a quarter of the spool: its window"
 );
+const _: () = assert!(LIST_ITEMS_MAX * 16 + 4096 <= FRAME_BODY_BYTES_MAX, "a full list and its header fit a frame");
+const _: () = assert!(SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES as u64), "a segment is made of blocks");
+const _: () = assert!(VOLUMES_MAX * 16 + NAME_BYTES_MAX <= BLOCK_BYTES / 2, "a superblock names every volume");
+const _: () =
+    assert!(TABLE_SLOTS_MIN.is_multiple_of(BLOCK_BYTES as u64 / 32), "the states of a smallest table are whole blocks");

@@ -3,11 +3,14 @@
 
 pub mod intent;
 pub mod journal;
+mod layout;
 pub mod record;
 pub mod spool;
 pub mod superblock;
 pub mod table;
 pub mod wire;
+
+pub use layout::{Block, is_zero};
 
 /// Why bytes were not accepted (I8). Says what is wrong with which part; the caller adds where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
