@@ -1,9 +1,59 @@
 //! The link between primary and DR: messages and their frames.
+//!
+//! A frame is a header of 32 bytes, a body, and for `Payload` and `Chunk` the data:
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `FSHL` |
+//! | 4 | 1 | version |
+//! | 5 | 1 | kind of message |
+//! | 6 | 2 | flags, none yet |
+//! | 8 | 4 | bytes of body |
+//! | 12 | 4 | bytes of data |
+//! | 16 | 4 | CRC-32 of the body |
+//! | 20 | 8 | reserved |
+//! | 28 | 4 | CRC-32 over bytes 0..28 |
+//!
+//! Header and its checksum stay as they are in every version, so that an unknown version is told from
+//! damage. Data is verified by the payload checksum of the record in the body. The bodies:
+//!
+//! | kind | message | body |
+//! |---|---|---|
+//! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
+//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, ranges |
+//! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
+//! | 4 | orders | order records, 64 bytes each |
+//! | 5 | orders durable | journal seq 8 |
+//! | 6 | payload | order record 64 |
+//! | 7 | copied | ranges: number 4, reserved 4, then first 8 and last 8 of each |
+//! | 8 | chunk | index 8, order record 64 |
+//! | 9 | chunks durable | batch 8, number 4, reserved 4, then 8 for each index |
+//! | 10 | need | ranges |
+//! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7 |
+//! | 12, 13 | ping, pong | nonce 8 |
+
+mod decode;
+mod encode;
 
 use bytes::Bytes;
 
+pub use decode::decode;
+pub use encode::{Encoder, encode};
+
 use super::record::OrderRecord;
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
+use crate::limits::RECORD_BYTES;
+
+/// Bytes of the header of a frame.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// Bytes before the data of a `Payload`: what a receiver can expect ahead of it.
+pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
+/// Bytes before the data of a `Chunk`.
+pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
+
+const MAGIC: [u8; 4] = *b"FSHL";
+const VERSION: u8 = 1;
+const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,4 +182,89 @@ pub enum Message {
     Pong {
         nonce: u64,
     },
+}
+
+/// Number of a kind of message on the wire, and its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Hello = 1,
+    Welcome = 2,
+    Refuse = 3,
+    Orders = 4,
+    OrdersDurable = 5,
+    Payload = 6,
+    Copied = 7,
+    Chunk = 8,
+    ChunksDurable = 9,
+    Need = 10,
+    Progress = 11,
+    Ping = 12,
+    Pong = 13,
+}
+
+impl Kind {
+    const ALL: [Kind; 13] = [
+        Kind::Hello,
+        Kind::Welcome,
+        Kind::Refuse,
+        Kind::Orders,
+        Kind::OrdersDurable,
+        Kind::Payload,
+        Kind::Copied,
+        Kind::Chunk,
+        Kind::ChunksDurable,
+        Kind::Need,
+        Kind::Progress,
+        Kind::Ping,
+        Kind::Pong,
+    ];
+
+    fn from_u8(raw: u8) -> Option<Kind> {
+        usize::from(raw).checked_sub(1).and_then(|index| Kind::ALL.get(index).copied())
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Hello => "hello",
+            Kind::Welcome => "welcome",
+            Kind::Refuse => "refuse",
+            Kind::Orders => "orders",
+            Kind::OrdersDurable => "orders durable",
+            Kind::Payload => "payload",
+            Kind::Copied => "copied",
+            Kind::Chunk => "chunk",
+            Kind::ChunksDurable => "chunks durable",
+            Kind::Need => "need",
+            Kind::Progress => "progress",
+            Kind::Ping => "ping",
+            Kind::Pong => "pong",
+        }
+    }
+}
+
+impl Message {
+    /// What kind of message it is, for logs.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Message::Hello(_) => Kind::Hello,
+            Message::Welcome(_) => Kind::Welcome,
+            Message::Refuse(_) => Kind::Refuse,
+            Message::Orders(_) => Kind::Orders,
+            Message::OrdersDurable { .. } => Kind::OrdersDurable,
+            Message::Payload { .. } => Kind::Payload,
+            Message::Copied { .. } => Kind::Copied,
+            Message::Chunk { .. } => Kind::Chunk,
+            Message::ChunksDurable { .. } => Kind::ChunksDurable,
+            Message::Need { .. } => Kind::Need,
+            Message::Progress { .. } => Kind::Progress,
+            Message::Ping { .. } => Kind::Ping,
+            Message::Pong { .. } => Kind::Pong,
+        }
+    }
 }
