@@ -1,0 +1,348 @@
+//! Owns the judgement: what the invariants I1 to I7 demand of what the simulator saw.
+//!
+//! The ledger knows which order records and payloads are durable where, by looking into the stable bytes of
+//! the simulated disks whenever some become stable, never by asking a machine. The checks themselves are
+//! plain functions over ledger, oracle and outcome, so that a test can show that each one fails when it must.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farshore::core::ids::{Seq, Volume};
+use farshore::core::modes::{Protect, Require};
+use farshore::format::record::OrderRecord;
+use farshore::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind};
+use farshore::limits::RECORD_BYTES;
+
+use crate::oracle::{Holders, Images, Oracle, Promise};
+use crate::workload::Ask;
+
+/// An invariant that did not hold, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub invariant: &'static str,
+    pub text: String,
+}
+
+pub type Verdict = Result<(), Violation>;
+
+impl Violation {
+    pub fn new(invariant: &'static str, text: impl Into<String>) -> Violation {
+        Violation { invariant, text: text.into() }
+    }
+}
+
+/// Order records found in stable bytes: where each stands.
+#[derive(Clone, Debug, Default)]
+pub struct Records(BTreeMap<Seq, u64>);
+
+impl Records {
+    /// Bytes `offset..offset + length` of `stable` have become durable.
+    pub fn settled(&mut self, stable: &[u8], offset: u64, length: u64) {
+        let start = (offset as usize).next_multiple_of(RECORD_BYTES);
+        let end = ((offset + length) as usize).min(stable.len());
+        for at in (start..end).step_by(RECORD_BYTES) {
+            let Some(slot) = stable.get(at..at + RECORD_BYTES) else { break };
+            if slot[14] == 0 {
+                continue;
+            }
+            if let Ok(record) = OrderRecord::decode(slot) {
+                self.0.insert(record.seq, at as u64);
+            }
+        }
+    }
+
+    /// Whether this record stands in the stable bytes now.
+    pub fn holds(&self, stable: &[u8], record: &OrderRecord) -> bool {
+        let Some(&at) = self.0.get(&record.seq) else { return false };
+        let at = at as usize;
+        stable.get(at..at + RECORD_BYTES).is_some_and(|slot| slot == record.encode())
+    }
+}
+
+/// Payloads found whole in stable bytes of a log of entries.
+#[derive(Clone, Debug, Default)]
+pub struct Payloads(BTreeSet<Seq>);
+
+impl Payloads {
+    /// Bytes `offset..offset + length` of a log with this nonce have become durable.
+    pub fn settled(&mut self, stable: &[u8], nonce: u64, offset: u64, length: u64) {
+        let start = (offset as usize).next_multiple_of(512);
+        for at in (start..(offset + length) as usize).step_by(512) {
+            let Some(head) = stable.get(at..at + ENTRY_HEADER_BYTES) else { break };
+            let Ok(header) = EntryHeader::decode(head, nonce) else { continue };
+            let data_at = at + ENTRY_HEADER_BYTES;
+            let data = stable.get(data_at..data_at + header.data_bytes() as usize);
+            if header.kind == Kind::Payload && data.is_some_and(|d| header.verify_data(d).is_ok()) {
+                self.0.insert(header.record.seq);
+            }
+        }
+    }
+
+    /// Whether the payload of `seq` ever stood here whole and durable.
+    pub fn had(&self, seq: Seq) -> bool {
+        self.0.contains(&seq)
+    }
+}
+
+/// I3: what was durable when a write was acknowledged, against what its mode promises.
+pub fn check_promise(protect: Protect, require: Require, record: &OrderRecord, promise: Promise) -> Verdict {
+    let Promise { holders: at, full } = promise;
+    let no_payload = record.payload_bytes() == 0;
+    let kept = match protect {
+        Protect::Async => true,
+        Protect::Near => at.aux,
+        Protect::Order => at.aux && at.dr,
+        Protect::Bunker => at.aux && (at.aux_payload || no_payload),
+        Protect::Sync => at.aux && at.dr && (at.dr_payload || no_payload),
+    };
+    let degraded = match require {
+        Require::Both => false,
+        Require::Any => at.aux || at.dr,
+        Require::None => true,
+    };
+    if kept || (!full && degraded) {
+        return Ok(());
+    }
+    let state = if full { "in full force" } else { "degraded" };
+    let text = format!("seq {} acknowledged under {protect:?}/{require:?} ({state}) with only {at:?}", record.seq);
+    Err(Violation::new("I3", text))
+}
+
+/// What a promotion said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub cut: Seq,
+    pub tail: Seq,
+    pub missing: Vec<Lost>,
+    /// The status table was read.
+    pub aux_read: bool,
+}
+
+/// One line of a loss report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub seq: Seq,
+    pub volume: Volume,
+    pub op: String,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// I5: the images are the state after seqs 1..cut, byte for byte.
+pub fn check_prefix(oracle: &Oracle, cut: Seq, images: &[&[u8]]) -> Verdict {
+    compare(oracle, cut, images, &oracle.state_after(cut))
+}
+
+fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdict {
+    for (index, (have, want)) in images.iter().zip(want).enumerate() {
+        let volume = Volume(index as u16);
+        let Some(at) = have.iter().zip(want).position(|(a, b)| a != b) else { continue };
+        let differing = have.iter().zip(want).filter(|(a, b)| a != b).count();
+        let piece = &have[at..(at + 64).min(have.len())];
+        let text = format!(
+            "volume {index} differs from the state after seq {cut} in {differing} bytes from byte {at} on: there should \
+             be {}, there is {}",
+            oracle.writer_of(cut, volume, at as u64),
+            oracle.source_of(volume, at as u64, piece)
+        );
+        return Err(Violation::new("I5", text));
+    }
+    Ok(())
+}
+
+/// I4: the loss report is exactly the volume-changing records in (cut, tail] of the history that ends there,
+/// and every acknowledged write that DR or the table that was read held is in the image or in the report.
+pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome) -> Verdict {
+    let want: BTreeMap<Seq, OrderRecord> =
+        oracle.changes(outcome.cut, outcome.tail).into_iter().map(|r| (r.seq, r)).collect();
+    let got: BTreeMap<Seq, &Lost> = outcome.missing.iter().map(|l| (l.seq, l)).collect();
+    let wrong = |text: String| Err(Violation::new("I4", text));
+    if got.len() != outcome.missing.len() {
+        return wrong("a write is listed twice in the loss report".into());
+    }
+    for (seq, lost) in &got {
+        let Some(record) = want.get(seq) else {
+            return wrong(format!("the loss report lists {lost:?}, which is no lost write"));
+        };
+        let same = (lost.volume, lost.op.as_str(), lost.offset, lost.length)
+            == (record.volume, record.op.word(), record.offset, record.length);
+        if !same {
+            return wrong(format!("the loss report says {lost:?} of {record:?}"));
+        }
+    }
+    if let Some(record) = want.values().find(|r| !got.contains_key(&r.seq)) {
+        return wrong(format!("the loss report (cut {}, tail {}) leaves out {record:?}", outcome.cut, outcome.tail));
+    }
+    for request in &oracle.requests {
+        let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
+        let known = promise.holders.dr || (promise.holders.aux && outcome.aux_read);
+        if known && seq > outcome.cut && !got.contains_key(&seq) {
+            return wrong(format!(
+                "seq {seq}, acknowledged at {:?} ns and held by {:?}, is neither in the image (cut {}) nor in the report \
+                 (tail {})",
+                request.acked_ns, promise.holders, outcome.cut, outcome.tail
+            ));
+        }
+        let nothing_lost = match protect {
+            Protect::Sync => promise.full,
+            Protect::Bunker => promise.full && outcome.aux_read,
+            _ => false,
+        };
+        if nothing_lost && seq > outcome.cut {
+            return wrong(format!("seq {seq}, acknowledged in full {protect:?}, is lost: the cut is {}", outcome.cut));
+        }
+    }
+    Ok(())
+}
+
+/// I3 at the primary itself: what was acknowledged is on the local disk, unless a later write overlaps it.
+pub fn check_local(oracle: &Oracle, number: usize, image: &[u8]) -> Verdict {
+    let request = &oracle.requests[number];
+    let Some((offset, length)) = request.ask.range() else { return Ok(()) };
+    let have = &image[offset as usize..(offset + length) as usize];
+    let whole = match &request.ask {
+        Ask::Write { data, .. } => have == &data[..],
+        _ => have.iter().all(|&b| b == 0),
+    };
+    let later = || {
+        let overlaps = |other: &crate::oracle::Request| {
+            let (o, l) = other.ask.range()?;
+            Some(other.volume == request.volume && o < offset + length && offset < o + l)
+        };
+        oracle.requests.iter().enumerate().rev().any(|(n, other)| {
+            n != number && overlaps(other).unwrap_or(false) && other.chapter == request.chapter && {
+                other.seq.is_some() && other.seq > request.seq
+            }
+        })
+    };
+    if whole || later() {
+        return Ok(());
+    }
+    Err(Violation::new("I3", format!("request {number} (seq {:?}) is acknowledged and not on the disk", request.seq)))
+}
+
+/// What holds a record, by the ledger.
+pub fn holders(aux: bool, dr: bool, aux_payload: bool, dr_payload: bool) -> Holders {
+    Holders { aux, dr, aux_payload, dr_payload }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::content;
+    use farshore::core::ids::{Chain, Epoch};
+    use farshore::core::op::Op;
+
+    fn record(seq: u64, offset: u64, data: &[u8]) -> OrderRecord {
+        OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op: Op::Write,
+            flags: 0,
+            offset,
+            length: data.len() as u64,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: crc32fast::hash(data),
+        }
+    }
+
+    /// Three acknowledged writes of 512 bytes, side by side.
+    fn scene() -> Oracle {
+        let mut oracle = Oracle::new(vec![vec![0; 4096]]);
+        for seq in 1..=3 {
+            let data = content(seq, 512);
+            let number =
+                oracle.submit(seq, Volume(0), Ask::Write { offset: seq * 512, data: data.clone(), fua: false });
+            oracle.saw(&record(seq, seq * 512, &data)).expect("in order");
+            oracle.requests[number].acked_ns = Some(9);
+            oracle.requests[number].promise =
+                Some(Promise { holders: holders(true, seq < 3, false, false), full: true });
+        }
+        oracle
+    }
+
+    fn outcome(cut: u64, tail: u64, missing: &[u64]) -> Outcome {
+        let lost =
+            |&seq: &u64| Lost { seq: Seq(seq), volume: Volume(0), op: "write".into(), offset: seq * 512, length: 512 };
+        Outcome { cut: Seq(cut), tail: Seq(tail), missing: missing.iter().map(lost).collect(), aux_read: true }
+    }
+
+    #[test]
+    fn exact_report_passes_and_every_other_one_fails() {
+        let oracle = scene();
+        let check = |o: &Outcome| check_report(&oracle, Protect::Order, o);
+        assert!(check(&outcome(1, 3, &[2, 3])).is_ok());
+        assert!(check(&outcome(3, 3, &[])).is_ok());
+        assert!(check(&outcome(1, 3, &[3])).is_err(), "one left out");
+        assert!(check(&outcome(1, 3, &[2, 3, 3])).is_err(), "one twice");
+        assert!(check(&outcome(2, 3, &[2, 3])).is_err(), "one that is not lost");
+        assert!(check(&outcome(1, 2, &[2])).is_err(), "tail too low for what the table held");
+        let without_aux = Outcome { aux_read: false, ..outcome(1, 2, &[2]) };
+        assert!(check(&without_aux).is_ok(), "only the table held seq 3");
+        let mut misplaced = outcome(2, 3, &[3]);
+        misplaced.missing[0].offset = 0;
+        assert!(check(&misplaced).is_err());
+        assert!(check_report(&oracle, Protect::Sync, &outcome(1, 3, &[2, 3])).is_err(), "sync loses nothing");
+    }
+
+    #[test]
+    fn image_that_is_no_prefix_is_found() {
+        let oracle = scene();
+        let mut image = oracle.state_after(Seq(2)).remove(0);
+        assert!(check_prefix(&oracle, Seq(2), &[&image]).is_ok());
+        assert!(check_prefix(&oracle, Seq(1), &[&image]).is_err());
+        image[513] ^= 2;
+        assert!(check_prefix(&oracle, Seq(2), &[&image]).is_err());
+    }
+
+    #[test]
+    fn promise_table() {
+        let r = record(1, 0, &[1]);
+        let check = |protect, require, bits: u32, full| {
+            let holders = holders(bits & 1 != 0, bits & 2 != 0, bits & 4 != 0, bits & 8 != 0);
+            check_promise(protect, require, &r, Promise { holders, full }).is_ok()
+        };
+        let needs =
+            [(Protect::Async, 0), (Protect::Near, 1), (Protect::Order, 3), (Protect::Bunker, 5), (Protect::Sync, 11)];
+        for (protect, need) in needs {
+            for bits in 0..16 {
+                let kept = bits & need == need;
+                assert_eq!(check(protect, Require::Any, bits, true), kept);
+                assert_eq!(check(protect, Require::Both, bits, false), kept);
+                assert_eq!(check(protect, Require::Any, bits, false), kept || bits & 3 != 0);
+                assert!(check(protect, Require::None, bits, false));
+            }
+        }
+    }
+
+    #[test]
+    fn records_and_payloads_are_found_in_stable_bytes_and_missed_when_overwritten() {
+        let data = content(5, 700);
+        let r = record(5, 0, &data);
+        let mut bytes = vec![0; 8192];
+        bytes[128..192].copy_from_slice(&r.encode());
+        let mut records = Records::default();
+        records.settled(&bytes, 0, 4096);
+        assert!(records.holds(&bytes, &r));
+        assert!(!records.holds(&bytes, &OrderRecord { time_ns: 1, ..r }));
+        bytes[130] ^= 1;
+        assert!(!records.holds(&bytes, &r));
+        let header = EntryHeader { pos: 4096, kind: Kind::Payload, index: 0, record: r };
+        bytes[4096..4096 + ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(9));
+        bytes[4096 + ENTRY_HEADER_BYTES..4096 + ENTRY_HEADER_BYTES + 700].copy_from_slice(&data);
+        let mut payloads = Payloads::default();
+        payloads.settled(&bytes, 8, 4096, 4096);
+        assert!(!payloads.had(Seq(5)), "another log's nonce");
+        payloads.settled(&bytes, 9, 4096, 4096);
+        assert!(payloads.had(Seq(5)));
+    }
+
+    #[test]
+    fn acknowledged_write_that_is_not_on_the_local_disk_is_found() {
+        let oracle = scene();
+        let image = oracle.state_after(Seq(3)).remove(0);
+        assert!((0..3).all(|n| check_local(&oracle, n, &image).is_ok()));
+        assert!(check_local(&oracle, 1, &vec![0; 4096]).is_err());
+    }
+}

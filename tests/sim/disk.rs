@@ -1,0 +1,439 @@
+//! Owns the simulated disks: files with a cache, a stable image, and everything that lies between.
+//!
+//! What is modelled (core/machine.rs has the contract):
+//! - Operations run concurrently and complete in the order the world's clock says, which is random.
+//! - A *buffered* file shows a write at once to later reads and keeps it when the process dies. A *direct*
+//!   file takes it at some moment between submission and completion; when the process dies in between, it is
+//!   there, not there, or there in some of its sectors.
+//! - Power loss keeps, loses or tears (at 512-byte sectors) each write that is not durable yet, each by itself
+//!   and so in any order. A durable write is safe when completed and like any other before.
+//! - A sync covers the writes completed before it was submitted; it may cover more, and here does not.
+//! - Writing part of a sector rewrites the sector, as a device does.
+//!
+//! Not modelled yet: failing operations, full disks, flipped bits, misdirected writes.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use farshore::core::ids::Ticket;
+use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
+
+use crate::rng::Rng;
+
+pub const SECTOR: usize = 512;
+
+/// How the shell opened a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    Buffered,
+    Direct,
+}
+
+/// A range that has just become durable, for the checkers.
+#[derive(Clone, Debug)]
+pub struct Settled<F> {
+    pub file: F,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// All files of one host.
+#[derive(Clone)]
+pub struct Disk<F> {
+    files: Vec<(F, SimFile)>,
+    pending: BTreeMap<u64, Pending<F>>,
+    operations: u64,
+    version: u64,
+    settled: Vec<Settled<F>>,
+}
+
+#[derive(Clone)]
+pub struct SimFile {
+    class: Class,
+    cache: Vec<u8>,
+    stable: Vec<u8>,
+    /// Version of the write each sector of `stable` comes from.
+    sector_versions: Vec<u64>,
+    unsynced: Vec<Unsynced>,
+}
+
+/// A write that is in the cache and may be lost with the power.
+#[derive(Clone)]
+pub struct Unsynced {
+    version: u64,
+    /// Range the write itself covered, bytes.
+    pub offset: u64,
+    pub length: u64,
+    /// When it was reported complete; `None` while in flight.
+    pub completed_ns: Option<u64>,
+    first_sector: usize,
+    sectors: Vec<u8>,
+}
+
+#[derive(Clone)]
+struct Pending<F> {
+    ticket: Ticket,
+    file: F,
+    action: Action,
+}
+
+#[derive(Clone)]
+enum Action {
+    Read { offset: u64, length: u64 },
+    Write { offset: u64, data: Bytes, durable: bool, version: Option<u64> },
+    Sync { versions: Vec<u64> },
+}
+
+impl<F: Copy + Eq + Debug> Disk<F> {
+    pub fn new() -> Disk<F> {
+        Disk { files: Vec::new(), pending: BTreeMap::new(), operations: 0, version: 0, settled: Vec::new() }
+    }
+
+    /// Creates a file of `size` zero bytes.
+    pub fn create(&mut self, file: F, size: u64, class: Class) {
+        let size = size as usize;
+        let sectors = size.div_ceil(SECTOR);
+        let bytes = vec![0; sectors * SECTOR];
+        let made = SimFile {
+            class,
+            cache: bytes.clone(),
+            stable: bytes,
+            sector_versions: vec![0; sectors],
+            unsynced: Vec::new(),
+        };
+        assert!(!self.has(file), "{file:?} is created once");
+        self.files.push((file, made));
+    }
+
+    /// Writes outside of any process, at once and durably (setting the scene).
+    pub fn plant(&mut self, file: F, offset: u64, bytes: &[u8]) {
+        let version = self.next_version();
+        let target = self.file_mut(file);
+        target.write_cache(offset, bytes, version);
+        let settled = target.settle(|_| true);
+        assert!(!settled.is_empty() || bytes.is_empty(), "planted bytes are durable");
+    }
+
+    pub fn file(&self, file: F) -> &SimFile {
+        let found = self.files.iter().find(|(name, _)| *name == file);
+        &found.unwrap_or_else(|| panic!("{file:?} does not exist")).1
+    }
+
+    pub fn has(&self, file: F) -> bool {
+        self.files.iter().any(|(name, _)| *name == file)
+    }
+
+    /// Takes an operation; the caller completes it later by the number returned.
+    pub fn submit(&mut self, op: DiskOp<F>, rng: &mut Rng) -> u64 {
+        let class = self.file(op.file).class;
+        let action = match op.kind {
+            DiskKind::Read { offset, length } => Action::Read { offset, length },
+            DiskKind::Write { offset, parts, durable } => {
+                let data = join(&parts);
+                self.begin_write(op.file, class, offset, data, durable, rng)
+            }
+            DiskKind::Zero { offset, length, durable, .. } => {
+                let data = Bytes::from(vec![0; length as usize]);
+                self.begin_write(op.file, class, offset, data, durable, rng)
+            }
+            DiskKind::Sync => Action::Sync {
+                versions: self
+                    .file(op.file)
+                    .unsynced
+                    .iter()
+                    .filter(|w| w.completed_ns.is_some())
+                    .map(|w| w.version)
+                    .collect(),
+            },
+        };
+        self.operations += 1;
+        self.pending.insert(self.operations, Pending { ticket: op.ticket, file: op.file, action });
+        self.operations
+    }
+
+    fn begin_write(&mut self, file: F, class: Class, offset: u64, data: Bytes, durable: bool, rng: &mut Rng) -> Action {
+        let size = self.file(file).stable.len() as u64;
+        assert!(
+            offset + data.len() as u64 <= size,
+            "I9: write of {} bytes at {offset} of {file:?} ends beyond its {size} bytes",
+            data.len()
+        );
+        let at_once = class == Class::Buffered || rng.chance(30);
+        let version = at_once.then(|| {
+            let version = self.next_version();
+            self.file_mut(file).write_cache(offset, &data, version);
+            version
+        });
+        Action::Write { offset, data, durable, version }
+    }
+
+    /// Completes an operation: what its ticket is answered.
+    pub fn complete(&mut self, operation: u64, now_ns: u64) -> Option<(Ticket, DiskResult)> {
+        let Pending { ticket, file, action } = self.pending.remove(&operation)?;
+        let result = match action {
+            Action::Read { offset, length } => self.file(file).read_at(offset, length as usize),
+            Action::Write { offset, data, durable, version } => {
+                let version = version.unwrap_or_else(|| {
+                    let version = self.next_version();
+                    self.file_mut(file).write_cache(offset, &data, version);
+                    version
+                });
+                let target = self.file_mut(file);
+                if let Some(write) = target.unsynced.iter_mut().find(|w| w.version == version) {
+                    write.completed_ns = Some(now_ns);
+                }
+                if durable {
+                    self.settle(file, |v| v == version);
+                }
+                Ok(Bytes::new())
+            }
+            Action::Sync { versions } => {
+                self.settle(file, |v| versions.contains(&v));
+                Ok(Bytes::new())
+            }
+        };
+        Some((ticket, result))
+    }
+
+    /// The process died: what was in flight to direct files is there, not there, or there in part.
+    pub fn kill(&mut self, rng: &mut Rng) {
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            let Action::Write { offset, data, version: None, .. } = pending.action else { continue };
+            let version = self.next_version();
+            let target = self.file_mut(pending.file);
+            match rng.below(3) {
+                0 => {}
+                1 => target.write_cache(offset, &data, version),
+                _ => {
+                    let mut at = 0;
+                    while at < data.len() {
+                        let room = SECTOR - ((offset as usize + at) % SECTOR);
+                        let piece = room.min(data.len() - at);
+                        if rng.chance(50) {
+                            target.write_cache(offset + at as u64, &data[at..at + piece], version);
+                        }
+                        at += piece;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The host lost its power: only what is durable is sure to be there afterwards.
+    pub fn power_loss(&mut self, rng: &mut Rng) {
+        self.kill(rng);
+        let mood = rng.below(4);
+        for (_, file) in &mut self.files {
+            let mut writes = std::mem::take(&mut file.unsynced);
+            for write in &mut writes {
+                let fate = match mood {
+                    0 => 0,
+                    1 => 1,
+                    _ => rng.below(3),
+                };
+                if fate == 0 {
+                    continue;
+                }
+                let version = write.version;
+                for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
+                    if fate == 1 || rng.chance(50) {
+                        file.settle_sector(write.first_sector + index, sector, version);
+                    }
+                }
+            }
+            file.cache.copy_from_slice(&file.stable);
+        }
+    }
+
+    /// Ranges that became durable since this was last asked.
+    pub fn take_settled(&mut self) -> Vec<Settled<F>> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// Whether a write to `file` that overlaps the range is in flight.
+    pub fn write_in_flight(&self, file: F, offset: u64, length: u64) -> bool {
+        self.pending.values().any(|p| match &p.action {
+            Action::Write { offset: o, data, .. } => {
+                p.file == file && *o < offset + length && offset < *o + data.len() as u64
+            }
+            _ => false,
+        })
+    }
+
+    fn settle(&mut self, file: F, covered: impl Fn(u64) -> bool) {
+        let ranges = self.file_mut(file).settle(covered);
+        self.settled.extend(ranges.into_iter().map(|(offset, length)| Settled { file, offset, length }));
+    }
+
+    fn file_mut(&mut self, file: F) -> &mut SimFile {
+        let found = self.files.iter_mut().find(|(name, _)| *name == file);
+        &mut found.unwrap_or_else(|| panic!("{file:?} does not exist")).1
+    }
+
+    fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+}
+
+impl SimFile {
+    /// What a reader sees now.
+    pub fn cache(&self) -> &[u8] {
+        &self.cache
+    }
+
+    /// What is sure to survive a loss of power.
+    pub fn stable(&self) -> &[u8] {
+        &self.stable
+    }
+
+    pub fn unsynced(&self) -> &[Unsynced] {
+        &self.unsynced
+    }
+
+    fn write_cache(&mut self, offset: u64, data: &[u8], version: u64) {
+        if data.is_empty() {
+            return;
+        }
+        let start = offset as usize;
+        self.cache[start..start + data.len()].copy_from_slice(data);
+        let first_sector = start / SECTOR;
+        let end_sector = (start + data.len()).div_ceil(SECTOR);
+        self.unsynced.push(Unsynced {
+            version,
+            offset,
+            length: data.len() as u64,
+            completed_ns: None,
+            first_sector,
+            sectors: self.cache[first_sector * SECTOR..end_sector * SECTOR].to_vec(),
+        });
+    }
+
+    fn settle(&mut self, covered: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
+        let mut ranges = Vec::new();
+        let (settling, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.unsynced).into_iter().partition(|w| covered(w.version));
+        self.unsynced = waiting;
+        for write in settling {
+            for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
+                self.settle_sector(write.first_sector + index, sector, write.version);
+            }
+            ranges.push(((write.first_sector * SECTOR) as u64, write.sectors.len() as u64));
+        }
+        ranges
+    }
+
+    fn settle_sector(&mut self, sector: usize, bytes: &[u8], version: u64) {
+        if self.sector_versions[sector] < version {
+            self.sector_versions[sector] = version;
+            self.stable[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(bytes);
+        }
+    }
+}
+
+impl ReadAt for SimFile {
+    fn size(&self) -> u64 {
+        self.cache.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
+        let mut out = vec![0; length];
+        let start = (offset as usize).min(self.cache.len());
+        let end = (offset as usize).saturating_add(length).min(self.cache.len());
+        out[..end - start].copy_from_slice(&self.cache[start..end]);
+        Ok(out.into())
+    }
+}
+
+fn join(parts: &[Bytes]) -> Bytes {
+    match parts {
+        [one] => one.clone(),
+        _ => parts.concat().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(offset: u64, byte: u8, length: usize, durable: bool) -> DiskOp<u8> {
+        let parts = vec![Bytes::from(vec![byte; length])];
+        DiskOp { ticket: Ticket(1), file: 0, kind: DiskKind::Write { offset, parts, durable } }
+    }
+
+    fn disk(class: Class) -> Disk<u8> {
+        let mut disk = Disk::new();
+        disk.create(0, 8192, class);
+        disk
+    }
+
+    #[test]
+    fn unsynced_write_survives_kill_but_power_loss_may_take_or_tear_it() {
+        let (mut kept, mut lost, mut torn) = (0, 0, 0);
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut disk = disk(Class::Buffered);
+            let op = disk.submit(write(512, 7, 1024, false), &mut rng);
+            disk.complete(op, 1);
+            disk.kill(&mut rng);
+            assert_eq!(disk.file(0).cache()[512], 7, "the page cache survives the process");
+            disk.power_loss(&mut rng);
+            match (disk.file(0).cache()[512], disk.file(0).cache()[1024]) {
+                (7, 7) => kept += 1,
+                (0, 0) => lost += 1,
+                _ => torn += 1,
+            }
+        }
+        assert!(kept > 20 && lost > 20 && torn > 5, "every fate occurs: {kept} {lost} {torn}");
+    }
+
+    #[test]
+    fn durable_write_is_safe_once_completed_and_older_unsynced_ones_never_undo_it() {
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut disk = disk(if seed % 2 == 0 { Class::Direct } else { Class::Buffered });
+            let old = disk.submit(write(0, 1, 2048, false), &mut rng);
+            disk.complete(old, 1);
+            let new = disk.submit(write(512, 2, 512, true), &mut rng);
+            disk.complete(new, 2);
+            assert_eq!(disk.take_settled().len(), 1);
+            disk.power_loss(&mut rng);
+            assert!(disk.file(0).cache()[512..1024].iter().all(|&b| b == 2));
+        }
+    }
+
+    #[test]
+    fn sync_covers_what_was_completed_before_it_and_nothing_else() {
+        let mut missing = 0;
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut disk = disk(Class::Buffered);
+            let first = disk.submit(write(0, 1, 512, false), &mut rng);
+            disk.complete(first, 1);
+            let sync = disk.submit(DiskOp { ticket: Ticket(2), file: 0, kind: DiskKind::Sync }, &mut rng);
+            let second = disk.submit(write(4096, 1, 512, false), &mut rng);
+            disk.complete(second, 2);
+            disk.complete(sync, 3);
+            assert_eq!(disk.file(0).unsynced().len(), 1);
+            disk.power_loss(&mut rng);
+            assert_eq!(disk.file(0).cache()[0], 1);
+            missing += usize::from(disk.file(0).cache()[4096] == 0);
+        }
+        assert!(missing > 30);
+    }
+
+    #[test]
+    fn direct_write_in_flight_at_a_kill_is_whole_partial_or_absent() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut disk = disk(Class::Direct);
+            disk.submit(write(256, 9, 1024, true), &mut rng);
+            disk.kill(&mut rng);
+            let sectors = disk.file(0).cache()[..1536].chunks(SECTOR).map(|s| s.contains(&9)).collect::<Vec<_>>();
+            seen.insert(sectors);
+        }
+        assert_eq!(seen.len(), 8, "every combination of sectors occurs");
+    }
+}

@@ -1,0 +1,371 @@
+//! Owns the truth: every request and what became of it, every order record ever seen, and from both the bytes
+//! that a volume has after seqs 1..P.
+//!
+//! The oracle learns records from the effects of the primary (whatever carries a record shows it), and matches
+//! each with the request it orders. A restart of the primary opens a chapter: its base is the image the
+//! primary came up with, because what a crash did to writes nobody was promised is for the crash to say. That
+//! the image was one the crash could have left is checked by [`Oracle::check_restart`].
+
+use std::collections::BTreeMap;
+
+use farshore::core::ids::{Seq, Volume};
+use farshore::core::op::Op;
+use farshore::format::record::OrderRecord;
+
+use crate::checkers::{Verdict, Violation};
+use crate::disk::SECTOR;
+use crate::workload::Ask;
+
+/// Contents of one sector that a crash may leave, beyond which the sector is not judged (partial overwrites
+/// of one sector double them each time).
+const POSSIBLE_MAX: usize = 128;
+
+/// Images of all volumes of the group, in order.
+pub type Images = Vec<Vec<u8>>;
+
+/// Where the record, and where the payload of a write was durable when it was acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    pub aux: bool,
+    pub dr: bool,
+    pub aux_payload: bool,
+    pub dr_payload: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub volume: Volume,
+    pub ask: Ask,
+    pub chapter: usize,
+    pub submitted_ns: u64,
+    pub seq: Option<Seq>,
+    pub acked_ns: Option<u64>,
+    /// Acknowledged and made durable on the local disk by FUA or by an acknowledged flush.
+    pub settled: bool,
+    /// What held it at the moment the promise was made (its reply, or the flush that covers it).
+    pub promise: Option<Promise>,
+}
+
+/// What a client was promised about one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    pub holders: Holders,
+    /// The mode's full promise held; otherwise the group said that it was degraded.
+    pub full: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    record: OrderRecord,
+    request: Option<usize>,
+}
+
+/// The primary from one start to the next.
+struct Chapter {
+    /// First seq given in it, once seen.
+    first: Option<Seq>,
+    base: Images,
+}
+
+pub struct Oracle {
+    pub requests: Vec<Request>,
+    by_seq: BTreeMap<Seq, Entry>,
+    chapters: Vec<Chapter>,
+    /// Requests of the current chapter that no record has been seen for, in order.
+    unordered: Vec<usize>,
+}
+
+impl Oracle {
+    pub fn new(base: Images) -> Oracle {
+        let chapters = vec![Chapter { first: Some(Seq(0)), base }];
+        Oracle { requests: Vec::new(), by_seq: BTreeMap::new(), chapters, unordered: Vec::new() }
+    }
+
+    /// A client's request reaches the primary; its number.
+    pub fn submit(&mut self, now_ns: u64, volume: Volume, ask: Ask) -> usize {
+        let chapter = self.chapters.len() - 1;
+        if ask.range().is_some() {
+            self.unordered.push(self.requests.len());
+        }
+        self.requests.push(Request {
+            volume,
+            ask,
+            chapter,
+            submitted_ns: now_ns,
+            seq: None,
+            acked_ns: None,
+            settled: false,
+            promise: None,
+        });
+        self.requests.len() - 1
+    }
+
+    /// A record was seen in an effect of the primary.
+    pub fn saw(&mut self, record: &OrderRecord) -> Verdict {
+        if let Some(entry) = self.by_seq.get(&record.seq) {
+            if entry.record != *record {
+                let text = format!("seq {} names two writes: {:?} and {record:?}", record.seq, entry.record);
+                return Err(Violation::new("I1", text));
+            }
+            return Ok(());
+        }
+        if let Some((&last, _)) = self.by_seq.last_key_value() {
+            if record.seq < last {
+                return Err(Violation::new("I1", format!("seq {} is given out after {last}: {record:?}", record.seq)));
+            }
+            if record.seq > last.next() && !record.op.may_jump() {
+                return Err(Violation::new("I1", format!("a gap between seq {last} and {record:?}")));
+            }
+        }
+        let request = if record.op.changes_volume() { Some(self.match_request(record)?) } else { None };
+        if let Some(number) = request {
+            self.requests[number].seq = Some(record.seq);
+        }
+        self.by_seq.insert(record.seq, Entry { record: *record, request });
+        let chapter = self.chapters.last_mut().expect("there is a first chapter");
+        chapter.first.get_or_insert(record.seq);
+        Ok(())
+    }
+
+    fn match_request(&mut self, record: &OrderRecord) -> Result<usize, Violation> {
+        let fits = |r: &Request| {
+            let op = match &r.ask {
+                Ask::Write { data, .. } => record.op == Op::Write && crc32fast::hash(data) == record.payload_crc,
+                Ask::Zeroes { .. } => record.op == Op::WriteZeroes,
+                Ask::Trim { .. } => record.op == Op::Trim,
+                Ask::Flush => false,
+            };
+            r.volume == record.volume && r.ask.range() == Some((record.offset, record.length)) && op
+        };
+        let at = self.unordered.iter().position(|&n| fits(&self.requests[n]));
+        let at = at.ok_or_else(|| Violation::new("I1", format!("a record that no request asked for: {record:?}")))?;
+        Ok(self.unordered.remove(at))
+    }
+
+    /// The primary came up again with these images, which `power_lost` or a kill has left.
+    pub fn restarted(&mut self, base: Images, power_lost: bool) -> Verdict {
+        self.check_restart(&base, power_lost)?;
+        self.unordered.clear();
+        self.chapters.push(Chapter { first: None, base });
+        Ok(())
+    }
+
+    pub fn record(&self, seq: Seq) -> Option<&OrderRecord> {
+        self.by_seq.get(&seq).map(|e| &e.record)
+    }
+
+    pub fn tail(&self) -> Seq {
+        self.by_seq.last_key_value().map_or(Seq(0), |(&s, _)| s)
+    }
+
+    /// First seq and last seq of what is seen of the chapter under way.
+    pub fn chapter_start(&self) -> Option<Seq> {
+        self.chapters.last().and_then(|c| c.first)
+    }
+
+    /// Volume-changing records in (from, to] that belong to the history which ends at `to`.
+    pub fn changes(&self, from: Seq, to: Seq) -> Vec<OrderRecord> {
+        let mut out: Vec<OrderRecord> = Vec::new();
+        if from >= to {
+            return out;
+        }
+        for entry in self.by_seq.range(from.next()..=to).map(|(_, e)| e) {
+            if entry.record.op == Op::EpochStart {
+                // Seqs between were never assigned in this history.
+                out.retain(|r| r.seq.0 <= entry.record.offset);
+            }
+            if entry.record.op.changes_volume() {
+                out.push(entry.record);
+            }
+        }
+        out
+    }
+
+    /// The bytes of all volumes after seqs 1..=`cut`.
+    pub fn state_after(&self, cut: Seq) -> Images {
+        let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);
+        let mut images = self.chapters[chapter].base.clone();
+        let first = self.chapters[chapter].first.unwrap_or(Seq(0));
+        for entry in self.by_seq.range(first..=cut).map(|(_, e)| e) {
+            if let Some(number) = entry.request {
+                apply(&self.requests[number], &mut images);
+            }
+        }
+        images
+    }
+
+    /// Which request last wrote this byte of the state after `cut` (for messages).
+    pub fn writer_of(&self, cut: Seq, volume: Volume, at: u64) -> String {
+        let hit = |e: &&Entry| {
+            let r = &e.record;
+            r.op.changes_volume() && r.volume == volume && r.offset <= at && at < r.offset + r.length
+        };
+        match self.by_seq.range(..=cut).map(|(_, e)| e).rfind(hit) {
+            Some(e) => format!("seq {} ({})", e.record.seq, e.record.op.word()),
+            None => "no write".into(),
+        }
+    }
+
+    /// Seq whose payload the given bytes are from, by content (for messages).
+    pub fn source_of(&self, volume: Volume, at: u64, bytes: &[u8]) -> String {
+        for (number, request) in self.requests.iter().enumerate() {
+            let (Ask::Write { offset, data, .. }, true) = (&request.ask, request.volume == volume) else { continue };
+            if *offset <= at && at + bytes.len() as u64 <= offset + data.len() as u64 {
+                let start = (at - offset) as usize;
+                if data[start..start + bytes.len()] == *bytes {
+                    return format!("request {number} (seq {:?})", request.seq.map(|s| s.0));
+                }
+            }
+        }
+        if bytes.iter().all(|&b| b == 0) { "zeroes".into() } else { "bytes of no single request".into() }
+    }
+
+    /// Whether a crash can have left these images, given what was promised to stay on the local disk: after
+    /// a kill every acknowledged write, after a loss of power what FUA or a flush has settled.
+    fn check_restart(&self, images: &Images, power_lost: bool) -> Verdict {
+        let chapter = self.chapters.len() - 1;
+        let base = &self.chapters[chapter].base;
+        let first = self.chapters[chapter].first.unwrap_or(Seq(u64::MAX));
+        let ops: Vec<&Request> =
+            self.by_seq.range(first..).filter_map(|(_, e)| e.request).map(|n| &self.requests[n]).collect();
+        for (index, image) in images.iter().enumerate() {
+            let volume = Volume(index as u16);
+            let mut touched = vec![Vec::new(); image.len().div_ceil(SECTOR)];
+            for (order, op) in ops.iter().enumerate().filter(|(_, r)| r.volume == volume) {
+                let (offset, length) = op.ask.range().expect("ordered requests change a volume");
+                let sectors = offset as usize / SECTOR..=(offset + length - 1) as usize / SECTOR;
+                touched[sectors].iter_mut().for_each(|s| s.push(order));
+            }
+            for (sector, orders) in touched.iter().enumerate() {
+                let range = sector * SECTOR..((sector + 1) * SECTOR).min(image.len());
+                let mut possible = vec![base[index][range.clone()].to_vec()];
+                for &order in orders {
+                    if possible.len() > POSSIBLE_MAX {
+                        break;
+                    }
+                    let mut after = possible.clone();
+                    after.iter_mut().for_each(|bytes| overlay(ops[order], range.start, bytes));
+                    let stays = if power_lost { ops[order].settled } else { ops[order].acked_ns.is_some() };
+                    if !stays {
+                        after.append(&mut possible);
+                    }
+                    after.sort_unstable();
+                    after.dedup();
+                    possible = after;
+                }
+                if possible.len() <= POSSIBLE_MAX && !possible.iter().any(|p| *p == image[range.clone()]) {
+                    let text = format!(
+                        "the primary came up without what its disk had promised: volume {index} sector {sector} ({} \
+                         possible contents) has {}; writes there: {:?}",
+                        possible.len(),
+                        self.source_of(volume, range.start as u64, &image[range.clone()]),
+                        orders.iter().map(|&o| (ops[o].seq, ops[o].acked_ns, ops[o].settled)).collect::<Vec<_>>()
+                    );
+                    return Err(Violation::new("I3", text));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn apply(request: &Request, images: &mut Images) {
+    overlay(request, 0, &mut images[request.volume.0 as usize]);
+}
+
+/// Applies a request to `bytes`, which start at `start` of the volume.
+fn overlay(request: &Request, start: usize, bytes: &mut [u8]) {
+    let (offset, length) = request.ask.range().expect("only requests that change a volume are applied");
+    let from = (offset as usize).max(start);
+    let to = ((offset + length) as usize).min(start + bytes.len());
+    if from >= to {
+        return;
+    }
+    let target = &mut bytes[from - start..to - start];
+    match &request.ask {
+        Ask::Write { data, .. } => {
+            let at = from - offset as usize;
+            target.copy_from_slice(&data[at..at + target.len()]);
+        }
+        _ => target.fill(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::content;
+    use farshore::core::ids::{Chain, Epoch};
+
+    fn order(oracle: &mut Oracle, seq: u64, ask: Ask) -> usize {
+        let number = oracle.submit(seq, Volume(0), ask.clone());
+        oracle.saw(&record(seq, &ask)).expect("a proper record");
+        number
+    }
+
+    fn record(seq: u64, ask: &Ask) -> OrderRecord {
+        let (offset, length) = ask.range().expect("changes a volume");
+        let (op, payload_crc) = match ask {
+            Ask::Write { data, .. } => (Op::Write, crc32fast::hash(data)),
+            Ask::Zeroes { .. } => (Op::WriteZeroes, 0),
+            _ => (Op::Trim, 0),
+        };
+        let (volume, epoch) = (Volume(0), Epoch(1));
+        let (chain, flags, time_ns) = (Chain(0), 0, 0);
+        OrderRecord { seq: Seq(seq), epoch, volume, op, flags, offset, length, time_ns, chain, payload_crc }
+    }
+
+    fn write(number: u64, offset: u64, length: usize) -> Ask {
+        Ask::Write { offset, data: content(number, length), fua: false }
+    }
+
+    #[test]
+    fn state_after_a_seq_is_the_prefix_and_nothing_more() {
+        let mut oracle = Oracle::new(vec![vec![0; 4096]]);
+        order(&mut oracle, 1, write(1, 0, 1024));
+        order(&mut oracle, 2, Ask::Trim { offset: 512, length: 512, fua: false });
+        order(&mut oracle, 3, write(3, 700, 100));
+        assert_eq!(oracle.state_after(Seq(0))[0], vec![0; 4096]);
+        let two = oracle.state_after(Seq(2));
+        assert_eq!(two[0][..512], content(1, 1024)[..512]);
+        assert!(two[0][512..].iter().all(|&b| b == 0));
+        assert_eq!(oracle.state_after(Seq(3))[0][700..800], content(3, 100)[..]);
+        assert_eq!(oracle.changes(Seq(1), Seq(3)).len(), 2);
+        assert!(oracle.writer_of(Seq(2), Volume(0), 600).contains("trim"));
+    }
+
+    #[test]
+    fn one_seq_for_two_writes_and_a_gap_are_found() {
+        let mut oracle = Oracle::new(vec![vec![0; 4096]]);
+        order(&mut oracle, 1, write(1, 0, 512));
+        let other = write(2, 512, 512);
+        oracle.submit(2, Volume(0), other.clone());
+        assert_eq!(oracle.saw(&record(1, &other)).unwrap_err().invariant, "I1");
+        assert_eq!(oracle.saw(&record(3, &other)).unwrap_err().invariant, "I1");
+        assert!(oracle.saw(&record(2, &other)).is_ok());
+        assert!(oracle.saw(&record(3, &other)).is_err(), "each request is ordered once");
+    }
+
+    #[test]
+    fn restart_may_lose_or_tear_what_was_not_promised_but_nothing_else() {
+        for (acked, settled, power_lost, survives) in [
+            (false, false, false, false),
+            (true, false, false, true),
+            (true, false, true, false),
+            (true, true, true, true),
+        ] {
+            let mut oracle = Oracle::new(vec![vec![0; 4096]]);
+            let number = order(&mut oracle, 1, write(1, 0, 1024));
+            oracle.requests[number].acked_ns = acked.then_some(5);
+            oracle.requests[number].settled = settled;
+            let mut torn = vec![0; 4096];
+            torn[..512].copy_from_slice(&content(1, 1024)[..512]);
+            assert_eq!(oracle.restarted(vec![torn], power_lost).is_err(), survives, "{acked} {settled} {power_lost}");
+            let mut strange = vec![0; 4096];
+            strange[0] = 77;
+            let mut oracle = Oracle::new(vec![vec![0; 4096]]);
+            order(&mut oracle, 1, write(1, 0, 1024));
+            assert!(oracle.restarted(vec![strange], power_lost).is_err(), "bytes from nowhere");
+        }
+    }
+}
