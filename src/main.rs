@@ -1,3 +1,5 @@
-//! farshore: parse, run one role or verb, exit code.
+//! farshore: parse, run one role or verb, exit status.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    farshore::cli::main()
+}

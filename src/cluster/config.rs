@@ -179,6 +179,13 @@ pub fn parse(text: &str, path: &str) -> Result<Config, Vec<ConfigError>> {
     read::config(text, path)
 }
 
+/// The line of a file's text at which a key stands, for complaints that need more than the text to be found:
+/// `keys` lead to it, as `["dr", "backing", "db"]`. 0 when there is no such key.
+#[must_use]
+pub fn line_of(text: &str, keys: &[&str]) -> usize {
+    crate::cluster::toml::line_of(text, keys)
+}
+
 impl Config {
     /// The section of the primary, with those of its peers present.
     ///

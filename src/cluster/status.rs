@@ -242,6 +242,15 @@ pub struct MissingWrite {
     pub state: String,
 }
 
+/// The word that a mode or policy has in the configuration and in status.
+#[must_use]
+pub fn word(mode: &impl Serialize) -> String {
+    match serde_json::to_value(mode) {
+        Ok(serde_json::Value::String(text)) => text,
+        other => unreachable!("modes are serialised as words: {other:?}"),
+    }
+}
+
 /// Nanoseconds since the Unix epoch as RFC 3339 in UTC with nine decimals.
 #[must_use]
 pub fn rfc3339(wall_ns: u64) -> String {
@@ -308,6 +317,13 @@ mod tests {
         assert_eq!(report.cut_seq, Seq(4711));
         let again = serde_json::to_value(&report).expect("plain data");
         assert_eq!(again, serde_json::from_str::<serde_json::Value>(text).expect("json"));
+    }
+
+    #[test]
+    fn modes_have_the_words_of_the_configuration() {
+        use crate::core::modes::{Ack, Overflow, Protect, Require};
+        assert_eq!([word(&Protect::Async), word(&Protect::Bunker), word(&Ack::Flush)], ["async", "bunker", "flush"]);
+        assert_eq!([word(&Require::Any), word(&Overflow::Coalesce)], ["any", "coalesce"]);
     }
 
     #[test]

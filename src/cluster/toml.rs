@@ -42,6 +42,22 @@ fn line_at(text: &str, at: usize) -> usize {
     1 + text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
 }
 
+/// The line of the key at the end of `keys`, or of the deepest of them that is there; 0 when none is.
+pub(super) fn line_of(text: &str, keys: &[&str]) -> usize {
+    let Ok(document) = DeTable::parse(text) else { return 0 };
+    let mut table = document.get_ref();
+    let mut line = 0;
+    for key in keys {
+        let Some((found, value)) = table.get_key_value(*key) else { break };
+        line = line_at(text, found.span().start);
+        match value.get_ref().as_table() {
+            Some(inner) => table = inner,
+            None => break,
+        }
+    }
+    line
+}
+
 impl Section<'_> {
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)

@@ -16,6 +16,7 @@
 
 pub mod arena;
 pub mod clock;
+pub mod notify;
 pub mod open;
 pub mod reactor;
 

@@ -221,6 +221,9 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<D
         r.error(s, "journal", format!("{journal} bytes are not a whole number of MiB, of which its segments are made"));
     }
     let spool = r.size(s, "spool", limits::SPOOL_BYTES_MIN..=1 << 50, Some(GIB)).unwrap_or(GIB);
+    if !spool.is_multiple_of(MIB) {
+        r.error(s, "spool", format!("{spool} bytes are not a whole number of MiB"));
+    }
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
     Some(DrConfig {

@@ -186,6 +186,13 @@ fn a_host_needs_only_its_own_sections() {
     assert_eq!(config.aux.expect("aux").own.expect("own").control, PathBuf::from("a/control"));
 }
 
+#[test]
+fn keys_are_found_by_line() {
+    for (keys, line) in [(vec!["dr", "backing", "db"], 26), (vec!["dr", "spool"], 24), (vec!["nothing"], 0)] {
+        assert_eq!(line_of(EXAMPLE, &keys), line, "{keys:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in ".*") {

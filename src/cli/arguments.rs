@@ -1,0 +1,210 @@
+//! The verbs and their arguments. Parsing has no side effects.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Disaster-recovery replication of block volumes: the order crosses first, the data follows.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, after_help = EXITS)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXITS: &str = "Exit status: 0 done, 1 failed, 2 usage or configuration, 3 refused for safety.";
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Write a commented configuration for a new group
+    #[command(after_help = "Example:\n  farshore init orders --volume db=100GiB --volume log=10GiB \\\n    \
+        --aux-host b.example --dr-host c.example --output farshore.toml")]
+    Init(Init),
+    /// Validate a configuration: keys, sizes, addresses, permissions, space, ports
+    #[command(after_help = "Example:\n  farshore check --config farshore.toml --role dr\n\n\
+        Without --role, the roles whose addresses belong to this host are checked. Exit status 0 or 2.")]
+    Check(Check),
+    /// Run the auxiliary in the foreground
+    #[command(after_help = "Example:\n  farshore aux --config farshore.toml")]
+    Aux(Role),
+    /// Run the DR site in the foreground
+    #[command(after_help = "Example:\n  farshore dr --config farshore.toml")]
+    Dr(Role),
+    /// Run the primary in the foreground
+    #[command(after_help = "Example:\n  farshore primary --config farshore.toml")]
+    Primary(Role),
+    /// Show where a running role stands: lag, links, queues, what is degraded and since when
+    #[command(after_help = "Example:\n  farshore status --config farshore.toml --watch\n\n\
+        Without --role and --control, every role that answers on this host is shown; with --json as well, the first \
+        of primary, dr, aux that answers.")]
+    Status(Status),
+    /// On the DR host: fence the old primary, replay what is pending, serve the volumes
+    #[command(after_help = "Example:\n  farshore promote --config farshore.toml --plan\n  \
+        farshore promote --config farshore.toml")]
+    Promote(Promote),
+    /// Print the loss report of the last promotion again
+    #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]
+    Loss(Loss),
+    /// Print what is on disk; opens read-only and never modifies
+    #[command(after_help = "Example:\n  farshore inspect journal /var/lib/farshore/dr/journal | less\n\n\
+        Damage is printed with its offset and does not end the listing; the exit status is 1 when there was any.")]
+    Inspect(Inspect),
+    /// The whole story on one machine: replicate, kill the primary in mid-write, promote, check every byte
+    #[command(after_help = "Example:\n  farshore demo --keep --dir farshore-demo")]
+    Demo(Demo),
+}
+
+#[derive(Debug, Args)]
+pub struct Config {
+    /// Configuration file of the group
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/farshore/farshore.toml")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Role {
+    #[command(flatten)]
+    pub config: Config,
+}
+
+/// A role of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleName {
+    Primary,
+    Dr,
+    Aux,
+}
+
+impl RoleName {
+    pub const ALL: [RoleName; 3] = [RoleName::Primary, RoleName::Dr, RoleName::Aux];
+
+    /// The word of the CLI and of the configuration's sections.
+    pub fn word(self) -> &'static str {
+        match self {
+            RoleName::Primary => "primary",
+            RoleName::Dr => "dr",
+            RoleName::Aux => "aux",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Name of the group
+    pub group: String,
+    /// A volume and its size; may be given several times [default: data=1GiB]
+    #[arg(long = "volume", value_name = "NAME=SIZE")]
+    pub volumes: Vec<String>,
+    /// Directory under which every role keeps its files
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/farshore")]
+    pub dir: PathBuf,
+    /// Host of the auxiliary, as primary and DR reach it
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub aux_host: String,
+    /// Host of the DR site, as the primary reaches it
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub dr_host: String,
+    /// Write to this file instead of standard output; an existing file is never overwritten
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: Config,
+    /// Check this role as of this host
+    #[arg(long)]
+    pub role: Option<RoleName>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket to ask, instead of those of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Ask this role only
+    #[arg(long)]
+    pub role: Option<RoleName>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Repeat every second until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Promote {
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket of the DR daemon, instead of that of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Say what would be done and lost; change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Go on without the auxiliary: only when the old primary certainly does not run any more
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Loss {
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket of the DR daemon, instead of that of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Only writes of this volume
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Print the whole report as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// What the file is
+    pub what: What,
+    /// The file
+    pub path: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A kind of file on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// DR's log of order records
+    Journal,
+    /// The auxiliary's status table
+    Table,
+    /// DR's store of payloads; the primary's disk FIFO has the same format
+    Spool,
+    /// The superblock of a role's directory
+    Superblock,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Directory for everything the demo makes [default: a new temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Leave the files behind
+    #[arg(long)]
+    pub keep: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

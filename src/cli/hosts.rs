@@ -1,0 +1,354 @@
+//! What `farshore check` looks at on a host: kernel, directories, volumes, addresses, space.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+
+use super::arguments::RoleName;
+use super::check::{Findings, Weight};
+use super::client;
+use crate::cluster::config::{Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use crate::cluster::size::human_size;
+use crate::core::address::Address;
+use crate::limits;
+
+/// This host, as one configuration sees it.
+pub struct Host<'a, 'f, 't> {
+    config: &'a Config,
+    findings: &'f mut Findings<'t>,
+    /// Kept bound until the end, so that two roles with one address are found as well.
+    bound: Vec<TcpListener>,
+    needs: BTreeMap<u64, Need>,
+}
+
+/// What is asked of one filesystem, bytes.
+struct Need {
+    at: PathBuf,
+    free: u64,
+    /// Preallocated by farshore: logs and queues.
+    reserved: u64,
+    /// Volumes, which may stay sparse.
+    volumes: u64,
+}
+
+impl<'a, 'f, 't> Host<'a, 'f, 't> {
+    pub fn new(config: &'a Config, findings: &'f mut Findings<'t>) -> Host<'a, 'f, 't> {
+        Host { config, findings, bound: Vec::new(), needs: BTreeMap::new() }
+    }
+
+    /// io_uring, without which no role runs.
+    pub fn kernel(&mut self) {
+        if let Err(error) = io_uring::IoUring::new(8) {
+            let text = format!(
+                "io_uring is not to be had ({error}); Linux 6.1 or later is needed, with sysctl kernel.io_uring_disabled = 0, \
+                 and in a container a seccomp profile that allows it"
+            );
+            self.findings.note(Weight::Error, &["host"], text);
+        }
+    }
+
+    /// Everything one role needs here; `asked`: the operator says that it runs here.
+    pub fn role(&mut self, role: RoleName, asked: bool) {
+        let word = role.word();
+        if let Err(error) = self.section(role) {
+            if asked {
+                self.findings.note(Weight::Error, &[word], error.text);
+            }
+            return;
+        }
+        if !asked && let Some(address) = self.elsewhere(role) {
+            self.findings.note(Weight::Ok, &[word], format!("runs on another host ({address}), not checked here"));
+            return;
+        }
+        match role {
+            RoleName::Primary => self.config.primary.as_ref().into_iter().for_each(|primary| self.primary(primary)),
+            RoleName::Dr => self.config.dr.as_ref().into_iter().for_each(|dr| self.dr(dr)),
+            RoleName::Aux => {
+                self.config.aux.as_ref().and_then(|aux| aux.own.as_ref()).into_iter().for_each(|own| self.aux(own));
+            }
+        }
+    }
+
+    fn section(&self, role: RoleName) -> Result<(), ConfigError> {
+        match role {
+            RoleName::Primary => self.config.need_primary().map(|_| ()),
+            RoleName::Dr => self.config.need_dr().map(|_| ()),
+            RoleName::Aux => self.config.need_aux().map(|_| ()),
+        }
+    }
+
+    /// The address that shows that a role belongs to another host.
+    fn elsewhere(&self, role: RoleName) -> Option<String> {
+        let addresses: Vec<&Address> = match role {
+            RoleName::Primary => self.config.primary.iter().flat_map(|primary| &primary.listen).collect(),
+            RoleName::Dr => self.config.dr.iter().map(|dr| &dr.listen).collect(),
+            RoleName::Aux => self.config.aux.iter().filter_map(|aux| aux.own.as_ref()).map(|own| &own.listen).collect(),
+        };
+        addresses.into_iter().find_map(|address| match address {
+            Address::Tcp(text) => match resolve(text).ok()?.into_iter().map(TcpListener::bind).next()? {
+                Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Some(text.clone()),
+                _ => None,
+            },
+            Address::Unix(_) => None,
+        })
+    }
+
+    fn primary(&mut self, primary: &PrimaryConfig) {
+        let running = self.running("primary", &primary.control);
+        let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
+        let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
+        self.directory("primary", &primary.dir, reserved);
+        self.backing("primary", &primary.backing, running);
+        if !running {
+            primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
+        }
+    }
+
+    fn dr(&mut self, dr: &DrConfig) {
+        let running = self.running("dr", &dr.control);
+        self.directory("dr", &dr.dir, dr.journal + dr.spool);
+        self.backing("dr", &dr.backing, running);
+        if !running {
+            self.address(&["dr", "listen"], &dr.listen);
+            dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
+        }
+    }
+
+    fn aux(&mut self, own: &OwnAux) {
+        let running = self.running("aux", &own.control);
+        let (slots, payload) = self.config.aux.as_ref().map_or((0, 0), |aux| (aux.slots, aux.payload));
+        self.directory("aux", &own.dir, slots * 96 + payload);
+        if !running {
+            self.address(&["aux", "listen"], &own.listen);
+        }
+    }
+
+    /// Whether the role runs already, so that its ports and volumes are in use by itself.
+    fn running(&mut self, role: &str, control: &Path) -> bool {
+        let running = client::answers(control);
+        if running {
+            self.findings.note(
+                Weight::Ok,
+                &[role],
+                "is running on this host; its ports and devices are in use by itself",
+            );
+        } else if control.exists() && !is_socket(control) {
+            let text = format!("{} exists and is no socket; choose another path", control.display());
+            self.findings.note(Weight::Error, &[role, "control"], text);
+        } else {
+            self.parent(&[role, "control"], control);
+        }
+        running
+    }
+
+    /// The directory of a role: there and writable, or able to be made.
+    fn directory(&mut self, role: &str, dir: &Path, reserved: u64) {
+        let keys = [role, "dir"];
+        match nearest(dir) {
+            (found, _) if !found.is_dir() => {
+                self.findings.note(Weight::Error, &keys, format!("{} is not a directory", found.display()));
+            }
+            (found, missing) => {
+                if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
+                    let what = if missing { "cannot be made" } else { "cannot be written to" };
+                    let text = format!("{} {what}: {}: {}", dir.display(), found.display(), error.desc());
+                    self.findings.note(Weight::Error, &keys, text);
+                    return;
+                }
+                let state = if missing { "will be made" } else { "is writable" };
+                let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
+                self.findings.note(Weight::Ok, &keys, text);
+                self.need(&found, reserved.saturating_sub(allocated_under(dir)), 0);
+            }
+        }
+    }
+
+    /// Where a socket is going to be made.
+    fn parent(&mut self, keys: &[&str], socket: &Path) {
+        let parent = socket.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (found, _) = nearest(parent);
+        if !found.is_dir() {
+            self.findings.note(Weight::Error, keys, format!("{} is not a directory", found.display()));
+        } else if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
+            let text =
+                format!("{}: the socket cannot be made in {}: {}", socket.display(), found.display(), error.desc());
+            self.findings.note(Weight::Error, keys, text);
+        }
+    }
+
+    fn backing(&mut self, role: &str, backing: &[PathBuf], running: bool) {
+        for (volume, path) in self.config.volumes.iter().zip(backing) {
+            let keys = [role, "backing", volume.name.as_str()];
+            match volume_file(path, volume.size, running) {
+                Ok(File { text, missing, at }) => {
+                    self.findings.note(Weight::Ok, &keys, text);
+                    self.need(&at, 0, missing);
+                }
+                Err(text) => self.findings.note(Weight::Error, &keys, format!("{}: {text}", path.display())),
+            }
+        }
+    }
+
+    fn address(&mut self, keys: &[&str], address: &Address) {
+        match address {
+            Address::Unix(path) => {
+                if UnixStream::connect(path).is_ok() {
+                    let text = format!("{address} is in use by another process; stop it or choose another path");
+                    self.findings.note(Weight::Error, keys, text);
+                } else if path.exists() && !is_socket(path) {
+                    let text = format!("{} exists and is no socket; choose another path", path.display());
+                    self.findings.note(Weight::Error, keys, text);
+                } else {
+                    self.parent(keys, path);
+                }
+            }
+            Address::Tcp(text) => match self.bind(text) {
+                Ok(()) => self.findings.note(Weight::Ok, keys, format!("{address} is free")),
+                Err(problem) => self.findings.note(Weight::Error, keys, format!("{address}: {problem}")),
+            },
+        }
+    }
+
+    fn bind(&mut self, text: &str) -> Result<(), String> {
+        let addresses = resolve(text)?;
+        for address in addresses {
+            let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+                ErrorKind::AddrInUse => "the port is in use, by another process or by another line of this file; \
+                                         stop the one (`ss -ltnp` names it) or change the other"
+                    .to_owned(),
+                ErrorKind::AddrNotAvailable => format!("{} is not an address of this host", address.ip()),
+                ErrorKind::PermissionDenied => "ports below 1024 are for root; choose a higher one".to_owned(),
+                _ => error.to_string(),
+            })?;
+            self.bound.push(listener);
+        }
+        Ok(())
+    }
+
+    /// Adds to what is asked of the filesystem at `at`.
+    fn need(&mut self, at: &Path, reserved: u64, volumes: u64) {
+        let (Ok(metadata), Ok(statistics)) = (std::fs::metadata(at), statvfs(at)) else { return };
+        let free = statistics.blocks_available() * statistics.fragment_size();
+        let at = at.to_path_buf();
+        let need = self.needs.entry(metadata.dev()).or_insert(Need { at, free, reserved: 0, volumes: 0 });
+        need.reserved += reserved;
+        need.volumes += volumes;
+    }
+
+    /// Whether every filesystem has room for all that is asked of it together.
+    pub fn space(self) {
+        for need in self.needs.values() {
+            let (at, free) = (need.at.display(), human_size(need.free));
+            if need.reserved > need.free {
+                let reserved = human_size(need.reserved);
+                let text = format!(
+                    "the filesystem of {at} has {free} free, but logs and queues take {reserved}; \
+                     make room or configure less (primary.fifo, aux.payload, dr.spool)"
+                );
+                self.findings.note(Weight::Error, &["space"], text);
+            } else if need.reserved + need.volumes > need.free {
+                let full = human_size(need.reserved + need.volumes);
+                let text = format!("the filesystem of {at} has {free} free, but full volumes would take {full}");
+                self.findings.note(Weight::Warning, &["space"], text);
+            } else {
+                let text = format!("{at} has {free} free, {} may be taken", human_size(need.reserved + need.volumes));
+                self.findings.note(Weight::Ok, &["space"], text);
+            }
+        }
+    }
+}
+
+/// A usable backing store: what to say, bytes it may still take, and on which filesystem.
+struct File {
+    text: String,
+    missing: u64,
+    at: PathBuf,
+}
+
+fn volume_file(path: &Path, size: u64, running: bool) -> Result<File, String> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size),
+        Err(error) => return Err(error.to_string()),
+    };
+    access(path, AccessFlags::R_OK | AccessFlags::W_OK)
+        .map_err(|error| format!("not readable and writable: {}", error.desc()))?;
+    if metadata.file_type().is_block_device() {
+        return block_device(path, size, running);
+    }
+    if !metadata.is_file() {
+        return Err("is neither a file nor a block device".into());
+    }
+    if metadata.len() != size {
+        return Err(format!(
+            "has {} bytes, but the volume has {size}; correct the size, or resize the file",
+            metadata.len()
+        ));
+    }
+    let missing = size.saturating_sub(metadata.blocks() * 512);
+    Ok(File { text: format!("{} is there, {}", path.display(), human_size(size)), missing, at: path.into() })
+}
+
+fn volume_to_be_made(path: &Path, size: u64) -> Result<File, String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (found, _) = nearest(parent);
+    if path.starts_with("/dev") {
+        return Err("there is no such device".into());
+    }
+    if !found.is_dir() {
+        return Err(format!("{} is not a directory", found.display()));
+    }
+    access(&found, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|error| format!("cannot be made in {}: {}", found.display(), error.desc()))?;
+    Ok(File { text: format!("{} will be made, {}", path.display(), human_size(size)), missing: size, at: found })
+}
+
+fn block_device(path: &Path, size: u64, running: bool) -> Result<File, String> {
+    // O_EXCL on a block device: refused while it is mounted or part of something else.
+    let exclusive = if running { 0 } else { nix::libc::O_EXCL };
+    let mut device = std::fs::OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(|error| {
+        match error.kind() {
+            ErrorKind::ResourceBusy => "is in use (mounted, or part of another device); unmount it first".to_owned(),
+            _ => error.to_string(),
+        }
+    })?;
+    let bytes = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).map_err(|error| error.to_string())?;
+    if bytes < size {
+        return Err(format!("the device has {bytes} bytes, fewer than the volume's {size}; correct the size"));
+    }
+    Ok(File { text: format!("{} is there, {}", path.display(), human_size(bytes)), missing: 0, at: path.into() })
+}
+
+fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let found: Vec<SocketAddr> =
+        text.to_socket_addrs().map_err(|error| format!("the host's name is not known here: {error}"))?.collect();
+    if found.is_empty() { Err("the host's name has no address".into()) } else { Ok(found) }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+/// The path itself or its nearest ancestor that exists, and whether the path itself is missing.
+fn nearest(path: &Path) -> (PathBuf, bool) {
+    let mut at = path;
+    while !at.exists() {
+        match at.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => at = parent,
+            _ => return (PathBuf::from("."), true),
+        }
+    }
+    (at.to_path_buf(), at != path)
+}
+
+/// Bytes that the files directly in a directory take already.
+fn allocated_under(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+}

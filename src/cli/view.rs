@@ -1,0 +1,235 @@
+//! Status for people: what they ask first stands first.
+
+use std::io::{Result, Write};
+
+use crate::cluster::size::human_size;
+use crate::cluster::status::{
+    AuxStatus, BatchStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, Status, VolumeStatus,
+};
+
+/// Prints one role.
+pub fn status(status: &Status, out: &mut dyn Write) -> Result<()> {
+    match status {
+        Status::Primary(primary) => self::primary(primary, out),
+        Status::Dr(dr) => self::dr(dr, out),
+        Status::Aux(aux) => self::aux(aux, out),
+    }
+}
+
+fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
+    head(&s.group, "primary", s.epoch.0, out)?;
+    if let Some(reason) = &s.fenced {
+        row("FENCED", &format!("{reason}; writes are refused"), out)?;
+    }
+    if let Some(reason) = &s.frozen {
+        row("FROZEN", &format!("writes wait: {reason}"), out)?;
+    }
+    degraded(&s.degraded, out)?;
+    lag(s.lag_writes, s.lag_bytes, s.lag_seconds, s.tail_seq.0, s.cut_seq.0, out)?;
+    let asked = format!("{}, ack {}, require {}", s.protect, s.ack, s.require);
+    row("protect", &if s.mode == s.protect { asked } else { format!("{asked}; IN FORCE: {}", s.mode) }, out)?;
+    batch(s.batch.as_ref(), out)?;
+    let fifo = format!(
+        "{} of {} in memory, {} of {} on disk; when full: {}{}",
+        human_size(s.fifo_memory_bytes),
+        human_size(s.fifo_memory_limit_bytes),
+        human_size(s.fifo_disk_bytes),
+        human_size(s.fifo_disk_limit_bytes),
+        s.policy,
+        if s.overflow { " (FULL NOW)" } else { "" }
+    );
+    row("fifo", &fifo, out)?;
+    row("table", &format!("{} of {} slots in use", s.table_slots_used, s.table_slots), out)?;
+    links(&s.links, out)?;
+    volumes(&s.volumes, out)?;
+    let served = human_size(s.acknowledged_bytes);
+    let text = format!("{} acknowledged ({served}), {} waiting", s.acknowledged_writes, s.inflight_writes);
+    row("writes", &text, out)
+}
+
+fn dr(s: &DrStatus, out: &mut dyn Write) -> Result<()> {
+    head(&s.group, "dr", s.epoch.0, out)?;
+    if let Some(step) = &s.promotion {
+        row("promote", step, out)?;
+    }
+    degraded(&s.degraded, out)?;
+    if s.synced {
+        row("recovery", &format!("point at seq {}; can be promoted", s.cut_seq), out)?;
+    } else {
+        row("recovery", "NO RECOVERY POINT YET: the first sync is not complete", out)?;
+    }
+    lag(s.lag_writes, s.lag_bytes, s.lag_seconds, s.tail_seq.0, s.cut_seq.0, out)?;
+    row("waiting", &format!("{} writes arrived early, {} are missing", s.pending_writes, s.missing_writes), out)?;
+    batch(s.batch.as_ref(), out)?;
+    let text =
+        format!("seq {}, {} of {}", s.journal_seq, human_size(s.journal_bytes), human_size(s.journal_limit_bytes));
+    row("journal", &text, out)?;
+    row("spool", &format!("{} of {}", human_size(s.spool_bytes), human_size(s.spool_limit_bytes)), out)?;
+    row("applied", &format!("seq {} (durable: {})", s.applied_seq, s.checkpoint_seq), out)?;
+    links(&s.links, out)?;
+    volumes(&s.volumes, out)
+}
+
+fn aux(s: &AuxStatus, out: &mut dyn Write) -> Result<()> {
+    head(&s.group, "aux", s.epoch.0, out)?;
+    degraded(&s.degraded, out)?;
+    row(
+        "table",
+        &format!("{}; {} of {} writes", human_size(s.table_bytes), human_size(s.written_bytes), s.writes),
+        out,
+    )?;
+    if s.fenced > 0 {
+        row("fenced", &format!("{} refused because a newer epoch is in force", s.fenced), out)?;
+    }
+    links(&s.links, out)
+}
+
+fn head(group: &str, role: &str, epoch: u32, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "{group} · {role} · epoch {epoch}")
+}
+
+fn row(label: &str, text: &str, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "  {label:<9} {text}")
+}
+
+fn lag(writes: u64, bytes: u64, seconds: f64, tail: u64, cut: u64, out: &mut dyn Write) -> Result<()> {
+    let text = if writes == 0 && bytes == 0 {
+        format!("none; everything up to seq {tail} is at DR")
+    } else {
+        format!("{writes} writes, {}, {} (tail {tail}, cut {cut})", human_size(bytes), duration(seconds))
+    };
+    row("lag", &text, out)
+}
+
+fn degraded(list: &[Degraded], out: &mut dyn Write) -> Result<()> {
+    for one in list {
+        row("DEGRADED", &format!("{}, since {} ({})", one.what, one.since, duration(one.seconds)), out)?;
+    }
+    Ok(())
+}
+
+fn batch(batch: Option<&BatchStatus>, out: &mut dyn Write) -> Result<()> {
+    let Some(b) = batch else { return Ok(()) };
+    let done = b.total_bytes.saturating_sub(b.remaining_bytes);
+    let rest = b.remaining_seconds.map(|s| format!(", consistent again in about {}", duration(s))).unwrap_or_default();
+    let text = format!("{}: {} of {} copied{rest}", b.reason, human_size(done), human_size(b.total_bytes));
+    row("batch", &text, out)
+}
+
+fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
+    for link in links {
+        let mut text = format!("{:<7} {} {}", link.peer, link.address, link.state);
+        text.push_str(&format!(" for {}", duration(link.seconds)));
+        if let Some(rtt) = link.rtt_seconds {
+            text.push_str(&format!(", round trip {:.1} ms", rtt * 1e3));
+        }
+        if link.streams > 0 {
+            text.push_str(&format!(", {} streams", link.streams));
+        }
+        text.push_str(&format!(", {} out, {} in", human_size(link.sent_bytes), human_size(link.received_bytes)));
+        if let Some(reason) = &link.reason {
+            text.push_str(&format!(": {reason}"));
+        }
+        row("link", &text, out)?;
+    }
+    Ok(())
+}
+
+fn volumes(volumes: &[VolumeStatus], out: &mut dyn Write) -> Result<()> {
+    for volume in volumes {
+        let clients = match volume.clients {
+            1 => "1 client".to_owned(),
+            n => format!("{n} clients"),
+        };
+        row("volume", &format!("{} {}, {clients}", volume.name, human_size(volume.size_bytes)), out)?;
+    }
+    Ok(())
+}
+
+/// A duration for people: `0.31 s`, `42 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`.
+pub fn duration(seconds: f64) -> String {
+    // Saturating: a clock that went backwards is shown as 0.
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{:.2} s", seconds.max(0.0)),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Epoch, Seq};
+
+    fn shown(status: &Status) -> String {
+        let mut out = Vec::new();
+        super::status(status, &mut out).expect("memory");
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn durations_are_short() {
+        for (seconds, text) in
+            [(0.314, "0.31 s"), (-1.0, "0.00 s"), (42.9, "42 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+        assert_eq!(duration(356_400.0), "4 d 3 h");
+    }
+
+    #[test]
+    fn a_primary_in_trouble_says_so_first() {
+        let primary = PrimaryStatus {
+            group: "orders".into(),
+            epoch: Epoch(3),
+            tail_seq: Seq(4720),
+            cut_seq: Seq(4700),
+            lag_writes: 20,
+            lag_bytes: 81920,
+            lag_seconds: 1.5,
+            protect: "order".into(),
+            mode: "near".into(),
+            policy: "coalesce".into(),
+            overflow: true,
+            frozen: Some("both peers are out of reach".into()),
+            degraded: vec![Degraded::new("dr is out of reach", 0, 61_000_000_000)],
+            links: vec![LinkStatus {
+                peer: "dr".into(),
+                address: "c:10830".into(),
+                state: "down".into(),
+                reason: Some("connection refused".into()),
+                rtt_seconds: Some(0.0201),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let text = shown(&Status::Primary(Box::new(primary)));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "orders · primary · epoch 3");
+        assert_eq!(lines[1], "  FROZEN    writes wait: both peers are out of reach");
+        assert!(lines[2].starts_with("  DEGRADED  dr is out of reach, since 1970-"), "{text}");
+        assert!(lines[2].ends_with("(1 min 1 s)"), "{text}");
+        assert_eq!(lines[3], "  lag       20 writes, 80 KiB, 1.50 s (tail 4720, cut 4700)");
+        for part in ["IN FORCE: near", "coalesce (FULL NOW)", "round trip 20.1 ms", "in: connection refused"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_dr_without_a_recovery_point_says_so() {
+        let text = shown(&Status::Dr(Box::default()));
+        assert!(text.contains("NO RECOVERY POINT YET"), "{text}");
+        let text = shown(&Status::Dr(Box::new(DrStatus { synced: true, ..Default::default() })));
+        assert!(text.contains("can be promoted") && text.contains("lag       none"), "{text}");
+    }
+
+    #[test]
+    fn an_auxiliary_names_its_epoch_and_whom_it_refused() {
+        let aux = AuxStatus { group: "g".into(), epoch: Epoch(2), fenced: 4, ..Default::default() };
+        let text = shown(&Status::Aux(Box::new(aux)));
+        assert!(text.starts_with("g · aux · epoch 2\n") && text.contains("4 refused"), "{text}");
+    }
+}
