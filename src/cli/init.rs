@@ -56,7 +56,13 @@ fn volumes(words: &[String]) -> Result<Vec<(String, u64)>, Failure> {
         let size = parse_size(size).map_err(|text| Failure::usage(format!("--volume {word}: {text}")))?;
         Ok((name.to_owned(), size))
     };
-    words.iter().map(read).collect()
+    let volumes: Vec<(String, u64)> = words.iter().map(read).collect::<Result<_, _>>()?;
+    for (at, (name, _)) in volumes.iter().enumerate() {
+        if volumes[..at].iter().any(|(earlier, _)| earlier == name) {
+            return Err(Failure::usage(format!("--volume {name}: is the name of an earlier volume too")));
+        }
+    }
+    Ok(volumes)
 }
 
 /// A string as TOML writes it.
