@@ -326,4 +326,63 @@ mod tests {
         }
         assert_eq!((inflight.entries.len(), inflight.edges.len(), inflight.segments.len()), (2, 1, 0));
     }
+
+    /// What `InFlight` has to do, without a thought for its cost.
+    #[derive(Default)]
+    struct Naive {
+        /// Id, range, running; in the order of admission.
+        writes: Vec<(u32, u64, u64, bool)>,
+    }
+
+    impl Naive {
+        fn blocked(&self, upto: usize, offset: u64, end: u64) -> bool {
+            self.writes[..upto].iter().any(|&(_, other, other_end, _)| other.max(offset) < other_end.min(end))
+        }
+
+        fn admit(&mut self, id: u32, offset: u64, length: u64) -> bool {
+            let free = !self.blocked(self.writes.len(), offset, offset + length);
+            self.writes.push((id, offset, offset + length, free));
+            free
+        }
+
+        fn finish(&mut self, id: u32) -> Vec<u32> {
+            self.writes.retain(|write| write.0 != id);
+            let mut started = Vec::new();
+            for at in 0..self.writes.len() {
+                let (id, offset, end, running) = self.writes[at];
+                if !running && !self.blocked(at, offset, end) {
+                    self.writes[at].3 = true;
+                    started.push(id);
+                }
+            }
+            started
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+        #[test]
+        fn agrees_with_the_naive_model(
+            steps in proptest::collection::vec((0u64..64, 0u64..24, 0usize..100, 0u8..5), 1..120),
+        ) {
+            let (mut inflight, mut naive) = (InFlight::new(), Naive::default());
+            for (id, (offset, length, pick, action)) in (0u32..).zip(steps) {
+                let running: Vec<u32> = naive.writes.iter().filter(|w| w.3).map(|w| w.0).collect();
+                if action < 3 || running.is_empty() {
+                    assert_eq!(inflight.admit(id, offset, length), naive.admit(id, offset, length));
+                } else {
+                    let done = running[pick % running.len()];
+                    assert_eq!(finish(&mut inflight, done), naive.finish(done));
+                }
+                assert_eq!(inflight.len(), naive.writes.len());
+                assert_eq!(inflight.waiting(), naive.writes.iter().filter(|w| !w.3).count());
+                assert_eq!(inflight.overlaps(offset, length), naive.blocked(naive.writes.len(), offset, offset + length));
+            }
+            while let Some(done) = naive.writes.iter().find(|w| w.3).map(|w| w.0) {
+                assert_eq!(finish(&mut inflight, done), naive.finish(done));
+            }
+            assert!(naive.writes.is_empty() && inflight.is_empty() && inflight.segments.is_empty());
+            assert_eq!(inflight.free_edges.len(), inflight.edges.len());
+        }
+    }
 }

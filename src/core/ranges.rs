@@ -223,3 +223,94 @@ impl VolumeRanges {
         other.iter().for_each(|extent| self.insert(extent));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 200;
+
+    /// The ranges of a bitmap: what the set of the same bytes has to be.
+    fn ranges_of(bytes: &[bool]) -> Vec<(u64, u64)> {
+        let runs = bytes.chunk_by(|a, b| a == b).scan(0, |at, run| {
+            let start = *at;
+            *at += run.len() as u64;
+            Some((run[0], start, run.len() as u64))
+        });
+        runs.filter(|run| run.0).map(|(_, offset, length)| (offset, length)).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn agrees_with_a_bitmap(
+            steps in proptest::collection::vec((0u8..8, 0usize..SIZE, 0usize..60, 1u64..40), 1..60),
+        ) {
+            let (mut set, mut model) = (RangeSet::new(), [false; SIZE]);
+            for (action, offset, length, max) in steps {
+                let length = length.min(SIZE - offset);
+                let (at, len, part) = (offset as u64, length as u64, offset..offset + length);
+                match action {
+                    0..4 => {
+                        set.insert(at, len);
+                        model[part.clone()].fill(true);
+                    }
+                    4..6 => {
+                        set.remove(at, len);
+                        model[part.clone()].fill(false);
+                    }
+                    6 => {
+                        let want = ranges_of(&model).first().map(|&(at, len)| (at, len.min(max)));
+                        assert_eq!(set.pop_front(max), want);
+                        if let Some((at, len)) = want {
+                            model[at as usize..(at + len) as usize].fill(false);
+                        }
+                    }
+                    _ => {
+                        set.coarsen(max, SIZE as u64);
+                        for (at, len) in ranges_of(&model) {
+                            let end = ((at + len).next_multiple_of(max) as usize).min(SIZE);
+                            model[(at - at % max) as usize..end].fill(true);
+                        }
+                    }
+                }
+                assert_eq!(set.iter().collect::<Vec<_>>(), ranges_of(&model));
+                assert_eq!(set.bytes(), model.iter().filter(|&&set| set).count() as u64);
+                assert_eq!(set.len(), ranges_of(&model).len());
+                assert_eq!(set.contains(at, len), model[part.clone()].iter().all(|&set| set));
+                assert_eq!(set.intersects(at, len), model[part].iter().any(|&set| set));
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_number_line_is_no_special_place() {
+        let mut set = RangeSet::new();
+        set.insert(u64::MAX - 10, 100);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [(u64::MAX - 10, 10)]);
+        set.coarsen(4096, u64::MAX);
+        assert!(set.contains(u64::MAX - 4095, 4095));
+        set.remove(0, u64::MAX);
+        assert!(set.is_empty() && set.pop_front(1).is_none());
+    }
+
+    #[test]
+    fn volumes_are_kept_apart() {
+        let extent = |volume, offset, length| Extent { volume: Volume(volume), offset, length };
+        let mut ranges = VolumeRanges::new();
+        assert!(ranges.is_empty() && !ranges.intersects(extent(3, 0, 1)));
+        ranges.insert(extent(2, 0, 10));
+        ranges.insert(extent(0, 5, 10));
+        ranges.insert(extent(2, 20, 5));
+        assert_eq!((ranges.bytes(), ranges.len()), (25, 3));
+        assert!(ranges.contains(extent(2, 3, 4)) && !ranges.contains(extent(0, 3, 4)));
+        assert!(ranges.intersects(extent(0, 3, 4)) && !ranges.intersects(extent(1, 0, 100)));
+        let mut copy = VolumeRanges::new();
+        copy.union(&ranges);
+        assert_eq!(copy, ranges);
+        ranges.remove(extent(2, 0, 8));
+        ranges.remove(extent(9, 0, 8));
+        let popped: Vec<_> = std::iter::from_fn(|| ranges.pop_front(6)).collect();
+        assert_eq!(popped, [extent(0, 5, 6), extent(0, 11, 4), extent(2, 8, 2), extent(2, 20, 5)]);
+        assert!(ranges.is_empty());
+    }
+}

@@ -159,4 +159,33 @@ mod tests {
         assert_eq!(&rope.take(1)[..], b"d");
         assert!(rope.peek(&mut []));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn agrees_with_a_flat_buffer(
+            steps in proptest::collection::vec((0u8..4, proptest::collection::vec(0u8.., 0..9), 0usize..20), 0..60),
+        ) {
+            let (mut rope, mut flat) = (Rope::new(), Vec::new());
+            for (action, bytes, n) in steps {
+                let mut front = vec![0; n];
+                let n = n.min(flat.len());
+                match action {
+                    0 => assert_eq!(rope.take(n), flat.drain(..n).collect::<Vec<u8>>()),
+                    1 => {
+                        rope.skip(n);
+                        flat.drain(..n);
+                    }
+                    _ => {
+                        flat.extend(&bytes);
+                        rope.push(bytes.into());
+                    }
+                }
+                assert_eq!((rope.len(), rope.is_empty()), (flat.len(), flat.is_empty()));
+                assert_eq!(rope.peek(&mut front), flat.len() >= front.len());
+                if flat.len() >= front.len() {
+                    assert_eq!(front, flat[..front.len()]);
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,347 @@
+//! Records, headers, entries and states.
+
+use bytes::Bytes;
+use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use farshore::core::op::Op;
+use farshore::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, PAGE_BITS, Page, Watermark};
+use farshore::format::journal::{SEGMENT_RECORDS, SegmentHeader, SegmentRecords, segment_offset};
+use farshore::format::record::OrderRecord;
+use farshore::format::spool::{self, EntryHeader, Kind, decode_entry, encode_entry, entry_bytes};
+use farshore::format::superblock::{self, Role, Superblock};
+use farshore::format::table::{Fence, Heartbeat, NO_PAYLOAD, SlotState, State, TableHeader, TableLayout};
+use farshore::format::{FormatError, is_zero};
+use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, TABLE_SLOTS_DEFAULT, TABLE_SLOTS_MAX, TABLE_SLOTS_MIN};
+
+use crate::{DATA, check, hex, sparse, write_record, zeroes_record};
+
+const NONCE: u64 = 0xabcd_ef01_2345_6789;
+
+#[test]
+fn order_record() {
+    let golden = hex(
+        "08070605040302011413121122210101383736353433323108000000000000005857565554535251686766656463626183da373b0000\
+         0000000000006d0f3be2",
+    );
+    check(&write_record(), &write_record().encode(), &golden, OrderRecord::decode);
+}
+
+#[test]
+fn chain_of_a_record_depends_on_all_of_it_and_on_the_one_before() {
+    let record = write_record().chained(Chain(1));
+    assert_eq!(record.chain, record.chain_after(Chain(1)), "the chain of a record does not depend on itself");
+    assert_ne!(record.chain, record.chain_after(Chain(2)));
+    for other in [
+        OrderRecord { seq: Seq(1), ..record },
+        OrderRecord { epoch: Epoch(1), ..record },
+        OrderRecord { volume: Volume(1), ..record },
+        OrderRecord { op: Op::Trim, ..record },
+        OrderRecord { flags: 0, ..record },
+        OrderRecord { offset: 0, ..record },
+        OrderRecord { length: 1, ..record },
+        OrderRecord { time_ns: 0, ..record },
+        OrderRecord { payload_crc: 0, ..record },
+    ] {
+        assert_ne!(other.chain_after(Chain(1)), record.chain, "{other:?}");
+    }
+    assert_eq!(write_record().chain_after(Chain(7)), Chain(0x18a8_f408_8fa8_457a), "the chain is a format too");
+}
+
+#[test]
+fn superblock() {
+    let value = Superblock {
+        generation: 0x1001,
+        role: Role::Dr,
+        group: GroupId(0x2002),
+        group_name: "group".into(),
+        owner: Owner(0x3003),
+        peer: Owner(0x4004),
+        epoch: Epoch(0x55),
+        flags: superblock::SYNCED | superblock::PROMOTED | superblock::BLANK,
+        boot_id: std::array::from_fn(|i| i as u8 + 1),
+        seq: Seq(0x7007),
+        chain: Chain(0x8008),
+        batch: Seq(0x9009),
+        spool_pos: 0xa00a,
+        nonce: 0xb00b,
+        journal_segment: 0xc00c,
+        target_epoch: Epoch(0x66),
+        volumes: vec![(0xd00d, 0xe00e), (0xf00f, 0x1111)],
+    };
+    let golden = sparse(
+        4096,
+        &[
+            (
+                0,
+                "46534853555045520100030525000000011000000000000002200000000000000330000000000000044000000000000055000000\
+                 660000000102030405060708090a0b0c0d0e0f100770000000000000088000000000000009900000000000000aa0000000000000\
+                 0bb00000000000000cc0000000000000020000000000000067726f7570",
+            ),
+            (192, "0dd00000000000000ee00000000000000ff00000000000001111"),
+            (4092, "a4b837c5"),
+        ],
+    );
+    check(&value, &value.encode(), &golden, Superblock::decode);
+    assert_eq!(superblock::name_digest(""), 0x2d06_8005_38d3_94c2, "XXH3 of nothing");
+}
+
+#[test]
+fn journal_segment_header() {
+    let value = SegmentHeader {
+        group: GroupId(0x2002),
+        number: 3,
+        first_seq: Seq(0x4004),
+        previous_seq: Seq(0x5005),
+        previous_chain: Chain(0x6006),
+    };
+    let golden = sparse(
+        4096,
+        &[
+            (0, "4653484a4f55524e010000000000000002200000000000000300000000000000044000000000000005500000000000000660"),
+            (508, "3bcb39bb"),
+        ],
+    );
+    check(&value, &value.encode(), &golden, SegmentHeader::decode);
+    assert_eq!((segment_offset(7, 4), SEGMENT_RECORDS), (3 << 20, 16320));
+}
+
+#[test]
+fn records_of_a_segment_skip_to_the_next_block_and_end_at_a_zero_one() {
+    let mut segment = vec![0; 4 * BLOCK_BYTES];
+    let mut put = |at: usize, seq: u64| {
+        let record = OrderRecord { seq: Seq(seq), ..zeroes_record() };
+        segment[at..at + 64].copy_from_slice(&record.encode());
+    };
+    put(4096, 1);
+    put(4096 + 64, 2);
+    put(4096 + 192, 99);
+    put(8192, 3);
+    put(3 * 4096 + 64, 98);
+    segment[8192 + 64] = 1;
+    let found: Vec<_> = SegmentRecords::new(&segment).map(|(at, read)| (at, read.map(|r| r.seq.0).ok())).collect();
+    assert_eq!(found, [(4096, Some(1)), (4160, Some(2)), (8192, Some(3)), (8256, None)]);
+    assert_eq!(SegmentRecords::new(&segment[..4096 + 100]).count(), 1, "a segment cut short ends there");
+    assert_eq!(SegmentRecords::new(&[]).count(), 0);
+}
+
+#[test]
+fn spool_entry_with_data() {
+    let header = EntryHeader { pos: 0x10200, kind: Kind::Payload, index: 0, record: write_record() };
+    let golden = sparse(
+        512,
+        &[
+            (
+                0,
+                "465348454e545259010001000000000000020100000000000000000000000000080706050403020114131211222101013837363534\
+                 33323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2",
+            ),
+            (124, "86e93a7766617273686f7265"),
+        ],
+    );
+    check_entry(&header, DATA, &golden);
+}
+
+#[test]
+fn spool_entry_without_data() {
+    let header = EntryHeader { pos: 0x200, kind: Kind::Chunk, index: 7, record: zeroes_record() };
+    let golden = sparse(
+        512,
+        &[
+            (
+                0,
+                "465348454e5452590100020000000000000200000000000007000000000000000900000000000000020000000100020200100000000000\
+                 0000200000000000000700000000000000\
+                 05",
+            ),
+            (92, "6fc860b9"),
+            (124, "03802916"),
+        ],
+    );
+    check_entry(&header, b"", &golden);
+}
+
+fn check_entry(header: &EntryHeader, data: &'static [u8], golden: &[u8]) {
+    let mut parts = Vec::new();
+    encode_entry(header, NONCE, Bytes::from_static(data), &mut parts);
+    let value = (*header, Bytes::from_static(data));
+    check(&value, &parts.concat(), golden, |bytes| decode_entry(&Bytes::copy_from_slice(bytes), NONCE));
+    for foreign in [0, NONCE ^ 1, NONCE ^ (1 << 63), NONCE.swap_bytes()] {
+        let read = EntryHeader::decode(&golden[..spool::ENTRY_HEADER_BYTES], foreign);
+        assert_eq!(read, Err(FormatError::Checksum { what: "log entry" }), "an entry of another log");
+    }
+    assert!(header.verify_data(b"farshorf").is_err() && header.verify_data(b"farshor").is_err());
+}
+
+#[test]
+fn an_entry_holds_only_what_can_be_in_it() {
+    let decode = |kind, record| {
+        EntryHeader::decode(&EntryHeader { pos: 0, kind, index: 0, record }.encode(NONCE), NONCE).is_ok()
+    };
+    let sized = |length| OrderRecord { length, ..write_record() };
+    assert!(decode(Kind::Payload, sized(32 << 20)) && decode(Kind::Chunk, sized(1)));
+    assert!(!decode(Kind::Payload, sized((32 << 20) + 1)), "no data longer than a payload is believed");
+    assert!(!decode(Kind::Payload, zeroes_record()));
+    assert!(decode(Kind::Chunk, zeroes_record()));
+    assert!(!decode(Kind::Chunk, OrderRecord { op: Op::Trim, ..zeroes_record() }));
+    let askew = EntryHeader { pos: 511, kind: Kind::Payload, index: 0, record: write_record() };
+    assert!(EntryHeader::decode(&askew.encode(NONCE), NONCE).is_err());
+}
+
+#[test]
+fn entries_never_wrap() {
+    assert_eq!((entry_bytes(0), entry_bytes(384), entry_bytes(385)), (512, 512, 1024));
+    assert_eq!(spool::place(0, 4096, 4096), 0);
+    assert_eq!(spool::place(512, 4096, 4096), 4096);
+    assert_eq!(spool::place(4096 + 3584, 4096, 512), 4096 + 3584);
+    assert_eq!(spool::place(4096 + 3584, 4096, 1024), 8192);
+}
+
+#[test]
+fn status_table_header() {
+    let layout = TableLayout::new(1000, 10_000);
+    let value = TableHeader::new(GroupId(0x2002), &layout);
+    let golden = sparse(
+        4096,
+        &[
+            (
+                0,
+                "4653485441424c450100000000000000022000000000000000040000000000000040000000000000004001000000000000c0010000\
+                 0000000020",
+            ),
+            (508, "1fed02ca"),
+        ],
+    );
+    check(&value, &value.encode(), &golden, TableHeader::decode);
+    assert_eq!(value.layout(), layout);
+    for wrong in [
+        TableHeader { slots: 1025, ..value },
+        TableHeader { slots: 0, ..value },
+        TableHeader { slots: u64::MAX, ..value },
+        TableHeader { states_at: value.states_at + 64, ..value },
+        TableHeader { records_at: u64::MAX, ..value },
+        TableHeader { payload_bytes: u64::MAX, ..value },
+    ] {
+        assert!(TableHeader::decode(&wrong.encode()).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn status_table_layout_has_no_overlaps() {
+    for (slots, payload) in [(0, 0), (TABLE_SLOTS_DEFAULT, 1 << 30), (TABLE_SLOTS_MIN + 1, 4097), (u64::MAX, u64::MAX)]
+    {
+        let layout = TableLayout::new(slots, payload);
+        assert!((TABLE_SLOTS_MIN..=TABLE_SLOTS_MAX).contains(&layout.slots));
+        let last = Seq(layout.slots - 1);
+        assert_eq!(layout.record_offset(last) + 64, layout.states_at);
+        assert_eq!(layout.state_offset(last) + 32, layout.payload_at);
+        assert_eq!(layout.record_offset(Seq(layout.slots)), layout.records_at);
+        assert_eq!(layout.total_bytes(), layout.payload_at + layout.payload_bytes);
+        assert!(layout.total_bytes().is_multiple_of(BLOCK_BYTES as u64));
+        if payload > 0 {
+            assert_eq!(layout.payload_offset(layout.payload_bytes + 512), layout.payload_at + 512);
+        }
+        assert_eq!(TableLayout::fitting(layout.total_bytes(), layout.payload_bytes), Some(layout));
+    }
+    assert_eq!(TableLayout::fitting(TableLayout::new(0, 0).total_bytes() - 1, 0), None);
+    assert_eq!(TableLayout::fitting(0, u64::MAX), None);
+}
+
+#[test]
+fn status_table_fence() {
+    let value = Fence { epoch: Epoch(9), owner: Owner(0x3003) };
+    let golden = sparse(4096, &[(0, "46534846454e43450100000000000000033000000000000009"), (508, "7e01f639")]);
+    check(&value, &value.encode(), &golden, Fence::decode);
+}
+
+#[test]
+fn status_table_heartbeat() {
+    let value =
+        Heartbeat { epoch: Epoch(9), owner: Owner(0x3003), counter: 4, wall_ns: 0x5005, floor: Seq(6), tail: Seq(7) };
+    let golden = sparse(
+        4096,
+        &[
+            (
+                0,
+                "465348484541525401000000000000000330000000000000040000000000000005500000000000000600000000000000070000000000\
+                 000009",
+            ),
+            (508, "8035b88a"),
+        ],
+    );
+    check(&value, &value.encode(), &golden, Heartbeat::decode);
+    assert!(Heartbeat::decode(&Heartbeat { floor: Seq(8), ..value }.encode()).is_err(), "floor ≤ tail");
+}
+
+#[test]
+fn status_table_slot_state() {
+    let value = SlotState { seq: Seq(0x1234), state: State::Sent, payload_pos: 0x10200 };
+    let golden = hex("34120000000000000002010000000000020000000000000000000000b542f65f");
+    check(&value, &value.encode(), &golden, SlotState::decode);
+    for state in [State::Queued, State::Sent, State::Copied] {
+        let value = SlotState { state, payload_pos: NO_PAYLOAD, ..value };
+        assert_eq!(SlotState::decode(&value.encode()), Ok(value));
+    }
+    assert!(is_zero(&[0; 32]) && SlotState::decode(&[0; 32]).is_err(), "an unused slot has no state");
+}
+
+#[test]
+fn intent_map_header() {
+    let value = MapHeader { group: GroupId(0x2002), sizes_digest: 0x1234 };
+    let golden = sparse(4096, &[(0, "465348494d415048010000000000000002200000000000003412"), (508, "49d2c8c1")]);
+    check(&value, &value.encode(), &golden, MapHeader::decode);
+}
+
+#[test]
+fn intent_map_page() {
+    let mut value = Page::new(Volume(3), 5);
+    assert!(value.is_empty());
+    assert!(value.set(0) && value.set(3) && value.set(PAGE_BITS - 1) && value.set(9) && !value.set(9));
+    assert!(value.clear(9) && !value.clear(9));
+    let golden = sparse(4096, &[(0, "4653494d0100030005"), (28, "f5b11d9a09"), (4095, "80")]);
+    check(&value, &value.encode(), &golden, Page::decode);
+    assert_eq!(value.iter().collect::<Vec<_>>(), [0, 3, PAGE_BITS - 1]);
+    assert!(value.get(3) && !value.get(9) && !value.is_empty());
+    assert_eq!(Page::full(Volume(0), 0).iter().count() as u64, PAGE_BITS);
+}
+
+#[test]
+fn intent_map_layout_gives_each_extent_its_bit() {
+    let sizes = [1, INTENT_EXTENT_BYTES * (PAGE_BITS + 1), 0, 1 << 40];
+    let layout = MapLayout::new(&sizes);
+    assert_eq!((0..4).map(|v| layout.volume_pages(Volume(v))).collect::<Vec<_>>(), [1, 2, 0, 517]);
+    assert_eq!(layout.page_offset(Volume(1), 0), 2 * 4096);
+    assert_eq!(layout.page_offset(Volume(3), 516) + 4096, layout.total_bytes());
+    assert_eq!(MapLayout::locate(INTENT_EXTENT_BYTES * PAGE_BITS + 5), (1, 0));
+    assert_eq!(MapLayout::offset_of(1, 0), INTENT_EXTENT_BYTES * PAGE_BITS);
+}
+
+#[test]
+fn intent_log_header() {
+    let value = LogHeader {
+        group: GroupId(0x2002),
+        owner: Owner(0x3003),
+        boot_id: std::array::from_fn(|i| i as u8 + 1),
+        slots: 1024,
+    };
+    let golden = sparse(
+        4096,
+        &[
+            (
+                0,
+                "465348494c4f474801000000000000000220000000000000033000000000000000040000000000000102030405060708090a0b0c0d0e\
+                 0f10",
+            ),
+            (508, "7306d7f9"),
+        ],
+    );
+    check(&value, &value.encode(), &golden, LogHeader::decode);
+    assert!(LogHeader::decode(&LogHeader { slots: 0, ..value }.encode()).is_err());
+    let layout = LogLayout { slots: 100 };
+    assert_eq!((layout.record_offset(Seq(101)), layout.total_bytes()), (8192 + 64, 16384));
+}
+
+#[test]
+fn intent_log_watermark() {
+    let value = Watermark { local_done: Seq(5), tail: Seq(9) };
+    let golden = sparse(4096, &[(0, "465348494c4f47570100000000000000050000000000000009"), (508, "381d0d22")]);
+    check(&value, &value.encode(), &golden, Watermark::decode);
+}

@@ -1,0 +1,364 @@
+//! The link's frames: golden bytes, flips, cuts, splits, lies about lengths.
+
+use bytes::Bytes;
+use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
+use farshore::core::op::Op;
+use farshore::core::rope::Rope;
+use farshore::format::FormatError;
+use farshore::format::record::OrderRecord;
+use farshore::format::wire::{
+    CHUNK_HEAD_BYTES, Encoder, Hello, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, Welcome, decode, encode,
+};
+use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, REFUSE_TEXT_BYTES_MAX};
+use proptest::prelude::*;
+
+use crate::{DATA, hex, write_record, zeroes_record};
+
+fn range(first: u64, last: u64) -> SeqRange {
+    SeqRange { first: Seq(first), last: Seq(last) }
+}
+
+/// One message of each kind and its bytes.
+fn golden() -> Vec<(Message, &'static str)> {
+    vec![
+        (
+            Message::Hello(Hello {
+                purpose: Purpose::Stream,
+                group: GroupId(0x2002),
+                group_name: "group".into(),
+                epoch: Epoch(7),
+                owner: Owner(0x3003),
+                incarnation: 0x4004,
+                volumes: vec![("a".into(), 4096), ("bc".into(), 1 << 62)],
+                tail: Seq(0x5005),
+            }),
+            "4653484c010100004800000000000000538289a50000000000000000d303a63802000000070000000220000000000000\
+             033000000000000004400000000000000550000000000000050067726f75700200010061001000000000000002006263\
+             0000000000000040",
+        ),
+        (
+            Message::Welcome(Welcome {
+                group: GroupId(0x2002),
+                epoch: Epoch(7),
+                owner: Owner(0x3003),
+                journal_seq: Seq(1),
+                journal_chain: Chain(2),
+                cut: Seq(3),
+                applied: Seq(4),
+                synced: true,
+                blank: true,
+                batch: Seq(5),
+                have: vec![range(1, 2), range(4, 4)],
+                window_bytes: 6,
+            }),
+            "4653484c010200007000000000000000bab0f7bd00000000000000009489007302200000000000000700000003000000\
+             033000000000000001000000000000000200000000000000030000000000000004000000000000000500000000000000\
+             060000000000000002000000000000000100000000000000020000000000000004000000000000000400000000000000",
+        ),
+        (
+            Message::Refuse(Refuse { code: RefuseCode::Fenced, epoch: Epoch(8), text: "fenced".into() }),
+            "4653484c0103000010000000000000004e5b52490000000000000000d63183000300000008000000060066656e636564",
+        ),
+        (
+            Message::Orders(vec![write_record(), zeroes_record()]),
+            "4653484c01040000800000000000000087d21e44000000000000000093ab654908070605040302011413121122210101\
+             383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
+             090000000000000002000000010002020010000000000000002000000000000007000000000000000500000000000000\
+             0000000000000000000000006fc860b9",
+        ),
+        (
+            Message::OrdersDurable { journal_seq: Seq(0x1234) },
+            "4653484c010500000800000000000000090fe4940000000000000000f293687a3412000000000000",
+        ),
+        (
+            Message::Payload { record: write_record(), data: Bytes::from_static(DATA) },
+            "4653484c0106000040000000080000001cdf4421000000000000000070bef2e708070605040302011413121122210101\
+             383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
+             66617273686f7265",
+        ),
+        (
+            Message::Copied { ranges: vec![range(1, 3)] },
+            "4653484c010700001800000000000000753903020000000000000000a88b16fa01000000000000000100000000000000\
+             0300000000000000",
+        ),
+        (
+            Message::Chunk { index: 7, record: zeroes_record(), data: Bytes::new() },
+            "4653484c01080000480000000000000016b1d9a7000000000000000012e9c62d07000000000000000900000000000000\
+             020000000100020200100000000000000020000000000000070000000000000005000000000000000000000000000000\
+             000000006fc860b9",
+        ),
+        (
+            Message::ChunksDurable { batch: Seq(9), indexes: vec![0, 5] },
+            "4653484c01090000200000000000000038a61f9a0000000000000000a4a578d809000000000000000200000000000000\
+             00000000000000000500000000000000",
+        ),
+        (
+            Message::Need { ranges: vec![range(2, 2), range(5, 6)] },
+            "4653484c010a00002800000000000000f50adc310000000000000000c91253f302000000000000000200000000000000\
+             020000000000000005000000000000000600000000000000",
+        ),
+        (
+            Message::Progress { cut: Seq(1), applied: Seq(2), synced: true, spool_bytes: 3, window_bytes: 4 },
+            "4653484c010b00002800000000000000d247e83e00000000000000001173f4a701000000000000000200000000000000\
+             030000000000000004000000000000000100000000000000",
+        ),
+        (
+            Message::Ping { nonce: 0x77 },
+            "4653484c010c00000800000000000000e047b7c3000000000000000027ea051c7700000000000000",
+        ),
+        (
+            Message::Pong { nonce: 0x78 },
+            "4653484c010d000008000000000000004c55971a0000000000000000d270e9fb7800000000000000",
+        ),
+    ]
+}
+
+fn bytes_of(message: &Message) -> Vec<u8> {
+    let mut parts = Vec::new();
+    encode(message, &mut parts);
+    parts.concat()
+}
+
+fn rope_of(bytes: &[u8]) -> Rope {
+    let mut rope = Rope::new();
+    rope.push(Bytes::copy_from_slice(bytes));
+    rope
+}
+
+#[test]
+fn messages_have_their_golden_bytes() {
+    for (message, golden) in golden() {
+        let name = message.kind_name();
+        let golden = hex(golden);
+        assert!(bytes_of(&message) == golden, "{name}: {:02x?}", bytes_of(&message));
+        let mut rope = rope_of(&golden);
+        assert_eq!(decode(&mut rope), Ok(Some(message)), "{name}");
+        assert!(rope.is_empty(), "{name} is taken whole");
+        for length in 0..golden.len() {
+            assert_eq!(decode(&mut rope_of(&golden[..length])), Ok(None), "{name} cut to {length} bytes");
+        }
+    }
+}
+
+#[test]
+fn every_single_bit_flip_is_detected() {
+    for (message, golden) in golden() {
+        let mut bytes = hex(golden);
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&mut rope_of(&bytes)).is_err(), "{}: bit {bit}", message.kind_name());
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+#[test]
+fn data_is_never_copied() {
+    let data = Bytes::from(vec![9; 1 << 20]);
+    let record = OrderRecord { length: data.len() as u64, payload_crc: crc32fast::hash(&data), ..write_record() };
+    let mut parts = Vec::new();
+    encode(&Message::Payload { record, data: data.clone() }, &mut parts);
+    assert_eq!((parts.len(), parts[0].len()), (2, PAYLOAD_HEAD_BYTES));
+    assert_eq!(parts[1].as_ptr(), data.as_ptr());
+    let mut rope = Rope::new();
+    parts.into_iter().for_each(|part| rope.push(part));
+    let Ok(Some(Message::Payload { data: received, .. })) = decode(&mut rope) else { panic!("a payload") };
+    assert_eq!(received.as_ptr(), data.as_ptr());
+
+    let mut parts = Vec::new();
+    encode(&Message::Chunk { index: 0, record, data }, &mut parts);
+    assert_eq!(parts[0].len(), CHUNK_HEAD_BYTES);
+}
+
+#[test]
+fn small_messages_come_out_as_one_piece() {
+    let mut encoder = Encoder::new();
+    let mut parts = Vec::new();
+    for (message, _) in golden() {
+        encoder.push(&message, &mut parts);
+    }
+    encoder.flush(&mut parts);
+    encoder.flush(&mut parts);
+    assert_eq!(parts.len(), 3, "what is before the one message with data, its data, what is after it");
+    let mut rope = Rope::new();
+    parts.into_iter().for_each(|part| rope.push(part));
+    for (message, _) in golden() {
+        assert_eq!(decode(&mut rope), Ok(Some(message)));
+    }
+    assert_eq!(decode(&mut rope), Ok(None));
+}
+
+#[test]
+fn long_lists_go_out_as_several_messages() {
+    let records = vec![write_record(); COMMIT_RECORDS_MAX + 1];
+    let mut rope = rope_of(&bytes_of(&Message::Orders(records)));
+    let mut lengths = Vec::new();
+    while let Some(Message::Orders(records)) = decode(&mut rope).expect("intact") {
+        lengths.push(records.len());
+    }
+    assert_eq!(lengths, [COMMIT_RECORDS_MAX, 1]);
+
+    let indexes = (0..2 * LIST_ITEMS_MAX as u64).collect();
+    let mut rope = rope_of(&bytes_of(&Message::ChunksDurable { batch: Seq(3), indexes }));
+    for part in 0..2 {
+        let Ok(Some(Message::ChunksDurable { batch, indexes })) = decode(&mut rope) else { panic!("part {part}") };
+        assert_eq!((batch, indexes.len(), indexes[0]), (Seq(3), LIST_ITEMS_MAX, part * LIST_ITEMS_MAX as u64));
+    }
+
+    let (Message::Welcome(mut welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
+    welcome.have = vec![range(1, 1); LIST_ITEMS_MAX + 1];
+    let Ok(Some(Message::Welcome(read))) = decode(&mut rope_of(&bytes_of(&Message::Welcome(welcome)))) else {
+        panic!("a welcome")
+    };
+    assert_eq!(read.have.len(), LIST_ITEMS_MAX, "what is cut off is sent again, which changes nothing");
+
+    let text = "é".repeat(REFUSE_TEXT_BYTES_MAX);
+    let refuse = Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text });
+    let Ok(Some(Message::Refuse(read))) = decode(&mut rope_of(&bytes_of(&refuse))) else { panic!("a refusal") };
+    assert_eq!(read.text, "é".repeat(REFUSE_TEXT_BYTES_MAX / 2));
+}
+
+/// A frame as a liar would make it: valid checksums over anything.
+fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: &[u8]) -> Vec<u8> {
+    let mut out = b"FSHL".to_vec();
+    out.extend([version, kind, 0, 0]);
+    out.extend(body_len.to_le_bytes());
+    out.extend(data_len.to_le_bytes());
+    out.extend(crc32fast::hash(body).to_le_bytes());
+    out.extend([0; 8]);
+    out.extend(crc32fast::hash(&out).to_le_bytes());
+    out.extend(body);
+    out
+}
+
+#[test]
+fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
+    for kind in 1..=13 {
+        for (body_len, data_len) in [(u32::MAX, 0), (1 << 21, 0), (64, u32::MAX), (72, (32 << 20) + 1)] {
+            let read = decode(&mut rope_of(&forged(1, kind, body_len, data_len, &[])));
+            assert!(matches!(read, Err(FormatError::Field { .. })), "kind {kind}: {read:?}");
+        }
+    }
+    assert!(decode(&mut rope_of(&forged(1, 12, 8, 1, &[0; 9]))).is_err(), "a ping has no data");
+}
+
+#[test]
+fn another_version_or_kind_is_named() {
+    let ping = |version, kind| decode(&mut rope_of(&forged(version, kind, 8, 0, &[0; 8])));
+    assert_eq!(ping(2, 12), Err(FormatError::Version { what: "link frame", got: 2, want: 1 }));
+    assert!(matches!(ping(1, 0), Err(FormatError::Field { .. })));
+    assert!(matches!(ping(1, 14), Err(FormatError::Field { .. })));
+    assert_eq!(ping(1, 12), Ok(Some(Message::Ping { nonce: 0 })));
+    assert_eq!(decode(&mut rope_of(&[0; 32])), Err(FormatError::Magic { what: "link frame" }));
+}
+
+#[test]
+fn nonsense_under_valid_checksums_is_refused() {
+    let le = |values: &[u64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+    let whole = |kind, body: &[u8]| decode(&mut rope_of(&forged(1, kind, body.len() as u32, 0, body)));
+    let refused = |kind, body: &[u8]| assert!(whole(kind, body).is_err(), "kind {kind}: {body:?}");
+    refused(7, &le(&[u32::MAX.into()]));
+    refused(7, &le(&[1, 2, 1]));
+    refused(7, &le(&[1, 0, 1]));
+    refused(7, &le(&[1 << 32]));
+    refused(7, &le(&[1, 1, 1, 1]));
+    assert!(whole(7, &le(&[1, 1, 1])).is_ok());
+    refused(9, &le(&[1, 2, 1]));
+    refused(11, &le(&[1, 1, 1, 1, 2]));
+    refused(4, &write_record().encode()[..63]);
+    refused(6, &write_record().encode());
+    refused(6, &zeroes_record().encode());
+    refused(8, &[&[0; 8][..], &write_record().encode()].concat());
+    refused(8, &[&[0; 8][..], &OrderRecord { op: Op::Trim, ..zeroes_record() }.encode()].concat());
+    let (Message::Hello(hello), _) = golden().swap_remove(0) else { panic!("the hello") };
+    let body = bytes_of(&Message::Hello(hello))[32..].to_vec();
+    assert!(whole(1, &body).is_ok());
+    for (at, value) in [(0, 3), (1, 1), (40, 65), (40, 6), (42, 0xff), (47, 65), (47, 1), (59, 0x40), (71, 0x41)] {
+        let mut body = body.clone();
+        body[at] = value;
+        refused(1, &body);
+    }
+    for (at, value) in [(0, 0), (0, 8), (2, 1), (8, 7)] {
+        let mut body = bytes_of(&golden()[2].0)[32..].to_vec();
+        body[at] = value;
+        refused(3, &body);
+    }
+}
+
+fn record(op: Op, payload: &[u8]) -> impl Strategy<Value = OrderRecord> + use<> {
+    let (length, payload_crc) = (payload.len() as u64, crc32fast::hash(payload));
+    (1u64.., any::<u32>(), any::<u16>(), 0u8..4, any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+        move |(seq, epoch, volume, flags, offset, time_ns, chain)| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(epoch),
+            volume: Volume(volume),
+            op,
+            flags,
+            offset,
+            length,
+            time_ns,
+            chain: Chain(chain),
+            payload_crc,
+        },
+    )
+}
+
+fn ranges() -> impl Strategy<Value = Vec<SeqRange>> {
+    prop::collection::vec((1u64.., any::<u64>()).prop_map(|(a, b)| range(a.min(b.max(1)), a.max(b))), 0..20)
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let data = prop::collection::vec(any::<u8>(), 0..3000);
+    prop_oneof![
+        any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
+        any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
+        ranges().prop_map(|ranges| Message::Copied { ranges }),
+        ranges().prop_map(|ranges| Message::Need { ranges }),
+        prop::collection::vec(record(Op::BatchEnd, b"x"), 0..100).prop_map(Message::Orders),
+        (any::<u64>(), prop::collection::vec(any::<u64>(), 0..50))
+            .prop_map(|(batch, indexes)| Message::ChunksDurable { batch: Seq(batch), indexes }),
+        data.clone().prop_flat_map(|data| record(Op::Write, &data)
+            .prop_map(move |record| Message::Payload { record, data: data.clone().into() })),
+        (data, any::<u64>()).prop_flat_map(|(data, index)| record(Op::Write, &data)
+            .prop_map(move |record| Message::Chunk { index, record, data: data.clone().into() })),
+        (any::<u32>(), ".{0,40}").prop_map(|(epoch, text)| Message::Refuse(Refuse {
+            code: RefuseCode::NotNow,
+            epoch: Epoch(epoch),
+            text
+        })),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn messages_survive_any_split(
+        messages in prop::collection::vec(any_message(), 1..8),
+        cuts in prop::collection::vec(1usize..700, 1..40),
+    ) {
+        let bytes: Vec<u8> = messages.iter().flat_map(bytes_of).collect();
+        let mut rope = Rope::new();
+        let mut read = Vec::new();
+        let mut rest = &bytes[..];
+        let mut cuts = cuts.iter().cycle();
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(rest.len().min(*cuts.next().expect("a cycle has no end")));
+            rope.push(Bytes::copy_from_slice(part));
+            rest = later;
+            while let Some(message) = decode(&mut rope).expect("intact") {
+                read.push(message);
+            }
+        }
+        prop_assert_eq!(read, messages);
+        prop_assert!(rope.is_empty());
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic(
+        kind in 0u8..16, body in prop::collection::vec(any::<u8>(), 0..400), data in 0u32..100,
+    ) {
+        let mut bytes = forged(1, kind, body.len() as u32, data, &body);
+        bytes.extend(vec![0; data as usize]);
+        let _ = decode(&mut rope_of(&bytes));
+        let _ = decode(&mut rope_of(&body));
+    }
+}
