@@ -56,7 +56,7 @@ fn volumes(words: &[String]) -> Result<Vec<(String, u64)>, Failure> {
         let size = parse_size(size).map_err(|text| Failure::usage(format!("--volume {word}: {text}")))?;
         Ok((name.to_owned(), size))
     };
-    let volumes: Vec<(String, u64)> = words.iter().map(read).collect::<Result<_, _>>()?;
+    let volumes: Vec<(String, u64)> = words.iter().map(read).collect::<Result<_, Failure>>()?;
     for (at, (name, _)) in volumes.iter().enumerate() {
         if volumes[..at].iter().any(|(earlier, _)| earlier == name) {
             return Err(Failure::usage(format!("--volume {name}: is the name of an earlier volume too")));
