@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod errno;
+pub mod fence;
 pub mod ids;
 pub mod machine;
 pub mod modes;
