@@ -176,11 +176,18 @@ pub struct Loss {
 pub struct Inspect {
     /// What the file is
     pub what: What,
-    /// The file
+    /// The file, or the directory of the role it belongs to
     pub path: PathBuf,
+    /// Spool only: the log's number in hexadecimal, when the superblock beside it is lost
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal)]
+    pub nonce: Option<u64>,
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|error| error.to_string())
 }
 
 /// A kind of file on disk.
