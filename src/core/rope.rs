@@ -30,6 +30,27 @@ impl Rope {
         }
     }
 
+    /// Appends the last `new` bytes of `whole`. When what came before them in `whole` is still the end of
+    /// the rope (the same memory), both become one part, so that a message received in pieces into one
+    /// buffer is taken without a copy.
+    ///
+    /// # Panics
+    /// When `whole` has fewer than `new` bytes.
+    pub fn push_tail(&mut self, whole: Bytes, new: usize) {
+        let old = whole.len().checked_sub(new).expect("the new bytes are part of the whole");
+        if new == 0 {
+            return;
+        }
+        let address = |bytes: &Bytes| bytes.as_ptr() as usize;
+        match self.parts.back_mut() {
+            Some(last) if address(last) >= address(&whole) && address(last) + last.len() == address(&whole) + old => {
+                *last = whole.slice(old - last.len()..);
+            }
+            _ => self.parts.push_back(whole.slice(old..)),
+        }
+        self.len += new;
+    }
+
     /// Bytes that wait to be taken.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -137,6 +158,22 @@ mod tests {
         assert_eq!(rope.take(40).as_ptr(), whole.as_ptr());
         assert_eq!(rope.take(60).as_ptr(), whole[40..].as_ptr());
         assert!(rope.is_empty());
+    }
+
+    #[test]
+    fn a_buffer_filled_in_pieces_is_taken_without_a_copy() {
+        let whole = Bytes::from((0..100).collect::<Vec<u8>>());
+        let mut rope = rope(&[b"head"]);
+        rope.push_tail(whole.slice(..30), 30);
+        rope.push_tail(whole.slice(..70), 40);
+        rope.skip(4 + 10);
+        rope.push_tail(whole.clone(), 30);
+        assert_eq!(rope.len(), 90);
+        let taken = rope.take(90);
+        assert_eq!(taken, whole.slice(10..));
+        assert_eq!(taken.as_ptr(), whole[10..].as_ptr());
+        rope.push_tail(whole.clone(), 5);
+        assert_eq!(rope.take(5), whole.slice(95..), "only new bytes are appended when nothing precedes them");
     }
 
     #[test]

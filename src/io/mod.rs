@@ -16,9 +16,20 @@
 
 pub mod arena;
 pub mod clock;
+mod disk;
+mod listen;
+mod net;
 pub mod notify;
 pub mod open;
+mod plan;
 pub mod reactor;
+pub mod reader;
+mod resolve;
+mod ring;
+mod signal;
+mod socket;
+mod vector;
 
 pub use open::{Direct, OpenOptions, Preallocate};
-pub use reactor::{Event, FileId, FileReader, Reactor, ReactorOptions, Stopper};
+pub use reactor::{Event, FileId, Reactor, ReactorOptions, Stopper};
+pub use reader::FileReader;

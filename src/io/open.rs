@@ -1,6 +1,19 @@
-//! How a file is opened.
+//! Opening files: making and growing them, locking them, and finding out what they can do.
+//!
+//! Owns nothing but what it returns. Direct I/O is used where the kernel says which alignment it wants
+//! and the size of the file is a multiple of it, so that no read or write of a block ever crosses the end.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::libc;
+
+use super::arena::PAGE_BYTES;
+use crate::core::machine::IoFail;
 
 /// Whether a file bypasses the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,4 +51,167 @@ pub struct OpenOptions {
     pub exclusive_lock: bool,
     /// Access is random: no read-ahead, and no large folios that make small overwrites slow.
     pub random: bool,
+}
+
+/// An open file and what it can do.
+#[derive(Debug)]
+pub struct Opened {
+    pub file: File,
+    pub path: PathBuf,
+    pub size: u64,
+    /// Alignment that direct I/O wants of offsets and lengths; `None`: through the page cache.
+    pub direct_align: Option<usize>,
+    /// Memory is all the storage there is: nothing to sync.
+    pub memory_only: bool,
+    pub block_device: bool,
+    /// The file was made by this call.
+    pub created: bool,
+}
+
+/// Opens a file as the options say.
+pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
+    let path = &options.path;
+    let fail = |what: &str, error: io::Error| failed(path, what, &error);
+    let existed = path.exists();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .create(options.create && !options.read_only)
+        .truncate(false)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|error| fail("cannot open", error))?;
+    let kind = file.metadata().map_err(|error| fail("cannot examine", error))?.file_type();
+    let block_device = kind.is_block_device();
+    if !block_device && !kind.is_file() {
+        return Err(IoFail::Other(format!("{}: neither a file nor a block device", path.display())));
+    }
+    if options.exclusive_lock {
+        file.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => {
+                IoFail::Other(format!("{}: in use by another process", path.display()))
+            }
+            std::fs::TryLockError::Error(error) => fail("cannot lock", error),
+        })?;
+    }
+    let mut size = size_of(&file).map_err(|error| fail("cannot examine", error))?;
+    if let Some(wanted) = options.size.filter(|wanted| *wanted > size) {
+        if block_device || options.read_only {
+            let text = format!("{}: has {size} bytes, needs {wanted}", path.display());
+            return Err(IoFail::NoSpace(text));
+        }
+        grow(&file, size, wanted, options.preallocate).map_err(|error| fail("cannot allocate space", error))?;
+        size = wanted;
+    }
+    if options.random {
+        // Advice only: a file system that takes none is as good.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
+    }
+    let memory_only = nix::sys::statfs::fstatfs(&file)
+        .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC && !block_device);
+    let direct_align = match options.direct {
+        Direct::Auto => go_direct(&file, size),
+        Direct::Never => None,
+    };
+    Ok(Opened { file, path: path.clone(), size, direct_align, memory_only, block_device, created: !existed })
+}
+
+/// The ranges of a file that are not holes, `(offset, length)`.
+pub fn allocated_ranges(opened: &Opened) -> io::Result<Vec<(u64, u64)>> {
+    if opened.block_device {
+        return Ok(vec![(0, opened.size)]);
+    }
+    let seek = |from: u64, whence: i32| -> io::Result<Option<u64>> {
+        // SAFETY: the descriptor is open, and lseek names no memory. Nobody uses the file position.
+        let at = unsafe { libc::lseek(opened.file.as_raw_fd(), from.cast_signed(), whence) };
+        match u64::try_from(at) {
+            Ok(at) => Ok(Some(at)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    };
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < opened.size {
+        let Some(data) = seek(at, libc::SEEK_DATA)? else { break };
+        let end = seek(data, libc::SEEK_HOLE)?.unwrap_or(opened.size).min(opened.size);
+        if data >= end {
+            break;
+        }
+        ranges.push((data, end - data));
+        at = end;
+    }
+    Ok(ranges)
+}
+
+/// Turns an error of the system into one that names the file.
+pub fn failed(path: &Path, what: &str, error: &io::Error) -> IoFail {
+    let text = format!("{}: {what}: {error}", path.display());
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoFail::NoSpace(text),
+        _ => IoFail::Other(text),
+    }
+}
+
+/// Size of a file or block device, bytes.
+fn size_of(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+fn grow(file: &File, size: u64, wanted: u64, preallocate: Preallocate) -> io::Result<()> {
+    file.set_len(wanted)?;
+    if preallocate == Preallocate::Sparse {
+        return Ok(());
+    }
+    let (from, length) = (size.cast_signed(), (wanted - size).cast_signed());
+    match fallocate(file, FallocateFlags::empty(), from, length) {
+        // A file system that reserves nothing is written to instead, or taken as it is.
+        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => {}
+        Err(error) => {
+            file.set_len(size)?;
+            return Err(error.into());
+        }
+    }
+    if preallocate == Preallocate::Written {
+        let zeroes = vec![0u8; 1 << 20];
+        let mut at = size;
+        while at < wanted {
+            let here = (wanted - at).min(zeroes.len() as u64) as usize;
+            file.write_all_at(&zeroes[..here], at)?;
+            at += here as u64;
+        }
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Switches a file to direct I/O where that works; the alignment it wants.
+fn go_direct(file: &File, size: u64) -> Option<usize> {
+    let align = direct_align(file)?;
+    if align > PAGE_BYTES || !size.is_multiple_of(align as u64) {
+        return None;
+    }
+    let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL).ok()?;
+    let direct = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_DIRECT;
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(direct)).ok()?;
+    Some(align)
+}
+
+/// The alignment that direct I/O on a file wants, if the file system offers any.
+fn direct_align(file: &File) -> Option<usize> {
+    // SAFETY: a statx of zeroes is valid: it holds only integers.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty C string, `found` lives through the call, which only writes into it.
+    let status = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut found)
+    };
+    if status != 0 || found.stx_mask & libc::STATX_DIOALIGN == 0 || found.stx_dio_offset_align == 0 {
+        return None;
+    }
+    let align = found.stx_dio_offset_align.max(found.stx_dio_mem_align) as usize;
+    align.is_power_of_two().then_some(align)
 }

@@ -1,12 +1,31 @@
-//! The reactor: skeleton of the API while it is being written.
-#![allow(unused_variables, clippy::unimplemented)]
+//! The reactor: what a daemon sees of the kernel.
+//!
+//! A turn submits everything that was asked for since the last one, waits until something has happened
+//! or the deadline has passed, and hands over what happened. Between turns nothing goes on behind the
+//! daemon's back but what the kernel does by itself.
+//!
+//! Invariants:
+//! - One system call a turn while there is work; none at all while there is none and no deadline.
+//! - `turn` returns without events only when the deadline has passed.
+//! - When the reactor is dropped the kernel holds no memory of it any more.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
+use io_uring::{opcode, types};
+use nix::libc;
 
-use super::open::OpenOptions;
+use super::arena::{Arena, ArenaStatus};
+use super::clock;
+use super::disk::Disk;
+use super::net::Net;
+use super::open::{self, OpenOptions};
+use super::reader::{self, FileReader};
+use super::resolve::Resolver;
+use super::ring::{Completion, Kernel, Kind, Token, Wait};
+use super::signal::{Signals, Waker};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Now, ReadAt};
@@ -67,119 +86,283 @@ impl Default for ReactorOptions {
 }
 
 /// Makes a reactor give `Event::Stop`, from any thread.
-#[derive(Clone, Debug)]
-pub struct Stopper;
+#[derive(Clone)]
+pub struct Stopper(Waker);
+
 impl Stopper {
     pub fn stop(&self) {
-        unimplemented!()
+        self.0.stop();
     }
 }
 
-/// Reads an open file without the reactor (recovery, start-up only).
-pub struct FileReader;
-impl ReadAt for FileReader {
-    fn size(&self) -> u64 {
-        unimplemented!()
-    }
-    fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        unimplemented!()
-    }
+pub struct Reactor {
+    net: Net,
+    disk: Disk,
+    waker: Waker,
+    signals: Option<Signals>,
+    /// Events of errors that a call could not return.
+    failures: VecDeque<io::Error>,
+    completions: Vec<Completion>,
+    /// Last, so that it is dropped after what its operations name.
+    kernel: std::mem::ManuallyDrop<Kernel>,
 }
-
-pub struct Reactor;
 
 impl Reactor {
     pub fn new(options: ReactorOptions) -> io::Result<Reactor> {
-        unimplemented!()
+        let kernel = Kernel::new(Arena::new(options.arena_bytes)?)?;
+        let waker = Waker::new()?;
+        let signals = if options.signals { Some(Signals::new()?) } else { None };
+        let mut reactor = Reactor {
+            net: Net::new(Resolver::new(waker.clone()), options.connections_max),
+            disk: Disk::new(),
+            waker,
+            signals,
+            failures: VecDeque::new(),
+            completions: Vec::new(),
+            kernel: std::mem::ManuallyDrop::new(kernel),
+        };
+        reactor.watch(Kind::Wake)?;
+        if reactor.signals.is_some() {
+            reactor.watch(Kind::Signal)?;
+        }
+        Ok(reactor)
     }
+
+    /// Both clocks now.
+    #[must_use]
     pub fn now(&self) -> Now {
-        super::clock::now()
+        clock::now()
     }
+
+    #[must_use]
     pub fn stopper(&self) -> Stopper {
-        unimplemented!()
+        Stopper(self.waker.clone())
     }
+
+    /// What the registered memory is used for.
+    #[must_use]
+    pub fn arena_status(&self) -> ArenaStatus {
+        self.kernel.arena.status()
+    }
+
     /// A unix socket left by a dead process is replaced; one that answers is "in use".
     pub fn listen(&mut self, address: &Address) -> io::Result<usize> {
-        unimplemented!()
+        self.net.listen(address, &mut self.kernel)
     }
+
+    /// Connections that were accepted go on.
     pub fn stop_listening(&mut self, listener: usize) {
-        unimplemented!()
+        let done = self.net.stop_listening(listener, &mut self.kernel);
+        self.keep(done);
     }
+
     /// Where a listener really is (the port that was chosen for port 0).
-    pub fn listen_address(&self, listener: usize) -> Address {
-        unimplemented!()
+    #[must_use]
+    pub fn listen_address(&self, listener: usize) -> Option<&Address> {
+        self.net.listen_address(listener)
     }
+
     pub fn next_conn(&mut self) -> Conn {
-        unimplemented!()
+        self.net.next_conn()
     }
-    /// The result comes as `Connected` or `Closed`.
+
+    /// The result comes as `Connected` or `Closed`. What is sent before goes out once connected.
     pub fn connect(&mut self, conn: Conn, address: &Address) {
-        unimplemented!()
+        let done = self.net.connect(conn, address, &mut self.kernel);
+        self.keep(done);
     }
+
     /// Received bytes not yet taken. Empty for an unknown connection.
     pub fn rx(&mut self, conn: Conn) -> &mut Rope {
-        unimplemented!()
+        self.net.rx(conn)
     }
-    /// Expects messages of `head` bytes followed by `body` bytes, so that bodies land page-aligned; body 0 = no expectation.
+
+    /// Expects messages of `head` bytes (at most 256) followed by `body` bytes, so that bodies land
+    /// page-aligned; body 0 is no expectation. A wrong guess costs a copy, never a byte.
     pub fn hint(&mut self, conn: Conn, head: usize, body: usize) {
-        unimplemented!()
+        self.net.hint(conn, head, body);
     }
-    /// No receive while paused.
+
+    /// No receive while paused. One that is in flight may still bring what its plan has room for.
     pub fn pause(&mut self, conn: Conn, paused: bool) {
-        unimplemented!()
+        self.net.pause(conn, paused);
     }
-    /// Queues bytes; they go out at the next turn.
+
+    /// Queues bytes; they go out at the next turn, in order, with what else is queued.
     pub fn send(&mut self, conn: Conn, bytes: Bytes) {
-        unimplemented!()
+        self.net.send(conn, bytes);
     }
+
+    /// Bytes queued and not yet taken by the kernel.
+    #[must_use]
     pub fn queued_bytes(&self, conn: Conn) -> usize {
-        unimplemented!()
+        self.net.queued_bytes(conn)
     }
+
     /// Closes after what is queued has been sent (bounded time).
     pub fn close(&mut self, conn: Conn, reason: &str) {
-        unimplemented!()
+        self.net.close(conn, reason);
     }
+
     /// Closes at once.
     pub fn abort(&mut self, conn: Conn, reason: &str) {
-        unimplemented!()
+        self.net.abort(conn, reason);
     }
+
+    /// Opens a file, as the options say. Blocks; start-up only.
     pub fn open(&mut self, options: &OpenOptions) -> Result<FileId, IoFail> {
-        unimplemented!()
+        let opened = open::open(options)?;
+        Ok(self.disk.add(opened, &mut self.kernel))
     }
-    /// Closes a file once its operations are done.
+
+    /// Closes a file once its operations are done. Its name is not used any more.
     pub fn close_file(&mut self, file: FileId) {
-        unimplemented!()
+        self.disk.close(file, &mut self.kernel);
     }
+
+    #[must_use]
     pub fn file_size(&self, file: FileId) -> u64 {
-        unimplemented!()
+        self.disk.opened(file).size
     }
+
+    #[must_use]
     pub fn file_path(&self, file: FileId) -> &Path {
-        unimplemented!()
+        &self.disk.opened(file).path
     }
+
+    #[must_use]
     pub fn file_is_direct(&self, file: FileId) -> bool {
-        unimplemented!()
+        self.disk.opened(file).direct_align.is_some()
     }
+
+    /// Whether `open` made the file.
+    #[must_use]
+    pub fn file_was_created(&self, file: FileId) -> bool {
+        self.disk.opened(file).created
+    }
+
     /// `(offset, length)` of what is not a hole; the whole of a block device.
     pub fn allocated_ranges(&self, file: FileId) -> Result<Vec<(u64, u64)>, IoFail> {
-        unimplemented!()
+        let opened = self.disk.opened(file);
+        open::allocated_ranges(opened).map_err(|error| open::failed(&opened.path, "cannot list its extents", &error))
     }
+
     /// Blocks; start-up only.
     pub fn read_sync(&self, file: FileId, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        unimplemented!()
+        self.reader(file)?.read_at(offset, length)
     }
-    /// Blocks until durable; start-up only. Offset and length are multiples of 4096 on a direct file.
+
+    /// Blocks until durable; start-up only. On a direct file offset and length are multiples of 4096.
     pub fn write_sync(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), IoFail> {
-        unimplemented!()
+        reader::write_durably(self.disk.opened(file), &self.kernel.arena, offset, bytes)
     }
+
     /// A reader for recovery code, independent of the reactor.
     pub fn reader(&self, file: FileId) -> Result<FileReader, IoFail> {
-        unimplemented!()
+        FileReader::new(self.disk.opened(file), &self.kernel.arena)
     }
+
+    /// Begins a disk operation; its result comes as `Event::Disk`.
     pub fn disk(&mut self, file: FileId, ticket: Ticket, kind: DiskKind) {
-        unimplemented!()
+        let done = self.disk.submit(file, ticket, kind, &mut self.kernel);
+        self.keep(done);
     }
-    /// Submits, waits until something happened or the deadline (monotonic ns; `None`: forever), collects.
+
+    /// Submits, waits until something happened or the deadline (monotonic ns; `None`: forever) has
+    /// passed, and appends what happened. An error means that the ring itself is unusable.
     pub fn turn(&mut self, deadline_ns: Option<u64>, events: &mut Vec<Event>) -> io::Result<()> {
-        unimplemented!()
+        let before = events.len();
+        loop {
+            if let Some(error) = self.failures.pop_front() {
+                return Err(error);
+            }
+            self.net.flush(&mut self.kernel, events)?;
+            self.disk.flush(&mut self.kernel)?;
+            self.disk.collect(events);
+            let (wait, due) = self.wait(deadline_ns, events.len() > before);
+            self.kernel.enter(wait)?;
+            self.complete(events)?;
+            if events.len() > before || due {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long the turn may sleep, and whether the caller's deadline has passed already.
+    fn wait(&self, deadline_ns: Option<u64>, something_happened: bool) -> (Wait, bool) {
+        let own = self.net.deadline_ns();
+        let nearest = match (deadline_ns, own) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let Some(nearest) = nearest else {
+            return (if something_happened { Wait::No } else { Wait::Forever }, false);
+        };
+        let now = clock::mono_ns();
+        let due = deadline_ns.is_some_and(|deadline| deadline <= now);
+        if something_happened || nearest <= now { (Wait::No, due) } else { (Wait::ForNs(nearest - now), due) }
+    }
+
+    fn complete(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.kernel.completions(&mut completions);
+        for completion in completions.drain(..) {
+            let Completion { token, result, .. } = completion;
+            match token.kind {
+                Kind::Cancel => {}
+                Kind::Disk => self.disk.completed(token.id as usize, result, &mut self.kernel)?,
+                Kind::Sync => self.disk.sync_completed(token.id as usize, result, &mut self.kernel),
+                Kind::Wake => {
+                    if self.waker.drain() {
+                        events.push(Event::Stop);
+                    }
+                    self.net.take_resolved(&mut self.kernel)?;
+                    self.watch(Kind::Wake)?;
+                }
+                Kind::Signal => {
+                    if self.signals.as_mut().is_some_and(Signals::drain) {
+                        events.push(Event::Stop);
+                    }
+                    self.watch(Kind::Signal)?;
+                }
+                Kind::Accept | Kind::Connect | Kind::Receive | Kind::Send => {
+                    self.net.completed(completion, &mut self.kernel, events)?;
+                }
+            }
+        }
+        self.completions = completions;
+        self.disk.collect(events);
+        Ok(())
+    }
+
+    /// Waits for the waker or the signals to become readable.
+    fn watch(&mut self, kind: Kind) -> io::Result<()> {
+        let descriptor = match (kind, &self.signals) {
+            (Kind::Signal, Some(signals)) => signals.descriptor(),
+            _ => self.waker.descriptor(),
+        };
+        let entry = opcode::PollAdd::new(types::Fd(descriptor), libc::POLLIN as u32).build();
+        // SAFETY: no memory is named, and both descriptors stay open as long as the reactor.
+        unsafe { self.kernel.push(entry, Token::new(kind, 0)) }
+    }
+
+    /// Keeps an error of the ring for the next turn, which is where the daemon looks.
+    fn keep(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            self.failures.push_back(error);
+        }
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        if self.kernel.cancel_all() {
+            // SAFETY: dropped here and nowhere else; nothing uses it afterwards.
+            unsafe { std::mem::ManuallyDrop::drop(&mut self.kernel) };
+        } else {
+            // Memory that the kernel may still write must not be freed: it is left to the end of the process.
+            std::mem::forget(std::mem::replace(&mut self.net, Net::new(Resolver::new(self.waker.clone()), 0)));
+            std::mem::forget(std::mem::replace(&mut self.disk, Disk::new()));
+        }
     }
 }

@@ -1,0 +1,178 @@
+//! Descriptors of sockets: making, binding, naming and tuning them.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
+    getsockname, getsockopt, listen, setsockopt, socket, sockopt,
+};
+
+use super::resolve;
+use crate::core::address::Address;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A listening socket.
+pub struct Listener {
+    fd: OwnedFd,
+    /// Where it really listens (the port chosen for port 0).
+    pub address: Address,
+    /// The file of a unix socket, with its inode: only our own is removed.
+    file: Option<(PathBuf, u64)>,
+    pub accepting: bool,
+    pub stopping: bool,
+    /// After a failed accept: when to try again, monotonic.
+    pub rest_until_ns: Option<u64>,
+}
+
+impl Listener {
+    /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
+    pub fn open(address: &Address) -> io::Result<Listener> {
+        let (fd, address, file) = match address {
+            Address::Unix(path) => {
+                let fd = listen_unix(path)?;
+                let file = std::fs::symlink_metadata(path).map(|data| (path.clone(), data.ino())).ok();
+                (fd, address.clone(), file)
+            }
+            Address::Tcp(host_port) => {
+                let fd = listen_tcp(host_port)?;
+                let address = local_address(&fd)?;
+                (fd, address, None)
+            }
+        };
+        Ok(Listener { fd, address, file, accepting: false, stopping: false, rest_until_ns: None })
+    }
+
+    pub fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Removes the file of a unix socket, so that the name is free at once.
+    pub fn retire(&mut self) {
+        if let Some((path, inode)) = self.file.take()
+            && std::fs::symlink_metadata(&path).is_ok_and(|data| data.ino() == inode)
+        {
+            // Somebody else may have removed it in this very moment; then it is gone as it should be.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.retire();
+    }
+}
+
+/// Takes over a descriptor that the kernel has just made for us.
+pub fn own(raw: RawFd) -> OwnedFd {
+    assert!(raw >= 0, "the caller has looked for an error");
+    // SAFETY: the descriptor was returned by an accept that nobody else takes the result of.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+/// A stream socket of the family of an address; blocking, as the ring wants it: it waits by itself.
+pub fn stream_socket(address: &SockaddrStorage) -> io::Result<OwnedFd> {
+    let family = address.family().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+/// An address as the kernel takes it. Valid as long as `address` is where it is.
+pub fn raw_address(address: &SockaddrStorage) -> (*const libc::sockaddr, libc::socklen_t) {
+    (address.as_ptr(), address.len())
+}
+
+/// The address of a unix socket in the shape that fits every family.
+pub fn general_address(address: &UnixAddr) -> SockaddrStorage {
+    // SAFETY: pointer and length describe an initialised unix address that lives through the call.
+    let general = unsafe { SockaddrStorage::from_raw(address.as_ptr().cast(), Some(address.len())) };
+    general.expect("the storage has room for every unix address")
+}
+
+/// Small messages go out at once, and a peer that vanished without a word is noticed some time.
+pub fn tune(fd: &OwnedFd) {
+    // On unix sockets these do not exist, and nothing depends on them.
+    let _ = setsockopt(fd, sockopt::TcpNoDelay, &true);
+    let _ = setsockopt(fd, sockopt::KeepAlive, &true);
+    let _ = setsockopt(fd, sockopt::TcpKeepIdle, &30);
+    let _ = setsockopt(fd, sockopt::TcpKeepInterval, &10);
+    let _ = setsockopt(fd, sockopt::TcpKeepCount, &3);
+}
+
+/// Who is at the other end, in words for logs.
+pub fn peer_name(fd: &OwnedFd) -> String {
+    match getpeername::<SockaddrStorage>(fd.as_raw_fd()) {
+        Ok(address) if address.family() == Some(AddressFamily::Unix) => {
+            match getsockopt(fd, sockopt::PeerCredentials) {
+                Ok(peer) => format!("unix pid {}", peer.pid()),
+                Err(_) => "unix".into(),
+            }
+        }
+        Ok(address) => address.to_string(),
+        Err(_) => "unknown".into(),
+    }
+}
+
+fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
+    let address = UnixAddr::new(path)?;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    if let Err(error) = bind(fd.as_raw_fd(), &address) {
+        if error != nix::errno::Errno::EADDRINUSE {
+            return Err(named(path.display(), error.into()));
+        }
+        remove_stale(path)?;
+        bind(fd.as_raw_fd(), &address).map_err(|error| named(path.display(), error.into()))?;
+    }
+    listen(&fd, Backlog::new(BACKLOG)?)?;
+    Ok(fd)
+}
+
+/// Removes a socket that nobody listens on; anything else at its place is an error.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not a socket")));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let text = "address in use: a running process answers there";
+            Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(named(path.display(), error)),
+    }
+}
+
+fn listen_tcp(host_port: &str) -> io::Result<OwnedFd> {
+    let addresses = resolve::lookup(host_port).map_err(io::Error::other)?;
+    let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        let attempt = || -> io::Result<OwnedFd> {
+            let fd = stream_socket(&address)?;
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            bind(fd.as_raw_fd(), &address)?;
+            listen(&fd, Backlog::new(BACKLOG)?)?;
+            Ok(fd)
+        };
+        match attempt() {
+            Ok(fd) => return Ok(fd),
+            Err(error) => refused = error,
+        }
+    }
+    let kind = refused.kind();
+    let text =
+        if kind == io::ErrorKind::AddrInUse { "address in use by another process".into() } else { refused.to_string() };
+    Err(named(host_port, io::Error::new(kind, text)))
+}
+
+fn local_address(fd: &OwnedFd) -> io::Result<Address> {
+    Ok(Address::Tcp(getsockname::<SockaddrStorage>(fd.as_raw_fd())?.to_string()))
+}
+
+fn named(what: impl std::fmt::Display, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}

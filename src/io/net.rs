@@ -1,0 +1,556 @@
+//! Stream sockets on the ring: listening, connecting, receiving by plan, sending in batches, closing.
+//!
+//! Owns the connections of one reactor. Knows no protocol.
+//!
+//! Invariants:
+//! - At most one receive and one send are in flight a connection; both end before its descriptor is closed.
+//! - Every connection that was accepted or asked for yields exactly one `Closed`.
+//! - Bytes received and not taken are bounded (I9): beyond [`UNTAKEN_BYTES_MAX`] nothing more is received.
+//! - A close takes bounded time, whatever the peer does.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+
+use bytes::Bytes;
+use io_uring::opcode;
+use nix::libc;
+use nix::sys::socket::SockaddrStorage;
+
+use super::clock;
+use super::listen::{self, Listener};
+use super::plan::{HEAD_BYTES_MAX, Hint};
+use super::reactor::Event;
+use super::resolve::{Resolved, Resolver};
+use super::ring::{Completion, Kernel, Kind, Token, on};
+use super::socket::{Phase, Socket};
+use crate::core::address::Address;
+use crate::core::ids::Conn;
+use crate::core::rope::Rope;
+use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
+
+/// Bytes received and not yet taken beyond which a connection is not received from: the longest message
+/// of any protocol spoken here, and a plan's worth of the next.
+pub const UNTAKEN_BYTES_MAX: usize = PAYLOAD_BYTES_MAX as usize + FRAME_BODY_BYTES_MAX;
+/// How long a close waits for queued bytes to go out and for the peer to close too, nanoseconds.
+const CLOSE_NS: u64 = 2_000_000_000;
+/// How long one attempt to connect may take, nanoseconds.
+const CONNECT_NS: u64 = 5_000_000_000;
+/// How long a listener rests after a failed accept (out of descriptors, mostly), nanoseconds.
+const ACCEPT_REST_NS: u64 = 100_000_000;
+/// Parts of one send.
+const SEND_PARTS_MAX: usize = 256;
+/// Shortest body worth pages of its own.
+const HINT_BODY_BYTES_MIN: usize = 512;
+
+pub struct Net {
+    sockets: HashMap<Conn, Box<Socket>, BuildHasherDefault<ConnHasher>>,
+    listeners: Vec<Option<Listener>>,
+    resolver: Resolver,
+    next_conn: u64,
+    connections_max: usize,
+    /// Connections with something to arm or send at the next flush.
+    dirty: Vec<Conn>,
+    /// Connections whose `Closed` was given in the last turn: their bytes can still be read until the next.
+    buried: Vec<Conn>,
+    /// Connections with a deadline: connecting or closing.
+    timed: Vec<Conn>,
+    /// What `rx` gives for a connection that does not exist.
+    nothing: Rope,
+}
+
+impl Net {
+    pub fn new(resolver: Resolver, connections_max: usize) -> Net {
+        Net {
+            sockets: HashMap::default(),
+            listeners: Vec::new(),
+            resolver,
+            next_conn: 1,
+            connections_max,
+            dirty: Vec::new(),
+            buried: Vec::new(),
+            timed: Vec::new(),
+            nothing: Rope::new(),
+        }
+    }
+
+    pub fn next_conn(&mut self) -> Conn {
+        let conn = Conn(self.next_conn);
+        self.next_conn += 1;
+        conn
+    }
+
+    pub fn listen(&mut self, address: &Address, kernel: &mut Kernel) -> io::Result<usize> {
+        let listener = Listener::open(address)?;
+        let index = self.listeners.len();
+        self.listeners.push(Some(listener));
+        self.accept(index, kernel)?;
+        Ok(index)
+    }
+
+    pub fn listen_address(&self, index: usize) -> Option<&Address> {
+        self.listeners.get(index)?.as_ref().map(|listener| &listener.address)
+    }
+
+    pub fn stop_listening(&mut self, index: usize, kernel: &mut Kernel) -> io::Result<()> {
+        let Some(Some(listener)) = self.listeners.get_mut(index) else { return Ok(()) };
+        listener.stopping = true;
+        listener.retire();
+        if listener.accepting {
+            return kernel.cancel(Token::new(Kind::Accept, index as u64));
+        }
+        self.listeners[index] = None;
+        Ok(())
+    }
+
+    pub fn connect(&mut self, conn: Conn, address: &Address, kernel: &mut Kernel) -> io::Result<()> {
+        let mut socket = Box::new(Socket::new(conn, address.to_string(), Phase::Connecting));
+        socket.deadline_ns = clock::mono_ns() + CONNECT_NS;
+        let previous = self.sockets.insert(conn, socket);
+        assert!(previous.is_none(), "names of connections are drawn from next_conn and used once");
+        self.timed.push(conn);
+        match self.resolver.resolve(conn, address) {
+            Some(resolved) => self.resolved(conn, resolved, kernel),
+            None => Ok(()),
+        }
+    }
+
+    pub fn rx(&mut self, conn: Conn) -> &mut Rope {
+        match self.sockets.get_mut(&conn) {
+            Some(socket) => {
+                // Taking bytes may make room for more.
+                if !socket.receiving && socket.phase == Phase::Open {
+                    mark(socket, &mut self.dirty);
+                }
+                &mut socket.rx
+            }
+            None => {
+                self.nothing.clear();
+                &mut self.nothing
+            }
+        }
+    }
+
+    pub fn hint(&mut self, conn: Conn, head: usize, body: usize) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        let sensible =
+            head > 0 && head <= HEAD_BYTES_MAX && (HINT_BODY_BYTES_MIN..=PAYLOAD_BYTES_MAX as usize).contains(&body);
+        socket.hint = if sensible { Hint { head, body } } else { Hint::default() };
+    }
+
+    pub fn pause(&mut self, conn: Conn, paused: bool) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        socket.paused = paused;
+        if !paused {
+            mark(socket, &mut self.dirty);
+        }
+    }
+
+    pub fn send(&mut self, conn: Conn, bytes: Bytes) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        // What is sent after close() or to a connection that failed goes nowhere: its Closed is coming.
+        if !bytes.is_empty() && matches!(socket.phase, Phase::Open | Phase::Connecting) {
+            socket.queued_bytes += bytes.len();
+            socket.queue.push_back(bytes);
+            mark(socket, &mut self.dirty);
+        }
+    }
+
+    pub fn queued_bytes(&self, conn: Conn) -> usize {
+        self.sockets.get(&conn).map_or(0, |socket| socket.queued_bytes)
+    }
+
+    /// Closes after what is queued has been sent; bytes that still come are thrown away.
+    pub fn close(&mut self, conn: Conn, reason: &str) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        match socket.phase {
+            Phase::Open => {
+                socket.phase = Phase::Draining;
+                socket.reason = reason.into();
+                socket.deadline_ns = clock::mono_ns() + CLOSE_NS;
+                self.timed.push(conn);
+                mark(socket, &mut self.dirty);
+            }
+            Phase::Connecting => self.abort(conn, reason),
+            Phase::Draining | Phase::Aborting | Phase::Gone => {}
+        }
+    }
+
+    /// Closes at once.
+    pub fn abort(&mut self, conn: Conn, reason: &str) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        if matches!(socket.phase, Phase::Aborting | Phase::Gone) {
+            return;
+        }
+        if socket.phase != Phase::Draining {
+            socket.reason = reason.into();
+        }
+        socket.phase = Phase::Aborting;
+        socket.drop_queue();
+        mark(socket, &mut self.dirty);
+    }
+
+    /// When `flush` wants to be called although nothing happened.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        let sockets = self.timed.iter().filter_map(|conn| self.sockets.get(conn)).map(|socket| socket.deadline_ns);
+        let listeners = self.listeners.iter().flatten().filter_map(|listener| listener.rest_until_ns);
+        sockets.chain(listeners).min()
+    }
+
+    /// Forgets what was closed in the last turn, acts on deadlines, arms receives and sends what is queued.
+    pub fn flush(&mut self, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        for conn in self.buried.drain(..) {
+            self.sockets.remove(&conn);
+        }
+        if !self.timed.is_empty() || self.listeners.iter().flatten().any(|one| one.rest_until_ns.is_some()) {
+            self.act_on_deadlines(kernel)?;
+        }
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for conn in dirty.drain(..) {
+            let Some(socket) = self.sockets.get_mut(&conn) else { continue };
+            socket.dirty = false;
+            match socket.phase {
+                Phase::Open => {
+                    receive(socket, kernel)?;
+                    send(socket, kernel)?;
+                }
+                Phase::Draining => {
+                    receive(socket, kernel)?;
+                    send(socket, kernel)?;
+                    if !socket.sending && socket.queue.is_empty() {
+                        if !socket.shut {
+                            // The peer sees the end of the stream, and then ends its own side.
+                            socket.shut = true;
+                            socket.shutdown(libc::SHUT_WR);
+                        }
+                        if socket.ended {
+                            socket.phase = Phase::Aborting;
+                            self.bury_if_quiet(conn, kernel, events)?;
+                        }
+                    }
+                }
+                Phase::Aborting => self.bury_if_quiet(conn, kernel, events)?,
+                Phase::Connecting | Phase::Gone => {}
+            }
+        }
+        // Nothing above marks anything, so the list is given back for its memory.
+        assert!(self.dirty.is_empty(), "a flush marks nothing");
+        self.dirty = dirty;
+        Ok(())
+    }
+
+    /// Takes the answers of name servers.
+    pub fn take_resolved(&mut self, kernel: &mut Kernel) -> io::Result<()> {
+        while let Some((conn, resolved)) = self.resolver.answered() {
+            self.resolved(conn, resolved, kernel)?;
+        }
+        Ok(())
+    }
+
+    pub fn completed(
+        &mut self,
+        completion: Completion,
+        kernel: &mut Kernel,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let Completion { token, result, more } = completion;
+        match token.kind {
+            Kind::Accept => self.accepted(token.id as usize, result, more, kernel, events),
+            Kind::Connect => self.connected(Conn(token.id), result, kernel, events),
+            Kind::Receive => {
+                self.received(Conn(token.id), result, events);
+                Ok(())
+            }
+            Kind::Send => {
+                self.sent(Conn(token.id), result, events);
+                Ok(())
+            }
+            _ => unreachable!("the reactor hands over completions of sockets only"),
+        }
+    }
+
+    fn accept(&mut self, index: usize, kernel: &mut Kernel) -> io::Result<()> {
+        let Some(Some(listener)) = self.listeners.get_mut(index) else { return Ok(()) };
+        listener.accepting = true;
+        listener.rest_until_ns = None;
+        let fd = io_uring::types::Fd(listener.descriptor());
+        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+        // SAFETY: no memory is named, and the listener's descriptor stays open until `accepting` is false.
+        unsafe { kernel.push(entry, Token::new(Kind::Accept, index as u64)) }
+    }
+
+    fn accepted(
+        &mut self,
+        index: usize,
+        result: i32,
+        more: bool,
+        kernel: &mut Kernel,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let listener = self.listeners[index].as_mut().expect("a listener stays until its accept has ended");
+        listener.accepting = more;
+        let stopping = listener.stopping;
+        if result >= 0 {
+            let fd = listen::own(result);
+            if stopping {
+                drop(fd);
+            } else if self.sockets.len() >= self.connections_max {
+                tracing::warn!(most = self.connections_max, "too many connections: one was turned away");
+                drop(fd);
+            } else {
+                let peer = listen::peer_name(&fd);
+                let conn = self.next_conn();
+                let mut socket = Box::new(Socket::new(conn, peer.clone(), Phase::Open));
+                socket.adopt(fd, kernel);
+                mark(&mut socket, &mut self.dirty);
+                self.sockets.insert(conn, socket);
+                events.push(Event::Accepted { listener: index, conn, peer });
+            }
+        } else if !stopping && result != -libc::ECONNABORTED {
+            tracing::warn!(error = %io::Error::from_raw_os_error(-result), "accept failed: resting");
+            let listener = self.listeners[index].as_mut().expect("looked at above");
+            listener.rest_until_ns = Some(clock::mono_ns() + ACCEPT_REST_NS);
+        }
+        let listener = self.listeners[index].as_ref().expect("looked at above");
+        match (more, stopping) {
+            (true, _) => Ok(()),
+            (false, true) => {
+                self.listeners[index] = None;
+                Ok(())
+            }
+            (false, false) if listener.rest_until_ns.is_some() => Ok(()),
+            (false, false) => self.accept(index, kernel),
+        }
+    }
+
+    fn resolved(&mut self, conn: Conn, resolved: Resolved, kernel: &mut Kernel) -> io::Result<()> {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+        if socket.phase != Phase::Connecting {
+            return Ok(());
+        }
+        match resolved {
+            Ok(addresses) => {
+                socket.addresses = addresses;
+                socket.addresses.reverse();
+                self.connect_next(conn, "no address", kernel)
+            }
+            Err(reason) => {
+                self.abort(conn, &reason);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tries the next address of a connection; gives up with `reason` when there is none left.
+    fn connect_next(&mut self, conn: Conn, reason: &str, kernel: &mut Kernel) -> io::Result<()> {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+        let Some(address) = socket.addresses.pop() else {
+            let text = format!("cannot connect to {}: {reason}", socket.peer);
+            self.abort(conn, &text);
+            return Ok(());
+        };
+        socket.release(kernel);
+        match listen::stream_socket(&address) {
+            Ok(fd) => socket.adopt(fd, kernel),
+            Err(error) => return self.connect_next(conn, &error.to_string(), kernel),
+        }
+        socket.deadline_ns = clock::mono_ns() + CONNECT_NS;
+        socket.address = Some(Box::new(address));
+        socket.connecting = true;
+        let address: &SockaddrStorage = socket.address.as_ref().expect("just set");
+        let (pointer, length) = listen::raw_address(address);
+        let target = socket.target.expect("adopt set it");
+        let entry = on!(target, |fd| opcode::Connect::new(fd, pointer, length).build());
+        // SAFETY: the address is boxed in the socket, which is kept, with its address, until `connecting`
+        // is false; so is the descriptor.
+        unsafe { kernel.push(entry, Token::new(Kind::Connect, conn.0)) }
+    }
+
+    fn connected(&mut self, conn: Conn, result: i32, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        let socket = self.sockets.get_mut(&conn).expect("a socket is kept while it is connecting");
+        socket.connecting = false;
+        if socket.phase != Phase::Connecting {
+            mark(socket, &mut self.dirty);
+            return Ok(());
+        }
+        if result < 0 {
+            let timed_out = result == -libc::ECANCELED;
+            let error = io::Error::from_raw_os_error(if timed_out { libc::ETIMEDOUT } else { -result });
+            return self.connect_next(conn, &error.to_string(), kernel);
+        }
+        socket.phase = Phase::Open;
+        self.timed.retain(|timed| *timed != conn);
+        mark(socket, &mut self.dirty);
+        events.push(Event::Connected { conn });
+        Ok(())
+    }
+
+    fn received(&mut self, conn: Conn, result: i32, events: &mut Vec<Event>) {
+        let socket = self.sockets.get_mut(&conn).expect("a socket is kept while it is receiving");
+        socket.receiving = false;
+        mark(socket, &mut self.dirty);
+        if result > 0 {
+            let bytes = result as usize;
+            if socket.phase == Phase::Open {
+                socket.plan.received(bytes, &mut socket.rx);
+                events.push(Event::Received { conn });
+            } else {
+                socket.plan.clear();
+            }
+        } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
+            match (socket.phase, result) {
+                (Phase::Open, 0) => {
+                    // What is still queued goes out: the peer may have closed only its sending side.
+                    socket.ended = true;
+                    self.close(conn, "closed by the peer");
+                }
+                (Phase::Draining, 0) => socket.ended = true,
+                _ => {
+                    let error = io::Error::from_raw_os_error(-result);
+                    self.abort(conn, &format!("receive failed: {error}"));
+                }
+            }
+        }
+    }
+
+    fn sent(&mut self, conn: Conn, result: i32, events: &mut Vec<Event>) {
+        let socket = self.sockets.get_mut(&conn).expect("a socket is kept while it is sending");
+        socket.sending = false;
+        mark(socket, &mut self.dirty);
+        if socket.phase == Phase::Aborting {
+            socket.drop_queue();
+        } else if result >= 0 {
+            socket.sent(result as usize);
+            if socket.queue.is_empty() && socket.phase == Phase::Open {
+                events.push(Event::Sent { conn });
+            }
+        } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
+            let error = io::Error::from_raw_os_error(-result);
+            self.abort(conn, &format!("send failed: {error}"));
+        }
+    }
+
+    fn act_on_deadlines(&mut self, kernel: &mut Kernel) -> io::Result<()> {
+        let now = clock::mono_ns();
+        for index in 0..self.listeners.len() {
+            let due = self.listeners[index].as_ref().and_then(|listener| listener.rest_until_ns);
+            let accepting = self.listeners[index].as_ref().is_some_and(|listener| listener.accepting);
+            if due.is_some_and(|at| at <= now) {
+                if accepting {
+                    self.listeners[index].as_mut().expect("looked at above").rest_until_ns = None;
+                } else {
+                    self.accept(index, kernel)?;
+                }
+            }
+        }
+        let late = |conn: &Conn| self.sockets.get(conn).is_some_and(|socket| socket.deadline_ns <= now);
+        let late: Vec<Conn> = self.timed.iter().copied().filter(late).collect();
+        for conn in late {
+            let socket = self.sockets.get_mut(&conn).expect("only sockets that exist are late");
+            if socket.phase == Phase::Connecting && socket.connecting {
+                // This attempt is over; its completion goes on with the next address.
+                socket.deadline_ns = u64::MAX;
+                kernel.cancel(Token::new(Kind::Connect, conn.0))?;
+            } else {
+                let reason = match socket.phase {
+                    Phase::Connecting => format!("cannot connect to {}: the name server does not answer", socket.peer),
+                    _ => String::new(),
+                };
+                self.abort(conn, &reason);
+                self.timed.retain(|timed| *timed != conn);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the operations of a connection, and the connection once they have ended.
+    fn bury_if_quiet(&mut self, conn: Conn, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        let socket = self.sockets.get_mut(&conn).expect("the caller has just looked it up");
+        if socket.is_quiet() {
+            socket.release(kernel);
+            socket.plan.clear();
+            socket.phase = Phase::Gone;
+            self.timed.retain(|timed| *timed != conn);
+            self.buried.push(conn);
+            events.push(Event::Closed { conn, reason: std::mem::take(&mut socket.reason) });
+            return Ok(());
+        }
+        if !socket.cancelled {
+            socket.cancelled = true;
+            socket.shutdown(libc::SHUT_RDWR);
+            for (busy, kind) in
+                [(socket.receiving, Kind::Receive), (socket.sending, Kind::Send), (socket.connecting, Kind::Connect)]
+            {
+                if busy {
+                    kernel.cancel(Token::new(kind, conn.0))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts a connection on the list of the next flush, once.
+fn mark(socket: &mut Socket, dirty: &mut Vec<Conn>) {
+    if !socket.dirty {
+        socket.dirty = true;
+        dirty.push(socket.conn);
+    }
+}
+
+/// Arms a receive unless one is in flight or none is wanted.
+fn receive(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
+    let discard = socket.phase == Phase::Draining;
+    let held = !discard && (socket.paused || socket.rx.len() >= UNTAKEN_BYTES_MAX);
+    if socket.receiving || socket.ended || held {
+        return Ok(());
+    }
+    let hint = if discard { Hint::default() } else { socket.hint };
+    socket.plan.prepare(hint, socket.rx.len(), kernel);
+    let message = socket.describe_receive();
+    let target = socket.target.expect("an open socket has a descriptor");
+    let entry = on!(target, |fd| opcode::RecvMsg::new(fd, message).build());
+    socket.receiving = true;
+    // SAFETY: the message header and its vectors are boxed in the socket, and the runs they name are held
+    // by its plan; neither is touched or dropped until `receiving` is false. Nobody sees the bytes before.
+    unsafe { kernel.push(entry, Token::new(Kind::Receive, socket.conn.0)) }
+}
+
+/// Sends the front of the queue unless a send is in flight.
+fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
+    if socket.sending || socket.queue.is_empty() {
+        return Ok(());
+    }
+    let target = socket.target.expect("an open socket has a descriptor");
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+    let entry = if socket.queue.len() == 1 {
+        let part = &socket.queue[0];
+        let length = u32::try_from(part.len()).unwrap_or(1 << 30);
+        on!(target, |fd| opcode::Send::new(fd, part.as_ptr(), length).flags(flags).build())
+    } else {
+        let message = socket.describe_send(SEND_PARTS_MAX);
+        on!(target, |fd| opcode::SendMsg::new(fd, message).flags(flags as u32).build())
+    };
+    socket.sending = true;
+    // SAFETY: the parts stay in the queue, and the header and vectors in the socket, until `sending` is
+    // false; `Bytes` are never written.
+    unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }
+}
+
+/// Names of connections are counted up: their low bits are hash enough.
+#[derive(Default)]
+pub struct ConnHasher(u64);
+
+impl Hasher for ConnHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}

@@ -1,0 +1,193 @@
+//! One connection: its queues, and the memory that the kernel sees of it.
+//!
+//! The vectors and headers of a receive or send in flight live here, boxed, so that they stay where the
+//! kernel was told they are until the operation has ended.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use bytes::{Buf, Bytes};
+use nix::libc;
+use nix::sys::socket::SockaddrStorage;
+
+use super::plan::{Hint, Plan, SEGMENTS_MAX};
+use super::ring::{Kernel, Target};
+use crate::core::ids::Conn;
+use crate::core::rope::Rope;
+
+/// Where a connection is in its life; only ever moves down this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Connecting,
+    Open,
+    /// Sends what is queued, ends its side, throws away what still comes until the peer ends its own.
+    Draining,
+    /// Waits for its operations to end.
+    Aborting,
+    /// `Closed` was given.
+    Gone,
+}
+
+pub struct Socket {
+    pub conn: Conn,
+    pub peer: String,
+    pub phase: Phase,
+    /// Why the connection ends.
+    pub reason: String,
+    /// When connecting or closing is given up, monotonic.
+    pub deadline_ns: u64,
+    fd: Option<OwnedFd>,
+    pub target: Option<Target>,
+    /// Addresses still to try, the next one last.
+    pub addresses: Vec<SockaddrStorage>,
+    /// The address that is being connected to.
+    pub address: Option<Box<SockaddrStorage>>,
+    pub connecting: bool,
+
+    pub rx: Rope,
+    pub hint: Hint,
+    pub plan: Plan,
+    pub paused: bool,
+    pub receiving: bool,
+    /// The peer has ended its stream.
+    pub ended: bool,
+    receive_message: Box<Message>,
+
+    /// The first parts are in flight while `sending`.
+    pub queue: VecDeque<Bytes>,
+    pub queued_bytes: usize,
+    pub sending: bool,
+    /// We have ended our stream.
+    pub shut: bool,
+    send_message: Box<Message>,
+
+    pub cancelled: bool,
+    pub dirty: bool,
+}
+
+/// A message header and the vectors that it points to.
+struct Message {
+    header: libc::msghdr,
+    vectors: Vec<libc::iovec>,
+}
+
+impl Socket {
+    pub fn new(conn: Conn, peer: String, phase: Phase) -> Socket {
+        Socket {
+            conn,
+            peer,
+            phase,
+            reason: String::new(),
+            deadline_ns: u64::MAX,
+            fd: None,
+            target: None,
+            addresses: Vec::new(),
+            address: None,
+            connecting: false,
+            rx: Rope::new(),
+            hint: Hint::default(),
+            plan: Plan::default(),
+            paused: false,
+            receiving: false,
+            ended: false,
+            receive_message: Box::new(Message::empty()),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            sending: false,
+            shut: false,
+            send_message: Box::new(Message::empty()),
+            cancelled: false,
+            dirty: false,
+        }
+    }
+
+    /// Takes a descriptor and enters it with the ring.
+    pub fn adopt(&mut self, fd: OwnedFd, kernel: &mut Kernel) {
+        assert!(self.fd.is_none(), "a socket has one descriptor at a time");
+        super::listen::tune(&fd);
+        self.target = Some(kernel.register_file(fd.as_raw_fd()));
+        self.fd = Some(fd);
+    }
+
+    /// Closes the descriptor, if there is one. Nothing may be in flight on it.
+    pub fn release(&mut self, kernel: &mut Kernel) {
+        assert!(self.is_quiet(), "a descriptor is closed after its operations");
+        if let Some(target) = self.target.take() {
+            kernel.unregister_file(target);
+        }
+        self.fd = None;
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_quiet(&self) -> bool {
+        !self.receiving && !self.sending && !self.connecting
+    }
+
+    /// Ends one or both directions of the stream.
+    pub fn shutdown(&self, how: i32) {
+        if let Some(fd) = &self.fd {
+            // SAFETY: the descriptor is open, and no memory is named. A stream that has ended already is
+            // no error here.
+            unsafe { libc::shutdown(fd.as_raw_fd(), how) };
+        }
+    }
+
+    /// Drops what was to be sent, but for what is in flight.
+    pub fn drop_queue(&mut self) {
+        if !self.sending {
+            self.queue.clear();
+            self.queued_bytes = 0;
+        }
+    }
+
+    /// Takes `bytes` that have gone out off the queue.
+    pub fn sent(&mut self, bytes: usize) {
+        self.queued_bytes -= bytes;
+        let mut left = bytes;
+        while left > 0 {
+            let front = self.queue.front_mut().expect("no more goes out than was queued");
+            if front.len() > left {
+                front.advance(left);
+                break;
+            }
+            left -= front.len();
+            self.queue.pop_front();
+        }
+    }
+
+    /// The header of a receive into the plan.
+    pub fn describe_receive(&mut self) -> *mut libc::msghdr {
+        assert!(!self.receiving, "the header of a receive in flight is not touched");
+        self.plan.describe(&mut self.receive_message.vectors);
+        debug_assert!(self.receive_message.vectors.len() <= SEGMENTS_MAX);
+        self.receive_message.seal()
+    }
+
+    /// The header of a send of the first parts of the queue.
+    pub fn describe_send(&mut self, parts_max: usize) -> *const libc::msghdr {
+        assert!(!self.sending, "the header of a send in flight is not touched");
+        let vectors = &mut self.send_message.vectors;
+        vectors.clear();
+        vectors.extend(
+            self.queue
+                .iter()
+                .take(parts_max)
+                .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }),
+        );
+        self.send_message.seal()
+    }
+}
+
+impl Message {
+    fn empty() -> Message {
+        // SAFETY: a message header of zeroes is valid: no name, no vectors, no control data.
+        Message { header: unsafe { std::mem::zeroed() }, vectors: Vec::new() }
+    }
+
+    /// Points the header at the vectors.
+    fn seal(&mut self) -> *mut libc::msghdr {
+        self.header.msg_iov = self.vectors.as_mut_ptr();
+        self.header.msg_iovlen = self.vectors.len();
+        &raw mut self.header
+    }
+}
