@@ -270,4 +270,16 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_export_and_socket_round_trips(export in ".{0,30}", socket in "[^\0]{1,25}", port in 0u16..) {
+            let unix = Address::Unix(socket.into());
+            for address in [unix, Address::Tcp(format!("[::1]:{port}")), Address::Tcp(format!("host:{port}"))] {
+                assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));
+                let uri = NbdUri { address, export: export.clone() };
+                assert_eq!(uri.to_string().parse::<NbdUri>(), Ok(uri));
+            }
+        }
+    }
 }
