@@ -79,6 +79,9 @@ pub const SPOOL_BYTES_MIN: u64 = 192 << 20;
 /// Longest path of a Unix socket, bytes (`sun_path` holds 108 with the closing zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// Longest piece of one operation on the status table as an NBD request, bytes.
+pub const REGION_PIECE_BYTES: u32 = 8 << 20;
+
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
 const _: () =
@@ -86,6 +89,7 @@ const _: () =
 const _: () = assert!(CONNECTION_REQUESTS_MAX <= REQUESTS_INFLIGHT_MAX, "one connection never exceeds the group");
 const _: () =
     assert!(CONNECTION_PAYLOAD_BYTES_MAX >= PAYLOAD_BYTES_MAX as u64, "the longest request fits a connection");
+const _: () = assert!(REGION_PIECE_BYTES <= PAYLOAD_BYTES_MAX, "any NBD server takes a piece");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");
 const _: () = assert!(TABLE_SLOTS_MIN as usize >= RECORDS_PER_BLOCK * 2, "a block is never the whole ring");

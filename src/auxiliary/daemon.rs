@@ -1,1 +1,383 @@
-//! Being written.
+//! The auxiliary as a process: one thread, one ring, the machine's effects carried out.
+//!
+//! Owns the directory (locked), its two files, the NBD listener and the control socket. Everything that is
+//! decided is decided in `machine` and `recovery`.
+//!
+//! A kill at any moment is safe: the superblock is two slots, both written before a grant; the table's bytes
+//! are as durable as their writer was told.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::auxiliary::machine::{Auxiliary, Effect, File, Input, Kind};
+use crate::auxiliary::recovery::{Recovered, recover};
+use crate::cluster::config::{AuxConfig, Config, OwnAux};
+use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::status::Status;
+use crate::core::ids::{Conn, Owner};
+use crate::core::machine::{Level, Machine};
+use crate::format::superblock::SUPERBLOCK_BYTES;
+use crate::format::table::TableLayout;
+use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions};
+use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
+use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
+use crate::nbd::server::NbdServer;
+use crate::nbd::session::{self, Export, Purpose, Refusal};
+
+/// Runs the auxiliary of a group until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or from going on.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let (aux, own) = config.need_aux()?;
+    let span = tracing::info_span!("aux", group = %config.group.name);
+    let _entered = span.enter();
+    let reactor = Reactor::new(ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() })
+        .context("io_uring is needed, and the kernel does not give it")?;
+    Shell::start(reactor, &config.group.name, aux, own)?.serve()
+}
+
+/// The machine and what it acts on.
+pub struct Shell {
+    reactor: Reactor,
+    machine: Auxiliary,
+    nbd: NbdServer,
+    superblock: FileId,
+    table: FileId,
+    listener: usize,
+    control: usize,
+    controls: HashMap<Conn, Lines>,
+    peers: HashMap<Conn, String>,
+    asked: Vec<(Conn, session::Event)>,
+    effects: Vec<Effect>,
+    stopped: bool,
+}
+
+impl Shell {
+    /// Locks the directory, recovers it, and listens.
+    ///
+    /// # Errors
+    /// What is wrong with the directory, its files or the addresses.
+    pub fn start(mut reactor: Reactor, group: &str, aux: &AuxConfig, own: &OwnAux) -> anyhow::Result<Shell> {
+        std::fs::create_dir_all(&own.dir).with_context(|| format!("making the directory {}", own.dir.display()))?;
+        let (superblock, recovered) = open_superblock(&mut reactor, &own.dir, group)?;
+        let layout = TableLayout::new(aux.slots, aux.payload);
+        let table = open_table(&mut reactor, &own.dir.join(TABLE), layout.total_bytes())?;
+        let table_bytes = reactor.file_size(table);
+        if table_bytes != layout.total_bytes() {
+            tracing::warn!(
+                "the table has {table_bytes} bytes, the configuration asks for {}: it stays as large as it is",
+                layout.total_bytes()
+            );
+        }
+        let machine = Auxiliary::new(recovered, table_bytes);
+        let listener = reactor.listen(&own.listen).with_context(|| format!("listening on {}", own.listen))?;
+        let control_address = crate::core::address::Address::Unix(own.control.clone());
+        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let address = reactor.listen_address(listener);
+        tracing::info!("serving the status table on {address}, epoch {} is in force", machine.writer().epoch);
+        Ok(Shell {
+            reactor,
+            machine,
+            nbd: NbdServer::new(),
+            superblock,
+            table,
+            listener,
+            control,
+            controls: HashMap::new(),
+            peers: HashMap::new(),
+            asked: Vec::new(),
+            effects: Vec::new(),
+            stopped: false,
+        })
+    }
+
+    /// Serves until a stop is asked for and everything is settled.
+    ///
+    /// # Errors
+    /// A failed write of its files, after which only a restart can be trusted; a failed ring.
+    pub fn serve(mut self) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        while !self.stopped {
+            self.reactor.turn(self.nbd.deadline_ns(), &mut events).context("the ring failed")?;
+            for event in events.drain(..) {
+                self.on_event(event)?;
+            }
+            self.nbd.tick(&mut self.reactor);
+            self.answer()?;
+        }
+        self.drain(&mut events)
+    }
+
+    /// Where its clients connect.
+    #[must_use]
+    pub fn address(&self) -> crate::core::address::Address {
+        self.reactor.listen_address(self.listener)
+    }
+
+    /// Makes it stop from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> crate::io::Stopper {
+        self.reactor.stopper()
+    }
+
+    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
+            return Ok(());
+        }
+        match event {
+            Event::Accepted { listener, conn, .. } if listener == self.control => {
+                self.controls.insert(conn, Lines::default());
+            }
+            Event::Accepted { conn, peer, .. } => {
+                self.peers.insert(conn, peer);
+                self.nbd.add(&mut self.reactor, conn);
+            }
+            Event::Received { conn } => self.control_line(conn)?,
+            Event::Closed { conn, .. } => {
+                self.controls.remove(&conn);
+                self.peers.remove(&conn);
+            }
+            Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
+            Event::Stop => self.stop()?,
+            Event::Connected { .. } | Event::Sent { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the machine what clients ask, until everything that could be answered now has been sent.
+    fn answer(&mut self) -> anyhow::Result<()> {
+        loop {
+            for (conn, event) in std::mem::take(&mut self.asked) {
+                self.on_asked(conn, event)?;
+            }
+            self.nbd.flush(&mut self.reactor, &mut self.asked);
+            if self.asked.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn on_asked(&mut self, conn: Conn, event: session::Event) -> anyhow::Result<()> {
+        match event {
+            session::Event::Resolve { name: export, purpose: Purpose::Info } => {
+                self.step(Input::Probe { conn, export })
+            }
+            session::Event::Resolve { name: export, .. } => {
+                let peer = self.peers.get(&conn).cloned().unwrap_or_default();
+                self.step(Input::Open { conn, export, peer })
+            }
+            session::Event::List => {
+                self.nbd.listed(conn, &self.machine.exports());
+                Ok(())
+            }
+            session::Event::Request(request) => {
+                self.step(Input::Request { conn, cookie: request.cookie, kind: kind(request.kind) })
+            }
+            session::Event::Disconnect => {
+                self.peers.remove(&conn);
+                self.step(Input::Closed { conn })
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) -> anyhow::Result<()> {
+        self.machine.step(self.reactor.now(), input, &mut self.effects);
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Granted { conn, export, size, read_only } => {
+                    self.nbd.resolved(conn, Ok(describe(export, size, read_only)));
+                }
+                Effect::Refused { conn, text, fenced } => {
+                    let code = if fenced { REP_ERR_POLICY } else { REP_ERR_UNKNOWN };
+                    self.nbd.resolved(conn, Err(Refusal { code, text }));
+                }
+                Effect::Reply { conn, cookie, result } => self.nbd.reply(conn, cookie, result),
+                Effect::Close { conn, reason } => self.nbd.abort(&mut self.reactor, conn, &reason),
+                Effect::Disk(op) => {
+                    let file = if op.file == File::Table { self.table } else { self.superblock };
+                    self.reactor.disk(file, op.ticket, op.kind);
+                }
+                Effect::Log { level, text } => log(level, &text),
+                Effect::Fatal { text } => bail!("{text}; restart to reopen the files"),
+                Effect::Stopped => self.stopped = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
+        let Some(lines) = self.controls.get_mut(&conn) else { return Ok(()) };
+        let rx = self.reactor.rx(conn);
+        let bytes = rx.take(rx.len());
+        lines.push(&bytes);
+        loop {
+            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
+            let answer = match line {
+                Ok(None) => return Ok(()),
+                Ok(Some(line)) => self.control_request(&line)?,
+                Err(error) => {
+                    self.controls.remove(&conn);
+                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
+                    self.reactor.close(conn, "not a control request");
+                    return Ok(());
+                }
+            };
+            self.reactor.send(conn, answer.line().into());
+        }
+    }
+
+    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
+        Ok(match Request::parse(line) {
+            Ok(Request::Status) => Answer::status(&Status::Aux(Box::new(self.machine.status(self.reactor.now())))),
+            Ok(Request::Stop) => {
+                self.stop()?;
+                Answer::done()
+            }
+            Ok(Request::Promote { .. } | Request::Loss) => {
+                Answer::failed("this is the auxiliary; a promotion is asked of the DR host")
+            }
+            Err(answer) => answer,
+        })
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        tracing::info!("stopping");
+        self.reactor.stop_listening(self.listener);
+        self.step(Input::Stop)
+    }
+
+    /// Lets the last replies go out, for a bounded time.
+    fn drain(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
+        self.nbd.flush(&mut self.reactor, &mut self.asked);
+        self.nbd.close_all(&mut self.reactor, "the auxiliary stops");
+        for conn in self.controls.keys() {
+            self.reactor.close(*conn, "the auxiliary stops");
+        }
+        self.reactor.stop_listening(self.control);
+        let until_ns = self.reactor.now().mono_ns + STOP_NS;
+        while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
+            self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
+            for event in events.drain(..) {
+                self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
+                if let Event::Closed { conn, .. } = event {
+                    self.controls.remove(&conn);
+                }
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens, locks and judges the superblock; writes it when it is new.
+fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Result<(FileId, Recovered)> {
+    let options = OpenOptions {
+        path: dir.join(SUPERBLOCK),
+        create: true,
+        size: Some(SUPERBLOCK_BYTES as u64),
+        preallocate: Preallocate::Written,
+        exclusive_lock: true,
+        ..OpenOptions::default()
+    };
+    let file = reactor.open(&options)?;
+    let slots = reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?;
+    let head = table_head(&dir.join(TABLE))?;
+    let recovered = recover(&slots, &head, group, Owner(random()?)).with_context(|| dir.display().to_string())?;
+    recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    for (offset, block) in recovered.creation() {
+        reactor.write_sync(file, offset, &block)?;
+    }
+    Ok((file, recovered))
+}
+
+/// The first block of the table, empty when there is none yet.
+fn table_head(path: &Path) -> anyhow::Result<Vec<u8>> {
+    use std::io::Read;
+
+    let mut head = Vec::new();
+    match std::fs::File::open(path) {
+        Ok(file) => file.take(BLOCK_BYTES as u64).read_to_end(&mut head).map(|_| head),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(head),
+        Err(error) => Err(error),
+    }
+    .with_context(|| format!("reading {}", path.display()))
+}
+
+/// The region. Small overwrites go through the page cache: writers group theirs into one fdatasync.
+fn open_table(reactor: &mut Reactor, path: &Path, bytes: u64) -> anyhow::Result<FileId> {
+    let written = bytes <= WRITTEN_BYTES_MAX;
+    let options = OpenOptions {
+        path: path.to_owned(),
+        create: true,
+        size: Some(bytes),
+        preallocate: if written { Preallocate::Written } else { Preallocate::Reserve },
+        direct: Direct::Never,
+        exclusive_lock: true,
+        random: true,
+        ..OpenOptions::default()
+    };
+    Ok(reactor.open(&options)?)
+}
+
+fn describe(name: String, size: u64, read_only: bool) -> Export {
+    let description = if read_only { "status table, read-only view" } else { "status table" };
+    Export {
+        name,
+        description: description.to_owned(),
+        size,
+        read_only,
+        block_min: 1,
+        block_preferred: BLOCK_BYTES as u32,
+        block_max: PAYLOAD_BYTES_MAX,
+        // One cache behind all of them; but a writer's second connection ends its first.
+        multi_conn: read_only,
+        trim: false,
+        zeroes: false,
+        fua: true,
+        flush: true,
+    }
+}
+
+fn kind(kind: session::Kind) -> Kind {
+    match kind {
+        session::Kind::Read { offset, length } => Kind::Read { offset, length: u64::from(length) },
+        session::Kind::Write { offset, data, fua } => Kind::Write { offset, data, fua },
+        session::Kind::Flush => Kind::Flush,
+        session::Kind::Trim { .. } | session::Kind::Zeroes { .. } => {
+            unreachable!("the session refuses what the export does not offer")
+        }
+    }
+}
+
+fn log(level: Level, text: &str) {
+    match level {
+        Level::Error => tracing::error!("{text}"),
+        Level::Warn => tracing::warn!("{text}"),
+        Level::Info => tracing::info!("{text}"),
+        Level::Debug => tracing::debug!("{text}"),
+    }
+}
+
+/// A number nobody else has.
+fn random() -> anyhow::Result<u64> {
+    use std::io::Read;
+
+    let mut raw = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut raw))
+        .context("reading /dev/urandom")?;
+    Ok(u64::from_le_bytes(raw).max(1))
+}
+
+/// Names in the directory.
+const SUPERBLOCK: &str = "superblock";
+const TABLE: &str = "table";
+/// Up to here the table is written with zeroes when it is made, so that no durable write changes metadata.
+const WRITTEN_BYTES_MAX: u64 = 64 << 20;
+/// Most registered memory: group commits and, in `bunker`, payloads on their way to the disk.
+const ARENA_BYTES: usize = 64 << 20;
+/// How long a stop waits for clients to take their last replies.
+const STOP_NS: u64 = 1_000_000_000;

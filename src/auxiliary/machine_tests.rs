@@ -386,10 +386,8 @@ proptest! {
                     Effect::Reply { conn, .. } => {
                         prop_assert_eq!(in_force.map(|(current, _)| current), Some(conn.0), "I7: only the writer in force");
                     }
-                    Effect::Close { conn, .. } => {
-                        if in_force.is_some_and(|(current, _)| current == conn.0) {
-                            in_force = None;
-                        }
+                    Effect::Close { conn, .. } if in_force.is_some_and(|(current, _)| current == conn.0) => {
+                        in_force = None;
                     }
                     Effect::Fatal { text } => prop_assert!(false, "{}", text),
                     _ => {}
