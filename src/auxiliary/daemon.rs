@@ -16,6 +16,7 @@ use crate::auxiliary::recovery::{Recovered, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Lines, Request};
 use crate::cluster::status::Status;
+use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
 use crate::format::superblock::SUPERBLOCK_BYTES;
@@ -74,9 +75,9 @@ impl Shell {
         }
         let machine = Auxiliary::new(recovered, table_bytes);
         let listener = reactor.listen(&own.listen).with_context(|| format!("listening on {}", own.listen))?;
-        let control_address = crate::core::address::Address::Unix(own.control.clone());
+        let control_address = Address::Unix(own.control.clone());
         let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
-        let address = reactor.listen_address(listener);
+        let address = reactor.listen_address(listener).unwrap_or(&own.listen);
         tracing::info!("serving the status table on {address}, epoch {} is in force", machine.writer().epoch);
         Ok(Shell {
             reactor,
@@ -113,7 +114,7 @@ impl Shell {
 
     /// Where its clients connect.
     #[must_use]
-    pub fn address(&self) -> crate::core::address::Address {
+    pub fn address(&self) -> Option<&Address> {
         self.reactor.listen_address(self.listener)
     }
 
@@ -290,6 +291,8 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     for (offset, block) in recovered.creation() {
         reactor.write_sync(file, offset, &block)?;
     }
+    // The file's name has to survive a loss of power as its contents do: the epoch in force is in it (I7).
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))?;
     Ok((file, recovered))
 }
 
