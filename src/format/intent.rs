@@ -25,7 +25,7 @@
 //! |---|---|---|
 //! | map header | `FSHIMAPH` | group, digest of the volumes' sizes |
 //! | log header | `FSHILOGH` | group, owner, slots, boot id (16 bytes) |
-//! | watermark | `FSHILOGW` | local done, tail |
+//! | watermark | `FSHILOGW` | local done, cut, 1 while payloads are dropped |
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -48,7 +48,7 @@ const PAGE_CRC_AT: usize = 28;
 const RECORDS_AT: u64 = 2 * BLOCK_BYTES as u64;
 const MAP: Shape = Shape::sector("intent map header", b"FSHIMAPH", 32);
 const LOG: Shape = Shape::sector("intent log header", b"FSHILOGH", 56);
-const WATERMARK: Shape = Shape::sector("intent log watermark", b"FSHILOGW", 32);
+const WATERMARK: Shape = Shape::sector("intent log watermark", b"FSHILOGW", 40);
 
 /// Block 0 of the intent map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,8 +300,10 @@ impl LogHeader {
 pub struct Watermark {
     /// Every write up to here has reached the local volumes.
     pub local_done: Seq,
-    /// Highest seq in the ring; there may be more after it, written since.
-    pub tail: Seq,
+    /// DR's cut, as last heard.
+    pub cut: Seq,
+    /// Payloads were being dropped: the ring need not reach back to the cut, the map does.
+    pub coalescing: bool,
 }
 
 impl Watermark {
@@ -310,14 +312,23 @@ impl Watermark {
     pub fn encode(&self) -> Block {
         let mut out = WATERMARK.start();
         put_u64(&mut out, 16, self.local_done.0);
-        put_u64(&mut out, 24, self.tail.0);
+        put_u64(&mut out, 24, self.cut.0);
+        put_u64(&mut out, 32, u64::from(self.coalescing));
         WATERMARK.seal(out)
     }
 
     /// Reads block 1.
     pub fn decode(bytes: &[u8]) -> Result<Watermark, FormatError> {
         let block = WATERMARK.open(bytes)?;
-        Ok(Watermark { local_done: Seq(u64_at(block, 16)), tail: Seq(u64_at(block, 24)) })
+        let coalescing = match u64_at(block, 32) {
+            0 => false,
+            1 => true,
+            other => {
+                let why = format!("coalescing is {other}, neither 0 nor 1");
+                return Err(FormatError::Field { what: "intent log watermark", why });
+            }
+        };
+        Ok(Watermark { local_done: Seq(u64_at(block, 16)), cut: Seq(u64_at(block, 24)), coalescing })
     }
 }
 

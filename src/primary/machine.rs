@@ -1,1 +1,480 @@
-//! Being written.
+//! The primary's machine: the life of a write, from its seq to its reply.
+//!
+//! It owns the order (I1), says when a block may change (I2), when a write is acknowledged (I3), and
+//! stops for ever once a higher epoch is seen (I7). Where payloads and records go is in the files
+//! beside this one; all of them are methods of [`Machine`].
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::batch::{Batch, Mode};
+use super::fifo::DiskFifo;
+use super::intent::IntentMap;
+use super::link::DrLink;
+use super::policy::NOTHING;
+use super::recovery::Recovered;
+use super::table::AuxLink;
+use super::window::Window;
+use crate::core::errno::Errno;
+use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
+use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
+use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::core::op::Op;
+use crate::core::overlap::InFlight;
+use crate::core::ranges::VolumeRanges;
+use crate::format::intent::LogLayout;
+use crate::format::superblock::{self, Superblock};
+use crate::format::wire::Message;
+use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEQ_RESERVE};
+
+/// Files of the primary's directory, and the volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum File {
+    Superblock,
+    IntentMap,
+    IntentLog,
+    Fifo,
+    Volume(Volume),
+}
+
+/// Names a request of a client; chosen by the shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Req(pub u64);
+
+/// A request that changes something or waits for something. Reads do not come here.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    Write { offset: u64, data: Bytes, fua: bool },
+    Zeroes { offset: u64, length: u64, fua: bool, no_hole: bool },
+    Trim { offset: u64, length: u64, fua: bool },
+    Flush,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Request {
+        req: Req,
+        volume: Volume,
+        kind: Kind,
+    },
+    /// Everything that was ready has been delivered: group commits go out now.
+    EndOfTurn,
+    Disk {
+        ticket: Ticket,
+        result: DiskResult,
+    },
+    AuxOpened {
+        size: u64,
+        fencing: bool,
+    },
+    AuxFailed {
+        reason: String,
+        fenced: bool,
+    },
+    AuxDone {
+        ticket: Ticket,
+        result: DiskResult,
+    },
+    /// The connection is gone; operations under way on it are never completed.
+    AuxClosed {
+        reason: String,
+    },
+    DrUp {
+        conn: Conn,
+    },
+    DrMessage {
+        conn: Conn,
+        message: Message,
+    },
+    DrClosed {
+        conn: Conn,
+        reason: String,
+    },
+    /// Answer to [`Effect::ListAllocated`].
+    Allocated {
+        ranges: VolumeRanges,
+    },
+    Tick,
+    Stop,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Reply {
+        req: Req,
+        result: Result<(), Errno>,
+    },
+    Disk(DiskOp<File>),
+    AuxOpen {
+        epoch: Epoch,
+        owner: Owner,
+    },
+    AuxRead {
+        ticket: Ticket,
+        offset: u64,
+        length: u64,
+    },
+    AuxWrite {
+        ticket: Ticket,
+        offset: u64,
+        parts: Vec<Bytes>,
+        fua: bool,
+    },
+    AuxClose,
+    DrConnect {
+        conn: Conn,
+    },
+    DrSend {
+        conn: Conn,
+        message: Message,
+    },
+    DrClose {
+        conn: Conn,
+    },
+    /// Asks which ranges of the volumes are allocated in their backing stores.
+    ListAllocated,
+    Log {
+        level: Level,
+        text: String,
+    },
+    /// Nothing can be trusted any more: the process ends and a restart recovers.
+    Fatal {
+        text: String,
+    },
+    Stopped,
+}
+
+/// What the machine is told once.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub group_name: String,
+    /// Name and size in bytes of each volume.
+    pub volumes: Vec<(String, u64)>,
+    pub protect: Protect,
+    pub ack: Ack,
+    pub require: Require,
+    /// Go on acknowledging when cut off from both peers (gives up I7 in a partition).
+    pub isolated_continue: bool,
+    /// How long a write waits for its protection before it fails with EIO; 0: for ever.
+    pub freeze_timeout_ns: u64,
+    pub overflow: Overflow,
+    pub fifo_memory_bytes: u64,
+    pub fifo_disk_bytes: u64,
+    pub streams: usize,
+    pub table_slots: u64,
+    /// No peers: a promoted DR that serves alone.
+    pub standalone: bool,
+    /// Bytes of the auxiliary's region to leave for payloads when it is formatted (`bunker`).
+    pub table_payload_bytes: u64,
+    /// Drawn at each start.
+    pub incarnation: u64,
+}
+
+/// What an operation under way was for.
+#[derive(Clone, Debug)]
+pub(super) enum Pending {
+    Local(Seq),
+    IntentPage,
+    Unwatched(&'static str),
+    Superblock { reserved: Seq, fifo_head: u64 },
+    Flush { volume: Volume, upto: usize },
+    CycleSync,
+    StopSync,
+    Spill { upto: u64, seqs: Vec<Seq>, bytes: u64 },
+    FifoRead { pos: u64 },
+    LogRead { peer: Peer, first: Seq, count: usize },
+    Chunk { index: u64, extent: Extent },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Aux,
+    Dr,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PendingFlush {
+    pub req: Req,
+    pub volume: Volume,
+    pub seq: Seq,
+    /// The sync that covers it has been issued, or completed.
+    pub stage: FlushStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlushStage {
+    Waiting,
+    Syncing,
+    Synced,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) options: Options,
+    pub(super) superblock: Superblock,
+    pub(super) superblock_busy: bool,
+    /// Seqs up to here may be assigned: the durable reservation.
+    pub(super) reserved: Seq,
+    pub(super) tail: Seq,
+    pub(super) chain: Chain,
+    pub(super) window: Window,
+    pub(super) inflight: Vec<InFlight<Seq>>,
+    pub(super) intent: IntentMap,
+    /// Writes whose intent is not durable yet, in seq order.
+    pub(super) unintended: VecDeque<Seq>,
+    /// Writes that may start on the local disk at the end of the turn.
+    pub(super) startable: Vec<Seq>,
+    /// Everything up to here is on the local disk.
+    pub(super) local_done: Seq,
+    pub(super) log: LogLayout,
+    /// Oldest record that the intent log still holds.
+    pub(super) log_first: Seq,
+    /// Records up to here have been handed to the intent log.
+    pub(super) log_written: Seq,
+    pub(super) watermark_saved: (Seq, Seq),
+    /// Everything up to here has its protection.
+    pub(super) protected: Seq,
+    /// Replies were withheld for the lease: the whole window has to be looked at again.
+    pub(super) withheld: bool,
+    pub(super) held_requests: VecDeque<(Req, Volume, Kind)>,
+    pub(super) flushes: Vec<PendingFlush>,
+    pub(super) fifo: DiskFifo,
+    pub(super) memory_bytes: u64,
+    pub(super) spilling_bytes: u64,
+    /// Everything up to here is durable at DR, or carries no payload.
+    pub(super) copied: Seq,
+    pub(super) mode: Mode,
+    /// Ranges of payloads that were dropped and that no batch has taken over.
+    pub(super) lost: VolumeRanges,
+    /// The batch whose end has not passed DR's cut yet, kept in case DR loses its pieces.
+    pub(super) closing: Option<Batch>,
+    pub(super) aux: AuxLink,
+    pub(super) dr: DrLink,
+    pub(super) pending: HashMap<Ticket, Pending>,
+    pub(super) next_ticket: u64,
+    pub(super) fenced: Option<String>,
+    pub(super) lease_until_ns: u64,
+    pub(super) frozen_since_ns: Option<u64>,
+    pub(super) stopping: Stopping,
+    pub(super) stop_syncs_left: usize,
+    /// The syncs that end a cycle of the intent map: issued, and how many are under way.
+    pub(super) cycle_syncing: bool,
+    pub(super) cycle_syncs_left: usize,
+    /// (seq, wall time) samples for the lag in seconds.
+    pub(super) samples: VecDeque<(Seq, u64)>,
+    pub(super) now: Now,
+    pub(super) next_conn: u64,
+    /// Time of the next periodic work, monotonic.
+    pub(super) due_ns: u64,
+    pub(super) dropped_writes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopping {
+    No,
+    Draining,
+    Syncing,
+    Stopped,
+}
+
+/// How often periodic work is looked at while there is any, nanoseconds.
+pub(super) const PERIOD_NS: u64 = 100_000_000;
+/// How long bits of the intent map stay at the least, nanoseconds.
+pub(super) const CYCLE_NS: u64 = 5_000_000_000;
+
+impl Machine {
+    /// A machine that goes on from what recovery found. Its first record is an `EpochStart`.
+    #[must_use]
+    pub fn new(options: Options, recovered: Recovered, now: Now, fx: &mut Vec<Effect>) -> Machine {
+        let first = recovered.tail.next();
+        let volumes = options.volumes.len();
+        let mode = if options.standalone || recovered.lost_any { Mode::Coalescing } else { Mode::Stream };
+        let mut machine = Machine {
+            reserved: recovered.superblock.seq,
+            superblock: recovered.superblock,
+            superblock_busy: false,
+            tail: recovered.tail,
+            chain: recovered.chain,
+            window: Window::new(first),
+            inflight: (0..volumes).map(|_| InFlight::new()).collect(),
+            intent: recovered.intent,
+            unintended: VecDeque::new(),
+            startable: Vec::new(),
+            local_done: recovered.tail,
+            log: recovered.log,
+            log_first: recovered.log_first,
+            log_written: recovered.tail,
+            watermark_saved: (Seq(0), Seq(0)),
+            protected: NOTHING,
+            withheld: false,
+            held_requests: VecDeque::new(),
+            flushes: Vec::new(),
+            fifo: recovered.fifo,
+            memory_bytes: 0,
+            spilling_bytes: 0,
+            copied: Seq(0),
+            mode,
+            lost: recovered.lost,
+            closing: None,
+            aux: AuxLink::new(recovered.log_first),
+            dr: DrLink::new(),
+            pending: HashMap::new(),
+            next_ticket: 1,
+            fenced: None,
+            lease_until_ns: 0,
+            frozen_since_ns: None,
+            stopping: Stopping::No,
+            stop_syncs_left: 0,
+            cycle_syncing: false,
+            cycle_syncs_left: 0,
+            samples: VecDeque::new(),
+            now,
+            next_conn: 1,
+            due_ns: now.mono_ns,
+            dropped_writes: 0,
+            options,
+        };
+        machine.reserve(fx);
+        let previous = recovered.previous;
+        machine.append_control(Op::EpochStart, previous.0, 0, 0);
+        machine.end_of_turn(fx);
+        machine
+    }
+
+    /// Takes one input; what is to be done is appended to `fx`.
+    pub fn step(&mut self, now: Now, input: Input, fx: &mut Vec<Effect>) {
+        self.now = now;
+        match input {
+            Input::Request { req, volume, kind } => self.request(req, volume, kind, fx),
+            Input::EndOfTurn => self.end_of_turn(fx),
+            Input::Disk { ticket, result } => self.disk_done(ticket, result, fx),
+            Input::AuxOpened { size, fencing } => self.aux_opened(size, fencing, fx),
+            Input::AuxFailed { reason, fenced } => self.aux_failed(&reason, fenced, fx),
+            Input::AuxDone { ticket, result } => self.aux_done(ticket, result, fx),
+            Input::AuxClosed { reason } => self.aux_closed(&reason, fx),
+            Input::DrUp { conn } => self.dr_up(conn, fx),
+            Input::DrMessage { conn, message } => self.dr_message(conn, message, fx),
+            Input::DrClosed { conn, reason } => self.dr_closed(conn, &reason, fx),
+            Input::Allocated { ranges } => self.allocated(ranges, fx),
+            Input::Tick => self.end_of_turn(fx),
+            Input::Stop => {
+                if self.stopping == Stopping::No {
+                    self.stopping = Stopping::Draining;
+                }
+            }
+        }
+    }
+
+    /// When the machine wants its next `Tick`.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        (self.stopping != Stopping::Stopped).then_some(self.due_ns)
+    }
+
+    /// Whether reads may be answered from the local disk: not once fenced.
+    #[must_use]
+    pub fn readable(&self) -> bool {
+        self.fenced.is_none()
+    }
+
+    /// Writes admitted and not answered, plus writes held back: the shell stops receiving beyond a bound (I9).
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held_requests.len()
+    }
+
+    pub(super) fn ticket(&mut self, pending: Pending) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+
+    /// A ticket for an operation at the auxiliary; those are kept by the auxiliary's link.
+    pub(super) fn bare_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket - 1)
+    }
+
+    pub(super) fn conn(&mut self) -> Conn {
+        self.next_conn += 1;
+        Conn(self.next_conn - 1)
+    }
+
+    pub(super) fn reserve(&mut self, fx: &mut Vec<Effect>) {
+        if !self.superblock_busy {
+            let reserved = Seq(self.tail.0 + SEQ_RESERVE);
+            self.superblock.seq = reserved;
+            self.superblock.flags &= !superblock::CLEAN;
+            self.write_superblock(reserved, fx);
+        }
+    }
+
+    /// Writes the superblock, durably, to the slot not written last.
+    pub(super) fn write_superblock(&mut self, reserved: Seq, fx: &mut Vec<Effect>) {
+        self.superblock_busy = true;
+        self.superblock.generation += 1;
+        self.superblock.spool_pos = self.fifo.head();
+        let ticket = self.ticket(Pending::Superblock { reserved, fifo_head: self.fifo.head() });
+        let offset = superblock::slot_offset(self.superblock.generation);
+        let bytes = Bytes::copy_from_slice(&self.superblock.encode());
+        fx.push(disk_write(ticket, File::Superblock, offset, vec![bytes], true));
+    }
+
+    /// Everything up to here needs no slot of the table and no bit of the map any more.
+    #[must_use]
+    pub(super) fn floor(&self) -> Seq {
+        if self.options.standalone {
+            self.tail
+        } else if self.lost_any() || self.closing.is_some() || self.mode.batch().is_some() {
+            self.dr.cut
+        } else {
+            self.dr.cut.max(self.copied.min(self.dr.journal))
+        }
+    }
+
+    /// Whether something was dropped that no batch has taken over.
+    #[must_use]
+    pub(super) fn lost_any(&self) -> bool {
+        matches!(self.mode, Mode::Coalescing)
+    }
+
+    pub(super) fn group(&self) -> GroupId {
+        self.superblock.group
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.superblock.epoch
+    }
+
+    #[must_use]
+    pub fn tail(&self) -> Seq {
+        self.tail
+    }
+}
+
+impl Pending {
+    pub(super) fn what(&self) -> &'static str {
+        match self {
+            Pending::Local(_) => "local write",
+            Pending::IntentPage => "intent map",
+            Pending::Unwatched(what) => what,
+            Pending::Superblock { .. } => "superblock",
+            Pending::Flush { .. } | Pending::CycleSync | Pending::StopSync => "sync of a volume",
+            Pending::Spill { .. } => "disk FIFO, writing",
+            Pending::FifoRead { .. } => "disk FIFO, reading",
+            Pending::LogRead { .. } => "intent log, reading",
+            Pending::Chunk { .. } => "volume, reading for a batch",
+        }
+    }
+}
+
+/// A disk write as an effect.
+pub(super) fn disk_write(ticket: Ticket, file: File, offset: u64, parts: Vec<Bytes>, durable: bool) -> Effect {
+    Effect::Disk(DiskOp { ticket, file, kind: DiskKind::Write { offset, parts, durable } })
+}
+
+const _: () = assert!(RECORD_BYTES * 64 == BLOCK_BYTES);

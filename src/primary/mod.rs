@@ -1,5 +1,28 @@
 //! The primary: order, acknowledgement, shipping, restart.
+//!
+//! ```text
+//!  NBD request ─► intake ─► seq + record ─┬─► intent log, intent map ─► local disk (I1, I2)
+//!                                         ├─► auxiliary: table   ┐
+//!                                         ├─► DR: journal        ├─► watermarks ─► policy ─► reply (I3)
+//!                                         └─► FIFO ─► streams ─► spool (copied) ┘
+//!                                               └─ full, or lost at a restart ─► ranges ─► batch
+//! ```
+//!
+//! `machine` holds the state and the life of one write; `policy` says what a reply waits for;
+//! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows.
 
+pub mod ack;
+pub mod batch;
 pub mod daemon;
+pub mod fifo;
+pub mod intake;
+pub mod intent;
+pub mod link;
+pub mod local;
 pub mod machine;
+pub mod policy;
 pub mod recovery;
+pub mod report;
+pub mod table;
+pub mod upkeep;
+pub mod window;

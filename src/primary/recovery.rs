@@ -1,1 +1,384 @@
-//! Being written.
+//! What a primary's directory says after a restart, and what has to be copied because of it.
+//!
+//! | stopped cleanly, or same boot | intent log reaches back to the cut | payloads were being dropped | lost ranges |
+//! |---|---|---|---|
+//! | yes | yes | no  | records after min(local done, cut) that the disk FIFO does not hold |
+//! | yes | no  | no  | the intent map |
+//! | yes | any | yes | the intent map and the records |
+//! | no  | any | any | the intent map; seqs go on after the reservation |
+//!
+//! In the same boot the page cache is whole, so the unsynced intent log is exact. After a loss of power only
+//! what was made durable counts: the map (I2), and the reservation of seqs, which no write has passed.
+
+use bytes::Bytes;
+
+use super::fifo::{self, DiskFifo};
+use super::intent::IntentMap;
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use crate::core::machine::{IoFail, ReadAt};
+use crate::core::ranges::VolumeRanges;
+use crate::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, Page, Watermark, sizes_digest};
+use crate::format::record::OrderRecord;
+use crate::format::superblock::{self, Role, SUPERBLOCK_BYTES, Superblock};
+use crate::format::{FormatError, is_zero};
+use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES};
+
+/// What the directory has to match, and what the shell draws for a new one.
+#[derive(Clone, Debug)]
+pub struct Expect {
+    pub group_name: String,
+    /// Name and size in bytes of each volume.
+    pub volumes: Vec<(String, u64)>,
+    pub boot_id: [u8; 16],
+    pub fifo_disk_bytes: u64,
+    pub log_slots: u64,
+    /// Random, used only for a new directory.
+    pub fresh_group: GroupId,
+    pub fresh_owner: Owner,
+    pub fresh_nonce: u64,
+}
+
+/// The files, as they are; an absent file has size 0.
+pub struct Files<'a> {
+    pub superblock: &'a dyn ReadAt,
+    pub map: &'a dyn ReadAt,
+    pub log: &'a dyn ReadAt,
+    pub fifo: &'a dyn ReadAt,
+}
+
+/// What the machine goes on from.
+#[derive(Debug)]
+pub struct Recovered {
+    pub superblock: Superblock,
+    /// Last seq not to be assigned again; the next one is the `EpochStart`.
+    pub tail: Seq,
+    pub chain: Chain,
+    /// Last seq known of this history (`tail`, unless seqs were skipped).
+    pub previous: Seq,
+    pub intent: IntentMap,
+    pub log: LogLayout,
+    pub log_first: Seq,
+    pub fifo: DiskFifo,
+    pub lost: VolumeRanges,
+    pub lost_any: bool,
+    /// Blocks to write before the machine starts: (which file, offset, bytes).
+    pub format: Vec<(Place, u64, Bytes)>,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+}
+
+/// A file to be written by [`Recovered::format`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Map,
+    Log,
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    #[error("cannot read {file}: {source}")]
+    Io { file: &'static str, source: IoFail },
+    #[error("{file} is damaged: {source}; restore the directory, or empty it and let everything be copied anew")]
+    Damaged { file: &'static str, source: FormatError },
+    #[error("the directory belongs to {what} {found}, the configuration says {expected}; {advice}")]
+    Mismatch { what: &'static str, found: String, expected: String, advice: &'static str },
+}
+
+/// Reads the directory and decides where to go on.
+pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, RecoveryError> {
+    let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
+    let Some(superblock) = read_superblock(files.superblock)? else {
+        return Ok(fresh(expect, &sizes));
+    };
+    check_superblock(expect, &superblock)?;
+    let mut notes = Vec::new();
+    let intent = read_map(files.map, &sizes, superblock.group, &mut notes)?;
+    let log = read_log(files.log, &superblock, &mut notes)?;
+    let exact = superblock.has(superblock::CLEAN) || log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
+    let (end, last) = scan_fifo(expect, &superblock, files.fifo)?;
+    let fifo = DiskFifo::resume(expect.fifo_disk_bytes, superblock.nonce, superblock.spool_pos, end, last);
+    let mut recovered = match log.filter(|_| exact) {
+        Some(log) => resume_exact(superblock, log, intent, fifo, last),
+        None => resume_after_power_loss(expect, superblock, intent, fifo, &mut notes),
+    };
+    recovered.superblock.boot_id = expect.boot_id;
+    recovered.format.extend(log_header(expect, &recovered));
+    if recovered.lost_any {
+        notes.push(format!("{} bytes of volume are copied to DR as a batch", recovered.lost.bytes()));
+    }
+    recovered.notes = notes;
+    Ok(recovered)
+}
+
+/// A directory that has never been used.
+fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
+    let mut superblock = Superblock::new(Role::Primary);
+    superblock.group = expect.fresh_group;
+    superblock.group_name.clone_from(&expect.group_name);
+    superblock.owner = expect.fresh_owner;
+    superblock.epoch = Epoch(1);
+    superblock.nonce = expect.fresh_nonce;
+    superblock.boot_id = expect.boot_id;
+    superblock.volumes = digests(&expect.volumes);
+    let header = MapHeader { group: superblock.group, sizes_digest: sizes_digest(sizes) };
+    let mut recovered = Recovered {
+        fifo: DiskFifo::new(expect.fifo_disk_bytes, superblock.nonce, 0),
+        superblock,
+        tail: Seq(0),
+        chain: Chain(0),
+        previous: Seq(0),
+        intent: IntentMap::new(sizes),
+        log: LogLayout { slots: expect.log_slots },
+        log_first: Seq(1),
+        lost: VolumeRanges::new(),
+        lost_any: false,
+        format: vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))],
+        notes: Vec::new(),
+    };
+    recovered.format.extend(log_header(expect, &recovered));
+    recovered
+}
+
+/// A promoted DR goes on as primary of the new epoch, alone: everything written from now on is remembered
+/// in its intent map.
+#[must_use]
+pub fn promoted(expect: &Expect, group: GroupId, owner: Owner, epoch: Epoch, tail: Seq, chain: Chain) -> Recovered {
+    let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
+    let mut recovered = fresh(expect, &sizes);
+    recovered.superblock.group = group;
+    recovered.superblock.owner = owner;
+    recovered.superblock.epoch = epoch;
+    recovered.tail = tail;
+    recovered.previous = tail;
+    recovered.chain = chain;
+    recovered.log_first = tail.next();
+    let header = MapHeader { group, sizes_digest: sizes_digest(&sizes) };
+    recovered.format = vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))];
+    recovered.format.extend(log_header(expect, &recovered));
+    recovered
+}
+
+struct Log {
+    layout: LogLayout,
+    boot_id: [u8; 16],
+    watermark: Watermark,
+    /// Contiguous records up to the newest, oldest first.
+    records: Vec<OrderRecord>,
+}
+
+fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskFifo, on_disk: Seq) -> Recovered {
+    let Log { layout, watermark, records, .. } = log;
+    let newest = records.last().map_or((Seq(0), Chain(0)), |record| (record.seq, record.chain));
+    let log_first = records.first().map_or(newest.0.next(), |record| record.seq);
+    let settled = watermark.local_done.min(watermark.cut);
+    let mut lost = VolumeRanges::new();
+    let mut lost_any = watermark.coalescing;
+    for record in records.iter().filter(|record| record.seq > settled) {
+        let held = record.seq <= on_disk && record.seq <= watermark.local_done;
+        if let Some(extent) = record.extent().filter(|_| !held) {
+            lost_any = true;
+            lost.insert(extent);
+        }
+    }
+    if watermark.coalescing || log_first > settled.next() {
+        lost.union(&intent.ranges());
+        lost_any |= !lost.is_empty();
+    }
+    coarsen(&mut lost, &superblock);
+    Recovered {
+        superblock,
+        tail: newest.0,
+        chain: newest.1,
+        previous: newest.0,
+        intent,
+        log: layout,
+        log_first,
+        fifo,
+        lost,
+        lost_any,
+        format: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn resume_after_power_loss(
+    expect: &Expect,
+    superblock: Superblock,
+    intent: IntentMap,
+    fifo: DiskFifo,
+    notes: &mut Vec<String>,
+) -> Recovered {
+    let tail = superblock.seq;
+    notes.push(format!(
+        "the machine lost power or was restarted while this primary ran: seqs go on after {tail}, and every extent \
+         of the intent map is copied"
+    ));
+    let lost = intent.ranges();
+    Recovered {
+        superblock,
+        tail,
+        chain: Chain(0),
+        previous: Seq(0),
+        intent,
+        log: LogLayout { slots: expect.log_slots },
+        log_first: tail.next(),
+        fifo,
+        lost,
+        lost_any: true,
+        format: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn coarsen(lost: &mut VolumeRanges, superblock: &Superblock) {
+    if lost.len() > 32 << 10 {
+        for (index, (_, size)) in superblock.volumes.iter().enumerate() {
+            lost.volume_mut(volume_at(index)).coarsen(INTENT_EXTENT_BYTES, *size);
+        }
+    }
+}
+
+fn log_header(expect: &Expect, recovered: &Recovered) -> [(Place, u64, Bytes); 2] {
+    let header = LogHeader {
+        group: recovered.superblock.group,
+        owner: recovered.superblock.owner,
+        boot_id: expect.boot_id,
+        slots: recovered.log.slots,
+    };
+    // Until the first tick says more: nothing before this incarnation is known to be at DR.
+    let watermark = Watermark {
+        local_done: recovered.log_first.prev(),
+        cut: recovered.log_first.prev(),
+        coalescing: recovered.lost_any,
+    };
+    [
+        (Place::Log, LogLayout::HEADER_AT, Bytes::copy_from_slice(&header.encode())),
+        (Place::Log, LogLayout::WATERMARK_AT, Bytes::copy_from_slice(&watermark.encode())),
+    ]
+}
+
+// ---- reading ---------------------------------------------------------------------------------
+
+fn read_superblock(file: &dyn ReadAt) -> Result<Option<Superblock>, RecoveryError> {
+    if file.size() == 0 {
+        return Ok(None);
+    }
+    let bytes = file.read_at(0, SUPERBLOCK_BYTES).map_err(|source| RecoveryError::Io { file: "superblock", source })?;
+    superblock::newest(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })
+}
+
+fn check_superblock(expect: &Expect, superblock: &Superblock) -> Result<(), RecoveryError> {
+    let mismatch =
+        |what, found: String, expected: String, advice| Err(RecoveryError::Mismatch { what, found, expected, advice });
+    if superblock.role != Role::Primary {
+        let advice = "give each role a directory of its own";
+        return mismatch("the role", superblock.role.word().into(), "primary".into(), advice);
+    }
+    if superblock.group_name != expect.group_name {
+        let advice = "give each group a directory of its own";
+        return mismatch("group", superblock.group_name.clone(), expect.group_name.clone(), advice);
+    }
+    if superblock.volumes != digests(&expect.volumes) {
+        let found = describe_sizes(superblock.volumes.iter().map(|(_, size)| *size));
+        let wanted = describe_sizes(expect.volumes.iter().map(|(_, size)| *size));
+        let advice = "names, order and sizes of volumes cannot change; put the configuration back";
+        return mismatch("volumes of", found, wanted, advice);
+    }
+    Ok(())
+}
+
+fn describe_sizes(sizes: impl Iterator<Item = u64>) -> String {
+    let sizes: Vec<String> = sizes.map(|size| size.to_string()).collect();
+    format!("[{}] bytes", sizes.join(", "))
+}
+
+fn read_map(
+    file: &dyn ReadAt,
+    sizes: &[u64],
+    group: GroupId,
+    notes: &mut Vec<String>,
+) -> Result<IntentMap, RecoveryError> {
+    let io = |source| RecoveryError::Io { file: "intent map", source };
+    let mut map = IntentMap::new(sizes);
+    let layout = MapLayout::new(sizes);
+    let header = file.read_at(0, BLOCK_BYTES).map_err(io)?;
+    let whole = MapHeader::decode(&header)
+        .is_ok_and(|header| header.group == group && header.sizes_digest == sizes_digest(sizes));
+    if !whole {
+        notes.push("the intent map is missing or damaged: whole volumes are copied (I8)".into());
+    }
+    for index in 0..sizes.len() {
+        let volume = volume_at(index);
+        for page in 0..layout.volume_pages(volume) {
+            let bytes = file.read_at(layout.page_offset(volume, page), BLOCK_BYTES).map_err(io)?;
+            if whole && is_zero(&bytes) {
+                continue;
+            }
+            match Page::decode(&bytes) {
+                Ok(found) if whole && found.volume == volume && found.index == page => map.load(found),
+                _ => {
+                    notes.push(format!("page {page} of volume {index} of the intent map is damaged: all of it counts"));
+                    map.load(Page::full(volume, page));
+                }
+            }
+        }
+    }
+    Ok(map)
+}
+
+fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>) -> Result<Option<Log>, RecoveryError> {
+    let io = |source| RecoveryError::Io { file: "intent log", source };
+    let header = match LogHeader::decode(&file.read_at(LogLayout::HEADER_AT, BLOCK_BYTES).map_err(io)?) {
+        Ok(header) if header.group == superblock.group && header.slots > 0 => header,
+        _ => {
+            notes.push("the intent log is missing or damaged; the intent map decides".into());
+            return Ok(None);
+        }
+    };
+    let Ok(watermark) = Watermark::decode(&file.read_at(LogLayout::WATERMARK_AT, BLOCK_BYTES).map_err(io)?) else {
+        notes.push("the watermark of the intent log is damaged; the intent map decides".into());
+        return Ok(None);
+    };
+    let layout = LogLayout { slots: header.slots };
+    let mut records = Vec::new();
+    let piece = 1 << 20;
+    let mut offset = LogLayout::RECORDS_AT;
+    let end = LogLayout::RECORDS_AT + header.slots * RECORD_BYTES as u64;
+    while offset < end.min(file.size()) {
+        let length = usize::try_from((end - offset).min(piece)).expect("at most a MiB");
+        let bytes = file.read_at(offset, length).map_err(io)?;
+        records.extend(bytes.chunks_exact(RECORD_BYTES).filter_map(|raw| OrderRecord::decode(raw).ok()));
+        offset += length as u64;
+    }
+    Ok(newest_run(records).map(|records| Log { layout, boot_id: header.boot_id, watermark, records }))
+}
+
+/// The contiguous run of records that ends in the newest one; `None` when there is none.
+fn newest_run(mut records: Vec<OrderRecord>) -> Option<Vec<OrderRecord>> {
+    records.sort_unstable_by_key(|record| record.seq);
+    records.dedup_by_key(|record| record.seq);
+    let mut first = records.len().checked_sub(1)?;
+    while first > 0
+        && records[first - 1].seq.next() == records[first].seq
+        && records[first].chain == records[first].chain_after(records[first - 1].chain)
+    {
+        first -= 1;
+    }
+    Some(records.split_off(first))
+}
+
+fn scan_fifo(expect: &Expect, superblock: &Superblock, file: &dyn ReadAt) -> Result<(u64, Seq), RecoveryError> {
+    let size = if file.size() == 0 { 0 } else { expect.fifo_disk_bytes };
+    let mut read = |offset, length| file.read_at(offset, length);
+    fifo::scan(size, superblock.nonce, superblock.spool_pos, &mut read)
+        .map_err(|source| RecoveryError::Io { file: "disk FIFO", source })
+}
+
+fn digests(volumes: &[(String, u64)]) -> Vec<(u64, u64)> {
+    volumes.iter().map(|(name, size)| (superblock::name_digest(name), *size)).collect()
+}
+
+fn volume_at(index: usize) -> Volume {
+    Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"))
+}

@@ -1,0 +1,151 @@
+//! Acknowledgement: what may be answered, and when nothing may (I3, I7).
+
+use super::batch::Mode;
+use super::machine::{Effect, FlushStage, Machine};
+use super::policy::{self, NOTHING, Standing};
+use super::window::Local;
+use crate::core::errno::Errno;
+use crate::core::ids::Seq;
+use crate::core::machine::Level;
+use crate::core::modes::{Ack, Require};
+use crate::format::record::FLAG_FUA;
+use crate::limits::LEASE_NS;
+
+impl Machine {
+    /// Where each kind of durability stands, for the policy and for status.
+    #[must_use]
+    pub(super) fn standing(&self) -> Standing {
+        let copied = self.dr.caught_up() && matches!(self.mode, Mode::Stream) && self.closing.is_none();
+        Standing {
+            aux: self.aux.in_reach().then_some(self.aux.durable),
+            aux_payload: self.aux.keeps_payloads().then_some(self.aux.durable),
+            journal: self.dr.caught_up().then_some(self.dr.journal),
+            copied: copied.then_some(self.copied),
+            held: self.aux.durable.max(self.dr.journal),
+        }
+    }
+
+    /// Whether the lease allows an acknowledgement (I7).
+    pub(super) fn may_acknowledge(&self) -> bool {
+        self.fenced.is_none()
+            && (self.options.standalone
+                || self.options.isolated_continue
+                || self.options.require == Require::None
+                || self.now.mono_ns <= self.lease_until_ns)
+    }
+
+    /// A peer answered something that was sent at `sent_ns`, at our epoch: the lease runs from then.
+    pub(super) fn renew_lease(&mut self, sent_ns: u64) {
+        self.lease_until_ns = self.lease_until_ns.max(sent_ns + LEASE_NS);
+    }
+
+    /// Replies to what has become protected.
+    pub(super) fn settle(&mut self, fx: &mut Vec<Effect>) {
+        let old = self.protected;
+        self.protected = if self.options.standalone {
+            policy::EVERYTHING
+        } else {
+            policy::protected(self.options.protect, self.options.require, self.standing())
+        };
+        if !self.may_acknowledge() {
+            self.withheld = true;
+        } else {
+            let from =
+                if std::mem::take(&mut self.withheld) || old > self.tail { self.window.first() } else { old.next() };
+            let to = self.protected.min(self.tail);
+            if from <= to {
+                for seq in from.max(self.window.first()).0..=to.0 {
+                    self.reply_if_ready(Seq(seq), fx);
+                }
+            }
+            self.settle_flushes(fx);
+        }
+        self.note_frozen(fx);
+    }
+
+    pub(super) fn reply_if_ready(&mut self, seq: Seq, fx: &mut Vec<Effect>) {
+        let deferred = self.options.ack == Ack::Flush;
+        let protected = self.protected;
+        let Some(entry) = self.window.get_mut(seq) else { return };
+        if entry.local != Local::Done {
+            return;
+        }
+        let promised = seq <= protected || (deferred && entry.record.flags & FLAG_FUA == 0);
+        if promised && let Some(req) = entry.req.take() {
+            fx.push(Effect::Reply { req, result: Ok(()) });
+        }
+    }
+
+    pub(super) fn settle_flushes(&mut self, fx: &mut Vec<Effect>) {
+        let wait = if self.options.ack == Ack::Flush { self.protected } else { policy::EVERYTHING };
+        self.flushes.retain(|flush| {
+            let done = flush.stage == FlushStage::Synced && flush.seq <= wait;
+            if done {
+                fx.push(Effect::Reply { req: flush.req, result: Ok(()) });
+            }
+            !done
+        });
+    }
+
+    pub(super) fn note_frozen(&mut self, fx: &mut Vec<Effect>) {
+        let waiting = self.window.from(self.window.first()).next().is_some_and(|entry| entry.req.is_some());
+        let cut_off = !self.may_acknowledge() || (waiting && self.protected == NOTHING);
+        match (cut_off, self.frozen_since_ns) {
+            (true, None) => {
+                self.frozen_since_ns = Some(self.now.mono_ns);
+                let text = "writes wait: neither the auxiliary nor DR has answered within the lease".to_string();
+                fx.push(Effect::Log { level: Level::Warn, text });
+            }
+            (false, Some(since)) => {
+                self.frozen_since_ns = None;
+                let ms = (self.now.mono_ns - since) / 1_000_000;
+                fx.push(Effect::Log { level: Level::Info, text: format!("writes go on after {ms} ms") });
+            }
+            _ => {}
+        }
+    }
+
+    /// Fails what has waited longer than the group allows.
+    pub(super) fn expire_frozen(&mut self, fx: &mut Vec<Effect>) {
+        let timeout = self.options.freeze_timeout_ns;
+        let Some(since) = self.frozen_since_ns else { return };
+        if timeout == 0 || self.now.mono_ns < since + timeout {
+            return;
+        }
+        let mut failed = 0;
+        for entry in self.window.iter_mut().filter(|entry| entry.local == Local::Done) {
+            if let Some(req) = entry.req.take() {
+                fx.push(Effect::Reply { req, result: Err(Errno::Io) });
+                failed += 1;
+            }
+        }
+        for flush in self.flushes.drain(..) {
+            fx.push(Effect::Reply { req: flush.req, result: Err(Errno::Io) });
+            failed += 1;
+        }
+        if failed > 0 {
+            let text = format!("{failed} requests failed: no protection within freeze_timeout_seconds");
+            fx.push(Effect::Log { level: Level::Error, text });
+        }
+    }
+
+    /// A higher epoch is in force: this writer never acknowledges again (I7).
+    pub(super) fn fence(&mut self, text: &str, fx: &mut Vec<Effect>) {
+        if self.fenced.is_some() {
+            return;
+        }
+        self.fenced = Some(text.to_string());
+        fx.push(Effect::Log { level: Level::Error, text: format!("fenced, refusing all I/O: {text}") });
+        for entry in self.window.iter_mut() {
+            if let Some(req) = entry.req.take() {
+                fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
+            }
+        }
+        for (req, ..) in self.held_requests.drain(..) {
+            fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
+        }
+        for flush in self.flushes.drain(..) {
+            fx.push(Effect::Reply { req: flush.req, result: Err(Errno::Shutdown) });
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The batch: ranges as of a later seq, all or nothing; how both sides become equal again after payloads
+//! were lost to a full FIFO, a restart, a failed write, or never existed (the first sync).
+//!
+//! ```text
+//!   Stream ──payload lost──► Coalescing ──DR in reach, FIFO drained──► Batch(b) ──all pieces durable──► Stream
+//!     ▲                         ▲   payloads dropped, ranges kept        │ payloads after b are queued again
+//!     └─────────────────────────┴────────── FIFO full again ─────────────┘
+//! ```
+//!
+//! Pieces are read while writes go on. A piece may hold bytes of writes after `b`; those follow in the
+//! stream and are applied over it. Writes up to `b` must be on the local disk before the first read.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::machine::{Effect, File, Machine, Pending};
+use super::window::Payload;
+use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
+use crate::core::machine::{DiskKind, DiskOp, Level};
+use crate::core::op::Op;
+use crate::core::ranges::VolumeRanges;
+use crate::format::record::OrderRecord;
+use crate::format::wire::Message;
+use crate::limits::{CHUNK_BYTES_MAX, INTENT_EXTENT_BYTES};
+
+/// How payloads cross at present.
+#[derive(Debug)]
+pub enum Mode {
+    /// Every payload goes through the FIFO.
+    Stream,
+    /// Payloads are dropped, their ranges remembered.
+    Coalescing,
+    /// A batch is under way; payloads after its begin go through the FIFO.
+    Batch(Batch),
+}
+
+impl Mode {
+    #[must_use]
+    pub fn drops_payloads(&self) -> bool {
+        matches!(self, Mode::Coalescing)
+    }
+
+    #[must_use]
+    pub fn batch(&self) -> Option<&Batch> {
+        if let Mode::Batch(batch) = self { Some(batch) } else { None }
+    }
+}
+
+/// One piece, by its index.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    pub index: u64,
+    pub extent: Extent,
+    /// Known to be a hole: sent as zeroes without reading.
+    pub hole: bool,
+}
+
+/// A batch under way.
+#[derive(Debug)]
+pub struct Batch {
+    /// Seq of its begin record: its id.
+    pub begin: Seq,
+    /// Everything it covers, for starting again.
+    pub all: VolumeRanges,
+    todo: VolumeRanges,
+    holes: VolumeRanges,
+    /// Pieces to be sent again with their index: their stream was lost.
+    again: VecDeque<Piece>,
+    reading: BTreeMap<u64, Piece>,
+    unacked: BTreeMap<u64, (Piece, Conn)>,
+    next_index: u64,
+    pub bytes: u64,
+    pub bytes_acked: u64,
+    /// Seq of its end record, once written.
+    pub end: Option<Seq>,
+}
+
+/// Pieces being read from the local disk at once.
+const READS_MAX: usize = 4;
+/// Ranges remembered exactly; beyond it they are rounded to extents (I9).
+const RANGES_MAX: usize = 32 << 10;
+
+impl Batch {
+    fn new(begin: Seq, ranges: VolumeRanges, holes: VolumeRanges) -> Batch {
+        let mut all = ranges.clone();
+        all.union(&holes);
+        Batch {
+            begin,
+            all,
+            todo: ranges,
+            holes,
+            again: VecDeque::new(),
+            reading: BTreeMap::new(),
+            unacked: BTreeMap::new(),
+            next_index: 0,
+            bytes: 0,
+            bytes_acked: 0,
+            end: None,
+        }
+    }
+
+    /// Bytes that DR has not acknowledged yet.
+    #[must_use]
+    pub fn bytes_left(&self) -> u64 {
+        self.todo.bytes() + self.holes.bytes() + (self.bytes - self.bytes_acked)
+    }
+
+    fn next(&mut self) -> Option<Piece> {
+        if let Some(piece) = self.again.pop_front() {
+            return Some(piece);
+        }
+        let (extent, hole) = match self.holes.pop_front(1 << 30) {
+            Some(extent) => (extent, true),
+            None => (self.todo.pop_front(u64::from(CHUNK_BYTES_MAX))?, false),
+        };
+        let index = self.next_index;
+        self.next_index += 1;
+        self.bytes += extent.length;
+        Some(Piece { index, extent, hole })
+    }
+
+    fn complete(&self) -> bool {
+        self.todo.is_empty()
+            && self.holes.is_empty()
+            && self.again.is_empty()
+            && self.reading.is_empty()
+            && self.unacked.is_empty()
+    }
+}
+
+impl Machine {
+    /// From now on payloads are dropped and their ranges remembered, until a batch begins.
+    pub(super) fn coalesce(&mut self, why: &str, fx: &mut Vec<Effect>) {
+        if self.lost_any() || self.options.standalone {
+            return;
+        }
+        let text = format!("{why}: payloads are dropped from here on and their ranges remembered; a batch follows");
+        fx.push(Effect::Log { level: Level::Warn, text });
+        if let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Coalescing) {
+            self.lost.union(&batch.all);
+        }
+        if let Some(batch) = self.closing.take() {
+            self.lost.union(&batch.all);
+        }
+        self.intent.abandon_cycle();
+        self.save_watermark(fx);
+    }
+
+    /// Remembers a range whose payload will not cross by itself.
+    pub(super) fn lose(&mut self, extent: Extent) {
+        if self.options.standalone {
+            return;
+        }
+        self.dropped_writes += 1;
+        self.lost.insert(extent);
+        if self.lost.len() > RANGES_MAX {
+            for (index, (_, size)) in self.options.volumes.iter().enumerate() {
+                let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
+                self.lost.volume_mut(volume).coarsen(INTENT_EXTENT_BYTES, *size);
+            }
+        }
+    }
+
+    /// DR has no recovery point, or lost what it had: everything that is allocated has to cross.
+    pub(super) fn allocated(&mut self, ranges: VolumeRanges, fx: &mut Vec<Effect>) {
+        self.dr.listing = false;
+        if !self.dr.wants_everything {
+            return;
+        }
+        self.coalesce("DR has no copy yet", fx);
+        self.drop_queued();
+        self.lost.union(&ranges);
+        self.lost.union(&self.intent.ranges());
+        let mut holes = VolumeRanges::new();
+        if !self.dr.blank {
+            for (index, (_, size)) in self.options.volumes.iter().enumerate() {
+                let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
+                holes.insert(Extent { volume, offset: 0, length: *size });
+            }
+            for extent in self.lost.iter() {
+                holes.remove(extent);
+            }
+        }
+        self.dr.holes = holes;
+        self.dr.wants_everything = false;
+        self.dr.everything_listed = true;
+    }
+
+    /// Payloads in memory and on disk that a batch will cover anyway.
+    fn drop_queued(&mut self) {
+        let mut dropped = Vec::new();
+        for entry in self.window.iter_mut() {
+            if matches!(entry.payload, Payload::Queued | Payload::Sent) {
+                self.memory_bytes -= entry.data.len() as u64;
+                entry.payload = Payload::Dropped;
+                dropped.extend(entry.record.extent());
+                if entry.local == super::window::Local::Done {
+                    entry.data = Bytes::new();
+                }
+            }
+        }
+        for extent in dropped {
+            self.lose(extent);
+        }
+        self.dr.forget_sent();
+        if !self.fifo.is_empty() {
+            // What stands on disk is older than anything in memory; the map has every extent of it.
+            self.lost.union(&self.intent.ranges());
+            self.fifo.clear();
+        }
+    }
+
+    /// Begins a batch when it can, sends its pieces, ends it.
+    pub(super) fn pump_batch(&mut self, fx: &mut Vec<Effect>) {
+        self.maybe_begin();
+        self.issue_pieces(fx);
+        let done = self.mode.batch().is_some_and(Batch::complete) && self.copied_before_batch();
+        if done && let Mode::Batch(mut batch) = std::mem::replace(&mut self.mode, Mode::Stream) {
+            let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
+            let end = self.append_control(Op::BatchEnd, batch.begin.0, batch.bytes, count);
+            batch.end = Some(end);
+            let text = format!("batch {} sent: {} bytes; consistent again at seq {end}", batch.begin, batch.bytes);
+            fx.push(Effect::Log { level: Level::Info, text });
+            self.closing = Some(batch);
+        }
+    }
+
+    /// Whether every payload before the batch has either crossed or been dropped.
+    fn copied_before_batch(&self) -> bool {
+        let begin = self.mode.batch().map_or(Seq(0), |batch| batch.begin);
+        self.fifo.is_empty()
+            && !self.window.from(self.window.first()).take_while(|entry| entry.record.seq < begin).any(|entry| {
+                matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled)
+            })
+    }
+
+    fn maybe_begin(&mut self) {
+        if !self.lost_any() || self.options.standalone || !self.dr.ready() || self.dr.wants_everything {
+            return;
+        }
+        if self.dr.must_jump {
+            self.drop_queued();
+        }
+        if self.memory_bytes > 0 || !self.fifo.is_empty() {
+            return;
+        }
+        let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        let ranges = std::mem::take(&mut self.lost);
+        let holes = std::mem::take(&mut self.dr.holes);
+        self.dr.everything_listed = false;
+        if std::mem::take(&mut self.dr.must_jump) {
+            self.dr.next = begin;
+        }
+        self.mode = Mode::Batch(Batch::new(begin, ranges, holes));
+    }
+
+    fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
+        loop {
+            let window_left = self.dr.window_left();
+            let ready = self.dr.any_stream();
+            let Mode::Batch(batch) = &mut self.mode else { return };
+            let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
+            if !ready
+                || self.local_done < batch.begin
+                || self.dr.journal < batch.begin
+                || batch.reading.len() >= READS_MAX
+                || window_left <= waiting
+            {
+                return;
+            }
+            let Some(piece) = batch.next() else { return };
+            let Piece { index, extent, hole } = piece;
+            if hole {
+                self.send_piece(piece, Bytes::new(), fx);
+                continue;
+            }
+            batch.reading.insert(index, piece);
+            let ticket = self.ticket(Pending::Chunk { index, extent });
+            let kind = DiskKind::Read { offset: extent.offset, length: extent.length };
+            fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(extent.volume), kind }));
+        }
+    }
+
+    pub(super) fn chunk_read(&mut self, index: u64, extent: Extent, bytes: Bytes, fx: &mut Vec<Effect>) {
+        let Mode::Batch(batch) = &mut self.mode else { return };
+        // A read of an earlier batch: its piece is in the ranges of the present one.
+        if batch.reading.get(&index).is_none_or(|piece| piece.extent != extent) {
+            return;
+        }
+        let piece = batch.reading.remove(&index).expect("just seen");
+        self.send_piece(piece, bytes, fx);
+    }
+
+    fn send_piece(&mut self, piece: Piece, bytes: Bytes, fx: &mut Vec<Effect>) {
+        let zero = piece.hole || is_zero(&bytes);
+        let data = if zero { Bytes::new() } else { bytes };
+        let Mode::Batch(batch) = &mut self.mode else { return };
+        let Some(conn) = self.dr.stream_for(data.len() as u64 + 64) else {
+            batch.again.push_back(piece);
+            return;
+        };
+        let record = OrderRecord {
+            seq: batch.begin,
+            epoch: self.superblock.epoch,
+            volume: piece.extent.volume,
+            op: if zero { Op::WriteZeroes } else { Op::Write },
+            flags: 0,
+            offset: piece.extent.offset,
+            length: piece.extent.length,
+            time_ns: self.now.wall_ns,
+            chain: Chain(0),
+            payload_crc: if zero { 0 } else { crc32fast::hash(&data) },
+        };
+        batch.unacked.insert(piece.index, (piece, conn));
+        self.dr.note_piece(conn, piece.index, data.len() as u64 + 64);
+        fx.push(Effect::DrSend { conn, message: Message::Chunk { index: piece.index, record, data } });
+    }
+
+    pub(super) fn pieces_durable(&mut self, conn: Conn, begin: Seq, indexes: &[u64]) {
+        for index in indexes {
+            self.dr.piece_done(conn, *index);
+            if let Mode::Batch(batch) = &mut self.mode
+                && batch.begin == begin
+                && let Some((piece, _)) = batch.unacked.remove(index)
+            {
+                batch.bytes_acked += piece.extent.length;
+            }
+        }
+    }
+
+    /// A stream is gone: its pieces are sent again.
+    pub(super) fn pieces_lost(&mut self, conn: Conn) {
+        if let Mode::Batch(batch) = &mut self.mode {
+            let lost: Vec<u64> =
+                batch.unacked.iter().filter(|(_, (_, on))| *on == conn).map(|(index, _)| *index).collect();
+            for index in lost {
+                let (piece, _) = batch.unacked.remove(&index).expect("just listed");
+                batch.again.push_back(piece);
+            }
+        }
+    }
+
+    /// After a reconnect: whether DR still keeps what it acknowledged of the batch.
+    pub(super) fn check_batch(&mut self, kept: Seq, cut: Seq, fx: &mut Vec<Effect>) {
+        let lost = match (&self.mode, &self.closing) {
+            (Mode::Batch(batch), _) => (batch.bytes_acked > 0 && kept != batch.begin).then_some(batch.begin),
+            (_, Some(batch)) => (batch.end.is_some_and(|end| cut < end) && kept != batch.begin).then_some(batch.begin),
+            _ => None,
+        };
+        if let Some(begin) = lost {
+            self.coalesce(&format!("DR no longer keeps batch {begin}"), fx);
+        }
+    }
+
+    /// DR's cut has passed a batch: its ranges need not be remembered any more.
+    pub(super) fn close_batch(&mut self, fx: &mut Vec<Effect>) {
+        let cut = self.dr.cut;
+        if self.closing.as_ref().is_some_and(|batch| batch.end.is_some_and(|end| cut >= end)) {
+            let batch = self.closing.take().expect("just seen");
+            let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
+            fx.push(Effect::Log { level: Level::Info, text });
+        }
+    }
+}
+
+/// Whether all bytes are zero, sixteen at a time.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, tail) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [0; 16]) && tail.iter().all(|byte| *byte == 0)
+}

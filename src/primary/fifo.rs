@@ -1,0 +1,366 @@
+//! The disk part of the FIFO: a circular log of payloads, oldest first, in seq order (I9).
+//!
+//! What stands on disk is always older than what is in memory. Positions grow for ever:
+//! `head ≤ read ≤ written ≤ tail`; `head` moves when payloads are durable at DR, `read` when they are
+//! fetched for shipping, `written` when an append has completed, `tail` when it is issued.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::machine::{Effect, File, Machine, Pending, disk_write};
+use super::window::{Local, Payload};
+use crate::core::ids::Seq;
+use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
+use crate::format::record::OrderRecord;
+use crate::format::spool::{self, ENTRY_HEADER_BYTES, EntryHeader, Kind};
+
+/// Bytes spilled by one write, and bytes of spills in flight.
+const SPILL_BYTES: u64 = 1 << 20;
+const SPILLS_BYTES_MAX: u64 = 8 << 20;
+/// Bytes fetched ahead of shipping.
+const STAGED_BYTES_MAX: u64 = 8 << 20;
+const READ_BYTES: u64 = 1 << 20;
+
+/// A payload fetched back for shipping.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    pub record: OrderRecord,
+    pub data: Bytes,
+    pub pos: u64,
+}
+
+/// Positions and counters of the log; the bytes are in the file.
+#[derive(Clone, Debug)]
+pub struct DiskFifo {
+    size: u64,
+    nonce: u64,
+    head: u64,
+    read: u64,
+    written: u64,
+    tail: u64,
+    /// Head that the superblock names: nothing after it is overwritten.
+    saved: u64,
+    /// Appends under way: the position after each, and whether it has completed.
+    appends: VecDeque<(u64, bool)>,
+    /// Seq of the last payload appended.
+    pub last: Seq,
+    reading: bool,
+    /// Bytes the next read has to fetch to hold one whole entry.
+    need: u64,
+    staged: VecDeque<Staged>,
+    staged_bytes: u64,
+    /// A clear happened while operations were in flight: their results are ignored.
+    generation_pos: u64,
+}
+
+impl DiskFifo {
+    /// An empty log of `size` bytes (0: none) that goes on at `pos`.
+    #[must_use]
+    pub fn new(size: u64, nonce: u64, pos: u64) -> DiskFifo {
+        DiskFifo::resume(size, nonce, pos, pos, Seq(0))
+    }
+
+    /// A log that holds the entries between two positions.
+    #[must_use]
+    pub fn resume(size: u64, nonce: u64, head: u64, tail: u64, last: Seq) -> DiskFifo {
+        DiskFifo {
+            size,
+            nonce,
+            head,
+            read: head,
+            written: tail,
+            tail,
+            saved: head,
+            appends: VecDeque::new(),
+            last,
+            reading: false,
+            need: 0,
+            staged: VecDeque::new(),
+            staged_bytes: 0,
+            generation_pos: head,
+        }
+    }
+
+    /// Oldest position still needed.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Nothing on disk is waiting to become durable at DR.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head == self.tail
+    }
+
+    /// Nothing on disk is waiting to be sent.
+    #[must_use]
+    pub fn all_sent(&self) -> bool {
+        self.read == self.tail && self.staged.is_empty()
+    }
+
+    /// Bytes of the file in use.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.tail - self.head
+    }
+
+    /// Whether about `bytes` of payload would fit (a third is allowed for headers and wrapping).
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.size > 0 && self.tail - self.saved + bytes + bytes / 3 + (64 << 10) <= self.size
+    }
+
+    /// Whether the superblock should name a newer head, to give space back.
+    #[must_use]
+    pub fn wants_saving(&self) -> bool {
+        self.head - self.saved > self.size / 8
+    }
+
+    /// The superblock names this head now.
+    pub fn saved(&mut self, head: u64) {
+        self.saved = self.saved.max(head);
+    }
+
+    fn fits(&self, entry_bytes: u64) -> bool {
+        entry_bytes <= self.size
+            && spool::place(self.tail, self.size, entry_bytes) + entry_bytes - self.saved <= self.size
+    }
+
+    /// Places one entry; returns where its bytes go in the file.
+    fn place(&mut self, entry_bytes: u64) -> u64 {
+        let pos = spool::place(self.tail, self.size, entry_bytes);
+        self.tail = pos + entry_bytes;
+        pos
+    }
+
+    /// Forgets everything that is on disk: a batch covers it.
+    pub fn clear(&mut self) {
+        self.head = self.tail;
+        self.read = self.tail;
+        self.written = self.tail;
+        self.appends.clear();
+        self.generation_pos = self.tail;
+        self.staged.clear();
+        self.staged_bytes = 0;
+        self.need = 0;
+    }
+
+    pub fn pop_staged(&mut self) -> Option<Staged> {
+        let staged = self.staged.pop_front()?;
+        self.staged_bytes -= staged.data.len() as u64;
+        Some(staged)
+    }
+
+    #[must_use]
+    pub fn peek_staged(&self) -> Option<&Staged> {
+        self.staged.front()
+    }
+
+    /// A payload whose stream was lost goes back to the front.
+    pub fn unstage(&mut self, staged: Staged) {
+        if staged.pos >= self.head {
+            self.staged_bytes += staged.data.len() as u64;
+            let at = self.staged.partition_point(|other| other.pos < staged.pos);
+            self.staged.insert(at, staged);
+        }
+    }
+
+    /// Everything before `pos` is durable at DR.
+    pub fn release(&mut self, oldest_in_flight: Option<u64>) {
+        let staged = self.staged.front().map(|staged| staged.pos);
+        let oldest = [oldest_in_flight, staged].into_iter().flatten().min().unwrap_or(self.read);
+        self.head = self.head.max(oldest.min(self.read));
+    }
+
+    /// One append completed; what is readable grows in order.
+    fn append_done(&mut self, upto: u64) {
+        self.appends.iter_mut().filter(|(end, _)| *end == upto).for_each(|(_, done)| *done = true);
+        while let Some((end, true)) = self.appends.front().copied() {
+            self.written = end;
+            self.appends.pop_front();
+        }
+    }
+
+    /// Takes complete entries off the front of what was read; asks for more when one is cut off.
+    fn parse(&mut self, mut pos: u64, bytes: &Bytes) -> Result<(), String> {
+        let start = pos;
+        self.need = 0;
+        while pos < start + bytes.len() as u64 {
+            let rest = bytes.slice(usize::try_from(pos - start).expect("inside the buffer")..);
+            if rest.len() < ENTRY_HEADER_BYTES {
+                break;
+            }
+            let header = match EntryHeader::decode(&rest[..ENTRY_HEADER_BYTES], self.nonce) {
+                Ok(header) if header.pos == pos => header,
+                // The writer skipped to the start of the file because the next entry would have wrapped.
+                _ if pos.next_multiple_of(self.size) <= self.written && !pos.is_multiple_of(self.size) => {
+                    self.read = pos.next_multiple_of(self.size);
+                    return Ok(());
+                }
+                Ok(header) => return Err(format!("entry of position {} found at {pos}", header.pos)),
+                Err(why) => return Err(format!("at position {pos}: {why}")),
+            };
+            let entry = header.entry_bytes();
+            if (rest.len() as u64) < entry {
+                self.need = entry;
+                break;
+            }
+            let end = ENTRY_HEADER_BYTES + usize::try_from(header.data_bytes()).expect("bounded by the format");
+            let data = rest.slice(ENTRY_HEADER_BYTES..end);
+            header.verify_data(&data).map_err(|why| format!("seq {}: {why}", header.record.seq))?;
+            self.staged_bytes += data.len() as u64;
+            self.staged.push_back(Staged { record: header.record, data, pos });
+            pos += entry;
+            self.read = pos;
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Whether the oldest payloads in memory may go to disk.
+    pub(super) fn may_spill(&self) -> bool {
+        self.options.fifo_disk_bytes > 0 && !self.options.standalone
+    }
+
+    /// Spills from the front when memory is three quarters full; fetches back what is to be sent.
+    pub(super) fn pump_spill(&mut self, fx: &mut Vec<Effect>) {
+        let high = self.options.fifo_memory_bytes / 4 * 3;
+        while self.may_spill() && self.memory_bytes - self.spilling_bytes > high {
+            if !self.spill_one(fx) {
+                break;
+            }
+        }
+        self.read_fifo(fx);
+    }
+
+    /// At a stop: everything in memory goes to disk. True while that is under way.
+    pub(super) fn spill_everything(&mut self, fx: &mut Vec<Effect>) -> bool {
+        while self.may_spill() && self.memory_bytes > self.spilling_bytes && self.spill_one(fx) {}
+        self.spilling_bytes > 0
+    }
+
+    /// One write of the oldest payloads in memory to the disk FIFO. False when nothing can be spilled now.
+    fn spill_one(&mut self, fx: &mut Vec<Effect>) -> bool {
+        if self.spilling_bytes >= SPILLS_BYTES_MAX {
+            return false;
+        }
+        let (mut parts, mut seqs, mut bytes, mut start) = (Vec::new(), Vec::new(), 0, None);
+        for entry in self.window.iter_mut() {
+            if matches!(entry.payload, Payload::None | Payload::Copied | Payload::Spilled | Payload::Spilling) {
+                continue;
+            }
+            let length = entry.data.len() as u64;
+            let entry_bytes = spool::entry_bytes(length);
+            let wraps = spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
+            let movable = matches!(entry.payload, Payload::Queued | Payload::Sent) && entry.local == Local::Done;
+            if !movable || !self.fifo.fits(entry_bytes) || bytes >= SPILL_BYTES || (wraps && start.is_some()) {
+                break;
+            }
+            let pos = self.fifo.place(entry_bytes);
+            start.get_or_insert(pos);
+            let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: entry.record };
+            spool::encode_entry(&header, self.fifo.nonce, entry.data.clone(), &mut parts);
+            entry.payload = Payload::Spilling;
+            seqs.push(entry.record.seq);
+            bytes += length;
+        }
+        let Some(start) = start else { return false };
+        self.fifo.last = *seqs.last().expect("something was placed");
+        self.spilling_bytes += bytes;
+        self.fifo.appends.push_back((self.fifo.tail, false));
+        self.dr.forget_sent_seqs(&seqs);
+        let ticket = self.ticket(Pending::Spill { upto: self.fifo.tail, seqs, bytes });
+        fx.push(disk_write(ticket, File::Fifo, start % self.fifo.size, parts, false));
+        true
+    }
+
+    pub(super) fn spill_done(&mut self, upto: u64, seqs: &[Seq], bytes: u64) {
+        self.spilling_bytes -= bytes;
+        self.fifo.append_done(upto);
+        for seq in seqs {
+            if let Some(entry) = self.window.get_mut(*seq)
+                && entry.payload == Payload::Spilling
+            {
+                entry.payload = Payload::Spilled;
+                self.memory_bytes -= entry.data.len() as u64;
+                entry.data = Bytes::new();
+            }
+        }
+    }
+
+    fn read_fifo(&mut self, fx: &mut Vec<Effect>) {
+        let fifo = &self.fifo;
+        if fifo.reading || fifo.read >= fifo.written || fifo.staged_bytes >= STAGED_BYTES_MAX || !self.dr.ready() {
+            return;
+        }
+        let to_end = fifo.size - fifo.read % fifo.size;
+        let length = READ_BYTES.max(fifo.need).min(to_end).min(fifo.written - fifo.read);
+        let (pos, offset) = (fifo.read, fifo.read % fifo.size);
+        self.fifo.reading = true;
+        let ticket = self.ticket(Pending::FifoRead { pos });
+        fx.push(Effect::Disk(DiskOp { ticket, file: File::Fifo, kind: DiskKind::Read { offset, length } }));
+    }
+
+    pub(super) fn fifo_read(&mut self, pos: u64, bytes: Bytes, fx: &mut Vec<Effect>) {
+        self.fifo.reading = false;
+        if pos < self.fifo.generation_pos {
+            return;
+        }
+        if let Err(why) = self.fifo.parse(pos, &bytes) {
+            let text = format!("disk FIFO damaged, {why}; its ranges are copied as a batch (I8)");
+            fx.push(Effect::Log { level: Level::Error, text });
+            self.coalesce("the disk FIFO is damaged", fx);
+            self.lost.union(&self.intent.ranges());
+            self.dr.forget_sent();
+            self.fifo.clear();
+        }
+    }
+}
+
+/// Scans a disk FIFO at a restart: the entries from `head` on that are whole and in seq order.
+///
+/// Returns the position after the last one, its seq, and what ended the scan if it was damage.
+pub fn scan(
+    size: u64,
+    nonce: u64,
+    head: u64,
+    read: &mut dyn FnMut(u64, usize) -> Result<Bytes, IoFail>,
+) -> Result<(u64, Seq), IoFail> {
+    let (mut pos, mut last) = (head, Seq(0));
+    while size > 0 && pos - head < size {
+        let at = pos % size;
+        let header = read(at, ENTRY_HEADER_BYTES)
+            .map(|bytes| EntryHeader::decode(&bytes, nonce).ok().filter(|header| header.pos == pos))?;
+        let Some(header) = header.filter(|h| h.record.seq > last && at + h.entry_bytes() <= size) else {
+            let lap = pos.next_multiple_of(size);
+            if at == 0 || lap - head >= size || !starts_lap(size, nonce, lap, last, read)? {
+                break;
+            }
+            pos = lap;
+            continue;
+        };
+        let length = usize::try_from(header.data_bytes()).unwrap_or(usize::MAX);
+        let data = read(at + ENTRY_HEADER_BYTES as u64, length)?;
+        if header.verify_data(&data).is_err() {
+            break;
+        }
+        last = header.record.seq;
+        pos += header.entry_bytes();
+    }
+    Ok((pos, last))
+}
+
+/// Whether the entry at the start of a lap goes on where the scan stands.
+fn starts_lap(
+    size: u64,
+    nonce: u64,
+    lap: u64,
+    last: Seq,
+    read: &mut dyn FnMut(u64, usize) -> Result<Bytes, IoFail>,
+) -> Result<bool, IoFail> {
+    let bytes = read(lap % size, ENTRY_HEADER_BYTES)?;
+    Ok(EntryHeader::decode(&bytes, nonce).is_ok_and(|header| header.pos == lap && header.record.seq > last))
+}

@@ -1,0 +1,311 @@
+//! Intake: a write gets its seq and its order record, waits where a bound says so (I9), and goes to the
+//! local disk when no earlier overlapping write is under way (I1) and its intent is durable (I2).
+
+use bytes::{Bytes, BytesMut};
+
+use super::machine::{
+    Effect, File, FlushStage, Kind, Machine, PERIOD_NS, Pending, PendingFlush, Req, Stopping, disk_write,
+};
+use super::window::{Entry, Local, Payload};
+use crate::core::errno::Errno;
+use crate::core::ids::{Chain, Extent, Seq, Volume};
+use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::modes::Overflow;
+use crate::core::op::Op;
+use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
+use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
+
+impl Machine {
+    pub(super) fn request(&mut self, req: Req, volume: Volume, kind: Kind, fx: &mut Vec<Effect>) {
+        if self.fenced.is_some() || self.stopping != Stopping::No {
+            fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
+            return;
+        }
+        if let Err(errno) = self.acceptable(volume, &kind) {
+            fx.push(Effect::Reply { req, result: Err(errno) });
+            return;
+        }
+        if matches!(kind, Kind::Flush) {
+            self.flushes.push(PendingFlush { req, volume, seq: self.tail, stage: FlushStage::Waiting });
+            return;
+        }
+        if !self.held_requests.is_empty() {
+            self.held_requests.push_back((req, volume, kind));
+            return;
+        }
+        if let Some((req, volume, kind)) = self.admit(req, volume, kind, fx) {
+            self.held_requests.push_back((req, volume, kind));
+        }
+    }
+
+    pub(super) fn acceptable(&self, volume: Volume, kind: &Kind) -> Result<(), Errno> {
+        let size = self.options.volumes.get(usize::from(volume.0)).ok_or(Errno::Inval)?.1;
+        let (offset, length, longest) = match kind {
+            Kind::Write { offset, data, .. } => (*offset, data.len() as u64, u64::from(PAYLOAD_BYTES_MAX)),
+            Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => {
+                (*offset, *length, RANGE_BYTES_MAX)
+            }
+            Kind::Flush => return Ok(()),
+        };
+        let end = offset.checked_add(length).ok_or(Errno::NoSpc)?;
+        if end > size {
+            return Err(Errno::NoSpc);
+        }
+        if length == 0 || length > longest { Err(Errno::Inval) } else { Ok(()) }
+    }
+
+    /// Gives the write its seq, or hands it back because it has to wait.
+    pub(super) fn admit(
+        &mut self,
+        req: Req,
+        volume: Volume,
+        kind: Kind,
+        fx: &mut Vec<Effect>,
+    ) -> Option<(Req, Volume, Kind)> {
+        let bytes = if let Kind::Write { data, .. } = &kind { data.len() as u64 } else { 0 };
+        match self.room(bytes) {
+            Room::Yes => {}
+            Room::Wait => return Some((req, volume, kind)),
+            Room::No => {
+                fx.push(Effect::Reply { req, result: Err(Errno::NoSpc) });
+                return None;
+            }
+            Room::Coalesce => self.coalesce("the FIFO is full", fx),
+        }
+        let (op, flags, offset, length, data) = match kind {
+            Kind::Write { offset, data, fua } => (Op::Write, fua_flag(fua), offset, data.len() as u64, data),
+            Kind::Zeroes { offset, length, fua, no_hole } => {
+                let flags = fua_flag(fua) | if no_hole { FLAG_NO_HOLE } else { 0 };
+                (Op::WriteZeroes, flags, offset, length, Bytes::new())
+            }
+            Kind::Trim { offset, length, fua } => (Op::Trim, fua_flag(fua), offset, length, Bytes::new()),
+            Kind::Flush => unreachable!("flushes carry no order"),
+        };
+        let payload_crc = if data.is_empty() { 0 } else { crc32fast::hash(&data) };
+        let record = self.record(op, flags, volume, offset, length, payload_crc);
+        self.append(record, data, Some(req));
+        None
+    }
+
+    /// Whether a payload of `bytes` may enter (I9).
+    pub(super) fn room(&self, bytes: u64) -> Room {
+        if self.tail >= self.reserved {
+            return Room::Wait;
+        }
+        if self.aux.ring_full(self.tail, self.floor()) && self.options.overflow != Overflow::Coalesce {
+            return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
+        }
+        if bytes == 0 || self.mode.drops_payloads() || self.memory_bytes == 0 {
+            return Room::Yes;
+        }
+        if self.memory_bytes + bytes <= self.options.fifo_memory_bytes {
+            return Room::Yes;
+        }
+        if self.fifo.has_room(self.memory_bytes + bytes) && self.may_spill() {
+            return Room::Wait;
+        }
+        match self.options.overflow {
+            Overflow::Coalesce => Room::Coalesce,
+            Overflow::Pace => Room::Wait,
+            Overflow::Refuse => Room::No,
+        }
+    }
+
+    pub(super) fn record(
+        &self,
+        op: Op,
+        flags: u8,
+        volume: Volume,
+        offset: u64,
+        length: u64,
+        payload_crc: u32,
+    ) -> OrderRecord {
+        let record = OrderRecord {
+            seq: self.tail.next(),
+            epoch: self.superblock.epoch,
+            volume,
+            op,
+            flags,
+            offset,
+            length,
+            time_ns: self.now.wall_ns,
+            chain: Chain(0),
+            payload_crc,
+        };
+        record.chained(self.chain)
+    }
+
+    /// A record of our own: no request, no local write.
+    pub(super) fn append_control(&mut self, op: Op, offset: u64, length: u64, payload_crc: u32) -> Seq {
+        let record = self.record(op, 0, Volume(0), offset, length, payload_crc);
+        self.append(record, Bytes::new(), None);
+        record.seq
+    }
+
+    pub(super) fn append(&mut self, record: OrderRecord, data: Bytes, req: Option<Req>) {
+        self.tail = record.seq;
+        self.chain = record.chain;
+        if self.samples.back().is_none_or(|(_, at)| record.time_ns >= at + PERIOD_NS) {
+            self.samples.push_back((record.seq, record.time_ns));
+        }
+        let dropped = self.mode.drops_payloads();
+        let payload = match record.payload_bytes() {
+            0 => Payload::None,
+            _ if dropped => Payload::Dropped,
+            bytes => {
+                self.memory_bytes += bytes;
+                Payload::Queued
+            }
+        };
+        let local = match record.extent() {
+            None => Local::Done,
+            Some(extent) => {
+                if dropped {
+                    self.lose(extent);
+                }
+                let (from, length) = rounded(extent);
+                let admitted = self.inflight[usize::from(extent.volume.0)].admit(record.seq, from, length);
+                let intended = self.intent.want(extent);
+                if admitted && intended {
+                    self.startable.push(record.seq);
+                }
+                if !intended {
+                    self.unintended.push_back(record.seq);
+                }
+                Local::Waiting { admitted, intended }
+            }
+        };
+        self.window.push(Entry { record, data, req, local, payload });
+    }
+
+    pub(super) fn end_of_turn(&mut self, fx: &mut Vec<Effect>) {
+        self.resume_held(fx);
+        self.write_log(fx);
+        self.start_local(fx);
+        self.write_intent(fx);
+        self.issue_flushes(fx);
+        self.pump_aux(fx);
+        self.pump_orders(fx);
+        self.advance_copied();
+        self.pump_payloads(fx);
+        self.pump_batch(fx);
+        self.pump_spill(fx);
+        self.settle(fx);
+        self.window.trim();
+        if self.now.mono_ns >= self.due_ns {
+            self.periodic(fx);
+            self.due_ns = self.now.mono_ns + self.period();
+        }
+        self.go_on_stopping(fx);
+    }
+
+    /// Short while anything is under way, long when idle: an idle primary wakes twice a second.
+    pub(super) fn period(&self) -> u64 {
+        let busy = self.floor() < self.tail
+            || self.intent.cycle().is_some()
+            || self.frozen_since_ns.is_some()
+            || self.watermark_saved != (self.local_done, self.dr.cut);
+        if busy { PERIOD_NS } else { 5 * PERIOD_NS }
+    }
+
+    pub(super) fn resume_held(&mut self, fx: &mut Vec<Effect>) {
+        while let Some((req, volume, kind)) = self.held_requests.pop_front() {
+            if let Some(back) = self.admit(req, volume, kind, fx) {
+                self.held_requests.push_front(back);
+                break;
+            }
+        }
+        if self.tail.0 + SEQ_RESERVE / 2 > self.reserved.0 || self.fifo.wants_saving() {
+            self.reserve(fx);
+        }
+    }
+
+    /// Records reach the page cache before any of their blocks can change: exact after a crash of the process.
+    pub(super) fn write_log(&mut self, fx: &mut Vec<Effect>) {
+        let mut runs: Vec<(u64, BytesMut)> = Vec::new();
+        for entry in self.window.from(self.log_written.next()) {
+            let offset = self.log.record_offset(entry.record.seq);
+            match runs.last_mut() {
+                Some((start, bytes)) if *start + bytes.len() as u64 == offset => {
+                    bytes.extend_from_slice(&entry.record.encode());
+                }
+                _ => runs.push((offset, BytesMut::from(&entry.record.encode()[..]))),
+            }
+        }
+        for (offset, bytes) in runs {
+            let ticket = self.ticket(Pending::Unwatched("intent log"));
+            fx.push(disk_write(ticket, File::IntentLog, offset, vec![bytes.freeze()], false));
+        }
+        self.log_written = self.tail;
+        self.log_first = self.log_first.max(Seq((self.tail.0 + 1).saturating_sub(self.log.slots)));
+    }
+
+    pub(super) fn start_local(&mut self, fx: &mut Vec<Effect>) {
+        for seq in std::mem::take(&mut self.startable) {
+            let ticket = self.ticket(Pending::Local(seq));
+            let entry = self.window.get_mut(seq).expect("a write stays in the window until its local write is done");
+            entry.local = Local::Running;
+            let record = entry.record;
+            let durable = record.flags & FLAG_FUA != 0;
+            let kind = match record.op {
+                Op::Write => {
+                    let data = entry.data.clone();
+                    if entry.payload == Payload::Dropped {
+                        entry.data = Bytes::new();
+                    }
+                    DiskKind::Write { offset: record.offset, parts: vec![data], durable }
+                }
+                _ => {
+                    let unmap = record.flags & FLAG_NO_HOLE == 0;
+                    DiskKind::Zero { offset: record.offset, length: record.length, unmap, durable }
+                }
+            };
+            fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(record.volume), kind }));
+        }
+    }
+
+    pub(super) fn write_intent(&mut self, fx: &mut Vec<Effect>) {
+        for page in self.intent.round() {
+            let ticket = self.ticket(Pending::IntentPage);
+            fx.push(disk_write(ticket, File::IntentMap, page.offset, vec![page.bytes], true));
+        }
+    }
+
+    /// One sync of a volume at a time; it covers every flush that waited when it was issued.
+    pub(super) fn issue_flushes(&mut self, fx: &mut Vec<Effect>) {
+        for index in 0..self.options.volumes.len() {
+            let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
+            let of_volume = |flush: &&mut PendingFlush| flush.volume == volume;
+            if self.flushes.iter().any(|flush| flush.volume == volume && flush.stage == FlushStage::Syncing) {
+                continue;
+            }
+            let mut upto = 0;
+            for flush in self.flushes.iter_mut().filter(of_volume).filter(|flush| flush.stage == FlushStage::Waiting) {
+                flush.stage = FlushStage::Syncing;
+                upto += 1;
+            }
+            if upto > 0 {
+                let ticket = self.ticket(Pending::Flush { volume, upto });
+                fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(volume), kind: DiskKind::Sync }));
+            }
+        }
+    }
+}
+
+enum Room {
+    Yes,
+    Wait,
+    No,
+    Coalesce,
+}
+
+fn fua_flag(fua: bool) -> u8 {
+    if fua { FLAG_FUA } else { 0 }
+}
+
+/// The range in whole blocks: what a read-modify-write of its edges touches.
+fn rounded(extent: Extent) -> (u64, u64) {
+    let block = BLOCK_BYTES as u64;
+    let from = extent.offset / block * block;
+    (from, (extent.offset + extent.length).div_ceil(block) * block - from)
+}

@@ -1,0 +1,298 @@
+//! The intent map: which extents of each volume may differ from DR's copy (I2).
+//!
+//! A bit is durable on the primary's own disk before a block of its extent changes, so after a loss of
+//! power the ranges to copy are known without a scan and without asking anybody. Bits are cleared
+//! lazily, in cycles: a bit may go when no write touched its extent since the cycle began, everything up
+//! to the cycle's seq is at or below DR's cut, and the local disk has been synced since.
+
+use bytes::Bytes;
+
+use crate::core::ids::{Extent, Seq, Volume};
+use crate::core::ranges::VolumeRanges;
+use crate::format::intent::{MapLayout, Page};
+use crate::limits::INTENT_EXTENT_BYTES;
+
+/// One page in its three versions.
+#[derive(Clone, Debug)]
+struct Leaf {
+    /// What has been asked for: the newest version.
+    wanted: Page,
+    /// What is known to be on disk: writes of these extents may start.
+    durable: Page,
+    /// Touched since the present cycle began.
+    recent: Page,
+    dirty: bool,
+}
+
+/// A cycle of clearing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cycle {
+    /// Writes up to here are the ones whose bits may go.
+    upto: Seq,
+    began_ns: u64,
+}
+
+/// One durable page write to issue.
+#[derive(Clone, Debug)]
+pub struct PageWrite {
+    pub offset: u64,
+    pub bytes: Bytes,
+}
+
+/// The map of a group. At most one round of page writes is in flight, so page writes never race.
+#[derive(Clone, Debug)]
+pub struct IntentMap {
+    layout: MapLayout,
+    sizes: Vec<u64>,
+    volumes: Vec<Vec<Leaf>>,
+    /// The pages of the round in flight, as written: volume, page, content.
+    round: Vec<Page>,
+    left: usize,
+    dirty: Vec<(Volume, u64)>,
+    cycle: Option<Cycle>,
+    any_set: bool,
+}
+
+impl IntentMap {
+    /// An empty map for volumes of these sizes, bytes.
+    #[must_use]
+    pub fn new(sizes: &[u64]) -> IntentMap {
+        let layout = MapLayout::new(sizes);
+        let leaf = |volume, index| {
+            let page = Page::new(volume, index);
+            Leaf { wanted: page.clone(), durable: page.clone(), recent: page, dirty: false }
+        };
+        let volumes = (0..sizes.len())
+            .map(|at| {
+                let volume = volume_at(at);
+                (0..layout.volume_pages(volume)).map(|index| leaf(volume, index)).collect()
+            })
+            .collect();
+        IntentMap {
+            layout,
+            sizes: sizes.to_vec(),
+            volumes,
+            round: Vec::new(),
+            left: 0,
+            dirty: Vec::new(),
+            cycle: None,
+            any_set: false,
+        }
+    }
+
+    /// Takes over a page as found on disk.
+    pub fn load(&mut self, page: Page) {
+        self.any_set |= !page.is_empty();
+        let leaf = self.leaf(page.volume, page.index);
+        leaf.wanted = page.clone();
+        leaf.durable = page;
+    }
+
+    /// Marks the extents of a write. True when all of them are durable already: the write may start.
+    pub fn want(&mut self, extent: Extent) -> bool {
+        let mut durable = true;
+        for (page, bit) in places(extent) {
+            let leaf = self.leaf(extent.volume, page);
+            leaf.recent.set(bit);
+            if leaf.durable.get(bit) {
+                continue;
+            }
+            durable = false;
+            if leaf.wanted.set(bit) && !std::mem::replace(&mut leaf.dirty, true) {
+                self.dirty.push((extent.volume, page));
+            }
+            self.any_set = true;
+        }
+        durable
+    }
+
+    /// Whether every extent of the range is durable in the map.
+    #[must_use]
+    pub fn is_durable(&self, extent: Extent) -> bool {
+        let leaves = &self.volumes[usize::from(extent.volume.0)];
+        places(extent).all(|(page, bit)| leaves[index(page)].durable.get(bit))
+    }
+
+    /// The next round of page writes; empty while one is in flight or nothing is wanted.
+    pub fn round(&mut self) -> Vec<PageWrite> {
+        if self.left > 0 {
+            return Vec::new();
+        }
+        self.round.clear();
+        let mut writes = Vec::new();
+        for (volume, page) in std::mem::take(&mut self.dirty) {
+            let leaf = self.leaf(volume, page);
+            leaf.dirty = false;
+            let copy = leaf.wanted.clone();
+            writes.push(PageWrite {
+                offset: self.layout.page_offset(volume, page),
+                bytes: Bytes::copy_from_slice(&copy.encode()),
+            });
+            self.round.push(copy);
+        }
+        self.left = writes.len();
+        writes
+    }
+
+    /// One page write of the round is durable. True when the round is complete: waiting writes may start.
+    pub fn page_done(&mut self) -> bool {
+        assert!(self.left > 0, "a page write completed that was not issued");
+        self.left -= 1;
+        if self.left > 0 {
+            return false;
+        }
+        for page in std::mem::take(&mut self.round) {
+            let (volume, index) = (page.volume, page.index);
+            let leaf = self.leaf(volume, index);
+            leaf.durable = page;
+        }
+        true
+    }
+
+    /// Whether a cycle of clearing could begin: something is set and none is under way.
+    #[must_use]
+    pub fn may_begin_cycle(&self) -> bool {
+        self.any_set && self.cycle.is_none()
+    }
+
+    /// Begins a cycle: bits not touched from now on may be cleared once `upto` is copied and synced.
+    pub fn begin_cycle(&mut self, upto: Seq, now_ns: u64) {
+        for leaf in self.volumes.iter_mut().flatten() {
+            leaf.recent = Page::new(leaf.recent.volume, leaf.recent.index);
+        }
+        self.cycle = Some(Cycle { upto, began_ns: now_ns });
+    }
+
+    /// The seq that the present cycle waits for, and when it began.
+    #[must_use]
+    pub fn cycle(&self) -> Option<(Seq, u64)> {
+        self.cycle.map(|cycle| (cycle.upto, cycle.began_ns))
+    }
+
+    /// Gives the cycle up: a batch has to follow.
+    pub fn abandon_cycle(&mut self) {
+        self.cycle = None;
+    }
+
+    /// Ends the cycle: clears what was not touched since it began. Not while a round is in flight.
+    pub fn end_cycle(&mut self) {
+        assert!(self.left == 0, "bits are never cleared under a page write");
+        self.cycle = None;
+        self.any_set = false;
+        for leaf in self.volumes.iter_mut().flatten() {
+            let stale: Vec<u64> = leaf.wanted.iter().filter(|bit| !leaf.recent.get(*bit)).collect();
+            for bit in &stale {
+                leaf.wanted.clear(*bit);
+                leaf.durable.clear(*bit);
+            }
+            if !stale.is_empty() && !std::mem::replace(&mut leaf.dirty, true) {
+                self.dirty.push((leaf.wanted.volume, leaf.wanted.index));
+            }
+            self.any_set |= !leaf.wanted.is_empty();
+        }
+    }
+
+    /// Whether a round of page writes is in flight.
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Every extent set, as ranges clipped to the volumes.
+    #[must_use]
+    pub fn ranges(&self) -> VolumeRanges {
+        let mut out = VolumeRanges::new();
+        for leaf in self.volumes.iter().flatten() {
+            let size = self.sizes[usize::from(leaf.wanted.volume.0)];
+            for offset in leaf.wanted.iter().map(|bit| MapLayout::offset_of(leaf.wanted.index, bit)) {
+                if offset < size {
+                    let length = INTENT_EXTENT_BYTES.min(size - offset);
+                    out.insert(Extent { volume: leaf.wanted.volume, offset, length });
+                }
+            }
+        }
+        out
+    }
+
+    fn leaf(&mut self, volume: Volume, page: u64) -> &mut Leaf {
+        &mut self.volumes[usize::from(volume.0)][index(page)]
+    }
+}
+
+fn index(page: u64) -> usize {
+    usize::try_from(page).expect("indexes pages that are in memory")
+}
+
+fn volume_at(index: usize) -> Volume {
+    Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"))
+}
+
+/// Page and bit of every extent a range touches.
+fn places(range: Extent) -> impl Iterator<Item = (u64, u64)> {
+    let first = range.offset / INTENT_EXTENT_BYTES;
+    let last = (range.offset + range.length.max(1) - 1) / INTENT_EXTENT_BYTES;
+    (first..=last).map(|extent| MapLayout::locate(extent * INTENT_EXTENT_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 64 * INTENT_EXTENT_BYTES;
+
+    fn extent(offset: u64, length: u64) -> Extent {
+        Extent { volume: Volume(0), offset, length }
+    }
+
+    fn settle(map: &mut IntentMap) {
+        while !map.round().is_empty() {
+            while map.busy() {
+                map.page_done();
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_waits_until_its_bit_is_durable() {
+        let mut map = IntentMap::new(&[SIZE]);
+        assert!(!map.want(extent(0, 4096)));
+        assert_eq!(map.round().len(), 1);
+        assert!(!map.is_durable(extent(0, 4096)));
+        assert!(map.page_done());
+        assert!(map.is_durable(extent(0, 4096)));
+        assert!(map.want(extent(0, 4096)));
+    }
+
+    #[test]
+    fn a_bit_wanted_during_a_round_waits_for_the_next_one_and_delays_nobody() {
+        let mut map = IntentMap::new(&[SIZE]);
+        map.want(extent(0, 4096));
+        assert_eq!(map.round().len(), 1);
+        map.want(extent(INTENT_EXTENT_BYTES, 4096));
+        assert!(map.page_done());
+        assert!(map.is_durable(extent(0, 4096)));
+        assert!(!map.is_durable(extent(INTENT_EXTENT_BYTES, 4096)));
+        settle(&mut map);
+        assert!(map.is_durable(extent(INTENT_EXTENT_BYTES, 4096)));
+    }
+
+    #[test]
+    fn a_cycle_clears_only_what_was_not_touched_since_it_began() {
+        let mut map = IntentMap::new(&[SIZE]);
+        map.want(extent(0, 4096));
+        map.want(extent(INTENT_EXTENT_BYTES, 4096));
+        settle(&mut map);
+        map.begin_cycle(Seq(2), 0);
+        map.want(extent(0, 1));
+        map.end_cycle();
+        assert_eq!(map.ranges().iter().collect::<Vec<_>>(), vec![extent(0, INTENT_EXTENT_BYTES)]);
+        assert!(!map.want(extent(INTENT_EXTENT_BYTES, 1)), "a cleared bit has to be made durable again");
+    }
+
+    #[test]
+    fn ranges_are_clipped_to_the_volume() {
+        let mut map = IntentMap::new(&[INTENT_EXTENT_BYTES + 512]);
+        map.want(extent(INTENT_EXTENT_BYTES, 512));
+        assert_eq!(map.ranges().iter().collect::<Vec<_>>(), vec![extent(INTENT_EXTENT_BYTES, 512)]);
+    }
+}

@@ -1,0 +1,751 @@
+//! The primary's side of the link to DR: one connection for the order, N streams for payloads.
+//!
+//! After any cut it resumes where DR says it stands: records after DR's journal, payloads that DR does
+//! not have. Records that DR cannot be given any more (the intent log no longer holds them) are left out
+//! by a jump: the begin of a batch that covers everything.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::batch::Mode;
+use super::fifo::Staged;
+use super::machine::{Effect, Machine, Peer};
+use super::window::{Local, Payload};
+use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
+use crate::core::machine::{Level, Now};
+use crate::core::modes::Protect;
+use crate::core::ranges::VolumeRanges;
+use crate::format::record::OrderRecord;
+use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS};
+
+const RETRY_NS: u64 = 500_000_000;
+const RETRY_REFUSED_NS: u64 = 3_000_000_000;
+/// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
+const DISK_UNACKED_BYTES_MAX: u64 = 16 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle { retry_ns: u64 },
+    Connecting { conn: Conn, since_ns: u64 },
+    Greeting { conn: Conn, since_ns: u64 },
+    Up { conn: Conn },
+}
+
+/// A payload on a stream, not acknowledged.
+#[derive(Debug)]
+struct OnStream {
+    bytes: u64,
+    /// Set when it came from the disk FIFO.
+    staged: Option<Staged>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    phase: Phase,
+    sent: BTreeMap<Seq, OnStream>,
+    pieces: BTreeMap<u64, u64>,
+    unacked: u64,
+}
+
+impl Stream {
+    fn conn(&self) -> Option<Conn> {
+        phase_conn(self.phase)
+    }
+
+    fn up(&self) -> Option<Conn> {
+        if let Phase::Up { conn } = self.phase { Some(conn) } else { None }
+    }
+}
+
+fn phase_conn(phase: Phase) -> Option<Conn> {
+    match phase {
+        Phase::Idle { .. } => None,
+        Phase::Connecting { conn, .. } | Phase::Greeting { conn, .. } | Phase::Up { conn } => Some(conn),
+    }
+}
+
+/// What the primary knows of DR and of the connections to it.
+#[derive(Debug)]
+pub struct DrLink {
+    phase: Phase,
+    streams: Vec<Stream>,
+    /// Next record to send.
+    pub(super) next: Seq,
+    /// Records durable in DR's journal.
+    pub journal: Seq,
+    pub cut: Seq,
+    pub applied: Seq,
+    pub synced: bool,
+    pub(super) blank: bool,
+    commits: VecDeque<(Seq, u64)>,
+    pub(super) backfill: VecDeque<OrderRecord>,
+    pub(super) reading_log: bool,
+    /// Chain that our record before `next` must have; checked before the first record is sent.
+    check: Option<Chain>,
+    caught_up: bool,
+    window_bytes: u64,
+    disk_unacked: u64,
+    ship_next: Seq,
+    last_heard_ns: u64,
+    last_ping_ns: u64,
+    /// DR has no copy: everything allocated has to be listed and sent.
+    pub(super) wants_everything: bool,
+    pub(super) listing: bool,
+    pub(super) everything_listed: bool,
+    /// Ranges that DR must be told are zero.
+    pub(super) holes: VolumeRanges,
+    /// DR's journal cannot be continued: the next record it gets is the begin of a batch.
+    pub(super) must_jump: bool,
+    pub problem: Option<String>,
+    pub since_ns: u64,
+    pub rtt_ns: u64,
+    pub sent_bytes: u64,
+}
+
+impl DrLink {
+    #[must_use]
+    pub fn new() -> DrLink {
+        DrLink {
+            phase: Phase::Idle { retry_ns: 0 },
+            streams: Vec::new(),
+            next: Seq(0),
+            journal: Seq(0),
+            cut: Seq(0),
+            applied: Seq(0),
+            synced: false,
+            blank: false,
+            commits: VecDeque::new(),
+            backfill: VecDeque::new(),
+            reading_log: false,
+            check: None,
+            caught_up: false,
+            window_bytes: 0,
+            disk_unacked: 0,
+            ship_next: Seq(0),
+            last_heard_ns: 0,
+            last_ping_ns: 0,
+            wants_everything: false,
+            listing: false,
+            everything_listed: false,
+            holes: VolumeRanges::new(),
+            must_jump: false,
+            problem: None,
+            since_ns: 0,
+            rtt_ns: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    /// The order connection is up and DR has said where it stands.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        matches!(self.phase, Phase::Up { .. })
+    }
+
+    /// DR has been sent every record up to about now: waiting for it makes sense.
+    #[must_use]
+    pub fn caught_up(&self) -> bool {
+        self.ready() && self.caught_up
+    }
+
+    #[must_use]
+    pub(super) fn any_stream(&self) -> bool {
+        self.streams.iter().any(|stream| stream.up().is_some())
+    }
+
+    fn unacked(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.unacked).sum()
+    }
+
+    /// Bytes that may still be given to streams.
+    #[must_use]
+    pub(super) fn window_left(&self) -> u64 {
+        self.window_bytes.saturating_sub(self.unacked())
+    }
+
+    /// The stream with the least to do, if `bytes` more may go out.
+    #[must_use]
+    pub(super) fn stream_for(&self, bytes: u64) -> Option<Conn> {
+        let unacked = self.unacked();
+        if unacked > 0 && unacked + bytes > self.window_bytes {
+            return None;
+        }
+        let stream = self.streams.iter().filter(|stream| stream.up().is_some()).min_by_key(|stream| stream.unacked)?;
+        stream.up()
+    }
+
+    fn stream_mut(&mut self, conn: Conn) -> Option<&mut Stream> {
+        self.streams.iter_mut().find(|stream| stream.conn() == Some(conn))
+    }
+
+    fn note_payload(&mut self, conn: Conn, seq: Seq, bytes: u64, staged: Option<Staged>) {
+        if staged.is_some() {
+            self.disk_unacked += bytes;
+        }
+        self.sent_bytes += bytes;
+        if let Some(stream) = self.stream_mut(conn) {
+            stream.unacked += bytes;
+            stream.sent.insert(seq, OnStream { bytes, staged });
+        }
+    }
+
+    pub(super) fn note_piece(&mut self, conn: Conn, index: u64, bytes: u64) {
+        self.sent_bytes += bytes;
+        if let Some(stream) = self.stream_mut(conn) {
+            stream.unacked += bytes;
+            stream.pieces.insert(index, bytes);
+        }
+    }
+
+    pub(super) fn piece_done(&mut self, conn: Conn, index: u64) {
+        if let Some(stream) = self.stream_mut(conn)
+            && let Some(bytes) = stream.pieces.remove(&index)
+        {
+            stream.unacked -= bytes;
+        }
+    }
+
+    /// Payloads that moved to disk: what a stream still says of them does not matter any more.
+    pub(super) fn forget_sent_seqs(&mut self, seqs: &[Seq]) {
+        for stream in &mut self.streams {
+            for seq in seqs {
+                if let Some(sent) = stream.sent.remove(seq) {
+                    stream.unacked -= sent.bytes;
+                }
+            }
+        }
+    }
+
+    /// Everything on the streams is left to a batch.
+    pub(super) fn forget_sent(&mut self) {
+        self.disk_unacked = 0;
+        for stream in &mut self.streams {
+            stream.sent.clear();
+            stream.unacked = stream.pieces.values().sum();
+        }
+    }
+
+    fn oldest_on_disk(&self) -> Option<u64> {
+        let positions = self.streams.iter().flat_map(|stream| stream.sent.values());
+        positions.filter_map(|sent| sent.staged.as_ref().map(|staged| staged.pos)).min()
+    }
+
+    /// Wall time since when the link is in its present state.
+    #[must_use]
+    pub fn since(&self, now: Now) -> u64 {
+        if self.since_ns == 0 { now.wall_ns } else { self.since_ns }
+    }
+
+    #[must_use]
+    pub fn streams_up(&self) -> usize {
+        self.streams.iter().filter(|stream| stream.up().is_some()).count()
+    }
+
+    /// The word of status.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.phase {
+            Phase::Idle { .. } => "down",
+            Phase::Connecting { .. } => "connecting",
+            Phase::Greeting { .. } => "greeting",
+            Phase::Up { .. } if !self.caught_up => "catching up",
+            Phase::Up { .. } => "up",
+        }
+    }
+}
+
+impl Default for DrLink {
+    fn default() -> Self {
+        DrLink::new()
+    }
+}
+
+impl Machine {
+    // ---- connections -------------------------------------------------------------------------
+
+    pub(super) fn tick_dr(&mut self, fx: &mut Vec<Effect>) {
+        if self.options.standalone || self.fenced.is_some() {
+            return;
+        }
+        let now = self.now.mono_ns;
+        match self.dr.phase {
+            Phase::Idle { retry_ns } if now >= retry_ns => {
+                let conn = self.conn();
+                self.dr.phase = Phase::Connecting { conn, since_ns: now };
+                fx.push(Effect::DrConnect { conn });
+            }
+            Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
+                if now > since_ns + LINK_SILENCE_NS =>
+            {
+                self.dr_reject(conn, "no answer", RETRY_NS, fx);
+            }
+            Phase::Up { conn } if now > self.dr.last_heard_ns + LINK_SILENCE_NS => {
+                self.dr_reject(conn, "the link has been silent for too long", RETRY_NS, fx);
+            }
+            Phase::Up { conn } => {
+                if now >= self.dr.last_ping_ns + PING_EVERY_NS {
+                    self.dr.last_ping_ns = now;
+                    fx.push(Effect::DrSend { conn, message: Message::Ping { nonce: now } });
+                }
+                self.connect_streams(fx);
+                if self.dr.wants_everything && !self.dr.listing {
+                    self.dr.listing = true;
+                    fx.push(Effect::ListAllocated);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn connect_streams(&mut self, fx: &mut Vec<Effect>) {
+        let now = self.now.mono_ns;
+        while self.dr.streams.len() < self.options.streams.max(1) {
+            let phase = Phase::Idle { retry_ns: 0 };
+            self.dr.streams.push(Stream { phase, sent: BTreeMap::new(), pieces: BTreeMap::new(), unacked: 0 });
+        }
+        for at in 0..self.dr.streams.len() {
+            match self.dr.streams[at].phase {
+                Phase::Idle { retry_ns } if now >= retry_ns => {
+                    let conn = self.conn();
+                    self.dr.streams[at].phase = Phase::Connecting { conn, since_ns: now };
+                    fx.push(Effect::DrConnect { conn });
+                }
+                Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
+                    if now > since_ns + LINK_SILENCE_NS =>
+                {
+                    fx.push(Effect::DrClose { conn });
+                    self.stream_lost(conn);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn dr_up(&mut self, conn: Conn, fx: &mut Vec<Effect>) {
+        let since_ns = self.now.mono_ns;
+        let purpose = if phase_conn(self.dr.phase) == Some(conn) {
+            self.dr.phase = Phase::Greeting { conn, since_ns };
+            Purpose::Order
+        } else if let Some(stream) = self.dr.stream_mut(conn) {
+            stream.phase = Phase::Greeting { conn, since_ns };
+            Purpose::Stream
+        } else {
+            fx.push(Effect::DrClose { conn });
+            return;
+        };
+        let hello = Hello {
+            purpose,
+            group: self.group(),
+            group_name: self.options.group_name.clone(),
+            epoch: self.superblock.epoch,
+            owner: self.superblock.owner,
+            incarnation: self.options.incarnation,
+            volumes: self.options.volumes.clone(),
+            tail: self.tail,
+        };
+        fx.push(Effect::DrSend { conn, message: Message::Hello(hello) });
+    }
+
+    pub(super) fn dr_closed(&mut self, conn: Conn, reason: &str, fx: &mut Vec<Effect>) {
+        if phase_conn(self.dr.phase) == Some(conn) {
+            self.dr_down(reason, RETRY_NS, fx);
+        } else {
+            self.stream_lost(conn);
+        }
+    }
+
+    fn dr_reject(&mut self, conn: Conn, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
+        fx.push(Effect::DrClose { conn });
+        self.dr_down(reason, retry_ns, fx);
+    }
+
+    /// The order connection is gone: so are the streams that belonged to it.
+    fn dr_down(&mut self, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
+        if self.dr.problem.as_deref() != Some(reason) {
+            fx.push(Effect::Log { level: Level::Warn, text: format!("DR out of reach: {reason}") });
+        }
+        self.dr.problem = Some(reason.to_string());
+        if self.dr.ready() || self.dr.since_ns == 0 {
+            self.dr.since_ns = self.now.wall_ns;
+        }
+        self.dr.phase = Phase::Idle { retry_ns: self.now.mono_ns + retry_ns };
+        self.dr.caught_up = false;
+        self.dr.commits.clear();
+        self.dr.backfill.clear();
+        let conns: Vec<Conn> = self.dr.streams.iter().filter_map(Stream::conn).collect();
+        for conn in conns {
+            fx.push(Effect::DrClose { conn });
+            self.stream_lost(conn);
+        }
+    }
+
+    /// What was on the stream and not acknowledged is sent again.
+    fn stream_lost(&mut self, conn: Conn) {
+        self.pieces_lost(conn);
+        let retry_ns = self.now.mono_ns + RETRY_NS;
+        let Some(stream) = self.dr.stream_mut(conn) else { return };
+        stream.phase = Phase::Idle { retry_ns };
+        stream.unacked = 0;
+        stream.pieces.clear();
+        for (seq, sent) in std::mem::take(&mut stream.sent) {
+            match sent.staged {
+                Some(staged) => {
+                    self.dr.disk_unacked -= sent.bytes;
+                    self.fifo.unstage(staged);
+                }
+                None => self.requeue(seq),
+            }
+        }
+    }
+
+    fn requeue(&mut self, seq: Seq) {
+        if let Some(entry) = self.window.get_mut(seq)
+            && entry.payload == Payload::Sent
+        {
+            entry.payload = Payload::Queued;
+            self.dr.ship_next = self.dr.ship_next.min(seq);
+        }
+    }
+
+    // ---- messages ----------------------------------------------------------------------------
+
+    pub(super) fn dr_message(&mut self, conn: Conn, message: Message, fx: &mut Vec<Effect>) {
+        let order = phase_conn(self.dr.phase) == Some(conn);
+        if !order && self.dr.stream_mut(conn).is_none() {
+            return;
+        }
+        if order {
+            self.dr.last_heard_ns = self.now.mono_ns;
+        }
+        match message {
+            Message::Welcome(welcome) if order => self.welcome(conn, &welcome, fx),
+            Message::Welcome(_) => {
+                if let Some(stream) = self.dr.stream_mut(conn) {
+                    stream.phase = Phase::Up { conn };
+                }
+            }
+            Message::Refuse(refuse) => self.refused(conn, &refuse, fx),
+            Message::OrdersDurable { journal_seq } => self.orders_durable(journal_seq),
+            Message::Copied { ranges } => self.payloads_durable(conn, &ranges),
+            Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
+            Message::Need { ranges } => self.needed(&ranges, fx),
+            Message::Progress { cut, applied, synced, window_bytes, .. } => {
+                self.dr.cut = self.dr.cut.max(cut);
+                self.dr.applied = applied;
+                self.dr.synced = synced;
+                self.dr.window_bytes = window_bytes;
+                self.close_batch(fx);
+            }
+            Message::Ping { nonce } => fx.push(Effect::DrSend { conn, message: Message::Pong { nonce } }),
+            Message::Pong { nonce } => {
+                self.dr.rtt_ns = self.now.mono_ns.saturating_sub(nonce);
+                self.renew_lease(nonce.min(self.now.mono_ns));
+            }
+            Message::Hello(_) | Message::Orders(_) | Message::Payload { .. } | Message::Chunk { .. } => {
+                let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());
+                self.dr_closed(conn, &text, fx);
+                fx.push(Effect::DrClose { conn });
+            }
+        }
+    }
+
+    fn refused(&mut self, conn: Conn, refuse: &Refuse, fx: &mut Vec<Effect>) {
+        match refuse.code {
+            RefuseCode::Fenced if refuse.epoch > self.superblock.epoch => self.fence(&refuse.text, fx),
+            _ => {}
+        }
+        if phase_conn(self.dr.phase) == Some(conn) {
+            let retry = if refuse.code == RefuseCode::NotNow { RETRY_NS } else { RETRY_REFUSED_NS };
+            self.dr_reject(conn, &format!("DR refuses: {}", refuse.text), retry, fx);
+        } else {
+            fx.push(Effect::DrClose { conn });
+            self.stream_lost(conn);
+        }
+    }
+
+    fn welcome(&mut self, conn: Conn, welcome: &Welcome, fx: &mut Vec<Effect>) {
+        if let Err(text) = self.check_welcome(welcome) {
+            return self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+        }
+        if self.superblock.peer != welcome.owner {
+            self.superblock.peer = welcome.owner;
+            let reserved = self.superblock.seq;
+            self.write_superblock(reserved, fx);
+        }
+        self.check_batch(welcome.batch, welcome.cut, fx);
+        let dr = &mut self.dr;
+        let regressed = welcome.cut < dr.cut;
+        dr.phase = Phase::Up { conn };
+        dr.problem = None;
+        dr.since_ns = self.now.wall_ns;
+        dr.last_heard_ns = self.now.mono_ns;
+        dr.last_ping_ns = 0;
+        dr.journal = welcome.journal_seq;
+        dr.cut = welcome.cut;
+        dr.applied = welcome.applied;
+        dr.synced = welcome.synced;
+        dr.blank = welcome.blank;
+        dr.window_bytes = welcome.window_bytes;
+        dr.next = welcome.journal_seq.next();
+        dr.ship_next = Seq(0);
+        dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);
+        let unlogged = dr.next < self.log_first;
+        dr.must_jump = unlogged;
+        if unlogged {
+            dr.check = None;
+            self.coalesce("DR's journal is too far behind to be continued", fx);
+            self.lost.union(&self.intent.ranges());
+        }
+        let syncing = self.dr.everything_listed || self.mode.batch().is_some() || self.closing.is_some();
+        if regressed || (!welcome.synced && !syncing) {
+            self.dr.wants_everything = true;
+        }
+        for range in &welcome.have {
+            self.mark_copied(*range);
+        }
+        self.close_batch(fx);
+        let text = format!(
+            "DR connected: journal {}, cut {}, ours {}{}",
+            welcome.journal_seq,
+            welcome.cut,
+            self.tail,
+            if welcome.synced { "" } else { "; it has no complete copy yet" }
+        );
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.connect_streams(fx);
+    }
+
+    fn check_welcome(&self, welcome: &Welcome) -> Result<(), String> {
+        if welcome.epoch > self.superblock.epoch {
+            return Err(format!("DR is at epoch {}, this primary at {}", welcome.epoch, self.superblock.epoch));
+        }
+        if welcome.journal_seq > self.tail {
+            return Err(format!(
+                "DR's journal reaches seq {}, this primary knows only {}: its directory is older than DR's \
+                 (restored from a backup?); start it as a new group or promote DR",
+                welcome.journal_seq, self.tail
+            ));
+        }
+        let known = self.superblock.peer;
+        if known != Owner(0) && known != welcome.owner && welcome.synced {
+            return Err(format!(
+                "a second DR ({:016x}) answers, this group replicates to {:016x}; stop one of them, or empty the \
+                 directory of the one that should be filled anew",
+                welcome.owner.0, known.0
+            ));
+        }
+        Ok(())
+    }
+
+    fn mark_copied(&mut self, range: SeqRange) {
+        for seq in range.first.0.max(self.window.first().0)..=range.last.0.min(self.tail.0) {
+            if let Some(entry) = self.window.get_mut(Seq(seq))
+                && matches!(entry.payload, Payload::Queued | Payload::Sent)
+                && entry.local == Local::Done
+            {
+                self.memory_bytes -= entry.data.len() as u64;
+                entry.payload = Payload::Copied;
+                entry.data = Bytes::new();
+            }
+        }
+    }
+
+    fn orders_durable(&mut self, journal: Seq) {
+        if journal >= self.dr.next {
+            return;
+        }
+        self.dr.journal = self.dr.journal.max(journal);
+        while let Some((last, sent_ns)) = self.dr.commits.front().copied() {
+            if last > journal {
+                break;
+            }
+            self.dr.commits.pop_front();
+            self.renew_lease(sent_ns);
+        }
+    }
+
+    fn payloads_durable(&mut self, conn: Conn, ranges: &[SeqRange]) {
+        for range in ranges {
+            let Some(stream) = self.dr.stream_mut(conn) else { return };
+            let done: Vec<Seq> = stream.sent.range(range.first..=range.last).map(|(seq, _)| *seq).collect();
+            for seq in done {
+                let Some(stream) = self.dr.stream_mut(conn) else { return };
+                let sent = stream.sent.remove(&seq).expect("just listed");
+                stream.unacked -= sent.bytes;
+                if sent.staged.is_some() {
+                    self.dr.disk_unacked -= sent.bytes;
+                } else if let Some(entry) = self.window.get_mut(seq)
+                    && entry.payload == Payload::Sent
+                {
+                    self.memory_bytes -= entry.data.len() as u64;
+                    entry.payload = Payload::Copied;
+                    entry.data = Bytes::new();
+                }
+            }
+        }
+        let oldest = self.dr.oldest_on_disk();
+        self.fifo.release(oldest);
+    }
+
+    /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.
+    fn needed(&mut self, ranges: &[SeqRange], fx: &mut Vec<Effect>) {
+        for range in ranges {
+            for seq in range.first.0..=range.last.0.min(self.tail.0) {
+                let entry = self.window.get_mut(Seq(seq));
+                match entry.map(|entry| entry.payload) {
+                    Some(Payload::None | Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
+                        self.requeue(Seq(seq));
+                    }
+                    _ => {
+                        self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
+                        self.lost.union(&self.intent.ranges());
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    // ---- order -------------------------------------------------------------------------------
+
+    pub(super) fn pump_orders(&mut self, fx: &mut Vec<Effect>) {
+        let Phase::Up { conn } = self.dr.phase else { return };
+        if self.dr.must_jump || self.fenced.is_some() || !self.chain_checked(conn, fx) {
+            return;
+        }
+        while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail {
+            let records = self.next_records(Peer::Dr, fx);
+            let Some(last) = records.last().map(|record| record.seq) else { return };
+            self.dr.next = last.next();
+            self.dr.commits.push_back((last, self.now.mono_ns));
+            self.dr.sent_bytes += (records.len() * crate::limits::RECORD_BYTES) as u64;
+            fx.push(Effect::DrSend { conn, message: Message::Orders(records) });
+        }
+        if self.dr.next > self.tail {
+            self.dr.caught_up = true;
+        }
+    }
+
+    /// Whether our history and DR's agree where they meet; reads the record from the log when it must.
+    fn chain_checked(&mut self, conn: Conn, fx: &mut Vec<Effect>) -> bool {
+        let Some(chain) = self.dr.check else { return true };
+        let seq = self.dr.next.prev();
+        let ours = if seq == self.tail {
+            self.chain
+        } else if let Some(entry) = self.window.get(seq) {
+            entry.record.chain
+        } else if seq < self.log_first {
+            // The record itself has left the log; DR checks the chain of the next one against it.
+            self.dr.check = None;
+            return true;
+        } else {
+            self.read_log(Peer::Dr, seq, fx);
+            return false;
+        };
+        self.dr.check = None;
+        if ours != chain {
+            self.diverged(conn, seq, fx);
+            return false;
+        }
+        true
+    }
+
+    fn diverged(&mut self, conn: Conn, seq: Seq, fx: &mut Vec<Effect>) {
+        let text = format!(
+            "DR's history differs from this primary's at seq {seq} (I8): nothing is sent; find out which side is \
+             right, then empty the directory of the other one"
+        );
+        fx.push(Effect::Log { level: Level::Error, text: text.clone() });
+        self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+    }
+
+    pub(super) fn dr_log_read(&mut self, first: Seq, mut records: VecDeque<OrderRecord>, fx: &mut Vec<Effect>) {
+        let Phase::Up { conn } = self.dr.phase else { return };
+        if let Some(chain) = self.dr.check
+            && first == self.dr.next.prev()
+        {
+            match records.pop_front() {
+                Some(record) if record.chain == chain => self.dr.check = None,
+                Some(record) => return self.diverged(conn, record.seq, fx),
+                None => self.lost_log(fx),
+            }
+        } else if records.is_empty() && first == self.dr.next {
+            self.lost_log(fx);
+        }
+        self.dr.backfill = records;
+    }
+
+    /// The intent log cannot give what DR needs next.
+    fn lost_log(&mut self, fx: &mut Vec<Effect>) {
+        self.dr.check = None;
+        self.dr.must_jump = true;
+        self.coalesce("the intent log no longer holds the records DR needs", fx);
+        self.lost.union(&self.intent.ranges());
+    }
+
+    // ---- payloads ----------------------------------------------------------------------------
+
+    /// Moves `copied` over everything durable at DR or without payload.
+    pub(super) fn advance_copied(&mut self) {
+        self.copied = self.copied.max(self.dr.cut);
+        if !self.fifo.is_empty() {
+            return;
+        }
+        let whole = matches!(self.mode, Mode::Stream) && self.closing.is_none();
+        if whole && self.dr.cut > Seq(0) && self.copied.next() < self.window.first() {
+            self.copied = self.window.first().prev();
+        }
+        while let Some(entry) = self.window.get(self.copied.next()) {
+            if !matches!(entry.payload, Payload::None | Payload::Copied) {
+                break;
+            }
+            self.copied = self.copied.next();
+        }
+    }
+
+    /// Gives payloads to streams: the disk's first, then memory's, oldest first.
+    pub(super) fn pump_payloads(&mut self, fx: &mut Vec<Effect>) {
+        if !self.dr.ready() || !self.dr.any_stream() || self.dr.must_jump || self.fenced.is_some() {
+            return;
+        }
+        while let Some(staged) = self.fifo.peek_staged() {
+            let bytes = staged.data.len() as u64;
+            if self.dr.disk_unacked > 0 && self.dr.disk_unacked + bytes > DISK_UNACKED_BYTES_MAX {
+                return;
+            }
+            let Some(conn) = self.dr.stream_for(bytes) else { return };
+            let staged = self.fifo.pop_staged().expect("just seen");
+            let message = Message::Payload { record: staged.record, data: staged.data.clone() };
+            self.dr.note_payload(conn, staged.record.seq, bytes, Some(staged));
+            fx.push(Effect::DrSend { conn, message });
+        }
+        if self.fifo.all_sent() {
+            self.pump_memory(fx);
+        }
+    }
+
+    fn pump_memory(&mut self, fx: &mut Vec<Effect>) {
+        self.dr.ship_next = self.dr.ship_next.max(self.window.first());
+        // A payload that is ahead of its local write could reach DR and not the disk of a primary that
+        // dies in between; only `sync` needs the overlap, and recovery covers it there.
+        let early = self.options.protect == Protect::Sync;
+        while let Some(entry) = self.window.get(self.dr.ship_next) {
+            let seq = entry.record.seq;
+            if entry.payload == Payload::Queued {
+                if entry.local != Local::Done && !early {
+                    return;
+                }
+                let bytes = entry.data.len() as u64;
+                let message = Message::Payload { record: entry.record, data: entry.data.clone() };
+                let Some(conn) = self.dr.stream_for(bytes) else { return };
+                self.dr.note_payload(conn, seq, bytes, None);
+                self.window.get_mut(seq).expect("just seen").payload = Payload::Sent;
+                self.note_sent(seq);
+                fx.push(Effect::DrSend { conn, message });
+            }
+            self.dr.ship_next = seq.next();
+        }
+    }
+}

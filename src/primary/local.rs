@@ -1,0 +1,131 @@
+//! What the local disk answers: writes, intent pages, syncs.
+
+use super::machine::{Effect, FlushStage, Machine, Pending, PendingFlush, Stopping};
+use super::window::Local;
+use crate::core::errno::Errno;
+use crate::core::ids::{Extent, Seq, Ticket, Volume};
+use crate::core::machine::{DiskResult, IoFail, Level};
+
+impl Machine {
+    pub(super) fn disk_done(&mut self, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
+        let pending = self.pending.remove(&ticket).expect("the shell completes each operation once");
+        match (pending, result) {
+            (Pending::Local(seq), result) => self.local_done(seq, result, fx),
+            (Pending::IntentPage, Ok(_)) => self.intent_done(),
+            (Pending::Unwatched(_), Ok(_)) => {}
+            (Pending::Superblock { reserved, fifo_head }, Ok(_)) => {
+                self.fifo.saved(fifo_head);
+                self.superblock_busy = false;
+                self.reserved = self.reserved.max(reserved);
+                if self.stopping == Stopping::Syncing && self.stop_syncs_left == 0 {
+                    self.stopping = Stopping::Stopped;
+                    fx.push(Effect::Stopped);
+                }
+            }
+            (Pending::Flush { volume, upto }, result) => self.flush_done(volume, upto, result, fx),
+            (Pending::CycleSync, Ok(_)) => self.cycle_syncs_left -= 1,
+            (Pending::StopSync, Ok(_)) => self.stop_sync_done(fx),
+            (Pending::Spill { upto, seqs, bytes }, Ok(_)) => self.spill_done(upto, &seqs, bytes),
+            (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
+            (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
+            (Pending::Chunk { index, extent }, Ok(bytes)) => self.chunk_read(index, extent, bytes, fx),
+            (pending, Err(fail)) => {
+                fx.push(Effect::Fatal { text: format!("{}: {fail}", pending.what()) });
+            }
+        }
+    }
+
+    pub(super) fn local_done(&mut self, seq: Seq, result: DiskResult, fx: &mut Vec<Effect>) {
+        let entry = self.window.get_mut(seq).expect("a write stays in the window until its local write is done");
+        let extent = entry.record.extent().expect("only ranges are written");
+        entry.local = Local::Done;
+        if let Err(fail) = result {
+            entry.local = Local::Failed;
+            let errno = if matches!(fail, IoFail::NoSpace(_)) { Errno::NoSpc } else { Errno::Io };
+            if let Some(req) = entry.req.take() {
+                fx.push(Effect::Reply { req, result: Err(errno) });
+            }
+            self.local_failed(extent, &fail, fx);
+        }
+        let mut started = Vec::new();
+        self.inflight[usize::from(extent.volume.0)].finish(seq, &mut started);
+        for next in started {
+            self.unblock(next, |admitted, _| *admitted = true);
+        }
+        while self.window.get(self.local_done.next()).is_some_and(|e| matches!(e.local, Local::Done | Local::Failed)) {
+            self.local_done = self.local_done.next();
+        }
+        if self.may_acknowledge() {
+            self.reply_if_ready(seq, fx);
+        } else {
+            self.withheld = true;
+        }
+    }
+
+    /// The block's content is unknown now: what the disk holds is read back and replicated as a batch.
+    pub(super) fn local_failed(&mut self, extent: Extent, fail: &IoFail, fx: &mut Vec<Effect>) {
+        let name = self.options.volumes[usize::from(extent.volume.0)].0.clone();
+        let text = format!("volume {name}: write of {} bytes at {} failed: {fail}", extent.length, extent.offset);
+        if matches!(fail, IoFail::NoSpace(_)) {
+            fx.push(Effect::Log { level: Level::Error, text });
+            self.coalesce("a local write failed", fx);
+            self.lose(extent);
+        } else {
+            fx.push(Effect::Fatal { text: format!("{text}; mend the backing store and start again") });
+        }
+    }
+
+    pub(super) fn unblock(&mut self, seq: Seq, mend: impl FnOnce(&mut bool, &mut bool)) {
+        let entry = self.window.get_mut(seq).expect("a waiting write stays in the window");
+        let Local::Waiting { admitted, intended } = &mut entry.local else {
+            unreachable!("only waiting writes are unblocked");
+        };
+        mend(admitted, intended);
+        if *admitted && *intended {
+            self.startable.push(seq);
+        }
+    }
+
+    pub(super) fn intent_done(&mut self) {
+        if !self.intent.page_done() {
+            return;
+        }
+        for seq in std::mem::take(&mut self.unintended) {
+            let extent = self.window.get(seq).and_then(|entry| entry.record.extent()).expect("waits with a range");
+            if self.intent.is_durable(extent) {
+                self.unblock(seq, |_, intended| *intended = true);
+            } else {
+                self.unintended.push_back(seq);
+            }
+        }
+    }
+
+    pub(super) fn flush_done(&mut self, volume: Volume, upto: usize, result: DiskResult, fx: &mut Vec<Effect>) {
+        let syncing = |flush: &PendingFlush| flush.volume == volume && flush.stage == FlushStage::Syncing;
+        match result {
+            Ok(_) => {
+                let mut count = 0;
+                for flush in self.flushes.iter_mut().filter(|flush| syncing(flush)) {
+                    flush.stage = FlushStage::Synced;
+                    count += 1;
+                }
+                debug_assert!(count <= upto, "flushes may have been failed meanwhile, never added");
+                if self.may_acknowledge() {
+                    self.settle_flushes(fx);
+                }
+            }
+            Err(fail) => {
+                self.flushes.retain(|flush| {
+                    let failed = syncing(flush);
+                    if failed {
+                        fx.push(Effect::Reply { req: flush.req, result: Err(Errno::Io) });
+                    }
+                    !failed
+                });
+                fx.push(Effect::Fatal {
+                    text: format!("flush failed: {fail}; mend the backing store and start again"),
+                });
+            }
+        }
+    }
+}

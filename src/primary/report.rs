@@ -1,0 +1,182 @@
+//! What an operator is told of a primary (I9: status says which policy acts).
+
+use super::batch::{Batch, Mode};
+use super::machine::Machine;
+use super::policy;
+use crate::cluster::status::{BatchStatus, Degraded, LinkStatus, PrimaryStatus, VolumeStatus};
+use crate::core::machine::Now;
+use crate::core::modes::{Ack, Overflow, Protect, Require};
+
+impl Machine {
+    /// Where this primary stands. Addresses, clients and received bytes are the shell's to fill in.
+    #[must_use]
+    pub fn status(&self, now: Now) -> PrimaryStatus {
+        let standing = self.standing();
+        let cut = self.dr.cut.min(self.tail);
+        let disk = self.fifo.bytes();
+        PrimaryStatus {
+            group: self.options.group_name.clone(),
+            epoch: self.superblock.epoch,
+            volumes: self.volume_status(),
+            tail_seq: self.tail,
+            cut_seq: cut,
+            acked_seq: self.protected.min(self.local_done),
+            lag_writes: if self.options.standalone { 0 } else { self.tail.0 - cut.0 },
+            lag_bytes: self.memory_bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::bytes_left),
+            lag_seconds: self.lag_seconds(now),
+            protect: word(self.options.protect).into(),
+            mode: if policy::in_full(self.options.protect, standing) {
+                word(self.options.protect).into()
+            } else {
+                self.mode_in_force()
+            },
+            ack: if self.options.ack == Ack::Write { "write" } else { "flush" }.into(),
+            require: match self.options.require {
+                Require::Both => "both",
+                Require::Any => "any",
+                Require::None => "none",
+            }
+            .into(),
+            policy: match self.options.overflow {
+                Overflow::Coalesce => "coalesce",
+                Overflow::Pace => "pace",
+                Overflow::Refuse => "refuse",
+            }
+            .into(),
+            overflow: self.held() > 0 || (self.lost_any() && !self.options.standalone),
+            frozen: self
+                .frozen_since_ns
+                .map(|_| "no peer holds the order, or none has answered within the lease".into()),
+            fenced: self.fenced.clone(),
+            fifo_bytes: self.memory_bytes + disk,
+            fifo_memory_bytes: self.memory_bytes,
+            fifo_disk_bytes: disk,
+            fifo_memory_limit_bytes: self.options.fifo_memory_bytes,
+            fifo_disk_limit_bytes: self.options.fifo_disk_bytes,
+            inflight_writes: self.window.unanswered() as u64 + self.held() as u64,
+            table_slots_used: self.tail.0 - self.floor().0.min(self.tail.0),
+            table_slots: self.aux.slots(),
+            batch: self.batch_status(),
+            degraded: self.degraded(now),
+            links: self.links(now),
+            ..PrimaryStatus::default()
+        }
+    }
+
+    fn batch(&self) -> Option<&Batch> {
+        self.mode.batch()
+    }
+
+    fn volume_status(&self) -> Vec<VolumeStatus> {
+        let volume = |(name, size): &(String, u64)| VolumeStatus { name: name.clone(), size_bytes: *size, clients: 0 };
+        self.options.volumes.iter().map(volume).collect()
+    }
+
+    /// Age of the oldest write that is not in DR's cut.
+    fn lag_seconds(&self, now: Now) -> f64 {
+        if self.options.standalone || self.dr.cut >= self.tail {
+            return 0.0;
+        }
+        let oldest = self.window.get(self.dr.cut.next()).map(|entry| entry.record.time_ns);
+        let sampled = || self.samples.iter().rev().find(|(seq, _)| *seq <= self.dr.cut.next()).map(|(_, at)| *at);
+        let first = || self.samples.front().map(|(_, at)| *at);
+        let since = oldest.or_else(sampled).or_else(first).unwrap_or(now.wall_ns);
+        seconds(now.wall_ns.saturating_sub(since))
+    }
+
+    fn mode_in_force(&self) -> String {
+        let at = self.standing();
+        match (self.options.require, at.aux.is_some(), at.journal.is_some()) {
+            (Require::Both, _, _) => "frozen",
+            (_, true, true) => "order",
+            (_, true, false) => "near",
+            (_, false, true) => "journal only",
+            (Require::Any, false, false) => "frozen",
+            (Require::None, false, false) => "async",
+        }
+        .into()
+    }
+
+    fn batch_status(&self) -> Option<BatchStatus> {
+        let batch = self.batch().or(self.closing.as_ref())?;
+        Some(BatchStatus {
+            seq: batch.begin,
+            total_bytes: batch.all.bytes(),
+            remaining_bytes: batch.bytes_left(),
+            reason: if self.dr.synced { "catch-up" } else { "first sync" }.into(),
+            remaining_seconds: None,
+        })
+    }
+
+    fn degraded(&self, now: Now) -> Vec<Degraded> {
+        let mut out = Vec::new();
+        if self.options.standalone {
+            out.push(Degraded::new("no DR: this site serves alone since its promotion", now.wall_ns, now.wall_ns));
+            return out;
+        }
+        if !self.aux.in_reach() {
+            let why = self.aux.problem.clone().unwrap_or_else(|| self.aux.word().into());
+            out.push(Degraded::new(format!("auxiliary: {why}"), self.aux.since(now), now.wall_ns));
+        }
+        if !self.dr.caught_up() {
+            let why = self.dr.problem.clone().unwrap_or_else(|| self.dr.word().into());
+            out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
+        }
+        if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {
+            out.push(Degraded::new("the auxiliary's payload ring is full or absent", self.aux.since(now), now.wall_ns));
+        }
+        if matches!(self.mode, Mode::Coalescing) {
+            let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
+            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
+        if self.dr.ready() && !self.dr.synced {
+            out.push(Degraded::new(
+                "DR has no complete copy yet: it cannot be promoted",
+                self.dr.since(now),
+                now.wall_ns,
+            ));
+        }
+        out
+    }
+
+    fn links(&self, now: Now) -> Vec<LinkStatus> {
+        if self.options.standalone {
+            return Vec::new();
+        }
+        let rtt = |ns: u64| (ns > 0).then(|| seconds(ns));
+        let aux = LinkStatus {
+            peer: "aux".into(),
+            state: self.aux.word().into(),
+            reason: self.aux.problem.clone(),
+            rtt_seconds: rtt(self.aux.rtt_ns),
+            sent_bytes: self.aux.sent_bytes,
+            seconds: seconds(now.wall_ns.saturating_sub(self.aux.since(now))),
+            ..LinkStatus::default()
+        };
+        let dr = LinkStatus {
+            peer: "dr".into(),
+            state: self.dr.word().into(),
+            reason: self.dr.problem.clone(),
+            rtt_seconds: rtt(self.dr.rtt_ns),
+            sent_bytes: self.dr.sent_bytes,
+            streams: self.dr.streams_up() as u64,
+            seconds: seconds(now.wall_ns.saturating_sub(self.dr.since(now))),
+            ..LinkStatus::default()
+        };
+        vec![aux, dr]
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+fn word(protect: Protect) -> &'static str {
+    match protect {
+        Protect::Async => "async",
+        Protect::Near => "near",
+        Protect::Order => "order",
+        Protect::Bunker => "bunker",
+        Protect::Sync => "sync",
+    }
+}

@@ -1,0 +1,687 @@
+//! The status table as the primary writes it: through an ordinary NBD export or a file, wherever it stands.
+//!
+//! Records go out in group commits, many in flight; `durable` moves only over a contiguous prefix. A slot
+//! is used again only when its write is copied (`floor`), unless the overflow policy is to coalesce. In
+//! `bunker` the payloads and the states that say where they are belong to the commit.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use super::machine::{Effect, File, Machine, Peer, Pending};
+use super::window::Payload;
+use crate::core::ids::{Epoch, Seq, Ticket};
+use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
+use crate::core::modes::Protect;
+use crate::format::record::OrderRecord;
+use crate::format::spool::{self, EntryHeader, Kind};
+use crate::format::table::{
+    self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, State, TableHeader, TableLayout,
+};
+use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
+
+const HEAD_BYTES: u64 = 3 * BLOCK_BYTES as u64;
+const RETRY_NS: u64 = 1_000_000_000;
+/// Bytes of states read at once when a payload ring is taken over.
+const STATES_READ_BYTES: u64 = 256 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle {
+        retry_ns: u64,
+    },
+    Opening {
+        since_ns: u64,
+    },
+    /// Reading or writing the head, or looking for what the payload ring holds.
+    Preparing,
+    Ready,
+}
+
+#[derive(Clone, Debug)]
+enum AuxOp {
+    ReadHead,
+    WriteHead,
+    ReadStates { offset: u64 },
+    ReadLastRecord { pos: u64 },
+    Commit { last: Seq },
+    Heartbeat { sent_ns: u64 },
+    ReadFence { sent_ns: u64 },
+    States,
+}
+
+#[derive(Clone, Debug)]
+struct Commit {
+    last: Seq,
+    left: usize,
+    sent_ns: u64,
+}
+
+/// The primary's side of the table.
+#[derive(Debug)]
+pub struct AuxLink {
+    phase: Phase,
+    fencing: bool,
+    region_bytes: u64,
+    layout: Option<TableLayout>,
+    /// Next record to write.
+    pub(super) next: Seq,
+    /// Records durable, without a hole.
+    pub durable: Seq,
+    commits: VecDeque<Commit>,
+    ops: HashMap<Ticket, AuxOp>,
+    backfill: VecDeque<OrderRecord>,
+    reading_log: bool,
+    caught_up: bool,
+    counter: u64,
+    last_heartbeat_ns: u64,
+    /// Floor found in the table when it was opened.
+    found_floor: Seq,
+    states_dirty: Vec<Seq>,
+    states_tail: Seq,
+    /// Payload ring: next position, and the live entries (seq, position).
+    ring_pos: u64,
+    ring_live: VecDeque<(Seq, u64)>,
+    ring_full: bool,
+    ring_found: Option<(Seq, u64)>,
+    /// Highest seq whose record was committed without the payload it has.
+    hole: Seq,
+    pub problem: Option<String>,
+    pub since_ns: u64,
+    pub rtt_ns: u64,
+    pub sent_bytes: u64,
+}
+
+impl AuxLink {
+    #[must_use]
+    pub fn new(next: Seq) -> AuxLink {
+        AuxLink {
+            phase: Phase::Idle { retry_ns: 0 },
+            fencing: false,
+            region_bytes: 0,
+            layout: None,
+            next,
+            durable: Seq(0),
+            commits: VecDeque::new(),
+            ops: HashMap::new(),
+            backfill: VecDeque::new(),
+            reading_log: false,
+            caught_up: false,
+            counter: 0,
+            last_heartbeat_ns: 0,
+            found_floor: Seq(0),
+            states_dirty: Vec::new(),
+            states_tail: Seq(0),
+            ring_pos: 0,
+            ring_live: VecDeque::new(),
+            ring_full: false,
+            ring_found: None,
+            hole: Seq(0),
+            problem: None,
+            since_ns: 0,
+            rtt_ns: 0,
+            sent_bytes: 0,
+        }
+    }
+
+    /// The table is open and has every record up to about now: waiting for it makes sense.
+    #[must_use]
+    pub fn in_reach(&self) -> bool {
+        self.phase == Phase::Ready && self.caught_up
+    }
+
+    /// The payload ring takes payloads, and nothing acknowledged before is missing from it.
+    #[must_use]
+    pub fn keeps_payloads(&self) -> bool {
+        self.in_reach() && self.layout.is_some_and(|l| l.payload_bytes > 0) && !self.ring_full && self.hole == Seq(0)
+    }
+
+    /// Every slot holds a write that is not copied yet.
+    #[must_use]
+    pub fn ring_full(&self, tail: Seq, floor: Seq) -> bool {
+        let slots = self.layout.map_or(u64::MAX, |layout| layout.slots);
+        self.phase == Phase::Ready && tail.0 - floor.0.min(tail.0) + 1 >= slots
+    }
+
+    /// The word of status.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.phase {
+            Phase::Idle { .. } => "down",
+            Phase::Opening { .. } => "connecting",
+            Phase::Preparing => "preparing",
+            Phase::Ready if !self.caught_up => "catching up",
+            Phase::Ready => "up",
+        }
+    }
+
+    /// Wall time since when the link is in its present state.
+    #[must_use]
+    pub fn since(&self, now: Now) -> u64 {
+        if self.since_ns == 0 { now.wall_ns } else { self.since_ns }
+    }
+
+    #[must_use]
+    pub fn slots(&self) -> u64 {
+        self.layout.map_or(0, |layout| layout.slots)
+    }
+
+    fn note_state(&mut self, seq: Seq) {
+        if self.phase == Phase::Ready {
+            self.states_dirty.push(seq);
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn aux_opened(&mut self, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
+        self.aux.phase = Phase::Preparing;
+        self.aux.fencing = fencing;
+        self.aux.region_bytes = size;
+        self.aux_read(AuxOp::ReadHead, 0, HEAD_BYTES, fx);
+    }
+
+    pub(super) fn aux_failed(&mut self, reason: &str, fenced: bool, fx: &mut Vec<Effect>) {
+        if fenced {
+            self.fence(reason, fx);
+        }
+        self.aux_down(reason, fx);
+    }
+
+    pub(super) fn aux_closed(&mut self, reason: &str, fx: &mut Vec<Effect>) {
+        self.aux_down(reason, fx);
+    }
+
+    fn aux_down(&mut self, reason: &str, fx: &mut Vec<Effect>) {
+        if self.aux.problem.as_deref() != Some(reason) {
+            let text = format!("auxiliary out of reach: {reason}");
+            fx.push(Effect::Log { level: Level::Warn, text });
+        }
+        self.aux.problem = Some(reason.to_string());
+        if matches!(self.aux.phase, Phase::Ready | Phase::Preparing) || self.aux.since_ns == 0 {
+            self.aux.since_ns = self.now.wall_ns;
+        }
+        self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + RETRY_NS };
+        self.aux.ops.clear();
+        self.aux.commits.clear();
+        self.aux.backfill.clear();
+        self.aux.caught_up = false;
+        self.aux.next = self.aux.durable.next();
+    }
+
+    /// Gives the connection up; it is tried again later.
+    fn aux_reject(&mut self, reason: &str, fx: &mut Vec<Effect>) {
+        fx.push(Effect::AuxClose);
+        self.aux_down(reason, fx);
+    }
+
+    fn aux_read(&mut self, op: AuxOp, offset: u64, length: u64, fx: &mut Vec<Effect>) {
+        let ticket = self.bare_ticket();
+        self.aux.ops.insert(ticket, op);
+        fx.push(Effect::AuxRead { ticket, offset, length });
+    }
+
+    fn aux_write(&mut self, op: AuxOp, offset: u64, parts: Vec<Bytes>, fua: bool, fx: &mut Vec<Effect>) {
+        let ticket = self.bare_ticket();
+        self.aux.ops.insert(ticket, op);
+        self.aux.sent_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        fx.push(Effect::AuxWrite { ticket, offset, parts, fua });
+    }
+
+    pub(super) fn aux_done(&mut self, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
+        // What belongs to an earlier connection is of no interest.
+        let Some(op) = self.aux.ops.remove(&ticket) else { return };
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(fail) => return self.aux_reject(&format!("an operation on the table failed: {fail}"), fx),
+        };
+        match op {
+            AuxOp::ReadHead => self.head_read(&bytes, fx),
+            AuxOp::WriteHead => self.head_ready(fx),
+            AuxOp::ReadStates { offset } => self.states_read(offset, &bytes, fx),
+            AuxOp::ReadLastRecord { pos } => self.last_record_read(pos, &bytes),
+            AuxOp::Commit { last } => self.commit_done(last),
+            AuxOp::Heartbeat { sent_ns } => {
+                self.aux.rtt_ns = self.now.mono_ns - sent_ns;
+                if self.aux.fencing {
+                    self.renew_lease(sent_ns);
+                }
+            }
+            AuxOp::ReadFence { sent_ns } => self.fence_read(&bytes, sent_ns, fx),
+            AuxOp::States => {}
+        }
+    }
+
+    // ---- opening -----------------------------------------------------------------------------
+
+    fn head_read(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {
+        if bytes.iter().all(|byte| *byte == 0) {
+            let ring = if self.options.protect == Protect::Bunker { self.options.table_payload_bytes } else { 0 };
+            let wanted = TableLayout::new(self.options.table_slots, ring);
+            let layout = if wanted.total_bytes() <= self.aux.region_bytes {
+                Some(wanted)
+            } else {
+                TableLayout::fitting(self.aux.region_bytes, ring)
+            };
+            let Some(layout) = layout else {
+                let size = self.aux.region_bytes;
+                return self.aux_reject(&format!("the region of {size} bytes is too small for a status table"), fx);
+            };
+            self.aux.layout = Some(layout);
+            return self.write_head(true, fx);
+        }
+        let header = match TableHeader::decode(&bytes[..BLOCK_BYTES]) {
+            Ok(header) => header,
+            Err(why) => {
+                let text = format!("{why}; if nothing else lives in that region, fill its first 16 KiB with zeroes");
+                return self.aux_reject(&text, fx);
+            }
+        };
+        if header.group != self.group() {
+            let text = format!(
+                "the status table belongs to group {:016x}, not to this one ({:016x}); use another region",
+                header.group.0,
+                self.group().0
+            );
+            return self.aux_reject(&text, fx);
+        }
+        if header.layout().total_bytes() > self.aux.region_bytes {
+            return self.aux_reject("the region is smaller than the table in it; restore its size", fx);
+        }
+        self.aux.layout = Some(header.layout());
+        let beat = Heartbeat::decode(&bytes[2 * BLOCK_BYTES..]).ok();
+        self.aux.found_floor = beat.map_or(Seq(0), |beat| beat.floor);
+        self.aux.counter = beat.map_or(0, |beat| beat.counter);
+        match Fence::decode(&bytes[BLOCK_BYTES..2 * BLOCK_BYTES]) {
+            Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
+            // A damaged fence block can only be a torn write of a taker; the next epoch decides.
+            _ => self.write_head(false, fx),
+        }
+    }
+
+    /// Checks who holds the table. False after refusing it.
+    fn fence_is_ours(&mut self, fence: &Fence, fx: &mut Vec<Effect>) -> bool {
+        let (epoch, owner) = (self.superblock.epoch, self.superblock.owner);
+        if fence.epoch > epoch {
+            let text = format!("epoch {} has taken the status table, this primary is of epoch {epoch}", fence.epoch);
+            self.fence(&text, fx);
+            self.aux_reject(&text, fx);
+            return false;
+        }
+        if fence.epoch == epoch && fence.owner != owner && fence.epoch != Epoch(0) {
+            let text = format!("a second primary ({:016x}) of epoch {epoch} holds the status table", fence.owner.0);
+            self.aux_reject(&text, fx);
+            return false;
+        }
+        true
+    }
+
+    fn write_head(&mut self, whole: bool, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known before the head is written");
+        let fence = Fence { epoch: self.superblock.epoch, owner: self.superblock.owner };
+        let fence = Bytes::copy_from_slice(&fence.encode());
+        if whole {
+            let header = Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode());
+            let beat = Bytes::copy_from_slice(&self.heartbeat().encode());
+            self.aux_write(AuxOp::WriteHead, table::HEADER_AT, vec![header, fence, beat], true, fx);
+        } else {
+            self.aux_write(AuxOp::WriteHead, table::FENCE_AT, vec![fence], true, fx);
+        }
+    }
+
+    fn head_ready(&mut self, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known once the head is written");
+        if layout.payload_bytes > 0 && self.aux.ring_pos == 0 && self.options.protect == Protect::Bunker {
+            return self.read_states(layout.states_at, fx);
+        }
+        self.aux_ready();
+    }
+
+    fn read_states(&mut self, offset: u64, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known while preparing");
+        let end = layout.states_at + layout.slots * STATE_BYTES as u64;
+        let length = STATES_READ_BYTES.min(end - offset);
+        self.aux_read(AuxOp::ReadStates { offset }, offset, length, fx);
+    }
+
+    /// What an earlier incarnation left in the payload ring and DR may still need.
+    fn states_read(&mut self, offset: u64, bytes: &Bytes, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known while preparing");
+        for raw in bytes.chunks_exact(STATE_BYTES) {
+            let Ok(state) = SlotState::decode(raw) else { continue };
+            if state.payload_pos == NO_PAYLOAD {
+                continue;
+            }
+            if self.aux.ring_found.is_none_or(|(_, pos)| state.payload_pos > pos) {
+                self.aux.ring_found = Some((state.seq, state.payload_pos));
+            }
+            if state.seq > self.aux.found_floor {
+                self.aux.ring_live.push_back((state.seq, state.payload_pos));
+            }
+        }
+        let next = offset + bytes.len() as u64;
+        if next < layout.states_at + layout.slots * STATE_BYTES as u64 {
+            return self.read_states(next, fx);
+        }
+        self.aux.ring_live.make_contiguous().sort_unstable();
+        match self.aux.ring_found {
+            Some((seq, pos)) => {
+                let offset = layout.record_offset(seq);
+                self.aux_read(AuxOp::ReadLastRecord { pos }, offset, RECORD_BYTES as u64, fx);
+            }
+            None => self.aux_ready(),
+        }
+    }
+
+    fn last_record_read(&mut self, pos: u64, bytes: &Bytes) {
+        let layout = self.aux.layout.expect("known while preparing");
+        let length = OrderRecord::decode(bytes).map_or(u64::from(u32::MAX), |record| record.payload_bytes());
+        // An unreadable record: start at the next lap, beyond whatever is there.
+        let after = pos + spool::entry_bytes(length);
+        self.aux.ring_pos =
+            if after - pos > layout.payload_bytes { (pos + 1).next_multiple_of(layout.payload_bytes) } else { after };
+        self.aux_ready();
+    }
+
+    fn aux_ready(&mut self) {
+        let layout = self.aux.layout.expect("known once ready");
+        self.aux.phase = Phase::Ready;
+        self.aux.problem = None;
+        self.aux.since_ns = self.now.wall_ns;
+        self.aux.last_heartbeat_ns = 0;
+        let floor = self.floor().max(self.aux.found_floor.min(self.tail));
+        let oldest = Seq((self.tail.0 + 1).saturating_sub(layout.slots)).max(self.log_first);
+        self.aux.next = self.aux.durable.next().max(floor.next()).max(oldest);
+        self.aux.durable = self.aux.next.prev();
+        self.aux.states_tail = self.aux.next.prev();
+    }
+
+    // ---- running -----------------------------------------------------------------------------
+
+    pub(super) fn tick_aux(&mut self, fx: &mut Vec<Effect>) {
+        if self.options.standalone || self.fenced.is_some() {
+            return;
+        }
+        let now = self.now.mono_ns;
+        match self.aux.phase {
+            Phase::Idle { retry_ns } if now >= retry_ns => {
+                self.aux.phase = Phase::Opening { since_ns: now };
+                fx.push(Effect::AuxOpen { epoch: self.superblock.epoch, owner: self.superblock.owner });
+            }
+            Phase::Opening { since_ns } if now > since_ns + crate::limits::LINK_SILENCE_NS => {
+                self.aux_reject("no answer to the connection", fx);
+            }
+            Phase::Ready => {
+                let oldest = self.aux.commits.front().map_or(now, |commit| commit.sent_ns);
+                if now > oldest + crate::limits::LINK_SILENCE_NS || self.heartbeat_overdue() {
+                    return self.aux_reject("no answer within the time allowed", fx);
+                }
+                if now >= self.aux.last_heartbeat_ns + PING_EVERY_NS {
+                    self.beat(fx);
+                }
+                self.flush_states(fx);
+            }
+            _ => {}
+        }
+    }
+
+    fn heartbeat_overdue(&self) -> bool {
+        self.aux.ops.values().any(|op| match op {
+            AuxOp::Heartbeat { sent_ns } | AuxOp::ReadFence { sent_ns } => {
+                self.now.mono_ns > sent_ns + crate::limits::LINK_SILENCE_NS
+            }
+            _ => false,
+        })
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        Heartbeat {
+            epoch: self.superblock.epoch,
+            owner: self.superblock.owner,
+            counter: self.aux.counter,
+            wall_ns: self.now.wall_ns,
+            floor: self.floor().max(self.aux.found_floor),
+            tail: self.tail,
+        }
+    }
+
+    fn beat(&mut self, fx: &mut Vec<Effect>) {
+        let sent_ns = self.now.mono_ns;
+        self.aux.last_heartbeat_ns = sent_ns;
+        self.aux.counter += 1;
+        let bytes = Bytes::copy_from_slice(&self.heartbeat().encode());
+        self.aux_write(AuxOp::Heartbeat { sent_ns }, table::HEARTBEAT_AT, vec![bytes], true, fx);
+        if !self.aux.fencing {
+            self.aux_read(AuxOp::ReadFence { sent_ns }, table::FENCE_AT, BLOCK_BYTES as u64, fx);
+        }
+    }
+
+    /// On storage that cannot fence, the writer looks whether it still holds the table (I7).
+    fn fence_read(&mut self, bytes: &Bytes, sent_ns: u64, fx: &mut Vec<Effect>) {
+        match Fence::decode(bytes) {
+            Ok(fence) => {
+                if self.fence_is_ours(&fence, fx) {
+                    self.renew_lease(sent_ns);
+                }
+            }
+            Err(why) => self.aux_reject(&format!("the fence block cannot be read: {why}"), fx),
+        }
+    }
+
+    pub(super) fn pump_aux(&mut self, fx: &mut Vec<Effect>) {
+        if self.aux.phase != Phase::Ready || self.fenced.is_some() {
+            return;
+        }
+        self.release_ring();
+        while self.aux.commits.len() < COMMITS_INFLIGHT_MAX && self.aux.next <= self.tail {
+            let records = self.next_records(Peer::Aux, fx);
+            if records.is_empty() {
+                return;
+            }
+            self.commit(&records, fx);
+        }
+        if self.aux.next > self.tail {
+            self.aux.caught_up = true;
+        }
+    }
+
+    /// One group commit: the records, and in `bunker` their payloads and where they are.
+    fn commit(&mut self, records: &[OrderRecord], fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known once ready");
+        let first = records[0].seq;
+        let room = usize::try_from(layout.slots - layout.slot(first)).unwrap_or(usize::MAX);
+        let records = &records[..records.len().min(room)];
+        let last = records.last().expect("not empty").seq;
+        let mut writes = Vec::new();
+        if self.options.protect == Protect::Bunker && layout.payload_bytes > 0 {
+            self.commit_payloads(records, layout, &mut writes);
+        }
+        let mut bytes = BytesMut::with_capacity(records.len() * RECORD_BYTES);
+        records.iter().for_each(|record| bytes.extend_from_slice(&record.encode()));
+        writes.push((layout.record_offset(first), vec![bytes.freeze()]));
+        self.aux.commits.push_back(Commit { last, left: writes.len(), sent_ns: self.now.mono_ns });
+        self.aux.next = last.next();
+        for (offset, parts) in writes {
+            self.aux_write(AuxOp::Commit { last }, offset, parts, true, fx);
+        }
+    }
+
+    fn commit_payloads(&mut self, records: &[OrderRecord], layout: TableLayout, writes: &mut Vec<(u64, Vec<Bytes>)>) {
+        let mut states = BytesMut::with_capacity(records.len() * STATE_BYTES);
+        for record in records {
+            let mut payload_pos = NO_PAYLOAD;
+            if record.op.has_payload() {
+                match self.place_payload(record, layout, writes) {
+                    Some(pos) => payload_pos = pos,
+                    None => self.aux.hole = record.seq,
+                }
+            }
+            states.extend_from_slice(&SlotState { seq: record.seq, state: State::Queued, payload_pos }.encode());
+        }
+        writes.push((layout.state_offset(records[0].seq), vec![states.freeze()]));
+    }
+
+    /// Puts a payload into the ring; `None` when there is no room or it is not in memory any more.
+    fn place_payload(
+        &mut self,
+        record: &OrderRecord,
+        layout: TableLayout,
+        writes: &mut Vec<(u64, Vec<Bytes>)>,
+    ) -> Option<u64> {
+        let data = self.window.get(record.seq).map(|entry| entry.data.clone()).filter(|data| !data.is_empty())?;
+        let bytes = spool::entry_bytes(data.len() as u64);
+        if bytes > layout.payload_bytes {
+            return None;
+        }
+        let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
+        let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
+        self.aux.ring_full = pos + bytes - oldest > layout.payload_bytes;
+        if self.aux.ring_full {
+            return None;
+        }
+        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record };
+        let mut parts = Vec::with_capacity(3);
+        spool::encode_entry(&header, self.group().0, data, &mut parts);
+        let offset = layout.payload_offset(pos);
+        match writes.last_mut() {
+            Some((start, run)) if *start + run.iter().map(|part| part.len() as u64).sum::<u64>() == offset => {
+                run.append(&mut parts);
+            }
+            _ => writes.push((offset, parts)),
+        }
+        self.aux.ring_pos = pos + bytes;
+        self.aux.ring_live.push_back((record.seq, pos));
+        Some(pos)
+    }
+
+    fn release_ring(&mut self) {
+        let floor = self.floor();
+        while self.aux.ring_live.front().is_some_and(|(seq, _)| *seq <= floor) {
+            self.aux.ring_live.pop_front();
+            self.aux.ring_full = false;
+        }
+        if self.aux.hole <= floor {
+            self.aux.hole = Seq(0);
+        }
+    }
+
+    fn commit_done(&mut self, last: Seq) {
+        let Some(commit) = self.aux.commits.iter_mut().find(|commit| commit.last == last) else { return };
+        commit.left -= 1;
+        let sent_ns = commit.sent_ns;
+        if self.aux.fencing {
+            self.renew_lease(sent_ns);
+        }
+        while self.aux.commits.front().is_some_and(|commit| commit.left == 0) {
+            let commit = self.aux.commits.pop_front().expect("just seen");
+            self.aux.durable = self.aux.durable.max(commit.last);
+        }
+    }
+
+    // ---- records for a peer that is behind -----------------------------------------------------
+
+    /// The next records for a peer: from the window, or from the intent log when they have left it. Empty
+    /// while they are being read.
+    pub(super) fn next_records(&mut self, peer: Peer, fx: &mut Vec<Effect>) -> Vec<OrderRecord> {
+        let (next, backfill) = match peer {
+            Peer::Aux => (self.aux.next, &mut self.aux.backfill),
+            Peer::Dr => (self.dr.next, &mut self.dr.backfill),
+        };
+        while backfill.front().is_some_and(|record| record.seq < next) {
+            backfill.pop_front();
+        }
+        if backfill.front().is_some_and(|record| record.seq == next) {
+            let count = backfill.len().min(COMMIT_RECORDS_MAX);
+            return backfill.drain(..count).collect();
+        }
+        if next >= self.window.first() {
+            return self.window.from(next).take(COMMIT_RECORDS_MAX).map(|entry| entry.record).collect();
+        }
+        self.read_log(peer, next, fx);
+        Vec::new()
+    }
+
+    pub(super) fn read_log(&mut self, peer: Peer, first: Seq, fx: &mut Vec<Effect>) {
+        let reading = match peer {
+            Peer::Aux => &mut self.aux.reading_log,
+            Peer::Dr => &mut self.dr.reading_log,
+        };
+        if std::mem::replace(reading, true) {
+            return;
+        }
+        let to_end = self.log.slots - first.0 % self.log.slots;
+        let count = (self.tail.0 - first.0 + 1).min(to_end).min(4 * COMMIT_RECORDS_MAX as u64);
+        let kind = DiskKind::Read { offset: self.log.record_offset(first), length: count * RECORD_BYTES as u64 };
+        let count = usize::try_from(count).expect("a few commits");
+        let ticket = self.ticket(Pending::LogRead { peer, first, count });
+        fx.push(Effect::Disk(DiskOp { ticket, file: File::IntentLog, kind }));
+    }
+
+    pub(super) fn log_read(&mut self, peer: Peer, first: Seq, count: usize, bytes: &Bytes, fx: &mut Vec<Effect>) {
+        let mut records = VecDeque::with_capacity(count);
+        for (at, raw) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
+            match OrderRecord::decode(raw) {
+                Ok(record) if record.seq.0 == first.0 + at as u64 => records.push_back(record),
+                _ => break,
+            }
+        }
+        match peer {
+            Peer::Aux => {
+                self.aux.reading_log = false;
+                if records.is_empty() && self.aux.next == first {
+                    // Overwritten or damaged: the ring at the auxiliary goes on with the next one there is.
+                    self.aux.next = self.log_first.max(first.next());
+                    self.aux.durable = self.aux.next.prev();
+                }
+                self.aux.backfill = records;
+            }
+            Peer::Dr => {
+                self.dr.reading_log = false;
+                self.dr_log_read(first, records, fx);
+            }
+        }
+    }
+
+    // ---- states --------------------------------------------------------------------------------
+
+    /// A payload has been given to a stream.
+    pub(super) fn note_sent(&mut self, seq: Seq) {
+        self.aux.note_state(seq);
+    }
+
+    /// Writes the states that changed and still matter, in runs. Not waited for.
+    fn flush_states(&mut self, fx: &mut Vec<Effect>) {
+        let Some(layout) = self.aux.layout else { return };
+        if self.aux.ops.values().any(|op| matches!(op, AuxOp::States)) {
+            return;
+        }
+        let floor = self.floor();
+        let mut seqs = std::mem::take(&mut self.aux.states_dirty);
+        let from = self.aux.states_tail.max(floor).next();
+        seqs.extend(self.window.from(from).map(|entry| entry.record.seq).filter(|seq| *seq >= from));
+        self.aux.states_tail = self.tail;
+        seqs.retain(|seq| *seq > floor);
+        seqs.sort_unstable();
+        seqs.dedup();
+        let ring: HashMap<Seq, u64> = self.aux.ring_live.iter().copied().collect();
+        let mut runs: Vec<(u64, BytesMut)> = Vec::new();
+        for seq in seqs {
+            let Some(entry) = self.window.get(seq) else { continue };
+            let state = match entry.payload {
+                Payload::Copied => State::Copied,
+                Payload::Sent => State::Sent,
+                _ => State::Queued,
+            };
+            let payload_pos = ring.get(&seq).copied().unwrap_or(NO_PAYLOAD);
+            let raw = SlotState { seq, state, payload_pos }.encode();
+            let offset = layout.state_offset(seq);
+            match runs.last_mut() {
+                Some((start, bytes)) if *start + bytes.len() as u64 == offset => bytes.extend_from_slice(&raw),
+                _ => runs.push((offset, BytesMut::from(&raw[..]))),
+            }
+        }
+        for (offset, bytes) in runs {
+            self.aux_write(AuxOp::States, offset, vec![bytes.freeze()], false, fx);
+        }
+    }
+}

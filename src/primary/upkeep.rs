@@ -1,0 +1,109 @@
+//! Periodic work and the clean stop.
+
+use bytes::Bytes;
+
+use super::batch::Mode;
+use super::machine::{CYCLE_NS, Effect, File, Machine, Pending, Stopping, disk_write};
+use crate::core::errno::Errno;
+use crate::core::ids::Volume;
+use crate::core::machine::{DiskKind, DiskOp};
+use crate::format::intent::{LogLayout, Watermark};
+use crate::format::superblock;
+
+impl Machine {
+    pub(super) fn periodic(&mut self, fx: &mut Vec<Effect>) {
+        self.expire_frozen(fx);
+        self.tick_aux(fx);
+        self.tick_dr(fx);
+        self.tick_cycle(fx);
+        let watermark = (self.local_done, self.dr.cut);
+        if watermark != self.watermark_saved {
+            self.watermark_saved = watermark;
+            self.save_watermark(fx);
+        }
+        while self.samples.len() > 1 && self.samples[1].0 <= self.dr.cut.next() {
+            self.samples.pop_front();
+        }
+        if self.samples.len() > 100_000 {
+            let mut keep = false;
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+    }
+
+    pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
+        let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some();
+        let watermark = Watermark { local_done: self.local_done, cut: self.dr.cut, coalescing };
+        let bytes = Bytes::copy_from_slice(&watermark.encode());
+        let ticket = self.ticket(Pending::Unwatched("intent log"));
+        fx.push(disk_write(ticket, File::IntentLog, LogLayout::WATERMARK_AT, vec![bytes], false));
+    }
+
+    /// Clears bits of the intent map that no longer say anything.
+    pub(super) fn tick_cycle(&mut self, fx: &mut Vec<Effect>) {
+        if self.options.standalone || self.mode.drops_payloads() || self.lost_any() {
+            self.intent.abandon_cycle();
+            return;
+        }
+        match self.intent.cycle() {
+            None if self.intent.may_begin_cycle() => {
+                self.cycle_syncing = false;
+                self.intent.begin_cycle(self.tail, self.now.mono_ns);
+            }
+            Some((upto, began)) if self.now.mono_ns >= began + CYCLE_NS && self.dr.cut >= upto => {
+                if !self.cycle_syncing && self.local_done >= upto {
+                    self.cycle_syncing = true;
+                    self.cycle_syncs_left = self.options.volumes.len();
+                    for file in self.volume_files() {
+                        let ticket = self.ticket(Pending::CycleSync);
+                        fx.push(Effect::Disk(DiskOp { ticket, file, kind: DiskKind::Sync }));
+                    }
+                } else if self.cycle_syncing && self.cycle_syncs_left == 0 && !self.intent.busy() {
+                    self.intent.end_cycle();
+                    self.write_intent(fx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers what can be answered, puts memory's payloads on disk, and marks the directory clean.
+    pub(super) fn go_on_stopping(&mut self, fx: &mut Vec<Effect>) {
+        if self.stopping != Stopping::Draining {
+            return;
+        }
+        let busy = self.pending.values().any(|pending| !matches!(pending, Pending::Unwatched(_)));
+        if self.local_done < self.tail || self.spill_everything(fx) || busy {
+            return;
+        }
+        self.stopping = Stopping::Syncing;
+        for (req, ..) in self.held_requests.drain(..) {
+            fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
+        }
+        self.save_watermark(fx);
+        let files: Vec<File> = self.volume_files().into_iter().chain([File::Fifo, File::IntentLog]).collect();
+        self.stop_syncs_left = files.len();
+        for file in files {
+            let ticket = self.ticket(Pending::StopSync);
+            fx.push(Effect::Disk(DiskOp { ticket, file, kind: DiskKind::Sync }));
+        }
+    }
+
+    /// Everything is durable: only now may the superblock say so.
+    pub(super) fn stop_sync_done(&mut self, fx: &mut Vec<Effect>) {
+        self.stop_syncs_left -= 1;
+        if self.stop_syncs_left > 0 {
+            return;
+        }
+        let unsaved = self.memory_bytes > 0 || self.mode.drops_payloads();
+        self.superblock.flags |= if unsaved { 0 } else { superblock::CLEAN };
+        self.write_superblock(self.reserved, fx);
+    }
+
+    pub(super) fn volume_files(&self) -> Vec<File> {
+        let count = u16::try_from(self.options.volumes.len()).expect("at most VOLUMES_MAX volumes");
+        (0..count).map(|index| File::Volume(Volume(index))).collect()
+    }
+}

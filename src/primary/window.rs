@@ -1,0 +1,149 @@
+//! The window: every write from the oldest one that is still anybody's business to the tail.
+//!
+//! An entry leaves at the front once it is answered, on the local disk, and its payload is no longer the
+//! memory's concern (copied, spilled, or left to a batch). The window is contiguous in seq.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::machine::Req;
+use crate::core::ids::Seq;
+use crate::format::record::OrderRecord;
+
+/// How far the local write has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// Behind an overlapping earlier write, or before its intent is durable.
+    Waiting {
+        admitted: bool,
+        intended: bool,
+    },
+    Running,
+    Done,
+    Failed,
+}
+
+/// Where the payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// The order carries none.
+    None,
+    /// In memory, not on a stream.
+    Queued,
+    /// In memory, on a stream.
+    Sent,
+    /// Being written to the disk FIFO; still in memory.
+    Spilling,
+    /// In the disk FIFO.
+    Spilled,
+    /// Durable at DR.
+    Copied,
+    /// Dropped: its range is left to a batch.
+    Dropped,
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub record: OrderRecord,
+    /// The payload while it is in memory.
+    pub data: Bytes,
+    /// Whom to answer; `None` once answered (or nobody asked).
+    pub req: Option<Req>,
+    pub local: Local,
+    pub payload: Payload,
+}
+
+impl Entry {
+    /// Bytes charged to the memory FIFO.
+    #[must_use]
+    pub fn charge(&self) -> u64 {
+        match self.payload {
+            Payload::Queued | Payload::Sent | Payload::Spilling => self.data.len() as u64,
+            Payload::None | Payload::Spilled | Payload::Copied | Payload::Dropped => 0,
+        }
+    }
+
+    fn settled(&self) -> bool {
+        self.req.is_none()
+            && matches!(self.local, Local::Done | Local::Failed)
+            && !matches!(self.payload, Payload::Queued | Payload::Sent | Payload::Spilling)
+    }
+}
+
+/// Contiguous entries `first..=tail`.
+#[derive(Debug)]
+pub struct Window {
+    /// Seq of the front entry; `tail + 1` when empty.
+    first: Seq,
+    entries: VecDeque<Entry>,
+}
+
+impl Window {
+    /// An empty window whose next seq is `next`.
+    #[must_use]
+    pub fn new(next: Seq) -> Window {
+        Window { first: next, entries: VecDeque::new() }
+    }
+
+    /// Oldest seq in the window; one past the tail when empty.
+    #[must_use]
+    pub fn first(&self) -> Seq {
+        self.first
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Appends the next write.
+    pub fn push(&mut self, entry: Entry) {
+        assert_eq!(entry.record.seq.0, self.first.0 + self.entries.len() as u64, "seqs have no gaps (I1)");
+        self.entries.push_back(entry);
+    }
+
+    #[must_use]
+    pub fn get(&self, seq: Seq) -> Option<&Entry> {
+        self.entries.get(self.index(seq)?)
+    }
+
+    pub fn get_mut(&mut self, seq: Seq) -> Option<&mut Entry> {
+        let index = self.index(seq)?;
+        self.entries.get_mut(index)
+    }
+
+    /// Entries from `seq` on.
+    pub fn from(&self, seq: Seq) -> impl Iterator<Item = &Entry> {
+        let skip = usize::try_from(seq.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
+        self.entries.iter().skip(skip.min(self.entries.len()))
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut()
+    }
+
+    /// Entries whose client still waits.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.req.is_some()).count()
+    }
+
+    /// Drops settled entries at the front.
+    pub fn trim(&mut self) {
+        while self.entries.front().is_some_and(Entry::settled) {
+            self.entries.pop_front();
+            self.first = self.first.next();
+        }
+    }
+
+    fn index(&self, seq: Seq) -> Option<usize> {
+        usize::try_from(seq.0.checked_sub(self.first.0)?).ok()
+    }
+}
