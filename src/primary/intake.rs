@@ -292,7 +292,8 @@ impl Machine {
     }
 }
 
-enum Room {
+/// Whether a write may enter.
+pub(super) enum Room {
     Yes,
     Wait,
     No,

@@ -341,7 +341,8 @@ fn intent_log_header() {
 
 #[test]
 fn intent_log_watermark() {
-    let value = Watermark { local_done: Seq(5), tail: Seq(9) };
-    let golden = sparse(4096, &[(0, "465348494c4f47570100000000000000050000000000000009"), (508, "381d0d22")]);
+    let value = Watermark { local_done: Seq(5), cut: Seq(9), coalescing: true };
+    let golden =
+        sparse(4096, &[(0, "465348494c4f475701000000000000000500000000000000090000000000000001"), (508, "c99d1eec")]);
     check(&value, &value.encode(), &golden, Watermark::decode);
 }
