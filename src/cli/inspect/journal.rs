@@ -62,7 +62,7 @@ fn segment(file: &Image, header: &SegmentHeader, at: u64, printer: &mut Printer<
             }
         };
         let continues = previous.is_none_or(|chain| record.chain_after(chain) == record.chain);
-        if !(continues && record.seq > seq) && !record.op.may_jump() {
+        if !(record.op.may_jump() || continues && record.seq > seq) {
             // What stood here before the segment was taken again, and is not part of the history any more.
             return printer.remark(here, &format!("end; an older life of this segment follows (seq {})", record.seq));
         }
