@@ -14,14 +14,14 @@ use anyhow::{Context, bail};
 use crate::auxiliary::machine::{Auxiliary, Effect, File, Input, Kind};
 use crate::auxiliary::recovery::{Recovered, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
-use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::control::{Answer, Lines, Refused, Request};
 use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::format::table::TableLayout;
-use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions};
+use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
 use crate::nbd::server::NbdServer;
@@ -37,7 +37,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let _entered = span.enter();
     let reactor = Reactor::new(ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() })
         .context("io_uring is needed, and the kernel does not give it")?;
-    Shell::start(reactor, &config.group.name, aux, own)?.serve()
+    let shell = Shell::start(reactor, &config.group.name, aux, own)?;
+    notify::ready("serving the status table");
+    shell.serve()
 }
 
 /// The machine and what it acts on.
@@ -246,6 +248,7 @@ impl Shell {
 
     fn stop(&mut self) -> anyhow::Result<()> {
         tracing::info!("stopping");
+        notify::stopping();
         self.reactor.stop_listening(self.listener);
         self.step(Input::Stop)
     }
@@ -286,7 +289,9 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     let file = reactor.open(&options)?;
     let slots = reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?;
     let head = table_head(&dir.join(TABLE))?;
-    let recovered = recover(&slots, &head, group, Owner(random()?)).with_context(|| dir.display().to_string())?;
+    let recovered = recover(&slots, &head, group, Owner(random()?))
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| dir.display().to_string())?;
     recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     for (offset, block) in recovered.creation() {
         reactor.write_sync(file, offset, &block)?;

@@ -118,7 +118,8 @@ fn primary(options: &Init, volumes: &[(String, u64)]) -> String {
         r#"[primary]
 dir     = {}   # intent log, FIFO, superblock; on a disk that survives a power cut
 backing = {}   # file or block device of each volume
-listen  = [{}, {}]   # NBD clients connect here; TCP has no password: keep it on loopback or a trusted network
+# NBD clients connect here; NBD has no password: keep TCP on loopback or on a network you trust
+listen  = [{}, {}]
 control = {}   # farshore status asks here
 fifo    = {{ memory = "256MiB", disk = "8GiB" }}   # writes not yet at DR: how much may wait
 overflow = "coalesce"   # when the FIFO is full: coalesce (remember ranges, copy them later) | pace | refuse

@@ -1,29 +1,96 @@
 //! `farshore aux`, `dr`, `primary`: one role in the foreground, from its configuration to its exit status.
 
+use std::path::Path;
+
 use super::arguments::Role;
 use super::failure::Failure;
 use super::{files, logs};
+use crate::auxiliary;
+use crate::cluster::config::{Config, ConfigError};
+use crate::cluster::control::{EXIT_REFUSED, Refused};
+use crate::core::address::Address;
 
 /// Runs the auxiliary.
 pub fn aux(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
-    config.need_aux()?;
+    let (_, own) = config.need_aux()?;
     logs::start(&config.group.name, "aux")?;
-    Err(Failure::failed("the auxiliary is not part of this build"))
+    directories([own.control.as_path()], [&own.listen])?;
+    ended(auxiliary::daemon::run(&config))
 }
 
 /// Runs the DR site.
 pub fn dr(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
-    config.need_dr()?;
+    let (dr, _) = config.need_dr()?;
     logs::start(&config.group.name, "dr")?;
-    Err(Failure::failed("the DR site is not part of this build"))
+    directories([dr.control.as_path()], dr.export.iter().chain([&dr.listen]))?;
+    ended(run_dr(&config))
+}
+
+fn run_dr(_config: &Config) -> anyhow::Result<()> {
+    anyhow::bail!("the DR site is not part of this build")
 }
 
 /// Runs the primary.
 pub fn primary(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
-    config.need_primary()?;
+    let (primary, _, _) = config.need_primary()?;
     logs::start(&config.group.name, "primary")?;
-    Err(Failure::failed("the primary is not part of this build"))
+    directories([primary.control.as_path()], &primary.listen)?;
+    ended(run_primary(&config))
+}
+
+fn run_primary(_config: &Config) -> anyhow::Result<()> {
+    anyhow::bail!("the primary is not part of this build")
+}
+
+/// Makes the directories in which sockets are going to stand.
+fn directories<'a>(
+    controls: impl IntoIterator<Item = &'a Path>,
+    addresses: impl IntoIterator<Item = &'a Address>,
+) -> Result<(), Failure> {
+    let sockets = addresses.into_iter().filter_map(|address| match address {
+        Address::Unix(path) => Some(path.as_path()),
+        Address::Tcp(_) => None,
+    });
+    for socket in controls.into_iter().chain(sockets) {
+        let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) else { continue };
+        std::fs::create_dir_all(parent).map_err(|error| {
+            Failure::failed(format!("{}: the directory of the socket cannot be made: {error}", parent.display()))
+        })?;
+    }
+    Ok(())
+}
+
+/// The exit status of a role: what it refused or found wrong in the configuration is not a mere failure.
+fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
+    let Err(error) = result else { return Ok(()) };
+    let text = format!("{error:#}");
+    tracing::error!("{text}");
+    let exit = if error.chain().any(|cause| cause.is::<ConfigError>()) {
+        super::failure::EXIT_USAGE
+    } else if error.chain().any(|cause| cause.is::<Refused>()) {
+        EXIT_REFUSED
+    } else {
+        crate::cluster::control::EXIT_FAILED
+    };
+    // The log has said it, with group and role; a second line would only repeat it.
+    Err(Failure { exit, text: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_cause_decides_the_exit_status_however_deep_it_lies() {
+        let refused = Err::<(), _>(Refused("another group's directory".into())).context("opening").context("starting");
+        assert_eq!(ended(refused).expect_err("an error").exit, 3);
+        let wrong = ConfigError { path: "f".into(), line: 1, key: "k".into(), text: "t".into() };
+        assert_eq!(ended(Err(wrong.into())).expect_err("an error").exit, 2);
+        assert_eq!(ended(Err(anyhow::anyhow!("disk full"))).expect_err("an error").exit, 1);
+        assert!(ended(Ok(())).is_ok());
+    }
 }

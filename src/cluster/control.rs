@@ -21,6 +21,12 @@ pub const EXIT_FAILED: u8 = 1;
 /// Exit status of a verb refused because it would not be safe; the text says what would make it safe.
 pub const EXIT_REFUSED: u8 = 3;
 
+/// A role that does not start because it would not be safe (another group's directory, a volume that is not the one in
+/// the superblock, …): ends with [`EXIT_REFUSED`]. The text says what would make it safe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
