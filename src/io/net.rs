@@ -40,6 +40,9 @@ const CONNECT_NS: u64 = 5_000_000_000;
 const ACCEPT_REST_NS: u64 = 100_000_000;
 /// Parts of one send.
 const SEND_PARTS_MAX: usize = 256;
+/// A queue of up to so many bytes is sent in the thread: through the ring, its completion would cost the
+/// turn a second system call.
+const SMALL_QUEUE_BYTES: usize = 16 << 10;
 /// Shortest body worth pages of its own.
 const HINT_BODY_BYTES_MIN: usize = 512;
 
@@ -516,9 +519,13 @@ fn receive(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     unsafe { kernel.push(entry, Token::new(Kind::Receive, socket.conn.0)) }
 }
 
-/// Sends the front of the queue unless a send is in flight.
+/// Sends the front of the queue unless a send is in flight. What could not be sent in the thread, and why,
+/// is for the ring to find out.
 fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     if socket.sending || socket.queue.is_empty() {
+        return Ok(());
+    }
+    if socket.queued_bytes <= SMALL_QUEUE_BYTES && socket.send_now(SEND_PARTS_MAX) {
         return Ok(());
     }
     let target = socket.target.expect("an open socket has a descriptor");

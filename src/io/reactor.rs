@@ -50,7 +50,7 @@ pub enum Event {
     Received {
         conn: Conn,
     },
-    /// The send queue became empty.
+    /// The send queue became empty. Not given for the few bytes (up to 16 KiB) that went out at once.
     Sent {
         conn: Conn,
     },

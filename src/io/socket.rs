@@ -155,6 +155,18 @@ impl Socket {
         }
     }
 
+    /// Sends what the peer's buffer has room for, without waiting; whether that was everything.
+    pub fn send_now(&mut self, parts_max: usize) -> bool {
+        let message = self.describe_send(parts_max);
+        let Some(fd) = &self.fd else { return false };
+        // SAFETY: the descriptor is open; header and vectors live through the call, and so do the parts.
+        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        if let Ok(sent) = usize::try_from(sent) {
+            self.sent(sent);
+        }
+        self.queue.is_empty()
+    }
+
     /// The header of a receive into the plan.
     pub fn describe_receive(&mut self) -> *mut libc::msghdr {
         assert!(!self.receiving, "the header of a receive in flight is not touched");
