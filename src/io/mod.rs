@@ -17,6 +17,7 @@
 pub mod arena;
 pub mod clock;
 mod disk;
+pub mod entropy;
 mod listen;
 mod net;
 pub mod notify;

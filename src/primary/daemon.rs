@@ -1,1 +1,736 @@
-//! Being written.
+//! The primary as a process: one thread, one ring, the machine's effects carried out.
+//!
+//! Owns the directory (locked), the backing stores, the NBD listeners, the connections to the auxiliary and
+//! to DR, and the control socket. What is decided is decided in `machine` and `recovery`. The same shell
+//! serves a promoted DR, alone, as primary of the new epoch.
+
+mod files;
+mod links;
+
+use std::collections::{HashMap, VecDeque};
+
+use anyhow::{Context, bail};
+
+use self::files::Opened;
+use self::links::DrConns;
+use super::machine::{Effect, File, Input, Kind, Machine, Options, Req};
+use super::recovery::{self, Recovered};
+use crate::cluster::config::{Config, OnIsolated, TablePlace};
+use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::status::Status;
+use crate::core::address::Address;
+use crate::core::errno::Errno;
+use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
+use crate::core::machine::{DiskKind, IoFail, Level};
+use crate::core::ranges::VolumeRanges;
+use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
+use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, REQUESTS_INFLIGHT_MAX};
+use crate::nbd::protocol::{REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN};
+use crate::nbd::region::{Region, RegionEvent, TableTarget};
+use crate::nbd::server::NbdServer;
+use crate::nbd::session::{self, Export, Purpose, Refusal};
+use crate::nbd::slots::Slots;
+
+/// Registered memory beside the FIFO's: receive buffers, reads, staging.
+const ARENA_EXTRA_BYTES: usize = 32 << 20;
+/// Tickets of reads, which do not pass through the machine, have this bit.
+const READ_TICKET: u64 = 1 << 63;
+/// How long last replies may take at a stop, nanoseconds.
+const STOP_NS: u64 = 2_000_000_000;
+/// How long local writes and the spilling of the FIFO may take at a stop, nanoseconds.
+const DRAIN_NS: u64 = 60_000_000_000;
+
+/// A DR that has been promoted and goes on as primary of the new epoch.
+pub struct Promotion {
+    pub reactor: Reactor,
+    pub group: GroupId,
+    pub owner: Owner,
+    pub epoch: Epoch,
+    pub tail: Seq,
+    pub chain: Chain,
+    /// The control socket's listener in `reactor`, and control connections that stay.
+    pub control: usize,
+    pub controls: Vec<Conn>,
+    /// The replication listener: whoever comes with an older epoch is told that it is fenced (I7).
+    pub replication: Option<usize>,
+    /// What is sent, and to whom, as soon as the volumes are served.
+    pub replies: Vec<(Conn, String)>,
+    /// What `loss` answers.
+    pub loss: Option<String>,
+}
+
+/// Runs the primary of a group until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or from going on.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let (primary, aux, dr) = config.need_primary()?;
+    let span = tracing::info_span!("primary", group = %config.group.name);
+    let _entered = span.enter();
+    let arena_bytes = usize::try_from(primary.fifo.memory)? + ARENA_EXTRA_BYTES;
+    let mut reactor = Reactor::new(ReactorOptions { arena_bytes, signals: true, ..ReactorOptions::default() })
+        .context("io_uring is needed, and the kernel does not give it")?;
+    let setup = files::Setup {
+        dir: &primary.dir,
+        prefix: "",
+        backing: &primary.backing,
+        direct: primary.direct,
+        fifo_disk_bytes: primary.fifo.disk,
+        log_slots: aux.slots,
+    };
+    let expect = files::expect(config, &setup)?;
+    let opened = files::open(&mut reactor, config, &setup)?;
+    let recovered = recovery::recover(&expect, &opened.views())
+        .with_context(|| format!("the directory {}", primary.dir.display()))?;
+    let options = Options {
+        isolated_continue: config.group.on_isolated == OnIsolated::Continue,
+        overflow: primary.overflow,
+        fifo_memory_bytes: primary.fifo.memory,
+        fifo_disk_bytes: primary.fifo.disk,
+        streams: dr.streams,
+        table_slots: aux.slots,
+        table_payload_bytes: aux.payload,
+        standalone: false,
+        ..alone(config)?
+    };
+    let mut shell = Shell::new(reactor, opened, recovered, options)?;
+    shell.table = Some(match &aux.table {
+        TablePlace::Own(address) => TableTarget::Own { address: address.clone(), group: config.group.name.clone() },
+        TablePlace::Nbd(uri) => TableTarget::Nbd(uri.clone()),
+        TablePlace::File(path) => {
+            let bytes = crate::format::table::TableLayout::new(aux.slots, aux.payload).total_bytes();
+            TableTarget::File { path: path.clone(), create: Some(bytes) }
+        }
+    });
+    shell.dr_address = Some(dr.address.clone());
+    shell.listen(&primary.listen)?;
+    let control = Address::Unix(primary.control.clone());
+    shell.control = shell.reactor.listen(&control).with_context(|| format!("listening on {control}"))?;
+    shell.serve()
+}
+
+/// Goes on as primary of the epoch a promotion has begun. The answers to the promotion are sent once the
+/// volumes can be reached.
+///
+/// # Errors
+/// What kept it from serving, or from going on.
+pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()> {
+    let (dr, _) = config.need_dr()?;
+    let span = tracing::info_span!("primary", group = %config.group.name, epoch = promotion.epoch.0);
+    let _entered = span.enter();
+    let Promotion { mut reactor, group, owner, epoch, tail, chain, .. } = promotion;
+    let setup = files::Setup {
+        dir: &dr.dir,
+        prefix: "promoted.",
+        backing: &dr.backing,
+        direct: dr.direct,
+        fifo_disk_bytes: 0,
+        log_slots: crate::limits::TABLE_SLOTS_MIN,
+    };
+    let expect = files::expect(config, &setup)?;
+    let opened = files::open(&mut reactor, config, &setup)?;
+    let recovered = match recovery::recover(&expect, &opened.views()) {
+        Ok(found) if found.superblock.epoch == epoch && found.superblock.group == group => found,
+        Ok(_) => recovery::promoted(&expect, group, owner, epoch, tail, chain),
+        Err(error) => return Err(error).with_context(|| format!("the directory {}", dr.dir.display())),
+    };
+    let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
+    shell.control = promotion.control;
+    shell.controls = promotion.controls.into_iter().map(|conn| (conn, Lines::default())).collect();
+    shell.replication = promotion.replication;
+    shell.loss = promotion.loss;
+    shell.listen(&dr.export)?;
+    for (conn, line) in promotion.replies {
+        shell.reactor.send(conn, line.into());
+    }
+    shell.serve()
+}
+
+/// The options of a primary without peers.
+fn alone(config: &Config) -> anyhow::Result<Options> {
+    Ok(Options {
+        group_name: config.group.name.clone(),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        protect: config.group.protect,
+        ack: config.group.ack,
+        require: config.group.require,
+        isolated_continue: true,
+        freeze_timeout_ns: config.group.freeze_timeout_seconds.saturating_mul(1_000_000_000),
+        overflow: crate::core::modes::Overflow::Coalesce,
+        fifo_memory_bytes: 0,
+        fifo_disk_bytes: 0,
+        streams: 1,
+        table_slots: 0,
+        table_payload_bytes: 0,
+        standalone: true,
+        incarnation: entropy::random()?,
+    })
+}
+
+/// A request of a client that waits for its answer.
+struct Asked {
+    conn: Conn,
+    cookie: u64,
+    bytes: u64,
+}
+
+struct Shell {
+    reactor: Reactor,
+    machine: Machine,
+    opened: Opened,
+    volumes: Vec<(String, u64)>,
+    nbd: NbdServer,
+    /// Which volume a connection has opened.
+    exports: HashMap<Conn, Volume>,
+    requests: Slots<Asked>,
+    asked: Vec<(Conn, session::Event)>,
+    deferred: VecDeque<(Conn, session::Event)>,
+    listeners: Vec<usize>,
+    table: Option<TableTarget>,
+    region: Option<Region>,
+    region_events: Vec<RegionEvent>,
+    dr_address: Option<Address>,
+    dr: DrConns,
+    control: usize,
+    controls: HashMap<Conn, Lines>,
+    replication: Option<usize>,
+    /// Connections of the replication listener: they only hear that they are fenced.
+    strangers: HashMap<Conn, ()>,
+    loss: Option<String>,
+    effects: Vec<Effect>,
+    disk_inflight: u64,
+    acknowledged: (u64, u64),
+    stop_by_ns: Option<u64>,
+    stopped: bool,
+}
+
+impl Shell {
+    fn new(reactor: Reactor, opened: Opened, recovered: Recovered, options: Options) -> anyhow::Result<Shell> {
+        recovered.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        for (place, offset, bytes) in &recovered.format {
+            let file = match place {
+                recovery::Place::Map => opened.map,
+                recovery::Place::Log => opened.log,
+            };
+            reactor.write_sync(file, *offset, bytes)?;
+        }
+        let volumes = options.volumes.clone();
+        let mut effects = Vec::new();
+        let now = reactor.now();
+        let machine = Machine::new(options, recovered, now, &mut effects);
+        let mut shell = Shell {
+            reactor,
+            machine,
+            opened,
+            volumes,
+            nbd: NbdServer::new(),
+            exports: HashMap::new(),
+            requests: Slots::default(),
+            asked: Vec::new(),
+            deferred: VecDeque::new(),
+            listeners: Vec::new(),
+            table: None,
+            region: None,
+            region_events: Vec::new(),
+            dr_address: None,
+            dr: DrConns::default(),
+            control: usize::MAX,
+            controls: HashMap::new(),
+            replication: None,
+            strangers: HashMap::new(),
+            loss: None,
+            effects,
+            disk_inflight: 0,
+            acknowledged: (0, 0),
+            stop_by_ns: None,
+            stopped: false,
+        };
+        // Connections are made by ticks, so these effects are of the disk only; targets are set afterwards.
+        shell.settle_disk()?;
+        Ok(shell)
+    }
+
+    /// Carries out what the machine wants before anything else is set up.
+    fn settle_disk(&mut self) -> anyhow::Result<()> {
+        let deferred = self.carry_out_disk()?;
+        self.effects = deferred;
+        Ok(())
+    }
+
+    fn carry_out_disk(&mut self) -> anyhow::Result<Vec<Effect>> {
+        let mut deferred = Vec::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Disk(_) | Effect::Log { .. } | Effect::Fatal { .. } => self.carry_out(effect)?,
+                other => deferred.push(other),
+            }
+        }
+        Ok(deferred)
+    }
+
+    fn listen(&mut self, addresses: &[Address]) -> anyhow::Result<()> {
+        for address in addresses {
+            let listener = self.reactor.listen(address).with_context(|| format!("listening on {address}"))?;
+            self.listeners.push(listener);
+            tracing::info!("serving {} volumes by NBD on {address}", self.volumes.len());
+        }
+        Ok(())
+    }
+
+    fn serve(mut self) -> anyhow::Result<()> {
+        tracing::info!("primary of epoch {}, last seq {}", self.machine.epoch(), self.machine.tail());
+        notify::ready("serving");
+        let mut events = Vec::new();
+        self.apply()?;
+        while !self.stopped || self.disk_inflight > 0 {
+            let deadlines = [
+                self.machine.deadline_ns(),
+                self.nbd.deadline_ns(),
+                self.region.as_ref().and_then(Region::deadline_ns),
+                self.stop_by_ns,
+            ];
+            self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
+            for event in events.drain(..) {
+                self.on_event(event)?;
+            }
+            self.nbd.tick(&mut self.reactor);
+            if let Some(region) = &mut self.region {
+                region.tick(&mut self.reactor, &mut self.region_events);
+            }
+            self.region_said()?;
+            self.answer()?;
+            if self.stop_by_ns.is_some_and(|by| self.reactor.now().mono_ns > by) {
+                tracing::warn!("stopping without waiting any longer; the restart recovers what is open");
+                break;
+            }
+        }
+        self.drain(&mut events)
+    }
+
+    /// Asks the machine what clients asked, ends the turn, and sends what is answered, until all is said.
+    fn answer(&mut self) -> anyhow::Result<()> {
+        loop {
+            self.deferred.extend(self.asked.drain(..));
+            // Beyond the bound they wait here; their connections stop being read at a bound of their own (I9).
+            while self.requests.len() < REQUESTS_INFLIGHT_MAX
+                && let Some((conn, event)) = self.deferred.pop_front()
+            {
+                self.on_asked(conn, event)?;
+            }
+            self.step(Input::EndOfTurn)?;
+            self.dr.flush(&mut self.reactor);
+            self.nbd.flush(&mut self.reactor, &mut self.asked);
+            if self.asked.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if let Event::Disk { ticket, .. } = &event
+            && ticket.0 & READ_TICKET != 0
+        {
+            let Event::Disk { ticket, result, .. } = event else { unreachable!("just seen") };
+            self.read_done(ticket, result);
+            return Ok(());
+        }
+        if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
+            return Ok(());
+        }
+        if let Some(region) = &mut self.region
+            && region.on_event(&mut self.reactor, &event, &mut self.region_events)
+        {
+            return self.region_said();
+        }
+        match event {
+            Event::Disk { ticket, result, .. } => {
+                self.disk_inflight -= 1;
+                self.step(Input::Disk { ticket, result })
+            }
+            Event::Accepted { listener, conn, .. } => {
+                self.accepted(listener, conn);
+                Ok(())
+            }
+            Event::Received { conn } if self.controls.contains_key(&conn) => self.control_line(conn),
+            Event::Received { conn } if self.strangers.contains_key(&conn) => {
+                self.stranger(conn);
+                Ok(())
+            }
+            Event::Connected { conn } => match self.dr.connected(conn) {
+                Some(conn) => self.step(Input::DrUp { conn }),
+                None => Ok(()),
+            },
+            Event::Received { conn } => self.dr_received(conn),
+            Event::Closed { conn, reason } => {
+                self.controls.remove(&conn);
+                self.strangers.remove(&conn);
+                match self.dr.closed(conn) {
+                    Some(conn) => self.step(Input::DrClosed { conn, reason }),
+                    None => Ok(()),
+                }
+            }
+            Event::Stop => self.stop(),
+            Event::Sent { .. } => Ok(()),
+        }
+    }
+
+    fn accepted(&mut self, listener: usize, conn: Conn) {
+        if listener == self.control {
+            self.controls.insert(conn, Lines::default());
+        } else if Some(listener) == self.replication {
+            self.strangers.insert(conn, ());
+        } else {
+            self.nbd.add(&mut self.reactor, conn);
+        }
+    }
+
+    fn step(&mut self, input: Input) -> anyhow::Result<()> {
+        self.machine.step(self.reactor.now(), input, &mut self.effects);
+        self.apply()
+    }
+
+    fn apply(&mut self) -> anyhow::Result<()> {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect)?;
+        }
+        if self.effects.is_empty() {
+            self.effects = effects;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> anyhow::Result<()> {
+        match effect {
+            Effect::Reply { req, result } => self.reply(req, result),
+            Effect::Disk(op) => {
+                self.disk_inflight += 1;
+                let file = self.opened.file(op.file);
+                self.reactor.disk(file, op.ticket, op.kind);
+            }
+            Effect::AuxOpen { epoch, owner } => {
+                if let Some(old) = self.region.take() {
+                    old.close(&mut self.reactor);
+                }
+                if let Some(target) = &self.table {
+                    self.region = Some(Region::open(&mut self.reactor, target, epoch, owner));
+                }
+            }
+            Effect::AuxRead { ticket, offset, length } => {
+                if let Some(region) = &mut self.region {
+                    region.read(&mut self.reactor, ticket, offset, length);
+                }
+            }
+            Effect::AuxWrite { ticket, offset, parts, fua } => {
+                if let Some(region) = &mut self.region {
+                    region.write(&mut self.reactor, ticket, offset, parts, fua);
+                }
+            }
+            Effect::AuxClose => {
+                if let Some(region) = self.region.take() {
+                    region.close(&mut self.reactor);
+                }
+            }
+            Effect::DrConnect { conn } => {
+                if let Some(address) = &self.dr_address {
+                    self.dr.connect(&mut self.reactor, conn, address);
+                }
+            }
+            Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
+            Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
+            Effect::ListAllocated => {
+                let ranges = self.allocated()?;
+                self.machine.step(self.reactor.now(), Input::Allocated { ranges }, &mut self.effects);
+            }
+            Effect::Log { level, text } => log(level, &text),
+            Effect::Fatal { text } => bail!("{text}"),
+            Effect::Stopped => self.stopped = true,
+        }
+        Ok(())
+    }
+
+    // ---- NBD clients -------------------------------------------------------------------------
+
+    fn on_asked(&mut self, conn: Conn, event: session::Event) -> anyhow::Result<()> {
+        match event {
+            session::Event::Resolve { name, purpose } => self.resolve(conn, &name, purpose),
+            session::Event::List => {
+                let list: Vec<(String, String)> =
+                    self.volumes.iter().map(|(name, _)| (name.clone(), String::new())).collect();
+                self.nbd.listed(conn, &list);
+            }
+            session::Event::Request(request) => return self.request(conn, request),
+            session::Event::Disconnect => {
+                self.exports.remove(&conn);
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, conn: Conn, name: &str, purpose: Purpose) {
+        // The empty name is the default export: the only volume of a group that has one.
+        let index = match name {
+            "" if self.volumes.len() == 1 => Some(0),
+            _ => self.volumes.iter().position(|(known, _)| known == name),
+        };
+        let Some(index) = index else {
+            let names: Vec<&str> = self.volumes.iter().map(|(name, _)| name.as_str()).collect();
+            let text = format!("there is no volume {name:?} here; there is {}", names.join(", "));
+            return self.nbd.resolved(conn, Err(Refusal { code: REP_ERR_UNKNOWN, text }));
+        };
+        if !self.machine.readable() {
+            let text = "this primary has been fenced: a newer epoch serves the group".to_string();
+            return self.nbd.resolved(conn, Err(Refusal { code: REP_ERR_SHUTDOWN, text }));
+        }
+        if purpose != Purpose::Info {
+            self.exports.insert(conn, Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes")));
+        }
+        let (name, size) = self.volumes[index].clone();
+        let export = Export {
+            name,
+            description: String::new(),
+            size,
+            read_only: false,
+            block_min: 1,
+            block_preferred: u32::try_from(BLOCK_BYTES).expect("4096"),
+            block_max: PAYLOAD_BYTES_MAX,
+            multi_conn: true,
+            trim: true,
+            zeroes: true,
+            fua: true,
+            flush: true,
+        };
+        self.nbd.resolved(conn, Ok(export));
+    }
+
+    fn request(&mut self, conn: Conn, request: session::Request) -> anyhow::Result<()> {
+        let session::Request { cookie, kind } = request;
+        let Some(volume) = self.exports.get(&conn).copied() else {
+            self.nbd.reply(conn, cookie, Err(Errno::Inval));
+            return Ok(());
+        };
+        let bytes = if let session::Kind::Write { data, .. } = &kind { data.len() as u64 } else { 0 };
+        let number = self.requests.insert(Asked { conn, cookie, bytes });
+        let kind = match kind {
+            session::Kind::Read { offset, length } => {
+                self.read(volume, number, offset, u64::from(length));
+                return Ok(());
+            }
+            session::Kind::Write { offset, data, fua } => Kind::Write { offset, data, fua },
+            session::Kind::Flush => Kind::Flush,
+            session::Kind::Trim { offset, length, fua } => Kind::Trim { offset, length: u64::from(length), fua },
+            session::Kind::Zeroes { offset, length, fua, no_hole } => {
+                Kind::Zeroes { offset, length: u64::from(length), fua, no_hole }
+            }
+        };
+        self.step(Input::Request { req: Req(number), volume, kind })
+    }
+
+    fn read(&mut self, volume: Volume, number: u64, offset: u64, length: u64) {
+        if !self.machine.readable() {
+            return self.reply_read(number, Err(Errno::Shutdown));
+        }
+        let file = self.opened.file(File::Volume(volume));
+        self.reactor.disk(file, Ticket(number | READ_TICKET), DiskKind::Read { offset, length });
+    }
+
+    fn read_done(&mut self, ticket: Ticket, result: Result<bytes::Bytes, IoFail>) {
+        let number = ticket.0 & !READ_TICKET;
+        let result = if self.machine.readable() {
+            result.map_err(|fail| {
+                tracing::error!("a read failed: {fail}");
+                Errno::Io
+            })
+        } else {
+            Err(Errno::Shutdown)
+        };
+        self.reply_read(number, result);
+    }
+
+    fn reply_read(&mut self, number: u64, result: Result<bytes::Bytes, Errno>) {
+        if let Some(asked) = self.requests.remove(number) {
+            self.nbd.reply(asked.conn, asked.cookie, result);
+        }
+    }
+
+    fn reply(&mut self, req: Req, result: Result<(), Errno>) {
+        let Some(asked) = self.requests.remove(req.0) else { return };
+        if result.is_ok() && asked.bytes > 0 {
+            self.acknowledged.0 += 1;
+            self.acknowledged.1 += asked.bytes;
+        }
+        self.nbd.reply(asked.conn, asked.cookie, result.map(|()| bytes::Bytes::new()));
+    }
+
+    // ---- peers -------------------------------------------------------------------------------
+
+    fn region_said(&mut self) -> anyhow::Result<()> {
+        for event in std::mem::take(&mut self.region_events) {
+            let input = match event {
+                RegionEvent::Opened { size, fencing } => Input::AuxOpened { size, fencing },
+                RegionEvent::Failed { text, fenced } => Input::AuxFailed { reason: text, fenced },
+                RegionEvent::Done { ticket, result } => Input::AuxDone { ticket, result },
+                RegionEvent::Closed { reason } => Input::AuxClosed { reason },
+            };
+            self.step(input)?;
+        }
+        Ok(())
+    }
+
+    fn dr_received(&mut self, conn: Conn) -> anyhow::Result<()> {
+        loop {
+            match self.dr.next(&mut self.reactor, conn) {
+                Ok(Some((conn, message))) => self.step(Input::DrMessage { conn, message })?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    tracing::error!("DR sent what is not a message of the link: {error}");
+                    self.reactor.abort(conn, &format!("not a message of the link: {error}"));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Whoever replicates to a promoted DR is told that its epoch is over (I7).
+    fn stranger(&mut self, conn: Conn) {
+        let epoch = self.machine.epoch();
+        let text = format!("this DR was promoted: epoch {epoch} is in force and serves the group from here");
+        for part in links::refusal(epoch, text) {
+            self.reactor.send(conn, part);
+        }
+        self.strangers.remove(&conn);
+        self.reactor.close(conn, "fenced");
+    }
+
+    fn allocated(&mut self) -> anyhow::Result<VolumeRanges> {
+        let mut ranges = VolumeRanges::new();
+        for (index, (_, size)) in self.volumes.iter().enumerate() {
+            let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
+            let file = self.opened.file(File::Volume(volume));
+            for (offset, length) in self.reactor.allocated_ranges(file)? {
+                if offset < *size {
+                    ranges.insert(Extent { volume, offset, length: length.min(size - offset) });
+                }
+            }
+        }
+        Ok(ranges)
+    }
+
+    // ---- control -----------------------------------------------------------------------------
+
+    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
+        let rx = self.reactor.rx(conn);
+        let bytes = rx.take(rx.len());
+        if let Some(lines) = self.controls.get_mut(&conn) {
+            lines.push(&bytes);
+        }
+        loop {
+            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
+            let answer = match line {
+                Ok(None) => return Ok(()),
+                Ok(Some(line)) => self.control_request(&line)?,
+                Err(error) => {
+                    self.controls.remove(&conn);
+                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
+                    self.reactor.close(conn, "not a control request");
+                    return Ok(());
+                }
+            };
+            self.reactor.send(conn, answer.into());
+        }
+    }
+
+    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<String> {
+        Ok(match Request::parse(line) {
+            Ok(Request::Status) => Answer::status(&self.status()).line(),
+            Ok(Request::Stop) => {
+                self.stop()?;
+                Answer::done().line()
+            }
+            Ok(Request::Loss) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
+            Ok(Request::Promote { .. }) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
+            Ok(Request::Promote { .. }) => {
+                Answer::failed("this is the primary; a promotion is asked of the DR host").line()
+            }
+            Ok(Request::Loss) => Answer::failed("no promotion has taken place here").line(),
+            Err(answer) => answer.line(),
+        })
+    }
+
+    fn status(&self) -> Status {
+        let now = self.reactor.now();
+        let mut status = self.machine.status(now);
+        for (index, volume) in status.volumes.iter_mut().enumerate() {
+            volume.clients = self.exports.values().filter(|on| usize::from(on.0) == index).count() as u64;
+        }
+        (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
+        for link in &mut status.links {
+            link.address = match link.peer.as_str() {
+                "aux" => self.table.as_ref().map(ToString::to_string).unwrap_or_default(),
+                _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
+            };
+        }
+        Status::Primary(Box::new(status))
+    }
+
+    // ---- stopping ----------------------------------------------------------------------------
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        if self.stop_by_ns.is_some() {
+            return Ok(());
+        }
+        tracing::info!("stopping");
+        notify::stopping();
+        for listener in std::mem::take(&mut self.listeners) {
+            self.reactor.stop_listening(listener);
+        }
+        self.stop_by_ns = Some(self.reactor.now().mono_ns + DRAIN_NS);
+        self.step(Input::Stop)
+    }
+
+    /// Lets the last replies go out, for a bounded time.
+    fn drain(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
+        self.nbd.flush(&mut self.reactor, &mut self.asked);
+        self.nbd.close_all(&mut self.reactor, "the primary stops");
+        for conn in self.controls.keys() {
+            self.reactor.close(*conn, "the primary stops");
+        }
+        if self.control != usize::MAX {
+            self.reactor.stop_listening(self.control);
+        }
+        let until_ns = self.reactor.now().mono_ns + STOP_NS;
+        while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
+            self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
+            for event in events.drain(..) {
+                self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
+                if let Event::Closed { conn, .. } = event {
+                    self.controls.remove(&conn);
+                }
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn log(level: Level, text: &str) {
+    match level {
+        Level::Error => tracing::error!("{text}"),
+        Level::Warn => tracing::warn!("{text}"),
+        Level::Info => tracing::info!("{text}"),
+        Level::Debug => tracing::debug!("{text}"),
+    }
+}
+
+/// A file of the machine, by its number in the reactor.
+impl Opened {
+    fn file(&self, file: File) -> FileId {
+        match file {
+            File::Superblock => self.superblock,
+            File::IntentMap => self.map,
+            File::IntentLog => self.log,
+            File::Fifo => self.fifo,
+            File::Volume(volume) => self.volumes[usize::from(volume.0)],
+        }
+    }
+}

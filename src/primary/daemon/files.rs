@@ -1,0 +1,114 @@
+//! The files of a primary: opened, locked, made with their space when they are new.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::cluster::config::{self, Config};
+use crate::core::ids::{GroupId, Owner};
+use crate::format::intent::{LogLayout, MapLayout};
+use crate::format::superblock::SUPERBLOCK_BYTES;
+use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
+use crate::primary::recovery::{Expect, Files};
+
+/// Where things are and how large.
+pub struct Setup<'a> {
+    pub dir: &'a Path,
+    /// Before the name of each file: a promoted DR keeps them beside its own.
+    pub prefix: &'a str,
+    pub backing: &'a [PathBuf],
+    pub direct: config::Direct,
+    pub fifo_disk_bytes: u64,
+    pub log_slots: u64,
+}
+
+/// The open files.
+pub struct Opened {
+    pub superblock: FileId,
+    pub map: FileId,
+    pub log: FileId,
+    pub fifo: FileId,
+    pub volumes: Vec<FileId>,
+    readers: [FileReader; 4],
+}
+
+impl Opened {
+    /// What recovery reads.
+    pub fn views(&self) -> Files<'_> {
+        let [superblock, map, log, fifo] = &self.readers;
+        Files { superblock, map, log, fifo }
+    }
+}
+
+/// What the directory has to match.
+pub fn expect(config: &Config, setup: &Setup<'_>) -> anyhow::Result<Expect> {
+    Ok(Expect {
+        group_name: config.group.name.clone(),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        boot_id: entropy::boot_id().context("reading the boot id")?,
+        fifo_disk_bytes: setup.fifo_disk_bytes,
+        log_slots: setup.log_slots,
+        fresh_group: GroupId(entropy::random()?),
+        fresh_owner: Owner(entropy::random()?),
+        fresh_nonce: entropy::random()?,
+    })
+}
+
+/// Opens everything; the superblock's lock keeps a second process out.
+pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow::Result<Opened> {
+    std::fs::create_dir_all(setup.dir).with_context(|| format!("making the directory {}", setup.dir.display()))?;
+    let sizes: Vec<u64> = config.volumes.iter().map(|volume| volume.size).collect();
+    let path = |name: &str| setup.dir.join(format!("{}{name}", setup.prefix));
+    let kept = |path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate| OpenOptions {
+        path,
+        create: true,
+        size: Some(size),
+        preallocate,
+        direct,
+        exclusive_lock: true,
+        ..OpenOptions::default()
+    };
+    let superblock = kept(path("superblock"), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
+    let superblock = reactor.open(&superblock)?;
+    let map_bytes = MapLayout::new(&sizes).total_bytes();
+    let map = reactor.open(&kept(path("intent.map"), map_bytes, Direct::Auto, Preallocate::Written))?;
+    let log_bytes = LogLayout { slots: setup.log_slots }.total_bytes();
+    let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve))?;
+    let fifo = reactor.open(&kept(path("fifo"), setup.fifo_disk_bytes, Direct::Never, Preallocate::Sparse))?;
+    let mut volumes = Vec::new();
+    for (volume, path) in config.volumes.iter().zip(setup.backing) {
+        volumes.push(open_volume(reactor, path, volume.size, setup.direct)?);
+    }
+    // Names have to survive a loss of power as contents do.
+    std::fs::File::open(setup.dir)
+        .and_then(|dir| dir.sync_all())
+        .with_context(|| format!("syncing {}", setup.dir.display()))?;
+    let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
+    Ok(Opened { superblock, map, log, fifo, volumes, readers })
+}
+
+fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Direct) -> anyhow::Result<FileId> {
+    let direct = match direct {
+        config::Direct::Auto => Direct::Auto,
+        config::Direct::Never => Direct::Never,
+    };
+    let options = OpenOptions {
+        path: path.to_path_buf(),
+        create: true,
+        size: None,
+        direct,
+        exclusive_lock: true,
+        random: true,
+        ..OpenOptions::default()
+    };
+    let file = reactor.open(&options)?;
+    let found = reactor.file_size(file);
+    if reactor.file_was_created(file) || found == 0 {
+        reactor.close_file(file);
+        return Ok(reactor.open(&OpenOptions { size: Some(size), ..options })?);
+    }
+    if found < size {
+        bail!("{} has {found} bytes, the configuration says {size}: grow it, or correct the size", path.display());
+    }
+    Ok(file)
+}

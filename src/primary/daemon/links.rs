@@ -1,0 +1,94 @@
+//! The connections to DR: the machine's names for them, their encoders, and what arrives on them.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::core::address::Address;
+use crate::core::ids::{Conn, Epoch};
+use crate::format::FormatError;
+use crate::format::wire::{self, Encoder, Message, Refuse, RefuseCode};
+use crate::io::Reactor;
+
+/// Connections by both names: the machine chooses its own, the reactor has one for each socket.
+#[derive(Default)]
+pub struct DrConns {
+    by_machine: HashMap<Conn, Conn>,
+    by_reactor: HashMap<Conn, Line>,
+    dirty: Vec<Conn>,
+    out: Vec<Bytes>,
+}
+
+struct Line {
+    name: Conn,
+    encoder: Encoder,
+    dirty: bool,
+    /// The machine has given it up: its end is of no interest.
+    dropped: bool,
+}
+
+impl DrConns {
+    pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address) {
+        let conn = reactor.next_conn();
+        self.by_machine.insert(name, conn);
+        self.by_reactor.insert(conn, Line { name, encoder: Encoder::new(), dirty: false, dropped: false });
+        reactor.connect(conn, address);
+    }
+
+    /// The machine's name of a connection that is up.
+    pub fn connected(&self, conn: Conn) -> Option<Conn> {
+        self.by_reactor.get(&conn).filter(|line| !line.dropped).map(|line| line.name)
+    }
+
+    /// The machine's name of a connection that has ended, if the machine does not know yet.
+    pub fn closed(&mut self, conn: Conn) -> Option<Conn> {
+        let line = self.by_reactor.remove(&conn)?;
+        self.by_machine.remove(&line.name);
+        (!line.dropped).then_some(line.name)
+    }
+
+    pub fn send(&mut self, reactor: &mut Reactor, name: Conn, message: &Message) {
+        let Some(conn) = self.by_machine.get(&name).copied() else { return };
+        let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+        line.encoder.push(message, &mut self.out);
+        if !std::mem::replace(&mut line.dirty, true) {
+            self.dirty.push(conn);
+        }
+        for part in self.out.drain(..) {
+            reactor.send(conn, part);
+        }
+    }
+
+    /// Sends what the encoders still hold: once a turn.
+    pub fn flush(&mut self, reactor: &mut Reactor) {
+        for conn in std::mem::take(&mut self.dirty) {
+            let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
+            line.dirty = false;
+            line.encoder.flush(&mut self.out);
+            for part in self.out.drain(..) {
+                reactor.send(conn, part);
+            }
+        }
+    }
+
+    pub fn close(&mut self, reactor: &mut Reactor, name: Conn) {
+        let Some(conn) = self.by_machine.remove(&name) else { return };
+        if let Some(line) = self.by_reactor.get_mut(&conn) {
+            line.dropped = true;
+        }
+        reactor.abort(conn, "given up");
+    }
+
+    /// The next whole message of a connection.
+    pub fn next(&mut self, reactor: &mut Reactor, conn: Conn) -> Result<Option<(Conn, Message)>, FormatError> {
+        let Some(name) = self.connected(conn) else { return Ok(None) };
+        Ok(wire::decode(reactor.rx(conn))?.map(|message| (name, message)))
+    }
+}
+
+/// The bytes of a refusal.
+pub fn refusal(epoch: Epoch, text: String) -> Vec<Bytes> {
+    let mut out = Vec::new();
+    wire::encode(&Message::Refuse(Refuse { code: RefuseCode::Fenced, epoch, text }), &mut out);
+    out
+}
