@@ -38,11 +38,7 @@ pub fn primary(options: &Role) -> Result<(), Failure> {
     let (primary, _, _) = config.need_primary()?;
     logs::start(&config.group.name, "primary")?;
     directories([primary.control.as_path()], &primary.listen)?;
-    ended(run_primary(&config))
-}
-
-fn run_primary(_config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("the primary is not part of this build")
+    ended(crate::primary::daemon::run(&config))
 }
 
 /// Makes the directories in which sockets are going to stand.
