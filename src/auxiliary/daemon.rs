@@ -33,12 +33,9 @@ use crate::nbd::session::{self, Export, Purpose, Refusal};
 /// What kept it from starting, or from going on.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (aux, own) = config.need_aux()?;
-    let span = tracing::info_span!("aux", group = %config.group.name);
-    let _entered = span.enter();
     let reactor = Reactor::new(ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() })
         .context("io_uring is needed, and the kernel does not give it")?;
     let shell = Shell::start(reactor, &config.group.name, aux, own)?;
-    notify::ready("serving the status table");
     shell.serve()
 }
 
@@ -80,7 +77,9 @@ impl Shell {
         let control_address = Address::Unix(own.control.clone());
         let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
         let address = reactor.listen_address(listener).unwrap_or(&own.listen);
-        tracing::info!("serving the status table on {address}, epoch {} is in force", machine.writer().epoch);
+        let status = format!("serving on {address}, epoch {} is in force", machine.writer().epoch);
+        tracing::info!("{status}");
+        notify::ready(&status);
         Ok(Shell {
             reactor,
             machine,

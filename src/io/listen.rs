@@ -11,6 +11,7 @@ use nix::sys::socket::{
     getsockname, getsockopt, listen, setsockopt, socket, sockopt,
 };
 
+use super::patience::patiently;
 use super::resolve;
 use crate::core::address::Address;
 
@@ -33,6 +34,10 @@ pub struct Listener {
 impl Listener {
     /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
     pub fn open(address: &Address) -> io::Result<Listener> {
+        patiently(io::ErrorKind::AddrInUse, || Listener::try_open(address))
+    }
+
+    fn try_open(address: &Address) -> io::Result<Listener> {
         let (fd, address, file) = match address {
             Address::Unix(path) => {
                 let fd = listen_unix(path)?;

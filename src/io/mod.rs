@@ -22,6 +22,7 @@ mod listen;
 mod net;
 pub mod notify;
 pub mod open;
+mod patience;
 mod plan;
 pub mod reactor;
 pub mod reader;

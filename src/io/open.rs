@@ -13,6 +13,7 @@ use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
 
 use super::arena::PAGE_BYTES;
+use super::patience::patiently;
 use crate::core::machine::IoFail;
 
 /// Whether a file bypasses the page cache.
@@ -87,11 +88,10 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         return Err(IoFail::Other(format!("{}: neither a file nor a block device", path.display())));
     }
     if options.exclusive_lock {
-        file.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => {
-                IoFail::Other(format!("{}: in use by another process", path.display()))
-            }
-            std::fs::TryLockError::Error(error) => fail("cannot lock", error),
+        let lock = || file.try_lock().map_err(io::Error::from);
+        patiently(io::ErrorKind::WouldBlock, lock).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => IoFail::Other(format!("{}: in use by another process", path.display())),
+            _ => fail("cannot lock", error),
         })?;
     }
     let mut size = size_of(&file).map_err(|error| fail("cannot examine", error))?;

@@ -485,6 +485,10 @@ fn join(mut data: Vec<Bytes>) -> Bytes {
 fn io_fail(errno: Errno) -> IoFail {
     match errno {
         Errno::NoSpc => IoFail::NoSpace("the server of the status table says so".to_owned()),
+        Errno::Inval => IoFail::Other(
+            "the server of the status table refuses the request as invalid; one that insists on whole blocks does so"
+                .to_owned(),
+        ),
         other => IoFail::Other(format!("the server of the status table answers {other:?}")),
     }
 }

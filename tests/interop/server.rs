@@ -1,0 +1,209 @@
+//! Our server, driven by the clients of others.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::harness::{MEMORY_BYTES, MemoryServer, Scratch, noise, python_with_libnbd, run, tool};
+
+#[test]
+fn nbdinfo_reads_what_we_say_of_an_export() {
+    let Some(mut nbdinfo) = tool("nbdinfo") else { return };
+    let server = MemoryServer::start();
+    let output = run(nbdinfo.arg("--json").arg(server.uri("db")));
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let export = &info["exports"][0];
+    assert_eq!(info["protocol"], "newstyle-fixed");
+    assert_eq!(export["export-size"], MEMORY_BYTES);
+    assert_eq!(export["description"], "memory");
+    for flag in ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
+        assert_eq!(export[flag], true, "{flag}");
+    }
+    assert_eq!(export["is_read_only"], false);
+    assert_eq!((&export["block_size_minimum"], &export["block_size_maximum"]), (&1.into(), &(32 << 20).into()));
+
+    let listed = run(tool("nbdinfo").expect("found above").args(["--list", "--json"]).arg(server.uri("")));
+    let info: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+    let names: Vec<_> =
+        info["exports"].as_array().expect("a list").iter().map(|export| &export["export-name"]).collect();
+    assert_eq!(names, ["db", "ro"]);
+}
+
+#[test]
+fn qemu_img_copies_in_and_compares() {
+    let Some(mut convert) = tool("qemu-img") else { return };
+    let (server, scratch) = (MemoryServer::start(), Scratch::new());
+    let image = scratch.path("image");
+    let mut bytes = noise(1, MEMORY_BYTES);
+    bytes[8 << 20..40 << 20].fill(0);
+    std::fs::write(&image, &bytes).expect("room for the image");
+    run(convert.args(["convert", "-n", "-W", "-f", "raw", "-O", "raw"]).arg(&image).arg(server.uri("db")));
+    let mut compare = tool("qemu-img").expect("found above");
+    run(compare.args(["compare", "-f", "raw", "-F", "raw"]).arg(&image).arg(server.uri("db")));
+}
+
+#[test]
+fn qemu_io_writes_zeroes_discards_and_reads_back() {
+    let Some(mut io) = tool("qemu-io") else { return };
+    let server = MemoryServer::start();
+    let commands = [
+        "write -P 0x5a 0 1M",
+        "write -f -P 0xa5 4k 512",
+        "write -z 64k 64k",
+        "write -z -u 128k 64k",
+        "discard 512k 128k",
+        "aio_write -P 7 2M 4M",
+        "aio_write -P 8 6M 32M",
+        "aio_flush",
+        "flush",
+        "read -P 0x5a 0 4k",
+        "read -P 0xa5 4k 512",
+        "read -P 0x5a 4608 1k",
+        "read -P 0 64k 128k",
+        "read -P 0 512k 128k",
+        "read -P 7 2M 4M",
+        "read -P 8 6M 32M",
+        "read -P 0 38M 26M",
+    ];
+    for command in commands {
+        io.args(["-c", command]);
+    }
+    let output = run(io.args(["-f", "raw"]).arg(server.uri("db")));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!said.contains("fail") && !said.contains("error"), "{said}");
+}
+
+#[test]
+fn a_read_only_export_refuses_qemu_io() {
+    let Some(mut io) = tool("qemu-io") else { return };
+    let server = MemoryServer::start();
+    run(io.args(["-r", "-f", "raw", "-c", "read -P 0 0 1M"]).arg(server.uri("ro")));
+    let mut io = tool("qemu-io").expect("found above");
+    let output = io.args(["-f", "raw", "-c", "write 0 1M"]).arg(server.uri("ro")).output().expect("it runs");
+    assert!(!output.status.success());
+}
+
+#[test]
+fn nbdcopy_over_many_connections_there_and_back() {
+    let Some(mut there) = tool("nbdcopy") else { return };
+    let (server, scratch) = (MemoryServer::start(), Scratch::new());
+    let (image, back) = (scratch.path("image"), scratch.path("back"));
+    std::fs::write(&image, noise(2, MEMORY_BYTES)).expect("room for the image");
+    run(there.args(["--connections=4", "--requests=64", "--flush"]).arg(&image).arg(server.uri("db")));
+    let mut return_trip = tool("nbdcopy").expect("found above");
+    run(return_trip
+        .args(["--connections=4", "--requests=64", "--request-size=1048576"])
+        .arg(server.uri("db"))
+        .arg(&back));
+    assert!(std::fs::read(&image).expect("it is there") == std::fs::read(&back).expect("it is there"));
+}
+
+#[test]
+fn fio_verifies_random_writes_at_depth() {
+    let Some(mut fio) = tool("fio") else { return };
+    let engines = run(tool("fio").expect("found above").arg("--enghelp")).stdout;
+    if !String::from_utf8_lossy(&engines).contains("nbd") {
+        return eprintln!("skipped: this fio has no nbd engine");
+    }
+    let (server, scratch) = (MemoryServer::start(), Scratch::new());
+    let args = [
+        "--name=verify",
+        "--ioengine=nbd",
+        "--rw=randwrite",
+        "--bs=512-64k",
+        "--iodepth=64",
+        "--size=32m",
+        "--verify=crc32c",
+        "--fsync=100",
+        "--randseed=7",
+    ];
+    let output = run(fio.current_dir(scratch.path("")).args(args).arg(format!("--uri={}", server.uri("db"))));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("err= 0"));
+}
+
+/// libnbd with its own checks switched off sends what no honest client would.
+const HOSTILE: &str = r#"
+import nbd, sys
+h = nbd.NBD()
+h.set_strict_mode(0)
+h.connect_uri(sys.argv[1])
+size = h.get_size()
+
+def refused(errno, call, *args):
+    try:
+        call(*args)
+    except nbd.Error as error:
+        assert error.errnum == errno, (call, args, error.errno)
+    else:
+        raise AssertionError((call, args))
+
+import errno
+h.pwrite(b"x" * 4096, 0)
+refused(errno.ENOSPC, h.pwrite, b"y" * 4096, size - 1)
+refused(errno.ENOSPC, h.zero, 4096, size)
+refused(errno.EINVAL, h.pread, 4096, size - 4095)
+refused(errno.EINVAL, h.pread, 512, 1 << 62)
+refused(errno.EINVAL, h.trim, 4096, size)
+refused(errno.EINVAL, h.cache, 4096, 0)
+refused(errno.EINVAL, h.zero, 4096, 0, nbd.CMD_FLAG_FAST_ZERO)
+refused(errno.EINVAL, h.pread, 4096, 0, 1 << 14)
+refused(errno.EINVAL, h.pwrite, b"z" * 4096, 0, 1 << 14)
+h.flush(nbd.CMD_FLAG_FUA)
+h.trim(4096, 8192, nbd.CMD_FLAG_FUA)
+h.zero(4096, 8192, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)
+assert h.pread(4096, 0) == b"x" * 4096
+h.shutdown()
+
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.set_full_info(True)
+h.connect_uri(sys.argv[1])
+assert h.get_protocol() == "newstyle-fixed"
+# libnbd tries STARTTLS, structured replies and metadata contexts by itself where it can.
+for name in ["opt_starttls", "opt_structured_reply", "opt_extended_headers"]:
+    assert not (hasattr(h, name) and getattr(h, name)()), name
+h.set_export_name("nothing")
+refused(errno.ENOENT, h.opt_info)
+h.set_export_name("ro")
+h.opt_info()
+assert h.is_read_only() and h.get_export_description() == "memory"
+h.set_export_name("db")
+h.opt_go()
+assert h.pread(4096, 0) == b"x" * 4096
+h.shutdown()
+print("held")
+"#;
+
+#[test]
+fn a_hostile_libnbd_client_is_answered_and_stays_in_step() {
+    let Some(mut python) = python_with_libnbd() else { return };
+    let server = MemoryServer::start();
+    let output = run(python.args(["-c", HOSTILE]).arg(server.uri("db")));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "held");
+}
+
+#[test]
+fn garbage_ends_its_own_connection_and_no_other() {
+    let server = MemoryServer::start();
+    let connect = || {
+        let stream = UnixStream::connect(&server.socket).expect("the server listens");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a plain socket");
+        stream
+    };
+    let mut good = connect();
+    let mut greeting = [0; 18];
+    good.read_exact(&mut greeting).expect("a greeting");
+    for seed in 0..20 {
+        let mut bad = connect();
+        let _ = bad.write_all(&noise(seed, 70_000));
+        let mut rest = Vec::new();
+        let _ = bad.read_to_end(&mut rest);
+        assert!(rest.len() <= 18 + 4096, "garbage is not answered at length");
+    }
+    good.write_all(&3u32.to_be_bytes()).expect("still connected");
+    good.write_all(b"IHAVEOPT\0\0\0\x02\0\0\0\0").expect("still connected");
+    let mut ack = [0; 20];
+    good.read_exact(&mut ack).expect("an answer to ABORT");
+    assert_eq!(ack[12..16], [0, 0, 0, 1]);
+    assert_eq!(good.read(&mut ack).expect("a clean end"), 0);
+}
