@@ -192,6 +192,7 @@ impl Machine {
         self.pump_spill(fx);
         self.settle(fx);
         self.window.trim();
+        self.advance_local_done();
         if self.now.mono_ns >= self.due_ns {
             self.periodic(fx);
             self.due_ns = self.now.mono_ns + self.period();

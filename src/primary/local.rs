@@ -52,13 +52,19 @@ impl Machine {
         for next in started {
             self.unblock(next, |admitted, _| *admitted = true);
         }
-        while self.window.get(self.local_done.next()).is_some_and(|e| matches!(e.local, Local::Done | Local::Failed)) {
-            self.local_done = self.local_done.next();
-        }
+        self.advance_local_done();
         if self.may_acknowledge() {
             self.reply_if_ready(seq, fx);
         } else {
             self.withheld = true;
+        }
+    }
+
+    /// What has left the window is on the disk: records of our own do not wait there for the ones before them.
+    pub(super) fn advance_local_done(&mut self) {
+        self.local_done = self.local_done.max(self.window.first().prev());
+        while self.window.get(self.local_done.next()).is_some_and(|e| matches!(e.local, Local::Done | Local::Failed)) {
+            self.local_done = self.local_done.next();
         }
     }
 
