@@ -33,8 +33,10 @@ enum Phase {
     Opening {
         since_ns: u64,
     },
-    /// Reading or writing the head, or looking for what the payload ring holds.
-    Preparing,
+    /// Reading or writing the head, or looking for what the payload ring holds; since the last answer.
+    Preparing {
+        since_ns: u64,
+    },
     Ready,
 }
 
@@ -149,7 +151,7 @@ impl AuxLink {
         match self.phase {
             Phase::Idle { .. } => "down",
             Phase::Opening { .. } => "connecting",
-            Phase::Preparing => "preparing",
+            Phase::Preparing { .. } => "preparing",
             Phase::Ready if !self.caught_up => "catching up",
             Phase::Ready => "up",
         }
@@ -175,7 +177,7 @@ impl AuxLink {
 
 impl Machine {
     pub(super) fn aux_opened(&mut self, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
-        self.aux.phase = Phase::Preparing;
+        self.aux.phase = Phase::Preparing { since_ns: self.now.mono_ns };
         self.aux.fencing = fencing;
         self.aux.region_bytes = size;
         self.aux_read(AuxOp::ReadHead, 0, HEAD_BYTES, fx);
@@ -198,7 +200,7 @@ impl Machine {
             fx.push(Effect::Log { level: Level::Warn, text });
         }
         self.aux.problem = Some(reason.to_string());
-        if matches!(self.aux.phase, Phase::Ready | Phase::Preparing) || self.aux.since_ns == 0 {
+        if matches!(self.aux.phase, Phase::Ready | Phase::Preparing { .. }) || self.aux.since_ns == 0 {
             self.aux.since_ns = self.now.wall_ns;
         }
         self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + RETRY_NS };
@@ -231,6 +233,9 @@ impl Machine {
     pub(super) fn aux_done(&mut self, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
         // What belongs to an earlier connection is of no interest.
         let Some(op) = self.aux.ops.remove(&ticket) else { return };
+        if let Phase::Preparing { since_ns } = &mut self.aux.phase {
+            *since_ns = self.now.mono_ns;
+        }
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(fail) => return self.aux_reject(&format!("an operation on the table failed: {fail}"), fx),
@@ -410,6 +415,9 @@ impl Machine {
             }
             Phase::Opening { since_ns } if now > since_ns + crate::limits::LINK_SILENCE_NS => {
                 self.aux_reject("no answer to the connection", fx);
+            }
+            Phase::Preparing { since_ns } if now > since_ns + crate::limits::LINK_SILENCE_NS => {
+                self.aux_reject("no answer while the table was looked at", fx);
             }
             Phase::Ready => {
                 let oldest = self.aux.commits.front().map_or(now, |commit| commit.sent_ns);
