@@ -63,6 +63,12 @@ impl Machine {
         }
     }
 
+    /// Whether replies wait for everything the mode promises; otherwise status says what is degraded.
+    #[must_use]
+    pub fn in_full(&self) -> bool {
+        policy::in_full(self.options.protect, self.standing())
+    }
+
     fn batch(&self) -> Option<&Batch> {
         self.mode.batch()
     }

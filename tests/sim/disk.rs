@@ -198,6 +198,14 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// The process died: what was in flight to direct files is there, not there, or there in part.
     pub fn kill(&mut self, rng: &mut Rng) {
+        self.kill_in_flight(rng);
+        // Whatever of it got to the cache is covered by the next sync, whoever asks for it.
+        for write in self.files.iter_mut().flat_map(|(_, f)| &mut f.unsynced) {
+            write.completed_ns.get_or_insert(0);
+        }
+    }
+
+    fn kill_in_flight(&mut self, rng: &mut Rng) {
         for (_, pending) in std::mem::take(&mut self.pending) {
             let Action::Write { offset, data, version: None, .. } = pending.action else { continue };
             let version = self.next_version();

@@ -159,11 +159,6 @@ impl<M> Network<M> {
         self.enqueue(id, 0, at_ns, Delivery::Closed { reason });
     }
 
-    /// Whether this connection is open as far as its own side knows.
-    pub fn is_open(&self, node: Node, conn: Conn) -> bool {
-        self.ends.contains_key(&(node, conn))
-    }
-
     /// Sends on a connection; nothing happens when it is gone.
     pub fn send(&mut self, now_ns: u64, node: Node, conn: Conn, packet: Packet<M>) {
         let Some(&(id, side)) = self.ends.get(&(node, conn)) else { return };
@@ -258,6 +253,11 @@ impl<M> Network<M> {
                 self.tidy(id);
             }
         }
+    }
+
+    /// Whom a scheduled delivery is for.
+    pub fn destination(&self, id: u64, side: usize) -> Option<Node> {
+        self.links.get(&id).map(|l| l.ends[side].node)
     }
 
     /// Takes the delivery that is due; `None` when it is gone or has to wait (then it is scheduled again).

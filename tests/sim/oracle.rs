@@ -36,7 +36,8 @@ pub struct Holders {
 pub struct Request {
     pub volume: Volume,
     pub ask: Ask,
-    pub chapter: usize,
+    /// Chapter with which the boot began that this was asked in.
+    pub boot: usize,
     pub submitted_ns: u64,
     pub seq: Option<Seq>,
     pub acked_ns: Option<u64>,
@@ -65,6 +66,8 @@ struct Chapter {
     /// First seq given in it, once seen.
     first: Option<Seq>,
     base: Images,
+    /// The chapter that began with the power coming back: its base is stable, later ones' need not be.
+    boot: usize,
 }
 
 pub struct Oracle {
@@ -77,20 +80,20 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn new(base: Images) -> Oracle {
-        let chapters = vec![Chapter { first: Some(Seq(0)), base }];
+        let chapters = vec![Chapter { first: Some(Seq(0)), base, boot: 0 }];
         Oracle { requests: Vec::new(), by_seq: BTreeMap::new(), chapters, unordered: Vec::new() }
     }
 
     /// A client's request reaches the primary; its number.
     pub fn submit(&mut self, now_ns: u64, volume: Volume, ask: Ask) -> usize {
-        let chapter = self.chapters.len() - 1;
+        let boot = self.boot();
         if ask.range().is_some() {
             self.unordered.push(self.requests.len());
         }
         self.requests.push(Request {
             volume,
             ask,
-            chapter,
+            boot,
             submitted_ns: now_ns,
             seq: None,
             acked_ns: None,
@@ -146,39 +149,50 @@ impl Oracle {
     pub fn restarted(&mut self, base: Images, power_lost: bool) -> Verdict {
         self.check_restart(&base, power_lost)?;
         self.unordered.clear();
-        self.chapters.push(Chapter { first: None, base });
+        let boot = if power_lost { self.chapters.len() } else { self.boot() };
+        self.chapters.push(Chapter { first: None, base, boot });
         Ok(())
+    }
+
+    /// The boot under way, by the chapter it began with.
+    pub fn boot(&self) -> usize {
+        self.chapters.last().expect("there is a first chapter").boot
     }
 
     pub fn record(&self, seq: Seq) -> Option<&OrderRecord> {
         self.by_seq.get(&seq).map(|e| &e.record)
     }
 
+    /// Records of writes to exactly this range, newest first.
+    pub fn orders_of(&self, volume: Volume, offset: u64, length: u64) -> impl Iterator<Item = &OrderRecord> {
+        let fits = move |r: &&OrderRecord| {
+            r.op.changes_volume() && r.volume == volume && r.offset == offset && r.length == length
+        };
+        self.by_seq.values().rev().map(|e| &e.record).filter(fits)
+    }
+
     pub fn tail(&self) -> Seq {
         self.by_seq.last_key_value().map_or(Seq(0), |(&s, _)| s)
     }
 
-    /// First seq and last seq of what is seen of the chapter under way.
-    pub fn chapter_start(&self) -> Option<Seq> {
-        self.chapters.last().and_then(|c| c.first)
-    }
-
-    /// Volume-changing records in (from, to] that belong to the history which ends at `to`.
-    pub fn changes(&self, from: Seq, to: Seq) -> Vec<OrderRecord> {
-        let mut out: Vec<OrderRecord> = Vec::new();
+    /// Volume-changing records in (from, to]: those since the last gap in the seqs, which every site that knows
+    /// `to` knows too, and those before one, which a loss of the primary's power left and need not be known.
+    pub fn changes(&self, from: Seq, to: Seq) -> (Vec<OrderRecord>, Vec<OrderRecord>) {
+        let (mut known, mut old): (Vec<OrderRecord>, Vec<OrderRecord>) = (Vec::new(), Vec::new());
         if from >= to {
-            return out;
+            return (known, old);
         }
-        for entry in self.by_seq.range(from.next()..=to).map(|(_, e)| e) {
-            if entry.record.op == Op::EpochStart {
-                // Seqs between were never assigned in this history.
-                out.retain(|r| r.seq.0 <= entry.record.offset);
+        let mut previous = from;
+        for (&seq, entry) in self.by_seq.range(from.next()..=to) {
+            if seq > previous.next() {
+                old.append(&mut known);
             }
+            previous = seq;
             if entry.record.op.changes_volume() {
-                out.push(entry.record);
+                known.push(entry.record);
             }
         }
-        out
+        (known, old)
     }
 
     /// The bytes of all volumes after seqs 1..=`cut`.
@@ -223,9 +237,9 @@ impl Oracle {
     /// Whether a crash can have left these images, given what was promised to stay on the local disk: after
     /// a kill every acknowledged write, after a loss of power what FUA or a flush has settled.
     fn check_restart(&self, images: &Images, power_lost: bool) -> Verdict {
-        let chapter = self.chapters.len() - 1;
+        let chapter = if power_lost { self.boot() } else { self.chapters.len() - 1 };
         let base = &self.chapters[chapter].base;
-        let first = self.chapters[chapter].first.unwrap_or(Seq(u64::MAX));
+        let first = self.chapters[chapter..].iter().find_map(|c| c.first).unwrap_or(Seq(u64::MAX));
         let ops: Vec<&Request> =
             self.by_seq.range(first..).filter_map(|(_, e)| e.request).map(|n| &self.requests[n]).collect();
         for (index, image) in images.iter().enumerate() {
@@ -330,7 +344,7 @@ mod tests {
         assert_eq!(two[0][..512], content(1, 1024)[..512]);
         assert!(two[0][512..].iter().all(|&b| b == 0));
         assert_eq!(oracle.state_after(Seq(3))[0][700..800], content(3, 100)[..]);
-        assert_eq!(oracle.changes(Seq(1), Seq(3)).len(), 2);
+        assert_eq!(oracle.changes(Seq(1), Seq(3)).0.len(), 2);
         assert!(oracle.writer_of(Seq(2), Volume(0), 600).contains("trim"));
     }
 

@@ -1,0 +1,534 @@
+//! Owns the world: three hosts, their clocks, disks and processes, the network between them, and the one queue
+//! of events that everything happens through.
+//!
+//! Nothing here knows what is right; `roles` carries out the effects of the machines (as their shells do),
+//! `scenario` decides what happens to them, `checkers` judge.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use farshore::core::errno::Errno;
+use farshore::core::ids::{Conn, Owner, Seq, Ticket, Volume};
+use farshore::core::machine::Now;
+use farshore::core::rope::Rope;
+use farshore::{auxiliary, dr, primary};
+
+use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
+use crate::disk::{Class, Disk, Settled};
+use crate::network::{Network, Node};
+use crate::oracle::{Images, Oracle};
+use crate::plain;
+use crate::rng::Rng;
+use crate::scenario::Director;
+use crate::setup::{MS, Setup, US};
+use crate::workload::Client;
+
+/// What crosses between a client of the status table and the auxiliary.
+#[derive(Clone, Debug)]
+pub enum TableTalk {
+    Open { export: String },
+    Read { cookie: u64, offset: u64, length: u64 },
+    Write { cookie: u64, offset: u64, data: Bytes, fua: bool },
+    Granted { size: u64 },
+    Refused { text: String, fenced: bool },
+    Reply { cookie: u64, result: Result<Bytes, Errno> },
+}
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Disk {
+        node: Node,
+        run: u64,
+        operation: u64,
+    },
+    Net {
+        link: u64,
+        side: usize,
+    },
+    Tick {
+        node: Node,
+        run: u64,
+    },
+    EndOfTurn {
+        run: u64,
+    },
+    /// A client may ask again.
+    Ask {
+        client: usize,
+        run: u64,
+    },
+    Start {
+        node: Node,
+    },
+    Resume {
+        node: Node,
+    },
+    /// The shell's answer to a question about files.
+    Allocated {
+        run: u64,
+    },
+    ReportStored {
+        run: u64,
+        ticket: Ticket,
+        report: Box<dr::promote::LossReport>,
+    },
+    Fault {
+        index: usize,
+    },
+    Director,
+}
+
+/// One host and the process on it.
+pub struct Host {
+    pub up: bool,
+    /// Counts the processes that ran here: an event of an earlier one is void.
+    pub run: u64,
+    pub boot: u64,
+    /// While the process is stopped: what waits for it.
+    pub paused: Option<Vec<Event>>,
+    pub tick_at_ns: Option<u64>,
+    /// The host's clocks against the world's.
+    pub mono_offset_ns: u64,
+    pub wall_offset_ns: u64,
+    /// Never to be started again.
+    pub lost: bool,
+    /// The process dies after this many further effects, with or without the host.
+    pub doom: Option<(u64, bool, u64)>,
+    /// Asked to end at this time, to be started again this long after it has.
+    pub stopping: Option<(u64, u64)>,
+}
+
+/// Who serves the status table.
+pub enum Table {
+    Own(Box<auxiliary::machine::Auxiliary>),
+    Plain(plain::Server),
+}
+
+/// A client's connection to the status table, on the primary or on DR.
+#[derive(Default)]
+pub struct TableLine {
+    pub conn: Option<Conn>,
+    pub export: String,
+    pub granted: bool,
+}
+
+pub struct ClientState {
+    pub client: Client,
+    pub in_flight: u64,
+}
+
+/// What a request of the primary is answered to.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub client: usize,
+    pub number: usize,
+}
+
+pub struct World {
+    pub setup: Setup,
+    pub rng: Rng,
+    pub now_ns: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    order: u64,
+    pub hosts: [Host; 3],
+    pub net: Network<TableTalk>,
+    pub oracle: Oracle,
+
+    pub primary: Option<primary::machine::Machine>,
+    pub primary_disk: Disk<primary::machine::File>,
+    pub primary_table: TableLine,
+    pub aux: Option<Table>,
+    pub aux_disk: Disk<auxiliary::machine::File>,
+    pub dr: Option<dr::machine::Machine>,
+    pub dr_disk: Disk<dr::machine::File>,
+    pub dr_table: TableLine,
+    pub dr_report: Option<dr::promote::LossReport>,
+    pub dr_blank: bool,
+    pub ropes: BTreeMap<(Node, Conn), Rope>,
+    pub next_conn: u64,
+
+    pub clients: Vec<ClientState>,
+    pub asked: BTreeMap<u64, Asked>,
+    pub requests_left: u64,
+    pub end_of_turn_due: bool,
+
+    pub journal: Records,
+    pub table: Records,
+    pub spool: Payloads,
+    pub ring: Payloads,
+    pub table_reach: (u64, u64),
+    pub group_id: u64,
+    /// Boot in which the primary last started; 0 before its first start.
+    pub primary_boot: u64,
+    /// Highest cut DR ever told, and whether it ever said that it has a recovery point.
+    pub cut_told: Seq,
+    pub synced_told: bool,
+    pub promoted_at_ns: Option<u64>,
+    pub outcome: Option<Outcome>,
+    pub serving: bool,
+    pub promise_full: bool,
+
+    pub recording: bool,
+    pub history: VecDeque<String>,
+    pub landmarks: VecDeque<String>,
+    pub events: u64,
+    pub director: Director,
+}
+
+pub const EVENTS_MAX: u64 = 3_000_000;
+const HISTORY_LINES: usize = 400;
+
+impl World {
+    pub fn new(seed: u64, recording: bool) -> World {
+        let mut rng = Rng::new(seed);
+        let setup = Setup::draw(&mut rng);
+        let mut net = Network::new(rng.fork());
+        let (wan, lan) = (setup.wan, setup.lan);
+        net.route(Node::Primary, Node::Dr, wan.delay_ns, wan.jitter_ns, wan.bytes_per_second);
+        net.route(Node::Dr, Node::Aux, wan.delay_ns, wan.jitter_ns, wan.bytes_per_second);
+        net.route(Node::Primary, Node::Aux, lan.delay_ns, lan.jitter_ns, lan.bytes_per_second);
+        let images = plant_images(&setup, &mut rng);
+        let clients = (0..setup.clients)
+            .map(|_| {
+                let volume = rng.below(setup.volume_bytes.len() as u64);
+                let bytes = setup.volume_bytes[volume as usize];
+                ClientState { client: Client::draw(&mut rng, Volume(volume as u16), bytes), in_flight: 0 }
+            })
+            .collect();
+        let hosts = [0, 1, 2].map(|_| Host {
+            up: false,
+            run: 0,
+            boot: 1 + rng.below(1 << 32),
+            paused: None,
+            tick_at_ns: None,
+            mono_offset_ns: rng.range(1, 1 << 50),
+            wall_offset_ns: (1 << 60) + rng.below(1 << 35),
+            lost: false,
+            doom: None,
+            stopping: None,
+        });
+        let mut world = World {
+            now_ns: 0,
+            queue: BTreeMap::new(),
+            order: 0,
+            hosts,
+            net,
+            oracle: Oracle::new(images.clone()),
+            primary: None,
+            primary_disk: Disk::new(),
+            primary_table: TableLine::default(),
+            aux: None,
+            aux_disk: Disk::new(),
+            dr: None,
+            dr_disk: Disk::new(),
+            dr_table: TableLine::default(),
+            dr_report: None,
+            dr_blank: rng.chance(80),
+            ropes: BTreeMap::new(),
+            next_conn: 1 << 50,
+            clients,
+            asked: BTreeMap::new(),
+            requests_left: setup.requests,
+            end_of_turn_due: false,
+            journal: Records::default(),
+            table: Records::default(),
+            spool: Payloads::default(),
+            ring: Payloads::default(),
+            table_reach: (0, 0),
+            group_id: 0,
+            primary_boot: 0,
+            cut_told: Seq(0),
+            synced_told: false,
+            promoted_at_ns: None,
+            outcome: None,
+            serving: false,
+            promise_full: false,
+            recording,
+            history: VecDeque::new(),
+            landmarks: VecDeque::new(),
+            events: 0,
+            director: Director::default(),
+            setup,
+            rng,
+        };
+        world.make_files(&images);
+        for node in [Node::Primary, Node::Aux, Node::Dr] {
+            let at = world.rng.below(200 * MS);
+            world.at(at, Event::Start { node });
+        }
+        let faults: Vec<u64> = world.setup.faults.iter().map(|(at, _)| *at).collect();
+        for (index, at) in faults.into_iter().enumerate() {
+            world.at(at, Event::Fault { index });
+        }
+        world.at(world.setup.horizon_ns, Event::Director);
+        world
+    }
+
+    /// Schedules an event; never earlier than now.
+    pub fn at(&mut self, at_ns: u64, event: Event) {
+        self.order += 1;
+        self.queue.insert((at_ns.max(self.now_ns), self.order), event);
+    }
+
+    pub fn after(&mut self, delay_ns: u64, event: Event) {
+        self.at(self.now_ns + delay_ns, event);
+    }
+
+    pub fn next_event(&mut self) -> Option<Event> {
+        for (at, link, side) in self.net.take_wakes() {
+            self.at(at, Event::Net { link, side });
+        }
+        let ((at, _), event) = self.queue.pop_first()?;
+        self.now_ns = at;
+        self.events += 1;
+        Some(event)
+    }
+
+    pub fn host(&self, node: Node) -> &Host {
+        &self.hosts[node as usize]
+    }
+
+    pub fn host_mut(&mut self, node: Node) -> &mut Host {
+        &mut self.hosts[node as usize]
+    }
+
+    /// What the clocks of a host say.
+    pub fn clock(&self, node: Node) -> Now {
+        let host = self.host(node);
+        Now { mono_ns: self.now_ns + host.mono_offset_ns, wall_ns: self.now_ns + host.wall_offset_ns }
+    }
+
+    pub fn is_running(&self, node: Node, run: u64) -> bool {
+        self.host(node).up && self.host(node).run == run
+    }
+
+    /// Sets the `Tick` that a machine asks for.
+    pub fn set_tick(&mut self, node: Node, deadline_ns: Option<u64>) {
+        let Some(deadline_ns) = deadline_ns else { return };
+        let now_ns = self.now_ns;
+        let host = self.host_mut(node);
+        let at = deadline_ns.saturating_sub(host.mono_offset_ns).max(now_ns + US);
+        if host.tick_at_ns.is_some_and(|t| t <= at && t > now_ns) {
+            return;
+        }
+        host.tick_at_ns = Some(at);
+        let run = host.run;
+        self.at(at, Event::Tick { node, run });
+    }
+
+    /// When a disk operation of a host completes.
+    pub fn disk_time(&mut self, node: Node) -> u64 {
+        let speed = self.setup.speed(node);
+        self.now_ns + self.rng.range(speed.min_ns, speed.max_ns)
+    }
+
+    /// The process on a host dies, with its host's power or without.
+    pub fn crash(&mut self, node: Node, power: bool) {
+        self.landmark(|| format!("{node:?} {}", if power { "loses its power" } else { "is killed" }));
+        let host = self.host_mut(node);
+        if !host.up && !power {
+            return;
+        }
+        host.up = false;
+        host.run += 1;
+        host.paused = None;
+        host.tick_at_ns = None;
+        host.doom = None;
+        host.stopping = None;
+        host.boot += u64::from(power);
+        self.net.node_down(self.now_ns, node, !power);
+        self.ropes.retain(|(n, _), _| *n != node);
+        match node {
+            Node::Primary => {
+                self.primary = None;
+                self.primary_table = TableLine::default();
+                self.asked.clear();
+                self.clients.iter_mut().for_each(|c| c.in_flight = 0);
+                self.end_of_turn_due = false;
+                lose(&mut self.primary_disk, power, &mut self.rng);
+            }
+            Node::Aux => {
+                self.aux = None;
+                lose(&mut self.aux_disk, power, &mut self.rng);
+            }
+            Node::Dr => {
+                self.dr = None;
+                self.dr_table = TableLine::default();
+                self.forget_promotion();
+                lose(&mut self.dr_disk, power, &mut self.rng);
+            }
+        }
+        if power {
+            self.look_again(node);
+        }
+    }
+
+    /// After a loss of power: what happened to reach the disk is durable too.
+    fn look_again(&mut self, node: Node) {
+        let whole = |length: usize| (0, length as u64);
+        match node {
+            Node::Primary => {}
+            Node::Aux => {
+                let (offset, length) = whole(self.aux_disk.file(auxiliary::machine::File::Table).stable().len());
+                self.settled_aux(&[Settled { file: auxiliary::machine::File::Table, offset, length }]);
+            }
+            Node::Dr => {
+                let files = [dr::machine::File::Journal, dr::machine::File::Spool];
+                for file in files {
+                    let (offset, length) = whole(self.dr_disk.file(file).stable().len());
+                    self.settled_dr(&[Settled { file, offset, length }]);
+                }
+            }
+        }
+    }
+
+    pub fn settled_aux(&mut self, settled: &[Settled<auxiliary::machine::File>]) {
+        let (records_end, payload_at) = self.table_reach;
+        for s in settled.iter().filter(|s| s.file == auxiliary::machine::File::Table) {
+            let stable = self.aux_disk.file(s.file).stable();
+            if s.offset < records_end {
+                let length = s.length.min(records_end - s.offset);
+                self.table.settled(stable, s.offset, length);
+            }
+            let end = s.offset + s.length;
+            if end > payload_at && self.setup.table_payload_bytes > 0 {
+                let from = s.offset.max(payload_at);
+                self.ring.settled(stable, self.group_id, from, end - from);
+            }
+        }
+    }
+
+    pub fn settled_dr(&mut self, settled: &[Settled<dr::machine::File>]) {
+        for s in settled {
+            let stable = self.dr_disk.file(s.file).stable();
+            match s.file {
+                dr::machine::File::Journal => self.journal.settled(stable, s.offset, s.length),
+                dr::machine::File::Spool => self.spool.settled(stable, DR_NONCE, s.offset, s.length),
+                _ => {}
+            }
+        }
+    }
+
+    /// The volumes of DR as a reader sees them.
+    pub fn dr_images(&self) -> Vec<&[u8]> {
+        self.volumes().map(|v| self.dr_disk.file(dr::machine::File::Volume(v)).cache()).collect()
+    }
+
+    pub fn dr_stable_images(&self) -> Vec<&[u8]> {
+        self.volumes().map(|v| self.dr_disk.file(dr::machine::File::Volume(v)).stable()).collect()
+    }
+
+    pub fn primary_images(&self) -> Images {
+        self.volumes().map(|v| self.primary_disk.file(primary::machine::File::Volume(v)).cache().to_vec()).collect()
+    }
+
+    pub fn volumes(&self) -> impl Iterator<Item = Volume> + use<> {
+        (0..self.setup.volume_bytes.len() as u16).map(Volume)
+    }
+
+    /// Name and size of each volume, as a configuration has them.
+    pub fn volume_list(&self) -> Vec<(String, u64)> {
+        self.setup.volume_bytes.iter().enumerate().map(|(i, &b)| (format!("v{i}"), b)).collect()
+    }
+
+    pub fn owner(node: Node) -> Owner {
+        Owner(0x1000 + node as u64)
+    }
+
+    /// One line of the history of a failing run; costs nothing otherwise.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.recording {
+            let text = self.stamped(&line());
+            remember(&mut self.history, text);
+        }
+    }
+
+    /// The same for what one wants to see of the whole run: faults, starts, what the roles log.
+    pub fn landmark(&mut self, line: impl FnOnce() -> String) {
+        if self.recording {
+            let text = self.stamped(&line());
+            remember(&mut self.landmarks, text.clone());
+            remember(&mut self.history, text);
+        }
+    }
+
+    fn stamped(&self, text: &str) -> String {
+        let end = text.char_indices().nth(600).map_or(text.len(), |(at, _)| at);
+        format!("{:>14.6} ms  {}", self.now_ns as f64 / 1e6, &text[..end])
+    }
+
+    pub fn fail(&self, invariant: &'static str, text: impl Into<String>) -> Verdict {
+        Err(Violation::new(invariant, text))
+    }
+
+    fn make_files(&mut self, images: &Images) {
+        use farshore::format::intent::{LogLayout, MapLayout};
+        use farshore::format::superblock::SUPERBLOCK_BYTES;
+        use farshore::format::table::TableLayout;
+        let superblock = SUPERBLOCK_BYTES as u64;
+        let setup = &self.setup;
+        let table = TableLayout::new(setup.table_slots, setup.table_payload_bytes);
+        self.table_reach = (table.states_at, table.payload_at);
+        let disk = &mut self.primary_disk;
+        use primary::machine::File as P;
+        disk.create(P::Superblock, superblock, Class::Direct);
+        disk.create(P::IntentMap, MapLayout::new(&setup.volume_bytes).total_bytes(), Class::Direct);
+        disk.create(P::IntentLog, LogLayout { slots: setup.table_slots }.total_bytes(), Class::Buffered);
+        disk.create(P::Fifo, setup.fifo_disk_bytes, Class::Buffered);
+        use dr::machine::File as D;
+        let volume_class = if setup.volumes_direct { Class::Direct } else { Class::Buffered };
+        self.dr_disk.create(D::Superblock, superblock, Class::Direct);
+        self.dr_disk.create(D::Journal, setup.journal_bytes, Class::Direct);
+        self.dr_disk.create(D::Spool, setup.spool_bytes, Class::Buffered);
+        use auxiliary::machine::File as A;
+        self.aux_disk.create(A::Superblock, superblock, Class::Direct);
+        self.aux_disk.create(A::Table, table.total_bytes(), Class::Buffered);
+        for (index, image) in images.iter().enumerate() {
+            let volume = Volume(index as u16);
+            self.primary_disk.create(P::Volume(volume), image.len() as u64, volume_class);
+            self.primary_disk.plant(P::Volume(volume), 0, image);
+            self.dr_disk.create(D::Volume(volume), image.len() as u64, volume_class);
+            if !self.dr_blank {
+                let mut noise = vec![0; image.len()];
+                self.rng.fill(&mut noise);
+                self.dr_disk.plant(D::Volume(volume), 0, &noise);
+            }
+        }
+    }
+}
+
+/// The nonce of DR's spool in every run: recovery takes it from the options at the first start.
+pub const DR_NONCE: u64 = 0x5eed;
+
+fn remember(lines: &mut VecDeque<String>, line: String) {
+    if lines.len() == HISTORY_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(line);
+}
+
+fn lose<F: Copy + Eq + std::fmt::Debug>(disk: &mut Disk<F>, power: bool, rng: &mut Rng) {
+    if power {
+        disk.power_loss(rng);
+    } else {
+        disk.kill(rng);
+    }
+}
+
+/// What the volumes hold before the first start.
+fn plant_images(setup: &Setup, rng: &mut Rng) -> Images {
+    let blocks = |bytes: u64| bytes / 4096;
+    setup
+        .volume_bytes
+        .iter()
+        .map(|&bytes| {
+            let mut image = vec![0; bytes as usize];
+            for block in 0..blocks(bytes) as usize {
+                if rng.chance(setup.planted_percent) {
+                    rng.fill(&mut image[block * 4096..(block + 1) * 4096]);
+                }
+            }
+            image
+        })
+        .collect()
+}

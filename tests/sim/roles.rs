@@ -1,0 +1,886 @@
+//! Owns what the shells (`daemon`) own in production: starting each machine from its files, giving it inputs,
+//! carrying out its effects on the simulated disks and links, and showing every effect to the checkers.
+
+use std::mem::take;
+
+use bytes::Bytes;
+use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
+use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::rope::Rope;
+use farshore::format::record::OrderRecord;
+use farshore::format::wire::{self, Message};
+use farshore::limits::RECORD_BYTES;
+use farshore::{auxiliary, dr, primary};
+
+use crate::checkers::{self, Verdict, Violation};
+use crate::cluster::{Asked, Event, Table, TableLine, TableTalk, World};
+use crate::describe;
+use crate::network::{Delivery, Node, Packet};
+use crate::oracle::Promise;
+use crate::plain;
+use crate::workload::Ask;
+
+pub const GROUP: &str = "sim";
+
+impl World {
+    // ---- events --------------------------------------------------------------------------------
+
+    /// Gives an event to whom it concerns; waits with it while that process is stopped.
+    pub fn dispatch(&mut self, event: Event) -> Verdict {
+        let node = match &event {
+            Event::Disk { node, .. } | Event::Tick { node, .. } => Some(*node),
+            Event::EndOfTurn { .. } | Event::Ask { .. } | Event::Allocated { .. } => Some(Node::Primary),
+            Event::ReportStored { .. } => Some(Node::Dr),
+            _ => None,
+        };
+        if let Some(waiting) = node.and_then(|n| self.host_mut(n).paused.as_mut()) {
+            waiting.push(event);
+            return Ok(());
+        }
+        match event {
+            Event::Disk { node, run, operation } => self.disk_event(node, run, operation),
+            Event::Net { link, side } => self.net_event(link, side),
+            Event::Tick { node, run } if self.is_running(node, run) => {
+                self.host_mut(node).tick_at_ns = None;
+                match node {
+                    Node::Primary => self.primary_step(primary::machine::Input::Tick),
+                    Node::Aux => self.aux_step(auxiliary::machine::Input::Tick),
+                    Node::Dr => self.dr_step(dr::machine::Input::Tick),
+                }
+            }
+            Event::EndOfTurn { run } if self.is_running(Node::Primary, run) => {
+                self.end_of_turn_due = false;
+                self.primary_step(primary::machine::Input::EndOfTurn)
+            }
+            Event::Ask { client, run } if self.is_running(Node::Primary, run) => self.client_asks(client),
+            Event::Allocated { run } if self.is_running(Node::Primary, run) => self.answer_allocated(),
+            Event::ReportStored { run, ticket, report } if self.is_running(Node::Dr, run) => {
+                self.dr_report = Some(*report);
+                self.dr_step(dr::machine::Input::ReportStored { ticket, result: Ok(()) })
+            }
+            Event::Start { node } => self.start(node),
+            Event::Resume { node } => self.resume(node),
+            _ => Ok(()),
+        }
+    }
+
+    fn disk_event(&mut self, node: Node, run: u64, operation: u64) -> Verdict {
+        if !self.is_running(node, run) {
+            return Ok(());
+        }
+        let now_ns = self.now_ns;
+        match node {
+            Node::Primary => {
+                let Some((ticket, result)) = self.primary_disk.complete(operation, now_ns) else { return Ok(()) };
+                self.primary_disk.take_settled();
+                self.primary_step(primary::machine::Input::Disk { ticket, result })
+            }
+            Node::Aux => {
+                let Some((ticket, result)) = self.aux_disk.complete(operation, now_ns) else { return Ok(()) };
+                let settled = self.aux_disk.take_settled();
+                self.settled_aux(&settled);
+                self.aux_step(auxiliary::machine::Input::Disk { ticket, result })
+            }
+            Node::Dr => {
+                let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
+                let settled = self.dr_disk.take_settled();
+                self.settled_dr(&settled);
+                self.dr_step(dr::machine::Input::Disk { ticket, result })
+            }
+        }
+    }
+
+    fn net_event(&mut self, link: u64, side: usize) -> Verdict {
+        let to = self.net.destination(link, side);
+        if to.is_some_and(|n| self.host(n).paused.is_some()) {
+            let node = to.expect("just seen");
+            self.host_mut(node).paused.as_mut().expect("just seen").push(Event::Net { link, side });
+            return Ok(());
+        }
+        let Some((node, conn, delivery)) = self.net.deliver(self.now_ns, link, side) else { return Ok(()) };
+        if !self.host(node).up {
+            return Ok(());
+        }
+        match node {
+            Node::Primary if self.primary_table.conn == Some(conn) => self.table_answer(node, delivery),
+            Node::Dr if self.dr_table.conn == Some(conn) => self.table_answer(node, delivery),
+            Node::Primary | Node::Dr => self.link_event(node, conn, delivery),
+            Node::Aux => self.aux_event(conn, delivery),
+        }
+    }
+
+    /// The stream between primary and DR: whole messages are taken off as they become complete.
+    fn link_event(&mut self, node: Node, conn: Conn, delivery: Delivery<TableTalk>) -> Verdict {
+        match delivery {
+            Delivery::Up => {
+                self.ropes.insert((node, conn), Rope::new());
+                match node {
+                    Node::Primary => self.primary_step(primary::machine::Input::DrUp { conn }),
+                    _ => self.dr_step(dr::machine::Input::Opened { conn }),
+                }
+            }
+            Delivery::Closed { reason } => {
+                self.ropes.remove(&(node, conn));
+                self.link_closed(node, conn, reason)
+            }
+            Delivery::Packet(Packet::Bytes(bytes)) => {
+                let Some(rope) = self.ropes.get_mut(&(node, conn)) else { return Ok(()) };
+                rope.push(bytes);
+                let run = self.host(node).run;
+                while let Some(rope) = self.ropes.get_mut(&(node, conn)) {
+                    let message = match wire::decode(rope) {
+                        Ok(Some(message)) => message,
+                        Ok(None) => break,
+                        Err(error) => return self.fail("I8", format!("own bytes are not understood: {error}")),
+                    };
+                    match node {
+                        Node::Primary => self.primary_step(primary::machine::Input::DrMessage { conn, message })?,
+                        _ => self.dr_step(dr::machine::Input::Message { conn, message })?,
+                    }
+                    if !self.is_running(node, run) {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Delivery::Packet(Packet::Message(talk)) => panic!("table talk on a replication link: {talk:?}"),
+        }
+    }
+
+    fn link_closed(&mut self, node: Node, conn: Conn, reason: &str) -> Verdict {
+        match node {
+            Node::Primary => self.primary_step(primary::machine::Input::DrClosed { conn, reason: reason.to_string() }),
+            _ => self.dr_step(dr::machine::Input::Closed { conn }),
+        }
+    }
+
+    /// What comes back on a connection to the status table.
+    fn table_answer(&mut self, node: Node, delivery: Delivery<TableTalk>) -> Verdict {
+        let line = if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table };
+        let answer = match delivery {
+            Delivery::Up => {
+                let (conn, export) = (line.conn.expect("the line that answers"), line.export.clone());
+                let now_ns = self.now_ns;
+                self.net.send(now_ns, node, conn, Packet::Message(TableTalk::Open { export }));
+                return Ok(());
+            }
+            Delivery::Packet(Packet::Message(TableTalk::Granted { size })) => {
+                line.granted = true;
+                TableAnswer::Opened { size }
+            }
+            Delivery::Packet(Packet::Message(TableTalk::Refused { text, fenced })) => {
+                let conn = line.conn.take().expect("the line that answers");
+                let now_ns = self.now_ns;
+                self.net.close(now_ns, node, conn);
+                TableAnswer::Failed { reason: text, fenced }
+            }
+            Delivery::Packet(Packet::Message(TableTalk::Reply { cookie, result })) => {
+                let result = result.map_err(|errno| IoFail::Other(format!("{errno:?}")));
+                TableAnswer::Done { ticket: Ticket(cookie), result }
+            }
+            Delivery::Closed { reason } => {
+                let granted = line.granted;
+                *line = TableLine::default();
+                let reason = reason.to_string();
+                if granted { TableAnswer::Closed { reason } } else { TableAnswer::Failed { reason, fenced: false } }
+            }
+            Delivery::Packet(other) => panic!("not an answer of a table: {other:?}"),
+        };
+        let fencing = !self.setup.plain_table;
+        match node {
+            Node::Primary => self.primary_step(match answer {
+                TableAnswer::Opened { size } => primary::machine::Input::AuxOpened { size, fencing },
+                TableAnswer::Failed { reason, fenced } => primary::machine::Input::AuxFailed { reason, fenced },
+                TableAnswer::Done { ticket, result } => primary::machine::Input::AuxDone { ticket, result },
+                TableAnswer::Closed { reason } => primary::machine::Input::AuxClosed { reason },
+            }),
+            _ => self.dr_step(match answer {
+                TableAnswer::Opened { size } => dr::machine::Input::AuxOpened { size, fencing },
+                TableAnswer::Failed { reason, fenced } => dr::machine::Input::AuxFailed { reason, fenced },
+                TableAnswer::Done { ticket, result } => dr::machine::Input::AuxDone { ticket, result },
+                TableAnswer::Closed { reason } => dr::machine::Input::AuxClosed { reason },
+            }),
+        }
+    }
+
+    fn aux_event(&mut self, conn: Conn, delivery: Delivery<TableTalk>) -> Verdict {
+        use auxiliary::machine::{Input, Kind};
+        let input = match delivery {
+            Delivery::Up => return Ok(()),
+            Delivery::Closed { .. } => Input::Closed { conn },
+            Delivery::Packet(Packet::Message(TableTalk::Open { export })) => {
+                Input::Open { conn, export, peer: "sim".into() }
+            }
+            Delivery::Packet(Packet::Message(TableTalk::Read { cookie, offset, length })) => {
+                Input::Request { conn, cookie, kind: Kind::Read { offset, length } }
+            }
+            Delivery::Packet(Packet::Message(TableTalk::Write { cookie, offset, data, fua })) => {
+                Input::Request { conn, cookie, kind: Kind::Write { offset, data, fua } }
+            }
+            Delivery::Packet(other) => panic!("not a request to a table: {other:?}"),
+        };
+        self.aux_step(input)
+    }
+
+    /// The process of a host goes on after a stop: everything that waited comes at once, and it is late.
+    pub fn resume(&mut self, node: Node) -> Verdict {
+        let Some(waiting) = self.host_mut(node).paused.take() else { return Ok(()) };
+        self.landmark(|| format!("{node:?} goes on"));
+        for event in waiting {
+            self.at(self.now_ns, event);
+        }
+        Ok(())
+    }
+
+    // ---- starting --------------------------------------------------------------------------------
+
+    pub fn start(&mut self, node: Node) -> Verdict {
+        if self.host(node).up || self.host(node).lost {
+            return Ok(());
+        }
+        self.landmark(|| format!("{node:?} starts"));
+        self.host_mut(node).up = true;
+        self.host_mut(node).run += 1;
+        match node {
+            Node::Primary => self.start_primary(),
+            Node::Aux => self.start_aux(),
+            Node::Dr => self.start_dr(),
+        }
+    }
+
+    fn start_primary(&mut self) -> Verdict {
+        use primary::machine::File;
+        use primary::recovery::{Expect, Files, Place, recover};
+        let boot = self.host(Node::Primary).boot;
+        let power_lost = self.primary_boot != 0 && self.primary_boot != boot;
+        let expect = Expect {
+            group_name: GROUP.into(),
+            volumes: self.volume_list(),
+            boot_id: u128::from(boot).to_le_bytes(),
+            fifo_disk_bytes: self.setup.fifo_disk_bytes,
+            log_slots: self.setup.table_slots,
+            fresh_group: GroupId(self.rng.u64() | 1),
+            fresh_owner: World::owner(Node::Primary),
+            fresh_nonce: self.rng.u64(),
+        };
+        let disk = &self.primary_disk;
+        let files = Files {
+            superblock: disk.file(File::Superblock),
+            map: disk.file(File::IntentMap),
+            log: disk.file(File::IntentLog),
+            fifo: disk.file(File::Fifo),
+        };
+        let recovered =
+            recover(&expect, &files).map_err(|e| Violation::new("I8", format!("the primary does not start: {e}")))?;
+        self.landmark(|| format!("primary recovers: tail {} lost {:?}", recovered.tail, recovered.notes));
+        for (place, offset, block) in &recovered.format {
+            let file = if *place == Place::Map { File::IntentMap } else { File::IntentLog };
+            self.primary_disk.plant(file, *offset, block);
+        }
+        self.group_id = recovered.superblock.group.0;
+        if self.primary_boot != 0 {
+            let images = self.primary_images();
+            self.oracle.restarted(images, power_lost)?;
+        }
+        self.primary_boot = boot;
+        let options = primary::machine::Options {
+            group_name: GROUP.into(),
+            volumes: self.volume_list(),
+            protect: self.setup.protect,
+            ack: self.setup.ack,
+            require: self.setup.require,
+            isolated_continue: self.setup.isolated_continue,
+            freeze_timeout_ns: self.setup.freeze_timeout_ns,
+            overflow: self.setup.overflow,
+            fifo_memory_bytes: self.setup.fifo_memory_bytes,
+            fifo_disk_bytes: self.setup.fifo_disk_bytes,
+            streams: self.setup.streams,
+            table_slots: self.setup.table_slots,
+            table_payload_bytes: self.setup.table_payload_bytes,
+            standalone: false,
+            incarnation: self.rng.u64(),
+        };
+        let now = self.clock(Node::Primary);
+        let mut effects = Vec::new();
+        self.primary = Some(primary::machine::Machine::new(options, recovered, now, &mut effects));
+        self.wake_clients();
+        self.primary_effects(effects)
+    }
+
+    /// Every block that is not all zeroes, as a backing store would say.
+    fn answer_allocated(&mut self) -> Verdict {
+        let mut ranges = farshore::core::ranges::VolumeRanges::new();
+        for (index, image) in self.primary_images().iter().enumerate() {
+            for (at, block) in image.chunks(4096).enumerate().filter(|(_, b)| b.iter().any(|&x| x != 0)) {
+                let (offset, length) = (at as u64 * 4096, block.len() as u64);
+                ranges.insert(Extent { volume: Volume(index as u16), offset, length });
+            }
+        }
+        self.primary_step(primary::machine::Input::Allocated { ranges })
+    }
+
+    fn start_aux(&mut self) -> Verdict {
+        use auxiliary::machine::File;
+        let size = self.aux_disk.file(File::Table).cache().len() as u64;
+        if self.setup.plain_table {
+            self.aux = Some(Table::Plain(plain::Server::new(size)));
+            return Ok(());
+        }
+        let superblock = self.aux_disk.file(File::Superblock).cache().to_vec();
+        let head = self.aux_disk.file(File::Table).cache()[..4096].to_vec();
+        let recovered = auxiliary::recovery::recover(&superblock, &head, GROUP, World::owner(Node::Aux))
+            .map_err(|e| Violation::new("I8", format!("the auxiliary does not start: {e}")))?;
+        for (offset, block) in recovered.creation() {
+            self.aux_disk.plant(File::Superblock, offset, &block);
+        }
+        self.aux = Some(Table::Own(Box::new(auxiliary::machine::Auxiliary::new(recovered, size))));
+        Ok(())
+    }
+
+    fn start_dr(&mut self) -> Verdict {
+        use dr::machine::File;
+        let options = dr::machine::Options {
+            group_name: GROUP.into(),
+            volumes: self.volume_list(),
+            journal_bytes: self.setup.journal_bytes,
+            spool_bytes: self.setup.spool_bytes,
+            protect: self.setup.protect,
+            ack: self.setup.ack,
+            require: self.setup.require,
+            auxiliary: true,
+            owner: World::owner(Node::Dr),
+            nonce: crate::cluster::DR_NONCE,
+        };
+        let found = dr::recovery::Found {
+            superblock: self.dr_disk.file(File::Superblock).cache(),
+            journal: self.dr_disk.file(File::Journal),
+            spool: self.dr_disk.file(File::Spool),
+            blank: self.dr_blank,
+            report: self.dr_report.clone(),
+        };
+        let recovered = dr::recovery::recover(found, &options)
+            .map_err(|e| Violation::new("I8", format!("DR does not start: {e}")))?;
+        self.dr = Some(dr::machine::Machine::new(recovered, options));
+        self.serving = false;
+        self.dr_step(dr::machine::Input::Tick)
+    }
+
+    // ---- auxiliary -------------------------------------------------------------------------------
+
+    pub fn aux_step(&mut self, input: auxiliary::machine::Input) -> Verdict {
+        let now = self.clock(Node::Aux);
+        let quiet = describe::aux_is_quiet(&input);
+        let words = self.recording.then(|| describe::aux_input(&input));
+        let Some(machine) = self.aux.as_mut() else { return Ok(()) };
+        let mut effects = Vec::new();
+        match machine {
+            Table::Own(machine) => machine.step(now, input, &mut effects),
+            Table::Plain(server) => server.step(input, &mut effects),
+        }
+        self.note_input("aux    ", words, quiet && effects.is_empty());
+        let run = self.host(Node::Aux).run;
+        for effect in effects {
+            if !self.still_alive(Node::Aux, run) {
+                return Ok(());
+            }
+            self.note(|| format!("aux     -> {}", describe::aux_effect(&effect)));
+            self.aux_effect(effect)?;
+        }
+        let deadline = match &self.aux {
+            Some(Table::Own(machine)) => machine.deadline_ns(),
+            _ => None,
+        };
+        self.set_tick(Node::Aux, deadline);
+        Ok(())
+    }
+
+    fn aux_effect(&mut self, effect: auxiliary::machine::Effect) -> Verdict {
+        use auxiliary::machine::Effect;
+        let now_ns = self.now_ns;
+        let answer = |world: &mut World, conn, talk| world.net.send(now_ns, Node::Aux, conn, Packet::Message(talk));
+        match effect {
+            Effect::Granted { conn, size, .. } => answer(self, conn, TableTalk::Granted { size }),
+            Effect::Refused { conn, text, fenced } => answer(self, conn, TableTalk::Refused { text, fenced }),
+            Effect::Reply { conn, cookie, result } => answer(self, conn, TableTalk::Reply { cookie, result }),
+            Effect::Close { conn, .. } => {
+                if self.net.close(now_ns, Node::Aux, conn) {
+                    return self.aux_step(auxiliary::machine::Input::Closed { conn });
+                }
+            }
+            Effect::Disk(op) => {
+                let operation = self.aux_disk.submit(op, &mut self.rng);
+                self.schedule_disk(Node::Aux, operation);
+            }
+            Effect::Log { level, text } => self.log(Node::Aux, level, &text),
+            Effect::Fatal { text } => return self.fail("fatal", format!("aux: {text}")),
+            Effect::Stopped => self.stopped(Node::Aux),
+        }
+        Ok(())
+    }
+
+    // ---- DR --------------------------------------------------------------------------------------
+
+    pub fn dr_step(&mut self, input: dr::machine::Input) -> Verdict {
+        let now = self.clock(Node::Dr);
+        let quiet = describe::dr_is_quiet(&input);
+        let words = self.recording.then(|| describe::dr_input(&input));
+        let Some(machine) = self.dr.as_mut() else { return Ok(()) };
+        let mut effects = Vec::new();
+        machine.step(now, input, &mut effects);
+        self.note_input("dr     ", words, quiet && effects.is_empty());
+        let run = self.host(Node::Dr).run;
+        for effect in effects {
+            if !self.still_alive(Node::Dr, run) {
+                return Ok(());
+            }
+            self.note(|| format!("dr      -> {}", describe::dr_effect(&effect)));
+            self.dr_effect(effect)?;
+        }
+        let deadline = self.dr.as_ref().and_then(|m| m.deadline_ns());
+        self.set_tick(Node::Dr, deadline);
+        Ok(())
+    }
+
+    fn dr_effect(&mut self, effect: dr::machine::Effect) -> Verdict {
+        use dr::machine::Effect;
+        match effect {
+            Effect::Send { conn, message } => {
+                self.saw_dr_message(&message)?;
+                self.send_message(Node::Dr, conn, &message);
+            }
+            Effect::Close { conn, .. } => self.close_link(Node::Dr, conn)?,
+            Effect::Disk(op) => {
+                self.check_dr_write(&op)?;
+                let operation = self.dr_disk.submit(op, &mut self.rng);
+                self.schedule_disk(Node::Dr, operation);
+            }
+            Effect::AuxOpen { epoch, owner } => self.open_table(Node::Dr, epoch, owner),
+            Effect::AuxRead { ticket, offset, length } => {
+                self.ask_table(Node::Dr, TableTalk::Read { cookie: ticket.0, offset, length });
+            }
+            Effect::AuxWrite { ticket, offset, parts, fua } => {
+                let data: Bytes = parts.concat().into();
+                self.ask_table(Node::Dr, TableTalk::Write { cookie: ticket.0, offset, data, fua });
+            }
+            Effect::AuxClose => self.close_table(Node::Dr),
+            Effect::StoreReport { ticket, report } => {
+                let at = self.disk_time(Node::Dr);
+                let run = self.host(Node::Dr).run;
+                self.at(at, Event::ReportStored { run, ticket, report: Box::new(report) });
+            }
+            Effect::PromoteDone { ticket, result } => return self.promote_done(ticket, result),
+            Effect::Serve { .. } => self.serving = true,
+            Effect::Log { level, text } => self.log(Node::Dr, level, &text),
+            Effect::Fatal { text } => return self.fail("fatal", format!("dr: {text}")),
+            Effect::Stopped => self.stopped(Node::Dr),
+        }
+        Ok(())
+    }
+
+    /// What DR promises in its messages: told cuts never go back, and what it calls durable is.
+    fn saw_dr_message(&mut self, message: &Message) -> Verdict {
+        match message {
+            Message::Welcome(welcome) => {
+                self.synced_told |= welcome.synced;
+                self.cut_told = self.cut_told.max(welcome.cut);
+                self.check_journal_durable(welcome.journal_seq)
+            }
+            Message::Progress { cut, synced, .. } => {
+                self.synced_told |= *synced;
+                self.cut_told = self.cut_told.max(*cut);
+                Ok(())
+            }
+            Message::OrdersDurable { journal_seq } => self.check_journal_durable(*journal_seq),
+            Message::Copied { ranges } => {
+                for range in ranges {
+                    for seq in range.first.0..=range.last.0 {
+                        let carried = self.oracle.record(Seq(seq)).is_some_and(|r| r.payload_bytes() > 0);
+                        if carried && !self.spool.had(Seq(seq)) {
+                            let text = format!("DR calls the payload of seq {seq} copied, and it is not durable");
+                            return self.fail("I3", text);
+                        }
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_journal_durable(&self, upto: Seq) -> Verdict {
+        let stable = self.dr_disk.file(dr::machine::File::Journal).stable();
+        match self.oracle.record(upto) {
+            Some(record) if !self.journal.holds(stable, record) => {
+                self.fail("I3", format!("DR calls its journal durable up to seq {upto}, which it is not"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// I1 on DR: writes to the same blocks of a volume are never in flight together.
+    fn check_dr_write(&self, op: &DiskOp<dr::machine::File>) -> Verdict {
+        let (dr::machine::File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else {
+            return Ok(());
+        };
+        if self.dr_disk.write_in_flight(op.file, offset, length) {
+            let text = format!("DR writes {length} bytes at {offset} of volume {volume} over a write in flight");
+            return self.fail("I1", text);
+        }
+        Ok(())
+    }
+
+    // ---- primary ---------------------------------------------------------------------------------
+
+    pub fn primary_step(&mut self, input: primary::machine::Input) -> Verdict {
+        let now = self.clock(Node::Primary);
+        let quiet = describe::primary_is_quiet(&input);
+        let words = self.recording.then(|| describe::primary_input(&input));
+        let turn_ends = matches!(input, primary::machine::Input::EndOfTurn | primary::machine::Input::Tick);
+        let Some(machine) = self.primary.as_mut() else { return Ok(()) };
+        let full_before = machine.in_full();
+        let mut effects = Vec::new();
+        machine.step(now, input, &mut effects);
+        self.promise_full = full_before && machine.in_full();
+        self.note_input("primary", words, quiet && effects.is_empty());
+        if !turn_ends && !self.end_of_turn_due {
+            self.end_of_turn_due = true;
+            let run = self.host(Node::Primary).run;
+            let delay_ns = self.rng.below(20_000);
+            self.after(delay_ns, Event::EndOfTurn { run });
+        }
+        self.primary_effects(effects)
+    }
+
+    pub fn primary_effects(&mut self, effects: Vec<primary::machine::Effect>) -> Verdict {
+        let run = self.host(Node::Primary).run;
+        // The shell carries effects out in their order, so a record is seen where it first leaves.
+        for effect in effects {
+            if !self.still_alive(Node::Primary, run) {
+                return Ok(());
+            }
+            self.note(|| format!("primary -> {}", describe::primary_effect(&effect)));
+            self.primary_effect(effect)?;
+        }
+        let deadline = self.primary.as_ref().and_then(|m| m.deadline_ns());
+        self.set_tick(Node::Primary, deadline);
+        Ok(())
+    }
+
+    fn primary_effect(&mut self, effect: primary::machine::Effect) -> Verdict {
+        use primary::machine::Effect;
+        match effect {
+            Effect::Reply { req, result } => {
+                let Some(asked) = self.asked.remove(&req.0) else {
+                    return self.fail("I3", format!("request {} is answered twice", req.0));
+                };
+                self.replied(asked, result.is_ok())?;
+            }
+            Effect::Disk(op) => {
+                self.saw_primary_write(&op)?;
+                let operation = self.primary_disk.submit(op, &mut self.rng);
+                self.schedule_disk(Node::Primary, operation);
+            }
+            Effect::AuxOpen { epoch, owner } => self.open_table(Node::Primary, epoch, owner),
+            Effect::AuxRead { ticket, offset, length } => {
+                self.ask_table(Node::Primary, TableTalk::Read { cookie: ticket.0, offset, length });
+            }
+            Effect::AuxWrite { ticket, offset, parts, fua } => {
+                let data: Bytes = parts.concat().into();
+                if offset < self.table_reach.0 {
+                    self.saw_records(&data)?;
+                }
+                self.ask_table(Node::Primary, TableTalk::Write { cookie: ticket.0, offset, data, fua });
+            }
+            Effect::AuxClose => self.close_table(Node::Primary),
+            Effect::DrConnect { conn } => {
+                let listening = self.host(Node::Dr).up;
+                self.net.connect(self.now_ns, (Node::Primary, conn), Node::Dr, listening);
+            }
+            Effect::DrSend { conn, message } => {
+                match &message {
+                    Message::Orders(records) => records.iter().try_for_each(|r| self.oracle.saw(r))?,
+                    Message::Payload { record, .. } => self.oracle.saw(record)?,
+                    _ => {}
+                }
+                self.send_message(Node::Primary, conn, &message);
+            }
+            Effect::DrClose { conn } => self.close_link(Node::Primary, conn)?,
+            Effect::ListAllocated => {
+                let at = self.disk_time(Node::Primary);
+                let run = self.host(Node::Primary).run;
+                self.at(at, Event::Allocated { run });
+            }
+            Effect::Log { level, text } => self.log(Node::Primary, level, &text),
+            Effect::Fatal { text } => return self.fail("fatal", format!("primary: {text}")),
+            Effect::Stopped => self.stopped(Node::Primary),
+        }
+        Ok(())
+    }
+
+    /// Records in a piece of the table or of the intent log.
+    fn saw_records(&mut self, bytes: &[u8]) -> Verdict {
+        for slot in bytes.chunks_exact(RECORD_BYTES) {
+            if let Ok(record) = OrderRecord::decode(slot) {
+                self.oracle.saw(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// I1 and I2 on the primary's own disk, before a block changes.
+    fn saw_primary_write(&mut self, op: &DiskOp<primary::machine::File>) -> Verdict {
+        use primary::machine::File;
+        if let (File::IntentLog, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
+            return self.saw_records(&parts.concat());
+        }
+        let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
+        if self.primary_disk.write_in_flight(op.file, offset, length) {
+            let text = format!("local write of {length} bytes at {offset} of volume {volume} over a write in flight");
+            return self.fail("I1", text);
+        }
+        if self.intent_is_durable(volume, offset, length) {
+            return Ok(());
+        }
+        let held = self.oracle.orders_of(volume, offset, length).any(|r| self.holds_at_aux(r) || self.holds_at_dr(r));
+        if held {
+            return Ok(());
+        }
+        let text = format!("{length} bytes at {offset} of volume {volume} change and no durable place knows of it");
+        self.fail("I2", text)
+    }
+
+    /// Whether every extent of the range is marked in the stable bytes of the intent map.
+    fn intent_is_durable(&self, volume: Volume, offset: u64, length: u64) -> bool {
+        use farshore::format::intent::{MapLayout, Page};
+        use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES};
+        let stable = self.primary_disk.file(primary::machine::File::IntentMap).stable();
+        let layout = MapLayout::new(&self.setup.volume_bytes);
+        (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
+            let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
+            let at = layout.page_offset(volume, page) as usize;
+            Page::decode(&stable[at..at + BLOCK_BYTES]).is_ok_and(|p| p.get(bit))
+        })
+    }
+
+    pub fn holds_at_aux(&self, record: &OrderRecord) -> bool {
+        self.table.holds(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record)
+    }
+
+    pub fn holds_at_dr(&self, record: &OrderRecord) -> bool {
+        self.journal.holds(self.dr_disk.file(dr::machine::File::Journal).stable(), record)
+    }
+
+    // ---- clients ---------------------------------------------------------------------------------
+
+    fn client_asks(&mut self, index: usize) -> Verdict {
+        let state = &mut self.clients[index];
+        if self.requests_left == 0 || state.in_flight >= state.client.depth {
+            return Ok(());
+        }
+        self.requests_left -= 1;
+        state.in_flight += 1;
+        let volume = state.client.volume;
+        let ask = state.client.ask(self.oracle.requests.len() as u64);
+        let kind = match ask.clone() {
+            Ask::Write { offset, data, fua } => primary::machine::Kind::Write { offset, data, fua },
+            Ask::Zeroes { offset, length, fua, no_hole } => {
+                primary::machine::Kind::Zeroes { offset, length, fua, no_hole }
+            }
+            Ask::Trim { offset, length, fua } => primary::machine::Kind::Trim { offset, length, fua },
+            Ask::Flush => primary::machine::Kind::Flush,
+        };
+        let number = self.oracle.submit(self.now_ns, volume, ask);
+        self.asked.insert(number as u64, Asked { client: index, number });
+        let req = primary::machine::Req(number as u64);
+        self.primary_step(primary::machine::Input::Request { req, volume, kind })
+    }
+
+    /// The primary answered: the client thinks and asks again, and the checkers look at what was promised.
+    fn replied(&mut self, asked: Asked, ok: bool) -> Verdict {
+        let state = &mut self.clients[asked.client];
+        state.in_flight -= 1;
+        let think_ns = state.client.think_ns();
+        let run = self.host(Node::Primary).run;
+        self.after(think_ns, Event::Ask { client: asked.client, run });
+        if !ok {
+            return Ok(());
+        }
+        if self.promoted_at_ns.is_some() {
+            let text = format!("request {} is acknowledged by the old primary after the promotion", asked.number);
+            return self.fail("I7", text);
+        }
+        self.acknowledged(asked.number)
+    }
+
+    fn acknowledged(&mut self, number: usize) -> Verdict {
+        let request = &mut self.oracle.requests[number];
+        request.acked_ns = Some(self.now_ns);
+        let (volume, submitted_ns, boot) = (request.volume, request.submitted_ns, request.boot);
+        let fua = request.ask.fua();
+        let by_write = self.setup.ack == farshore::core::modes::Ack::Write;
+        if request.ask == Ask::Flush {
+            let covered: Vec<usize> = (0..self.oracle.requests.len())
+                .filter(|&n| {
+                    let r = &self.oracle.requests[n];
+                    r.boot == boot
+                        && r.volume == volume
+                        && !r.settled
+                        && r.ask != Ask::Flush
+                        && r.acked_ns.is_some_and(|at| at < submitted_ns)
+                })
+                .collect();
+            self.check_flushed(volume, submitted_ns)?;
+            for n in covered {
+                self.settled(n, !by_write)?;
+            }
+            return Ok(());
+        }
+        let image = self.primary_disk.file(primary::machine::File::Volume(volume)).cache();
+        checkers::check_local(&self.oracle, number, image)?;
+        if fua {
+            let image = self.primary_disk.file(primary::machine::File::Volume(volume)).stable();
+            checkers::check_local(&self.oracle, number, image)
+                .map_err(|v| Violation::new("I3", format!("FUA: {} in stable bytes", v.text)))?;
+        }
+        if by_write {
+            self.promise(number)?;
+        }
+        if fua {
+            self.settled(number, !by_write)?;
+        }
+        Ok(())
+    }
+
+    /// An acknowledged flush: what was complete on the local disk before it was asked for is durable there.
+    fn check_flushed(&self, volume: Volume, submitted_ns: u64) -> Verdict {
+        let file = self.primary_disk.file(primary::machine::File::Volume(volume));
+        let left = file.unsynced().iter().find(|w| w.completed_ns.is_some_and(|at| at < submitted_ns));
+        match left {
+            Some(w) => {
+                let text = format!("a flush is acknowledged, {} bytes at {} are not durable", w.length, w.offset);
+                self.fail("I3", text)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The local disk keeps it for ever; with `ack = flush` this is the moment of the promise too.
+    fn settled(&mut self, number: usize, promise: bool) -> Verdict {
+        self.oracle.requests[number].settled = true;
+        if promise { self.promise(number) } else { Ok(()) }
+    }
+
+    /// I3 at the moment of an acknowledgement.
+    fn promise(&mut self, number: usize) -> Verdict {
+        let Some(seq) = self.oracle.requests[number].seq else {
+            return self.fail("I2", format!("request {number} is acknowledged and no record of it was ever seen"));
+        };
+        let record = *self.oracle.record(seq).expect("an ordered request has its record");
+        let holders = checkers::holders(
+            self.holds_at_aux(&record),
+            self.holds_at_dr(&record),
+            self.ring.had(seq),
+            self.spool.had(seq),
+        );
+        let promise = Promise { holders, full: self.promise_full };
+        self.oracle.requests[number].promise = Some(promise);
+        checkers::check_promise(self.setup.protect, self.setup.require, &record, promise)
+    }
+
+    // ---- the shells' common parts ----------------------------------------------------------------
+
+    /// Whether the process that emitted an effect is there to carry it out; the doomed die here.
+    fn still_alive(&mut self, node: Node, run: u64) -> bool {
+        if let Some((left, power, down_ns)) = self.host_mut(node).doom {
+            if left == 0 && self.is_running(node, run) {
+                self.crash(node, power);
+                self.after(down_ns, Event::Start { node });
+            } else {
+                self.host_mut(node).doom = Some((left.saturating_sub(1), power, down_ns));
+            }
+        }
+        self.is_running(node, run)
+    }
+
+    /// A process that was asked to end has ended.
+    fn stopped(&mut self, node: Node) {
+        let down_ns = self.host(node).stopping.map_or(0, |(_, down_ns)| down_ns);
+        self.crash(node, false);
+        self.after(down_ns, Event::Start { node });
+    }
+
+    fn schedule_disk(&mut self, node: Node, operation: u64) {
+        let at = self.disk_time(node);
+        let run = self.host(node).run;
+        self.at(at, Event::Disk { node, run, operation });
+    }
+
+    fn send_message(&mut self, node: Node, conn: Conn, message: &Message) {
+        let mut parts = Vec::new();
+        wire::encode(message, &mut parts);
+        for part in parts {
+            self.net.send(self.now_ns, node, conn, Packet::Bytes(part));
+        }
+    }
+
+    /// A shell closes: its machine hears `Closed` too.
+    fn close_link(&mut self, node: Node, conn: Conn) -> Verdict {
+        self.ropes.remove(&(node, conn));
+        if self.net.close(self.now_ns, node, conn) {
+            return self.link_closed(node, conn, "closed here");
+        }
+        Ok(())
+    }
+
+    fn open_table(&mut self, node: Node, epoch: Epoch, owner: Owner) {
+        self.close_table(node);
+        let conn = Conn(self.next_conn);
+        self.next_conn += 1;
+        let export = if epoch == Epoch(0) { GROUP.to_string() } else { format!("{GROUP}/{epoch}/{:016x}", owner.0) };
+        let line = TableLine { conn: Some(conn), export, granted: false };
+        *(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table }) = line;
+        let listening = self.host(Node::Aux).up;
+        self.net.connect(self.now_ns, (node, conn), Node::Aux, listening);
+    }
+
+    fn close_table(&mut self, node: Node) {
+        let line = take(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table });
+        if let Some(conn) = line.conn {
+            self.net.close(self.now_ns, node, conn);
+        }
+    }
+
+    fn ask_table(&mut self, node: Node, talk: TableTalk) {
+        let line = if node == Node::Primary { &self.primary_table } else { &self.dr_table };
+        if let (Some(conn), true) = (line.conn, line.granted) {
+            self.net.send(self.now_ns, node, conn, Packet::Message(talk));
+        }
+    }
+
+    /// Clock ticks that change nothing are left out.
+    fn note_input(&mut self, role: &str, words: Option<String>, boring: bool) {
+        if let (Some(words), false) = (words, boring) {
+            self.note(|| format!("{role} <- {words}"));
+        }
+    }
+
+    fn log(&mut self, node: Node, level: Level, text: &str) {
+        self.landmark(|| format!("{node:?} says {level:?}: {text}"));
+    }
+}
+
+enum TableAnswer {
+    Opened { size: u64 },
+    Failed { reason: String, fenced: bool },
+    Done { ticket: Ticket, result: DiskResult },
+    Closed { reason: String },
+}
+
+/// The range that an operation changes.
+fn range_of(kind: &DiskKind) -> Option<(u64, u64)> {
+    match kind {
+        DiskKind::Write { offset, parts, .. } => Some((*offset, parts.iter().map(|p| p.len() as u64).sum())),
+        DiskKind::Zero { offset, length, .. } => Some((*offset, *length)),
+        DiskKind::Read { .. } | DiskKind::Sync => None,
+    }
+}

@@ -1,0 +1,423 @@
+//! Owns the story of a seed: its faults, its end (healing, or a disaster and a promotion), and what is checked
+//! when.
+
+use farshore::core::ids::{Ticket, Volume};
+use farshore::{auxiliary, dr, primary};
+
+use crate::checkers::{self, Lost, Outcome, Verdict, Violation};
+use crate::cluster::{EVENTS_MAX, Event, World};
+use crate::network::Node;
+use crate::setup::{AuxFate, Disaster, End, Fault, MS, PrimaryFate, SECOND, US};
+
+/// How long after the last fault everything may take to be well again, simulated.
+const PATIENCE_NS: u64 = 300 * SECOND;
+/// How long the old primary is watched after a promotion.
+const WATCH_NS: u64 = 12 * SECOND;
+/// How long a process may take to end when asked.
+const STOP_NS: u64 = 90 * SECOND;
+const FOREVER_NS: u64 = 1 << 60;
+
+/// Where the story stands.
+#[derive(Default)]
+pub struct Director {
+    phase: Phase,
+    deadline_ns: u64,
+    ticket: Option<(Ticket, bool)>,
+    tickets: u64,
+    planned: bool,
+    force: bool,
+    interruptions: u64,
+    attempts: u64,
+    again: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Running,
+    Healing,
+    Promoting,
+    Watching,
+    Over,
+}
+
+impl World {
+    /// Runs the seed to its end.
+    pub fn run(&mut self) -> Verdict {
+        self.begin_clients();
+        while self.director.phase != Phase::Over {
+            let Some(event) = self.next_event() else {
+                return self.fail("liveness", "nothing is due any more and the story is not over");
+            };
+            if self.events > EVENTS_MAX {
+                return self.fail("liveness", format!("{EVENTS_MAX} events at {} ms: a livelock", self.now_ns / MS));
+            }
+            match event {
+                Event::Fault { index } => self.fault(index)?,
+                Event::Director => self.direct()?,
+                other => self.dispatch(other)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_clients(&mut self) {
+        // Clients come with every start of the primary; see `start_primary`.
+        self.director.interruptions = match self.setup.end {
+            End::Disaster(d) => d.interruptions,
+            End::Heal => 0,
+        };
+    }
+
+    pub fn wake_clients(&mut self) {
+        let run = self.host(Node::Primary).run;
+        for client in 0..self.clients.len() {
+            for _ in 0..self.clients[client].client.depth {
+                let delay_ns = self.rng.scale(US, 500 * MS);
+                self.after(delay_ns, Event::Ask { client, run });
+            }
+        }
+    }
+
+    // ---- faults ----------------------------------------------------------------------------------
+
+    fn fault(&mut self, index: usize) -> Verdict {
+        if self.director.phase != Phase::Running {
+            return Ok(());
+        }
+        let (_, fault) = self.setup.faults[index];
+        self.landmark(|| format!("fault: {fault:?}"));
+        match fault {
+            Fault::Kill { node, down_ns } => self.strike(node, false, down_ns),
+            Fault::PowerLoss { node, down_ns } => self.strike(node, true, down_ns),
+            Fault::Stop { node, down_ns } => {
+                if self.host(node).up && self.host(node).paused.is_none() && self.host(node).stopping.is_none() {
+                    self.host_mut(node).stopping = Some((self.now_ns, down_ns));
+                    self.stop(node)?;
+                }
+            }
+            Fault::Pause { node, for_ns } => self.pause(node, for_ns),
+            Fault::Cut { a, b } => self.net.cut(self.now_ns, a, b),
+            Fault::Stall { from, to, for_ns } => self.net.stall(from, to, self.now_ns + for_ns),
+            Fault::Partition { a, b, for_ns } => self.partition(a, b, for_ns),
+        }
+        Ok(())
+    }
+
+    /// Kills at once, or in the middle of carrying out what a later step decided.
+    fn strike(&mut self, node: Node, power: bool, down_ns: u64) {
+        if !self.host(node).up {
+            return;
+        }
+        if self.rng.chance(50) {
+            let effects = self.rng.scale(1, 40);
+            self.host_mut(node).doom = Some((effects, power, down_ns));
+        } else {
+            self.crash(node, power);
+            self.after(down_ns, Event::Start { node });
+        }
+    }
+
+    fn stop(&mut self, node: Node) -> Verdict {
+        match node {
+            Node::Primary => self.primary_step(primary::machine::Input::Stop),
+            Node::Aux => self.aux_step(auxiliary::machine::Input::Stop),
+            Node::Dr => self.dr_step(dr::machine::Input::Stop),
+        }
+    }
+
+    fn pause(&mut self, node: Node, for_ns: u64) {
+        if self.host(node).up && self.host(node).paused.is_none() {
+            self.host_mut(node).paused = Some(Vec::new());
+            self.after(for_ns, Event::Resume { node });
+        }
+    }
+
+    fn partition(&mut self, a: Node, b: Node, for_ns: u64) {
+        let until = self.now_ns.saturating_add(for_ns);
+        self.net.stall(a, b, until);
+        self.net.stall(b, a, until);
+        if self.rng.chance(50) {
+            self.net.cut(self.now_ns, a, b);
+        }
+    }
+
+    // ---- the end ---------------------------------------------------------------------------------
+
+    fn direct(&mut self) -> Verdict {
+        for node in [Node::Primary, Node::Aux, Node::Dr] {
+            let host = self.host(node);
+            let since = host.stopping.filter(|_| host.up && host.paused.is_none()).map(|(at, _)| at);
+            if since.is_some_and(|at| self.now_ns > at + STOP_NS) {
+                return self
+                    .fail("liveness", format!("{node:?} does not end {} s after it was asked", STOP_NS / SECOND));
+            }
+        }
+        match self.director.phase {
+            Phase::Running => match self.setup.end {
+                End::Heal => self.begin_healing()?,
+                End::Disaster(disaster) => self.begin_disaster(disaster)?,
+            },
+            Phase::Healing => self.look_healed()?,
+            Phase::Promoting => self.ask_promotion()?,
+            Phase::Watching => self.watched()?,
+            Phase::Over => {}
+        }
+        if self.director.phase != Phase::Over && self.director.phase != Phase::Watching {
+            self.after(100 * MS, Event::Director);
+        }
+        Ok(())
+    }
+
+    fn begin_healing(&mut self) -> Verdict {
+        self.landmark(|| "the faults are over".into());
+        self.director.phase = Phase::Healing;
+        self.director.deadline_ns = self.now_ns + PATIENCE_NS;
+        self.net.heal();
+        self.end_troubles();
+        Ok(())
+    }
+
+    /// Nobody is stopped, doomed or left lying any more.
+    fn end_troubles(&mut self) {
+        for node in [Node::Primary, Node::Aux, Node::Dr] {
+            let host = self.host_mut(node);
+            host.doom = None;
+            if host.paused.is_some() {
+                self.after(0, Event::Resume { node });
+            }
+            self.after(SECOND, Event::Start { node });
+        }
+    }
+
+    fn look_healed(&mut self) -> Verdict {
+        if self.now_ns > self.director.deadline_ns - PATIENCE_NS + 20 * SECOND {
+            self.requests_left = 0;
+        }
+        let waiting = self.asked.len();
+        let (primary_now, dr_now) = (self.clock(Node::Primary), self.clock(Node::Dr));
+        let (Some(primary), Some(dr)) = (&self.primary, &self.dr) else { return self.not_healed("a process is down") };
+        let (p, d) = (primary.status(primary_now), dr.status(dr_now));
+        let tail = primary.tail();
+        let level = p.cut_seq == tail && d.cut_seq == tail && d.applied_seq == tail && d.synced;
+        if self.requests_left > 0 || waiting > 0 || !level {
+            return self.not_healed(&format!(
+                "{} requests unanswered; tail {tail}, cut {} (as DR says {}, applied {}, synced {}), frozen {:?}, batch \
+                 {:?}, degraded {:?}",
+                waiting, p.cut_seq, d.cut_seq, d.applied_seq, d.synced, p.frozen, p.batch, p.degraded
+            ));
+        }
+        self.landmark(|| format!("healed at seq {tail}"));
+        let images = self.primary_images();
+        let views: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
+        checkers::check_prefix(&self.oracle, tail, &views)
+            .map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
+        checkers::check_prefix(&self.oracle, tail, &self.dr_images())?;
+        self.director.phase = Phase::Over;
+        Ok(())
+    }
+
+    fn not_healed(&self, why: &str) -> Verdict {
+        if self.now_ns <= self.director.deadline_ns {
+            return Ok(());
+        }
+        self.fail("liveness", format!("{} s after the last fault: {why}", PATIENCE_NS / SECOND))
+    }
+
+    fn begin_disaster(&mut self, disaster: Disaster) -> Verdict {
+        self.landmark(|| format!("disaster: {disaster:?}"));
+        self.director.phase = Phase::Promoting;
+        self.director.deadline_ns = self.now_ns + PATIENCE_NS;
+        self.requests_left = self.requests_left.max(300);
+        self.net.heal();
+        for node in [Node::Aux, Node::Dr] {
+            self.host_mut(node).doom = None;
+            self.after(0, Event::Resume { node });
+            self.after(SECOND, Event::Start { node });
+        }
+        match disaster.primary {
+            PrimaryFate::Killed | PrimaryFate::KilledAndBack => {
+                let power = self.rng.chance(50);
+                self.crash(Node::Primary, power);
+                self.host_mut(Node::Primary).lost = true;
+            }
+            PrimaryFate::Paused => {
+                let for_ns = self.rng.scale(100, 25_000) * MS;
+                self.pause(Node::Primary, for_ns);
+            }
+            PrimaryFate::CutFromDr => self.partition(Node::Primary, Node::Dr, FOREVER_NS),
+            PrimaryFate::CutFromBoth => {
+                self.partition(Node::Primary, Node::Dr, FOREVER_NS);
+                self.partition(Node::Primary, Node::Aux, FOREVER_NS);
+            }
+            PrimaryFate::Alive => {}
+        }
+        match disaster.aux {
+            AuxFate::Reachable => {}
+            AuxFate::PowerCycled => self.crash(Node::Aux, true),
+            AuxFate::Lost => {
+                self.crash(Node::Aux, true);
+                self.host_mut(Node::Aux).lost = true;
+            }
+            AuxFate::CutFromDr => self.partition(Node::Dr, Node::Aux, FOREVER_NS),
+        }
+        if disaster.dr_power_loss {
+            self.crash(Node::Dr, true);
+        }
+        Ok(())
+    }
+
+    fn disaster(&self) -> Disaster {
+        match self.setup.end {
+            End::Disaster(disaster) => disaster,
+            End::Heal => unreachable!("only a disaster leads to a promotion"),
+        }
+    }
+
+    fn ask_promotion(&mut self) -> Verdict {
+        if self.now_ns > self.director.deadline_ns {
+            let text = format!("no promotion within {} s ({} asked)", PATIENCE_NS / SECOND, self.director.attempts);
+            return self.fail("I6", text);
+        }
+        if !self.host(Node::Dr).up || self.director.ticket.is_some() {
+            return Ok(());
+        }
+        let plan = self.disaster().plan_first && !self.director.planned;
+        if !plan && self.director.interruptions > 0 {
+            self.director.interruptions -= 1;
+            let (effects, power, down_ns) =
+                (self.rng.scale(1, 200), self.rng.chance(50), self.rng.scale(10, 3000) * MS);
+            self.host_mut(Node::Dr).doom = Some((effects, power, down_ns));
+        }
+        self.director.tickets += 1;
+        self.director.attempts += 1;
+        let ticket = Ticket((1 << 48) + self.director.tickets);
+        self.director.ticket = Some((ticket, plan));
+        let force = self.director.force;
+        self.dr_step(dr::machine::Input::Promote { ticket, plan, force })
+    }
+
+    /// The DR process died: what was asked of it is to be asked again.
+    pub fn forget_promotion(&mut self) {
+        self.director.ticket = None;
+    }
+
+    pub fn promote_done(
+        &mut self,
+        ticket: Ticket,
+        result: Result<farshore::cluster::status::PromoteReport, dr::machine::PromoteError>,
+    ) -> Verdict {
+        let Some((_, plan)) = self.director.ticket.take_if(|(t, _)| *t == ticket) else {
+            return self.fail("I6", format!("a promotion is answered that nobody asked for: {ticket}"));
+        };
+        let report = match result {
+            Ok(report) => report,
+            Err(error) => return self.promotion_refused(plan, &error),
+        };
+        let aux_gone = matches!(self.disaster().aux, AuxFate::Lost | AuxFate::CutFromDr);
+        if aux_gone && !self.director.force && self.outcome.is_none() {
+            return self.fail("I7", "promoted without the auxiliary and without --force");
+        }
+        let outcome = self.outcome_of(&report)?;
+        checkers::check_report(&self.oracle, self.setup.protect, &outcome)?;
+        if plan {
+            self.director.planned = true;
+            return Ok(());
+        }
+        self.landmark(|| format!("promoted: cut {}, tail {}", outcome.cut, outcome.tail));
+        if outcome.cut < self.cut_told {
+            let text = format!("promoted at seq {}, and the cut had been {}", outcome.cut, self.cut_told);
+            return self.fail("I5", text);
+        }
+        checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_images())?;
+        checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_stable_images())
+            .map_err(|v| Violation::new("I5", format!("in stable bytes: {}", v.text)))?;
+        if let Some(before) = &self.outcome {
+            if *before != outcome {
+                let text = format!("promoted again, the report differs: {before:?} then {outcome:?}");
+                return self.fail("I4", text);
+            }
+        }
+        if self.director.again {
+            self.director.phase = Phase::Over;
+            return Ok(());
+        }
+        self.outcome = Some(outcome);
+        self.host_mut(Node::Dr).doom = None;
+        self.promoted_at_ns = Some(self.now_ns);
+        self.director.phase = Phase::Watching;
+        self.after(WATCH_NS, Event::Director);
+        if self.disaster().primary == PrimaryFate::KilledAndBack {
+            self.host_mut(Node::Primary).lost = false;
+            self.after(SECOND, Event::Start { node: Node::Primary });
+        }
+        Ok(())
+    }
+
+    fn promotion_refused(&mut self, plan: bool, error: &dr::machine::PromoteError) -> Verdict {
+        self.landmark(|| format!("promotion refused: {error:?}"));
+        if plan {
+            self.director.planned = true;
+        }
+        if error.text.contains("no recovery point") || error.text.contains("never") {
+            if self.synced_told {
+                return self.fail("I6", format!("a recovery point was there and is gone: {}", error.text));
+            }
+            if !plan {
+                self.director.phase = Phase::Over;
+            }
+            return Ok(());
+        }
+        let aux_gone = matches!(self.disaster().aux, AuxFate::Lost | AuxFate::CutFromDr);
+        if error.refused_for_safety && aux_gone {
+            self.director.force = true;
+            return Ok(());
+        }
+        if !error.refused_for_safety {
+            return self.fail("I6", format!("promotion failed: {}", error.text));
+        }
+        Ok(())
+    }
+
+    /// The old primary has had its time to do wrong. Now DR goes through a loss of power and says the same again.
+    fn watched(&mut self) -> Verdict {
+        self.director.phase = Phase::Promoting;
+        self.director.again = true;
+        self.director.deadline_ns = self.now_ns + PATIENCE_NS;
+        self.director.interruptions = 0;
+        if !self.serving {
+            return self.fail("I6", "promoted, and not serving");
+        }
+        let power = self.rng.chance(70);
+        self.crash(Node::Dr, power);
+        self.after(SECOND, Event::Start { node: Node::Dr });
+        Ok(())
+    }
+
+    fn outcome_of(&self, report: &farshore::cluster::status::PromoteReport) -> Result<Outcome, Violation> {
+        let missing: Result<Vec<Lost>, Violation> = report
+            .missing
+            .iter()
+            .map(|m| {
+                let index = m.volume.strip_prefix('v').and_then(|n| n.parse().ok());
+                let volume = index.ok_or_else(|| Violation::new("I4", format!("no such volume: {m:?}")))?;
+                Ok(Lost { seq: m.seq, volume: Volume(volume), op: m.op.clone(), offset: m.offset, length: m.length })
+            })
+            .collect();
+        let missing = missing?;
+        let bytes: u64 = missing.iter().map(|l| l.length).sum();
+        if bytes != report.missing_bytes {
+            let text = format!("the report says {} bytes are missing and lists {bytes}", report.missing_bytes);
+            return Err(Violation::new("I4", text));
+        }
+        Ok(Outcome { cut: report.cut_seq, tail: report.tail_seq, missing, aux_read: report.aux == "read" })
+    }
+
+    pub fn summary(&self) -> String {
+        let promoted = match &self.outcome {
+            Some(o) => format!("promoted at {} of {}, {} missing", o.cut, o.tail, o.missing.len()),
+            None => "not promoted".into(),
+        };
+        format!("{} events, {} ms, tail {}, {promoted}", self.events, self.now_ns / MS, self.oracle.tail())
+    }
+}
