@@ -1,1 +1,527 @@
-//! Being written.
+//! The DR site as a process: one thread, one ring, the machine's effects carried out.
+//!
+//! ```text
+//!   run ──► files: lock, recover ──► listen ──► turn, step, carry out, turn, … ──► Stopped
+//!                                                                            └──► Promoted
+//! ```
+//!
+//! Owns the directory (locked), the volumes, the replication listener and its connections, the connection
+//! to the status table during a promotion, and the control socket. What is decided is decided in `machine`
+//! and `recovery`; here is only carried out, in the order it was emitted. A promotion ends this shell: what
+//! it leaves goes on as the primary of the new epoch.
+//!
+//! Invariants: I6 - a restart at any moment goes through recovery and nothing else; I8 - a connection that
+//! says what is no message is ended, and nothing of what follows on it is looked at; I9 - streams are not
+//! received from while too much of what they brought is on its way to the disk.
+
+mod files;
+mod links;
+
+use std::collections::HashMap;
+
+use anyhow::{Context, bail};
+
+use self::files::Files;
+use self::links::Links;
+use super::machine::{Effect, Input, Machine, PromoteError};
+use super::promote::LossReport;
+use crate::cluster::config::{Config, TablePlace};
+use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::status::{PromoteReport, Status};
+use crate::core::address::Address;
+use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
+use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
+use crate::io::{Event, Reactor, ReactorOptions, notify};
+use crate::nbd::region::{Region, RegionEvent, TableTarget};
+
+/// Most registered memory: what streams bring, until it is in the spool and applied.
+const ARENA_BYTES: usize = 256 << 20;
+/// Bytes on their way to the disk above which streams are not received from, and below which they are again.
+const WRITING_BYTES_HIGH: u64 = 128 << 20;
+const WRITING_BYTES_LOW: u64 = 64 << 20;
+/// How long last answers may take at the end, nanoseconds.
+const STOP_NS: u64 = 1_000_000_000;
+
+/// How a DR site ended.
+pub enum Outcome {
+    /// It was told to stop, and everything is settled.
+    Stopped,
+    /// It is to be the primary of a new epoch.
+    Promoted(Box<Promoted>),
+}
+
+/// What a promotion leaves to the primary of the new epoch: files are closed, connections of older epochs too.
+pub struct Promoted {
+    pub reactor: Reactor,
+    pub group: GroupId,
+    pub owner: Owner,
+    pub epoch: Epoch,
+    pub tail: Seq,
+    pub chain: Chain,
+    /// The control socket's listener in `reactor`, and its connections.
+    pub control: usize,
+    pub controls: Vec<Conn>,
+    /// The replication listener: whoever comes with an older epoch is to be told that it is fenced (I7).
+    pub replication: usize,
+    /// What is to be sent, and to whom, as soon as the volumes are served.
+    pub replies: Vec<(Conn, String)>,
+    /// What a request for the loss report is answered with.
+    pub loss: Option<String>,
+}
+
+/// Runs the DR site of a group until it is told to stop or is promoted.
+///
+/// # Errors
+/// What kept it from starting, or from going on.
+pub fn run(config: &Config) -> anyhow::Result<Outcome> {
+    let span = tracing::info_span!("dr", group = %config.group.name);
+    let _entered = span.enter();
+    let options = ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() };
+    let reactor = Reactor::new(options).context("io_uring is needed, and the kernel does not give it")?;
+    Shell::start(reactor, config)?.serve()
+}
+
+/// The machine and what it acts on.
+pub struct Shell {
+    reactor: Reactor,
+    machine: Machine,
+    files: Files,
+    links: Links,
+    listener: usize,
+    control: usize,
+    controls: HashMap<Conn, Lines>,
+    table: TableTarget,
+    region: Option<Region>,
+    /// Whether the region may be used: between its `Opened` and its end.
+    region_open: bool,
+    region_events: Vec<RegionEvent>,
+    effects: Vec<Effect>,
+    /// Inputs that came of carrying out effects; taken before anything else.
+    inputs: Vec<Input>,
+    /// Operations in flight, with the bytes that they write.
+    disk: HashMap<Ticket, u64>,
+    writing_bytes: u64,
+    next_promotion: u64,
+    /// Who asked for a promotion or a plan.
+    asked: HashMap<Ticket, Asked>,
+    report: Option<LossReport>,
+    /// Answers that are sent when the volumes are served.
+    replies: Vec<(Conn, String)>,
+    serve: Option<(Epoch, Seq, Chain)>,
+    stopped: bool,
+    stopping: bool,
+}
+
+struct Asked {
+    conn: Conn,
+    plan: bool,
+}
+
+impl Shell {
+    /// Locks the directory, recovers it, and listens.
+    ///
+    /// # Errors
+    /// What is wrong with the directory, its files or the addresses.
+    pub fn start(mut reactor: Reactor, config: &Config) -> anyhow::Result<Shell> {
+        let (dr, aux) = config.need_dr()?;
+        let (files, recovered, options) = files::open(&mut reactor, config)?;
+        let report = files.report.clone();
+        let machine = Machine::new(recovered, options);
+        let listener = reactor.listen(&dr.listen).with_context(|| format!("listening on {}", dr.listen))?;
+        let control_address = Address::Unix(dr.control.clone());
+        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
+        tracing::info!("replication arrives on {address}");
+        let table = match &aux.table {
+            TablePlace::Own(address) => TableTarget::Own { address: address.clone(), group: config.group.name.clone() },
+            TablePlace::Nbd(uri) => TableTarget::Nbd(uri.clone()),
+            TablePlace::File(path) => TableTarget::File { path: path.clone(), create: None },
+        };
+        Ok(Shell {
+            reactor,
+            machine,
+            files,
+            links: Links::default(),
+            listener,
+            control,
+            controls: HashMap::new(),
+            table,
+            region: None,
+            region_open: false,
+            region_events: Vec::new(),
+            effects: Vec::new(),
+            inputs: Vec::new(),
+            disk: HashMap::new(),
+            writing_bytes: 0,
+            next_promotion: 1,
+            asked: HashMap::new(),
+            report,
+            replies: Vec::new(),
+            serve: None,
+            stopped: false,
+            stopping: false,
+        })
+    }
+
+    /// Serves until a stop or a promotion, and everything is settled.
+    ///
+    /// # Errors
+    /// A failed operation, after which only a restart can be trusted; a failed ring.
+    pub fn serve(mut self) -> anyhow::Result<Outcome> {
+        notify::ready("waiting for the primary");
+        let mut events = Vec::new();
+        self.step(Input::Tick)?;
+        while !self.stopped && self.serve.is_none() {
+            let deadlines = [self.machine.deadline_ns(), self.region.as_ref().and_then(Region::deadline_ns)];
+            self.links.flush(&mut self.reactor);
+            self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
+            for event in events.drain(..) {
+                self.on_event(event)?;
+            }
+            if let Some(region) = &mut self.region {
+                region.tick(&mut self.reactor, &mut self.region_events);
+            }
+            self.region_said()?;
+            if self.machine.deadline_ns().is_some_and(|due| due <= self.reactor.now().mono_ns) {
+                self.step(Input::Tick)?;
+            }
+        }
+        self.links.flush(&mut self.reactor);
+        self.settle(&mut events)?;
+        match self.serve {
+            Some((epoch, tail, chain)) => Ok(Outcome::Promoted(Box::new(self.hand_over(epoch, tail, chain)))),
+            None => self.stop_cleanly(&mut events),
+        }
+    }
+
+    /// Where the primary connects.
+    #[must_use]
+    pub fn address(&self) -> Option<&Address> {
+        self.reactor.listen_address(self.listener)
+    }
+
+    /// Makes it stop from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> crate::io::Stopper {
+        self.reactor.stopper()
+    }
+
+    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if let Some(region) = &mut self.region
+            && region.on_event(&mut self.reactor, &event, &mut self.region_events)
+        {
+            return self.region_said();
+        }
+        match event {
+            Event::Accepted { listener, conn, .. } if listener == self.control => {
+                self.controls.insert(conn, Lines::default());
+                Ok(())
+            }
+            Event::Accepted { conn, peer, .. } => {
+                tracing::debug!("connection {conn} from {peer}");
+                self.links.add(conn, peer);
+                self.step(Input::Opened { conn })
+            }
+            Event::Received { conn } if self.links.is_open(conn) => self.received(conn),
+            Event::Received { conn } => self.control_line(conn),
+            Event::Closed { conn, reason } => {
+                self.controls.remove(&conn);
+                match self.links.closed(conn) {
+                    Some(peer) => {
+                        tracing::debug!("connection {conn} from {peer} ended: {reason}");
+                        self.step(Input::Closed { conn })
+                    }
+                    None => Ok(()),
+                }
+            }
+            Event::Disk { ticket, result, .. } => self.disk_done(ticket, result),
+            Event::Stop => self.stop(),
+            Event::Connected { .. } | Event::Sent { .. } => Ok(()),
+        }
+    }
+
+    /// Gives the machine every whole message of a connection.
+    fn received(&mut self, conn: Conn) -> anyhow::Result<()> {
+        loop {
+            match self.links.next(&mut self.reactor, conn) {
+                Ok(Some(message)) => self.step(Input::Message { conn, message })?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    let peer = self.links.peer(conn);
+                    tracing::error!("{peer} sent what is not a message of the link: {error}");
+                    self.links.give_up(&mut self.reactor, conn, &format!("not a message of the link: {error}"));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) -> anyhow::Result<()> {
+        let mut next = Some(input);
+        while let Some(input) = next {
+            self.machine.step(self.reactor.now(), input, &mut self.effects);
+            let mut effects = std::mem::take(&mut self.effects);
+            for effect in effects.drain(..) {
+                self.carry_out(effect)?;
+            }
+            self.effects = effects;
+            next = if self.inputs.is_empty() { None } else { Some(self.inputs.remove(0)) };
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> anyhow::Result<()> {
+        match effect {
+            Effect::Send { conn, message } => self.links.send(&mut self.reactor, conn, &message),
+            Effect::Close { conn, reason } => self.links.close(&mut self.reactor, conn, &reason),
+            Effect::Disk(op) => {
+                let bytes = write_bytes(&op.kind);
+                self.writing_bytes += bytes;
+                let previous = self.disk.insert(op.ticket, bytes);
+                assert!(previous.is_none(), "tickets are never used again");
+                self.reactor.disk(self.files.id(op.file), op.ticket, op.kind);
+                self.hold_back();
+            }
+            Effect::AuxOpen { epoch, owner } => {
+                self.close_region();
+                self.region = Some(Region::open(&mut self.reactor, &self.table, epoch, owner));
+            }
+            Effect::AuxRead { ticket, offset, length } => match &mut self.region {
+                Some(region) if self.region_open => region.read(&mut self.reactor, ticket, offset, length),
+                _ => self.inputs.push(region_gone(ticket)),
+            },
+            Effect::AuxWrite { ticket, offset, parts, fua } => match &mut self.region {
+                Some(region) if self.region_open => region.write(&mut self.reactor, ticket, offset, parts, fua),
+                _ => self.inputs.push(region_gone(ticket)),
+            },
+            Effect::AuxClose => self.close_region(),
+            Effect::StoreReport { ticket, report } => {
+                let result = self.files.store_report(&report);
+                self.report = Some(report).filter(|_| result.is_ok()).or(self.report.take());
+                self.inputs.push(Input::ReportStored { ticket, result });
+            }
+            Effect::PromoteDone { ticket, result } => self.promote_done(ticket, result),
+            Effect::Serve { epoch, tail, chain } => self.serve = Some((epoch, tail, chain)),
+            Effect::Log { level, text } => log(level, &text),
+            Effect::Fatal { text } => bail!("{text}"),
+            Effect::Stopped => self.stopped = true,
+        }
+        Ok(())
+    }
+
+    fn disk_done(&mut self, ticket: Ticket, result: DiskResult) -> anyhow::Result<()> {
+        let Some(bytes) = self.disk.remove(&ticket) else { return Ok(()) };
+        self.writing_bytes -= bytes;
+        self.step(Input::Disk { ticket, result })?;
+        self.hold_back();
+        Ok(())
+    }
+
+    /// Stops receiving from streams, or goes on, by what is on its way to the disk (I9).
+    fn hold_back(&mut self) {
+        if self.writing_bytes > WRITING_BYTES_HIGH {
+            self.links.hold(&mut self.reactor, true);
+        } else if self.writing_bytes < WRITING_BYTES_LOW {
+            self.links.hold(&mut self.reactor, false);
+        }
+    }
+
+    fn region_said(&mut self) -> anyhow::Result<()> {
+        for event in std::mem::take(&mut self.region_events) {
+            let input = match event {
+                RegionEvent::Opened { size, fencing } => {
+                    self.region_open = true;
+                    Input::AuxOpened { size, fencing }
+                }
+                RegionEvent::Done { ticket, result } => Input::AuxDone { ticket, result },
+                RegionEvent::Failed { text, fenced } => {
+                    self.close_region();
+                    Input::AuxFailed { reason: text, fenced }
+                }
+                RegionEvent::Closed { reason } => {
+                    self.close_region();
+                    Input::AuxClosed { reason }
+                }
+            };
+            self.step(input)?;
+        }
+        Ok(())
+    }
+
+    fn close_region(&mut self) {
+        self.region_open = false;
+        if let Some(region) = self.region.take() {
+            region.close(&mut self.reactor);
+        }
+    }
+
+    // ---- control -----------------------------------------------------------------------------
+
+    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
+        let Some(lines) = self.controls.get_mut(&conn) else { return Ok(()) };
+        let rx = self.reactor.rx(conn);
+        let bytes = rx.take(rx.len());
+        lines.push(&bytes);
+        loop {
+            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
+            let answer = match line {
+                Ok(None) => return Ok(()),
+                Ok(Some(line)) => self.control_request(conn, &line)?,
+                Err(error) => {
+                    self.controls.remove(&conn);
+                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
+                    self.reactor.close(conn, "not a control request");
+                    return Ok(());
+                }
+            };
+            if let Some(answer) = answer {
+                self.reactor.send(conn, answer.line().into());
+            }
+        }
+    }
+
+    /// The answer to a request; `None` when it comes later.
+    fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Option<Answer>> {
+        Ok(Some(match Request::parse(line) {
+            Ok(Request::Status) => Answer::status(&Status::Dr(Box::new(self.machine.status(self.reactor.now())))),
+            Ok(Request::Promote { plan, force }) => {
+                let ticket = Ticket(self.next_promotion);
+                self.next_promotion += 1;
+                self.asked.insert(ticket, Asked { conn, plan });
+                self.step(Input::Promote { ticket, plan, force })?;
+                return Ok(None);
+            }
+            Ok(Request::Loss) => loss_answer(self.report.as_ref()),
+            Ok(Request::Stop) => {
+                self.stop()?;
+                Answer::done()
+            }
+            Err(answer) => answer,
+        }))
+    }
+
+    /// A plan and a refusal are answered at once; a promotion when the volumes are served.
+    fn promote_done(&mut self, ticket: Ticket, result: Result<PromoteReport, PromoteError>) {
+        let Some(Asked { conn, plan }) = self.asked.remove(&ticket) else { return };
+        let done = result.is_ok() && !plan;
+        let answer = match result {
+            Ok(report) => Answer::promoted(&report),
+            Err(error) if error.refused_for_safety => Answer::refused(error.text),
+            Err(error) => Answer::failed(error.text),
+        };
+        if done {
+            self.replies.push((conn, answer.line()));
+        } else {
+            self.reactor.send(conn, answer.line().into());
+        }
+    }
+
+    // ---- the end -----------------------------------------------------------------------------
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        if std::mem::replace(&mut self.stopping, true) {
+            bail!("told to stop a second time: ending at once; the restart recovers what is open");
+        }
+        tracing::info!("stopping");
+        notify::stopping();
+        self.reactor.stop_listening(self.listener);
+        self.step(Input::Stop)
+    }
+
+    /// Waits for the operations in flight; their results are of no more interest.
+    fn settle(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
+        while !self.disk.is_empty() {
+            self.reactor.turn(None, events).context("the ring failed")?;
+            for event in events.drain(..) {
+                match event {
+                    Event::Disk { ticket, .. } => drop(self.disk.remove(&ticket)),
+                    Event::Closed { conn, .. } => {
+                        self.controls.remove(&conn);
+                        self.links.closed(conn);
+                    }
+                    Event::Accepted { listener, conn, .. } if listener == self.control => {
+                        self.controls.insert(conn, Lines::default());
+                    }
+                    Event::Accepted { conn, .. } => self.reactor.abort(conn, "not taken any more"),
+                    _ => {}
+                }
+            }
+        }
+        self.close_region();
+        Ok(())
+    }
+
+    fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
+        let Shell { mut reactor, mut links, files, report, control, controls, listener, replies, .. } = self;
+        links.close_all(&mut reactor, "this DR was promoted");
+        let group = report.as_ref().map_or(files.group, |report| report.group_id);
+        let owner = files.owner;
+        files.close(&mut reactor);
+        tracing::info!("going on as primary of epoch {epoch} after seq {tail}");
+        Promoted {
+            reactor,
+            group,
+            owner,
+            epoch,
+            tail,
+            chain,
+            control,
+            controls: controls.into_keys().collect(),
+            replication: listener,
+            replies,
+            loss: report.is_some().then(|| loss_answer(report.as_ref()).line()),
+        }
+    }
+
+    /// Lets the last answers go out, for a bounded time.
+    fn stop_cleanly(mut self, events: &mut Vec<Event>) -> anyhow::Result<Outcome> {
+        self.links.close_all(&mut self.reactor, "DR stops");
+        for (_, asked) in self.asked.drain() {
+            self.reactor.send(asked.conn, Answer::failed("DR stops before the promotion was done").line().into());
+        }
+        for conn in self.controls.keys() {
+            self.reactor.close(*conn, "DR stops");
+        }
+        self.reactor.stop_listening(self.control);
+        let until_ns = self.reactor.now().mono_ns + STOP_NS;
+        while !(self.links.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
+            self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
+            for event in events.drain(..) {
+                if let Event::Closed { conn, .. } = event {
+                    self.controls.remove(&conn);
+                    self.links.closed(conn);
+                }
+            }
+        }
+        tracing::info!("stopped");
+        Ok(Outcome::Stopped)
+    }
+}
+
+/// Bytes that an operation keeps in memory until it is done.
+fn write_bytes(kind: &DiskKind) -> u64 {
+    match kind {
+        DiskKind::Write { parts, .. } => parts.iter().map(|part| part.len() as u64).sum(),
+        DiskKind::Read { .. } | DiskKind::Zero { .. } | DiskKind::Sync => 0,
+    }
+}
+
+fn region_gone(ticket: Ticket) -> Input {
+    Input::AuxDone { ticket, result: Err(IoFail::Other("the status table is not open any more".into())) }
+}
+
+fn loss_answer(report: Option<&LossReport>) -> Answer {
+    match report {
+        Some(report) => Answer::promoted(&report.report),
+        None => Answer::failed("there is no loss report: this DR has never been promoted"),
+    }
+}
+
+fn log(level: Level, text: &str) {
+    match level {
+        Level::Error => tracing::error!("{text}"),
+        Level::Warn => tracing::warn!("{text}"),
+        Level::Info => tracing::info!("{text}"),
+        Level::Debug => tracing::debug!("{text}"),
+    }
+}

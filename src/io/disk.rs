@@ -645,6 +645,8 @@ impl Disk {
         if self.files[index].as_ref().is_some_and(|file| file.closing && file.inflight == 0 && file.waiting.is_empty())
         {
             let file = self.files[index].take().expect("just looked at");
+            // The lock goes now, also where the ring keeps the file a little longer.
+            let _ = file.opened.file.unlock();
             kernel.unregister_file(file.target);
         }
     }

@@ -1,0 +1,199 @@
+//! The files of a DR directory: made, locked, recovered; and the loss report beside them.
+//!
+//! | name | what | how |
+//! |---|---|---|
+//! | `superblock` | two slots; locked: one process a directory | direct, written at the start |
+//! | `journal` | order records | direct, written at the start: an append changes no metadata |
+//! | `spool` | payloads and chunks | through the page cache, grouped syncs; space reserved |
+//! | volumes | one file or block device each, locked | direct where possible |
+//! | `loss-report.json` | the report of a promotion | replaced as a whole |
+//!
+//! Logs keep the size they were made with: their positions are taken modulo it.
+
+use std::fs::File as StdFile;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::cluster::config::{self, Config, DrConfig};
+use crate::cluster::control::Refused;
+use crate::core::ids::{GroupId, Owner, Volume};
+use crate::core::machine::IoFail;
+use crate::dr::machine::{File, Options};
+use crate::dr::promote::LossReport;
+use crate::dr::recovery::{Found, Recovered, recover};
+use crate::format::superblock::{self, SUPERBLOCK_BYTES};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
+
+const SUPERBLOCK: &str = "superblock";
+const JOURNAL: &str = "journal";
+const SPOOL: &str = "spool";
+const REPORT: &str = "loss-report.json";
+/// Logs are made of whole pieces of this size.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// The open files of a DR site.
+pub struct Files {
+    dir: PathBuf,
+    superblock: FileId,
+    journal: FileId,
+    spool: FileId,
+    volumes: Vec<FileId>,
+    /// As the superblock had them at the start; a fresh directory has no group yet.
+    pub group: GroupId,
+    pub owner: Owner,
+    /// The report of an earlier promotion.
+    pub report: Option<LossReport>,
+}
+
+/// Opens everything and recovers it.
+///
+/// # Errors
+/// What is wrong with the directory or a volume; [`Refused`] when it would not be safe to use them.
+pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Recovered, Options)> {
+    let (dr, _) = config.need_dr()?;
+    let dir = &dr.dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("making the directory {}", dir.display()))?;
+    let superblock =
+        reactor.open(&OpenOptions { exclusive_lock: true, ..log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64) })?;
+    let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
+    let spool = open_log(
+        reactor,
+        OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },
+    )?;
+    let volumes = open_volumes(reactor, config, dr)?;
+    let blank = is_blank(reactor, &volumes)?;
+    // The names have to survive a loss of power as what is in the files does.
+    sync_dir(dir)?;
+    let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
+    let known = superblock::newest(&slots).ok().flatten();
+    let options = Options {
+        group_name: config.group.name.clone(),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        journal_bytes: reactor.file_size(journal),
+        spool_bytes: reactor.file_size(spool),
+        protect: config.group.protect,
+        ack: config.group.ack,
+        require: config.group.require,
+        auxiliary: true,
+        owner: Owner(entropy::random()?),
+        nonce: entropy::random()?,
+    };
+    let report = load_report(dir)?;
+    let found = Found {
+        superblock: &slots,
+        journal: &reactor.reader(journal)?,
+        spool: &reactor.reader(spool)?,
+        blank,
+        report: report.clone(),
+    };
+    let recovered = recover(found, &options)
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| format!("the directory {}", dir.display()))?;
+    let owner = known.as_ref().map_or(options.owner, |known| known.owner);
+    let group = known.map_or(GroupId(0), |known| known.group);
+    let files = Files { dir: dir.clone(), superblock, journal, spool, volumes, group, owner, report };
+    Ok((files, recovered, options))
+}
+
+impl Files {
+    pub fn id(&self, file: File) -> FileId {
+        match file {
+            File::Superblock => self.superblock,
+            File::Journal => self.journal,
+            File::Spool => self.spool,
+            File::Volume(Volume(index)) => self.volumes[usize::from(index)],
+        }
+    }
+
+    /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
+    pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
+        let store = || -> std::io::Result<()> {
+            let text = serde_json::to_vec_pretty(report).map_err(std::io::Error::other)?;
+            let (path, fresh) = (self.dir.join(REPORT), self.dir.join(format!("{REPORT}.new")));
+            let mut file = StdFile::create(&fresh)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, &path)?;
+            StdFile::open(&self.dir)?.sync_all()
+        };
+        store().map_err(|error| {
+            let text = format!("{}: cannot store the loss report: {error}", self.dir.join(REPORT).display());
+            if error.kind() == ErrorKind::StorageFull { IoFail::NoSpace(text) } else { IoFail::Other(text) }
+        })
+    }
+
+    /// Closes everything; locks are given up.
+    pub fn close(self, reactor: &mut Reactor) {
+        for file in [self.superblock, self.journal, self.spool].into_iter().chain(self.volumes) {
+            reactor.close_file(file);
+        }
+    }
+}
+
+fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
+    OpenOptions {
+        path: dir.join(name),
+        create: true,
+        size: Some(bytes),
+        preallocate: Preallocate::Written,
+        ..OpenOptions::default()
+    }
+}
+
+/// Opens a log as large as it was made, whatever the configuration says now.
+fn open_log(reactor: &mut Reactor, mut options: OpenOptions) -> anyhow::Result<FileId> {
+    let wanted = options.size.unwrap_or(0).next_multiple_of(PIECE_BYTES);
+    let made = std::fs::metadata(&options.path).map_or(0, |data| data.len());
+    if made > 0 && made != wanted {
+        let name = options.path.display();
+        tracing::warn!("{name} has {made} bytes, the configuration asks for {wanted}: it stays as large as it is");
+    }
+    options.size = Some(if made > 0 { made } else { wanted });
+    Ok(reactor.open(&options)?)
+}
+
+fn open_volumes(reactor: &mut Reactor, config: &Config, dr: &DrConfig) -> anyhow::Result<Vec<FileId>> {
+    let open = |(volume, path): (&config::VolumeConfig, &PathBuf)| {
+        let options = OpenOptions {
+            path: path.clone(),
+            create: true,
+            size: Some(volume.size),
+            direct: if dr.direct == config::Direct::Never { Direct::Never } else { Direct::Auto },
+            exclusive_lock: true,
+            random: true,
+            ..OpenOptions::default()
+        };
+        reactor.open(&options).with_context(|| format!("volume {:?}", volume.name))
+    };
+    let files = config.volumes.iter().zip(&dr.backing).map(open).collect::<anyhow::Result<Vec<FileId>>>()?;
+    for path in &dr.backing {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync_dir(parent)?;
+    }
+    Ok(files)
+}
+
+/// Whether no volume has ever been written to.
+fn is_blank(reactor: &Reactor, volumes: &[FileId]) -> anyhow::Result<bool> {
+    for volume in volumes {
+        if !reactor.file_was_created(*volume) && !reactor.allocated_ranges(*volume)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
+    let path = dir.join(REPORT);
+    match std::fs::read(&path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> anyhow::Result<()> {
+    StdFile::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))
+}

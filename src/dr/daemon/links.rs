@@ -1,0 +1,137 @@
+//! The replication connections of a DR site: bytes to messages and back.
+//!
+//! Owns each connection's encoder, and what is expected on it: payloads of a stream are as long as the last
+//! one mostly, so the reactor is told to receive the next where it can be written from.
+//!
+//! Invariants: nothing is read from a connection that was given up; what the machine says before it closes
+//! a connection goes out before the end; a peer that takes nothing is cut off at a bound (I9).
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::core::ids::Conn;
+use crate::format::FormatError;
+use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES};
+use crate::io::Reactor;
+
+/// Bytes queued to a peer that does not take them, at which it is cut off: acknowledgements are small.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Default)]
+pub struct Links {
+    links: HashMap<Conn, Link>,
+    dirty: Vec<Conn>,
+    out: Vec<Bytes>,
+    held: bool,
+}
+
+struct Link {
+    peer: String,
+    encoder: Encoder,
+    dirty: bool,
+    /// Being closed, by the machine or for what it said: nothing more is read from it.
+    closing: bool,
+    /// It has brought payload: a stream, which may be held back. Order connections never are.
+    stream: bool,
+    /// Head and data of the last message with data.
+    hint: (usize, usize),
+}
+
+impl Links {
+    pub fn add(&mut self, conn: Conn, peer: String) {
+        let link = Link { peer, encoder: Encoder::new(), dirty: false, closing: false, stream: false, hint: (0, 0) };
+        self.links.insert(conn, link);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// Whether it is one of these and still read from.
+    pub fn is_open(&self, conn: Conn) -> bool {
+        self.links.get(&conn).is_some_and(|link| !link.closing)
+    }
+
+    pub fn peer(&self, conn: Conn) -> &str {
+        self.links.get(&conn).map_or("", |link| &link.peer)
+    }
+
+    /// Forgets a connection that has ended; who it was, if it was one of these.
+    pub fn closed(&mut self, conn: Conn) -> Option<String> {
+        self.links.remove(&conn).map(|link| link.peer)
+    }
+
+    /// The next whole message of a connection.
+    pub fn next(&mut self, reactor: &mut Reactor, conn: Conn) -> Result<Option<Message>, FormatError> {
+        let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return Ok(None) };
+        let message = wire::decode(reactor.rx(conn))?;
+        let hint = match &message {
+            Some(Message::Payload { data, .. }) => (PAYLOAD_HEAD_BYTES, data.len()),
+            Some(Message::Chunk { data, .. }) => (CHUNK_HEAD_BYTES, data.len()),
+            _ => return Ok(message),
+        };
+        if !std::mem::replace(&mut link.stream, true) && self.held {
+            reactor.pause(conn, true);
+        }
+        if link.hint != hint {
+            link.hint = hint;
+            reactor.hint(conn, hint.0, hint.1);
+        }
+        Ok(message)
+    }
+
+    pub fn send(&mut self, reactor: &mut Reactor, conn: Conn, message: &Message) {
+        let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return };
+        link.encoder.push(message, &mut self.out);
+        if !std::mem::replace(&mut link.dirty, true) {
+            self.dirty.push(conn);
+        }
+        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+    }
+
+    /// Sends what the encoders still hold: once a turn.
+    pub fn flush(&mut self, reactor: &mut Reactor) {
+        for conn in std::mem::take(&mut self.dirty) {
+            let Some(link) = self.links.get_mut(&conn) else { continue };
+            link.dirty = false;
+            link.encoder.flush(&mut self.out);
+            self.out.drain(..).for_each(|part| reactor.send(conn, part));
+            if reactor.queued_bytes(conn) > QUEUE_BYTES_MAX {
+                self.give_up(reactor, conn, "takes no acknowledgements");
+            }
+        }
+    }
+
+    /// Closes a connection after what was sent on it.
+    pub fn close(&mut self, reactor: &mut Reactor, conn: Conn, reason: &str) {
+        let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return };
+        link.encoder.flush(&mut self.out);
+        link.closing = true;
+        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        reactor.close(conn, reason);
+    }
+
+    /// Ends a connection at once.
+    pub fn give_up(&mut self, reactor: &mut Reactor, conn: Conn, reason: &str) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.closing = true;
+            reactor.abort(conn, reason);
+        }
+    }
+
+    pub fn close_all(&mut self, reactor: &mut Reactor, reason: &str) {
+        let all: Vec<Conn> = self.links.keys().copied().collect();
+        all.into_iter().for_each(|conn| self.close(reactor, conn, reason));
+    }
+
+    /// Holds the streams back, or lets them go on.
+    pub fn hold(&mut self, reactor: &mut Reactor, held: bool) {
+        if std::mem::replace(&mut self.held, held) == held {
+            return;
+        }
+        for (conn, _) in self.links.iter().filter(|(_, link)| link.stream) {
+            reactor.pause(*conn, held);
+        }
+    }
+}
