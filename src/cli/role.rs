@@ -5,10 +5,10 @@ use std::path::Path;
 use super::arguments::Role;
 use super::failure::Failure;
 use super::{files, logs};
-use crate::auxiliary;
 use crate::cluster::config::{Config, ConfigError};
 use crate::cluster::control::{EXIT_REFUSED, Refused};
 use crate::core::address::Address;
+use crate::{auxiliary, dr, primary};
 
 /// Runs the auxiliary.
 pub fn aux(options: &Role) -> Result<(), Failure> {
@@ -22,23 +22,41 @@ pub fn aux(options: &Role) -> Result<(), Failure> {
 /// Runs the DR site.
 pub fn dr(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
-    let (dr, _) = config.need_dr()?;
+    let (own, _) = config.need_dr()?;
     logs::start(&config.group.name, "dr")?;
-    directories([dr.control.as_path()], dr.export.iter().chain([&dr.listen]))?;
+    directories([own.control.as_path()], own.export.iter().chain([&own.listen]))?;
     ended(run_dr(&config))
 }
 
-fn run_dr(_config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("the DR site is not part of this build")
+/// The DR site until it stops, or until it is promoted: then the same process is the primary of the new epoch.
+fn run_dr(config: &Config) -> anyhow::Result<()> {
+    let promoted = match dr::daemon::run(config)? {
+        dr::daemon::Outcome::Stopped => return Ok(()),
+        dr::daemon::Outcome::Promoted(promoted) => *promoted,
+    };
+    let promotion = primary::daemon::Promotion {
+        reactor: promoted.reactor,
+        group: promoted.group,
+        owner: promoted.owner,
+        epoch: promoted.epoch,
+        tail: promoted.tail,
+        chain: promoted.chain,
+        control: promoted.control,
+        controls: promoted.controls,
+        replication: Some(promoted.replication),
+        replies: promoted.replies,
+        loss: promoted.loss,
+    };
+    primary::daemon::run_promoted(config, promotion)
 }
 
 /// Runs the primary.
 pub fn primary(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
-    let (primary, _, _) = config.need_primary()?;
+    let (own, _, _) = config.need_primary()?;
     logs::start(&config.group.name, "primary")?;
-    directories([primary.control.as_path()], &primary.listen)?;
-    ended(crate::primary::daemon::run(&config))
+    directories([own.control.as_path()], &own.listen)?;
+    ended(primary::daemon::run(&config))
 }
 
 /// Makes the directories in which sockets are going to stand.
