@@ -14,7 +14,7 @@
 //! out together. Bounds (I9): requests in flight and payload bytes by the session; replies that a client does
 //! not take stop the parsing of its requests; a handshake that takes too long is ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -33,6 +33,8 @@ pub struct NbdServer {
     clients: HashMap<Conn, Client>,
     /// Clients with something to send or to be looked at again.
     dirty: Vec<Conn>,
+    /// When each handshake has taken too long, monotonic, in the order they began.
+    handshakes: VecDeque<(u64, Conn)>,
     scratch: Vec<Event>,
 }
 
@@ -47,7 +49,6 @@ struct Client {
     /// Whether the reactor was told to close it.
     closing: bool,
     hint: usize,
-    handshake_until_ns: u64,
 }
 
 impl NbdServer {
@@ -69,8 +70,8 @@ impl NbdServer {
             done: false,
             closing: false,
             hint: 0,
-            handshake_until_ns: reactor.now().mono_ns.saturating_add(HANDSHAKE_NS),
         };
+        self.handshakes.push_back((reactor.now().mono_ns.saturating_add(HANDSHAKE_NS), conn));
         client.session.greet(&mut client.out);
         client.send(reactor, conn);
         self.clients.insert(conn, client);
@@ -168,18 +169,23 @@ impl NbdServer {
     /// When `tick` wants to be called, monotonic nanoseconds.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        let handshakes = self.clients.values().filter(|client| client.handshaking());
-        handshakes.map(|client| client.handshake_until_ns).min()
+        self.handshakes.front().map(|(until_ns, _)| *until_ns)
     }
 
     /// Ends handshakes that have taken too long.
     pub fn tick(&mut self, reactor: &mut Reactor) {
-        let now_ns = reactor.now().mono_ns;
-        for (conn, client) in &mut self.clients {
-            if client.handshaking() && client.handshake_until_ns <= now_ns {
-                client.closing = true;
-                reactor.abort(*conn, "the NBD handshake took too long");
+        while let Some((until_ns, conn)) = self.handshakes.front().copied() {
+            let late = until_ns <= reactor.now().mono_ns;
+            let going = self.clients.get_mut(&conn).filter(|client| client.handshaking());
+            match going {
+                Some(_) if !late => return,
+                Some(client) => {
+                    client.closing = true;
+                    reactor.abort(conn, "the NBD handshake took too long");
+                }
+                None => {}
             }
+            self.handshakes.pop_front();
         }
     }
 

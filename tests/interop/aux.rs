@@ -36,7 +36,8 @@ struct Aux {
 impl Aux {
     fn start() -> Aux {
         let scratch = Scratch::new();
-        let config = CONFIG.replace("DIR", &scratch.path("").display().to_string().trim_end_matches('/').to_owned());
+        let dir = scratch.path("").display().to_string();
+        let config = CONFIG.replace("DIR", dir.trim_end_matches('/'));
         std::fs::write(scratch.path("farshore.toml"), config).expect("room for a configuration");
         let process = Process(spawn(&scratch));
         let mut aux = Aux { scratch, process };

@@ -111,9 +111,10 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
-/// Our server over memory: export `db` writable, `ro` read-only, everything else refused.
+/// Our server over memory, on a unix socket and on TCP: export `db` writable, `ro` read-only, all else refused.
 pub struct MemoryServer {
     pub socket: PathBuf,
+    pub tcp: String,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
     _scratch: Scratch,
@@ -130,11 +131,13 @@ impl MemoryServer {
         let thread = std::thread::spawn(move || {
             let mut reactor = reactor();
             reactor.listen(&address).expect("a fresh socket");
-            give.send(reactor.stopper()).expect("the test waits");
+            let tcp = reactor.listen(&Address::Tcp("127.0.0.1:0".into())).expect("a free port");
+            let tcp = reactor.listen_address(tcp).expect("it listens").to_string();
+            give.send((reactor.stopper(), tcp)).expect("the test waits");
             serve(reactor);
         });
-        let stopper = take.recv().expect("the server starts");
-        MemoryServer { socket, stopper, thread: Some(thread), _scratch: scratch }
+        let (stopper, tcp) = take.recv().expect("the server starts");
+        MemoryServer { socket, tcp, stopper, thread: Some(thread), _scratch: scratch }
     }
 
     pub fn uri(&self, export: &str) -> String {

@@ -119,6 +119,7 @@ fn qemu_nbd_on_a_raw_file_carries_the_table() {
 fn our_own_server_carries_the_table() {
     let server = MemoryServer::start();
     exercise(&uri(&server.socket, "db"));
+    exercise(&TableTarget::Nbd(format!("nbd://{}/db", server.tcp).parse().expect("a URI")));
     let mut read_only = Driver::open(&uri(&server.socket, "ro"), 1, 7);
     let RegionEvent::Failed { text, .. } = read_only.event() else { panic!("it is read-only") };
     assert!(text.contains("read-only"), "{text}");

@@ -1,8 +1,10 @@
 //! Our server, driven by the clients of others.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use farshore::nbd::protocol::{CMD_DISC, CMD_READ, MAGIC_REPLY, REPLY_BYTES, ReplyHead, RequestHead};
 
 use super::harness::{MEMORY_BYTES, MemoryServer, Scratch, noise, python_with_libnbd, run, tool};
 
@@ -96,6 +98,69 @@ fn nbdcopy_over_many_connections_there_and_back() {
         .arg(server.uri("db"))
         .arg(&back));
     assert!(std::fs::read(&image).expect("it is there") == std::fs::read(&back).expect("it is there"));
+}
+
+#[test]
+fn nbdcopy_over_tcp() {
+    let Some(mut nbdcopy) = tool("nbdcopy") else { return };
+    let (server, scratch) = (MemoryServer::start(), Scratch::new());
+    let image = scratch.path("image");
+    std::fs::write(&image, noise(3, 16 << 20)).expect("room for the image");
+    let uri = format!("nbd://{}/db", server.tcp);
+    run(nbdcopy.args(["--connections=2", "--allocated"]).arg(&image).arg(&uri));
+    let back = run(tool("nbdcopy").expect("found above").arg(&uri).arg("-")).stdout;
+    assert!(back[..16 << 20] == noise(3, 16 << 20));
+}
+
+/// A client on a plain socket, past its handshake.
+fn plain_client(server: &MemoryServer) -> UnixStream {
+    let mut stream = UnixStream::connect(&server.socket).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a plain socket");
+    stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT\0\0\0\x01\0\0\0\x02db"].concat()).expect("a handshake");
+    stream.read_exact(&mut [0; 18 + 10]).expect("size and flags");
+    stream
+}
+
+#[test]
+fn a_client_that_does_not_take_its_answers_holds_up_nobody_and_gets_them_all() {
+    const READS: u64 = 400;
+    let server = MemoryServer::start();
+    let mut lazy = plain_client(&server);
+    for cookie in 0..READS {
+        lazy.write_all(&RequestHead::encode(0, CMD_READ, cookie, cookie * 4096, 1 << 20)).expect("a request");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let mut other = plain_client(&server);
+    other.write_all(&RequestHead::encode(0, CMD_READ, 7, 0, 4096)).expect("a request");
+    other.read_exact(&mut [0; 16 + 4096]).expect("an answer, meanwhile");
+
+    let mut seen = std::collections::BTreeSet::new();
+    let mut data = vec![0; 1 << 20];
+    for _ in 0..READS {
+        let mut head = [0; REPLY_BYTES];
+        lazy.read_exact(&mut head).expect("an answer");
+        lazy.read_exact(&mut data).expect("its bytes");
+        let head = ReplyHead::decode(&head);
+        assert_eq!((head.magic, head.error), (MAGIC_REPLY, 0));
+        assert!(seen.insert(head.cookie));
+    }
+    lazy.write_all(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)).expect("a goodbye");
+    assert_eq!(lazy.read(&mut data).expect("a clean end"), 0);
+}
+
+#[test]
+fn a_silent_handshake_is_ended() {
+    let server = MemoryServer::start();
+    let idle = plain_client(&server);
+    let mut silent = UnixStream::connect(&server.socket).expect("the server listens");
+    silent.set_read_timeout(Some(Duration::from_secs(15))).expect("a plain socket");
+    silent.read_exact(&mut [0; 18]).expect("a greeting");
+    let ended = silent.read(&mut [0; 1]);
+    assert!(matches!(ended, Ok(0)) || ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    // Who is past the handshake may be silent for as long as it likes.
+    idle.set_nonblocking(true).expect("a plain socket");
+    let mut idle = idle;
+    assert_eq!(idle.read(&mut [0; 1]).expect_err("nothing to read").kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
