@@ -12,25 +12,24 @@
 //! servers that only know FLUSH. Does not own retries, nor what the bytes mean.
 //!
 //! Invariants: every operation is answered by one `Done`, also when the connection ends (with the reason, just
-//! before `Closed`); a durable write is `Done` when the server says it is durable, never before.
+//! before `Closed`); one that is begun after the end, by who has not yet heard of it, is not. A durable write is
+//! `Done` when the server says it is durable, never before.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::core::address::{Address, NbdUri};
-use crate::core::errno::Errno;
 use crate::core::fence::{TableExport, Writer};
 use crate::core::ids::{Conn, Epoch, Owner, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::io;
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
-use crate::limits::{LINK_SILENCE_NS, REGION_PIECE_BYTES};
-use crate::nbd::client::{ClientSession, Event, ExportInfo};
-use crate::nbd::outbox::Outbox;
-use crate::nbd::protocol::{READ_ONLY, REP_ERR_POLICY, SEND_FLUSH, SEND_FUA};
-use crate::nbd::slots::Slots;
+use crate::limits::LINK_SILENCE_NS;
+use crate::nbd::client::Event;
+use crate::nbd::protocol::REP_ERR_POLICY;
+use crate::nbd::remote::Remote;
 
 /// Where the status table stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +75,7 @@ pub struct Region {
 
 #[derive(Debug)]
 enum State {
-    Nbd(Box<Nbd>),
+    Remote(Box<Remote>),
     Files {
         reader: FileId,
         writer: Option<FileId>,
@@ -87,33 +86,6 @@ enum State {
         text: Option<String>,
     },
     Ended,
-}
-
-#[derive(Debug)]
-struct Nbd {
-    conn: Conn,
-    session: ClientSession,
-    rx_events: Vec<Event>,
-    out: Outbox,
-    fencing: bool,
-    info: Option<ExportInfo>,
-    ops: Slots<Op>,
-    /// Requests on the wire: which operation, and which piece of it.
-    pieces: Slots<(u64, usize)>,
-    /// When the server last said something, or was asked something after a silence.
-    heard_ns: u64,
-}
-
-/// An operation, cut into pieces.
-#[derive(Debug)]
-struct Op {
-    ticket: Ticket,
-    left: usize,
-    /// The bytes of a read, by piece.
-    data: Vec<Bytes>,
-    failed: Option<Errno>,
-    /// FUA by other means: flush when every piece is written.
-    flush_after: bool,
 }
 
 impl Region {
@@ -135,64 +107,55 @@ impl Region {
                 return Region { place: target.to_string(), view, state };
             }
         };
-        let conn = reactor.next_conn();
-        reactor.connect(conn, address);
-        let nbd = Nbd {
-            conn,
-            session: ClientSession::new(&export),
-            rx_events: Vec::new(),
-            out: Outbox::new(),
-            fencing,
-            info: None,
-            ops: Slots::default(),
-            pieces: Slots::default(),
-            heard_ns: reactor.now().mono_ns,
-        };
-        Region { place: target.to_string(), view, state: State::Nbd(Box::new(nbd)) }
+        let remote = Remote::connect(reactor, address, &export, fencing);
+        Region { place: target.to_string(), view, state: State::Remote(Box::new(remote)) }
     }
 
     /// Whether this connection is its own.
     #[must_use]
     pub fn owns(&self, conn: Conn) -> bool {
-        matches!(&self.state, State::Nbd(nbd) if nbd.conn == conn)
+        matches!(&self.state, State::Remote(remote) if remote.conn == conn)
     }
 
     /// Reads `length` bytes from `offset`.
     pub fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
         match &mut self.state {
-            State::Nbd(nbd) if nbd.info.is_some() => nbd.read(reactor, ticket, offset, length),
+            State::Remote(remote) if remote.info.is_some() => remote.read(reactor, ticket, offset, length),
             State::Files { reader, .. } => reactor.disk(*reader, ticket, DiskKind::Read { offset, length }),
-            _ => panic!("the region is used between Opened and Closed"),
+            State::Ended | State::Broken { .. } => {}
+            _ => panic!("the region is used once it is Opened"),
         }
     }
 
     /// Writes the parts one after another from `offset`; with `fua` durably.
     pub fn write(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, parts: Vec<Bytes>, fua: bool) {
         match &mut self.state {
-            State::Nbd(nbd) if nbd.info.is_some() => nbd.write(reactor, ticket, offset, parts, fua),
+            State::Remote(remote) if remote.info.is_some() => remote.write(reactor, ticket, offset, parts, fua),
             State::Files { writer: Some(writer), .. } => {
                 reactor.disk(*writer, ticket, DiskKind::Write { offset, parts, durable: fua });
             }
-            _ => panic!("the region is written between Opened and Closed, and not through its view"),
+            State::Ended | State::Broken { .. } => {}
+            _ => panic!("the region is written once it is Opened, and not through its view"),
         }
     }
 
     /// Makes every write that is `Done` durable.
     pub fn flush(&mut self, reactor: &mut Reactor, ticket: Ticket) {
         match &mut self.state {
-            State::Nbd(nbd) if nbd.info.is_some() => nbd.flush(reactor, ticket),
+            State::Remote(remote) if remote.info.is_some() => remote.flush(reactor, ticket),
             State::Files { writer: Some(writer), .. } => reactor.disk(*writer, ticket, DiskKind::Sync),
-            _ => panic!("the region is flushed between Opened and Closed, and not through its view"),
+            State::Ended | State::Broken { .. } => {}
+            _ => panic!("the region is flushed once it is Opened, and not through its view"),
         }
     }
 
     /// Lets go of the region. No more events come; operations in flight stay unanswered.
     pub fn close(mut self, reactor: &mut Reactor) {
         match &mut self.state {
-            State::Nbd(nbd) => {
-                nbd.session.disconnect(&mut nbd.out);
-                nbd.send(reactor);
-                reactor.close(nbd.conn, "the status table is let go");
+            State::Remote(remote) => {
+                remote.session.disconnect(&mut remote.out);
+                remote.send(reactor);
+                reactor.close(remote.conn, "the status table is let go");
             }
             State::Files { reader, writer, .. } => close_files(reactor, *reader, *writer),
             State::Broken { .. } | State::Ended => {}
@@ -202,12 +165,12 @@ impl Region {
     /// Takes an event of the reactor; false when it is about somebody else.
     pub fn on_event(&mut self, reactor: &mut Reactor, event: &io::Event, out: &mut Vec<RegionEvent>) -> bool {
         match (event, &mut self.state) {
-            (io::Event::Connected { conn } | io::Event::Sent { conn }, State::Nbd(nbd)) => nbd.conn == *conn,
-            (io::Event::Received { conn }, State::Nbd(nbd)) if nbd.conn == *conn => {
+            (io::Event::Connected { conn } | io::Event::Sent { conn }, State::Remote(remote)) => remote.conn == *conn,
+            (io::Event::Received { conn }, State::Remote(remote)) if remote.conn == *conn => {
                 self.received(reactor, out);
                 true
             }
-            (io::Event::Closed { conn, reason }, State::Nbd(nbd)) if nbd.conn == *conn => {
+            (io::Event::Closed { conn, reason }, State::Remote(remote)) if remote.conn == *conn => {
                 let reason = reason.clone();
                 // What arrived with the end may hold the answer that explains it.
                 self.received(reactor, out);
@@ -228,7 +191,7 @@ impl Region {
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         match &self.state {
-            State::Nbd(nbd) => nbd.silence_ends_ns(),
+            State::Remote(remote) => remote.silence_ends_ns(),
             State::Files { opened: false, .. } | State::Broken { text: Some(_) } => Some(0),
             State::Files { .. } | State::Broken { .. } | State::Ended => None,
         }
@@ -247,160 +210,59 @@ impl Region {
                     out.push(RegionEvent::Failed { text: format!("{}: {text}", self.place), fenced: false });
                 }
             }
-            State::Nbd(nbd) if nbd.silence_ends_ns().is_some_and(|end| end <= reactor.now().mono_ns) => {
-                let reason = format!("silent for {} ms {}", LINK_SILENCE_NS / 1_000_000, nbd.session.stage());
-                reactor.abort(nbd.conn, &reason);
+            State::Remote(remote) if remote.silence_ends_ns().is_some_and(|end| end <= reactor.now().mono_ns) => {
+                let reason = format!("silent for {} ms {}", LINK_SILENCE_NS / 1_000_000, remote.session.stage());
+                reactor.abort(remote.conn, &reason);
                 self.ended(&reason, out);
             }
-            State::Nbd(_) | State::Files { .. } | State::Ended => {}
+            State::Remote(_) | State::Files { .. } | State::Ended => {}
         }
     }
 
     fn received(&mut self, reactor: &mut Reactor, out: &mut Vec<RegionEvent>) {
-        let State::Nbd(nbd) = &mut self.state else { return };
-        nbd.heard_ns = reactor.now().mono_ns;
-        let parsed = nbd.session.advance(reactor.rx(nbd.conn), &mut nbd.rx_events, &mut nbd.out);
-        nbd.send(reactor);
+        let State::Remote(remote) = &mut self.state else { return };
+        remote.heard_ns = reactor.now().mono_ns;
+        let parsed = remote.session.advance(reactor.rx(remote.conn), &mut remote.rx_events, &mut remote.out);
+        remote.send(reactor);
         let mut end = parsed.err().map(|error| (error.to_string(), false));
-        for event in std::mem::take(&mut nbd.rx_events) {
+        for event in std::mem::take(&mut remote.rx_events) {
             match event {
-                Event::Ready(info) => match nbd.unusable(&info, self.view) {
+                Event::Ready(info) => match remote.unusable(&info, self.view) {
                     Some(text) => end = Some((text.to_owned(), false)),
                     None => {
-                        nbd.info = Some(info);
-                        out.push(RegionEvent::Opened { size: info.size, fencing: nbd.fencing });
+                        remote.info = Some(info);
+                        out.push(RegionEvent::Opened { size: info.size, fencing: remote.fencing });
                     }
                 },
-                Event::Refused { code, text } => end = Some((text, nbd.fencing && code == REP_ERR_POLICY)),
-                Event::Done { cookie, result } => nbd.piece_done(reactor, cookie, result, out),
+                Event::Refused { code, text } => end = Some((text, remote.fencing && code == REP_ERR_POLICY)),
+                Event::Done { cookie, result } => remote.piece_done(reactor, cookie, result, out),
             }
         }
         if let Some((text, fenced)) = end {
             // A goodbye may still be on its way out.
-            reactor.close(nbd.conn, &text);
+            reactor.close(remote.conn, &text);
             self.ended_as(&text, fenced, out);
         }
     }
 
     fn ended(&mut self, reason: &str, out: &mut Vec<RegionEvent>) {
         let text = match &self.state {
-            State::Nbd(nbd) if nbd.info.is_none() => format!("{reason} ({})", nbd.session.stage()),
+            State::Remote(remote) if remote.info.is_none() => format!("{reason} ({})", remote.session.stage()),
             _ => reason.to_owned(),
         };
         self.ended_as(&text, false, out);
     }
 
     fn ended_as(&mut self, reason: &str, fenced: bool, out: &mut Vec<RegionEvent>) {
-        let State::Nbd(mut nbd) = std::mem::replace(&mut self.state, State::Ended) else { return };
+        let State::Remote(mut remote) = std::mem::replace(&mut self.state, State::Ended) else { return };
         let text = format!("{}: {reason}", self.place);
-        for op in nbd.ops.take_all() {
+        for op in remote.ops.take_all() {
             out.push(RegionEvent::Done { ticket: op.ticket, result: Err(IoFail::Other(text.clone())) });
         }
-        out.push(match nbd.info {
+        out.push(match remote.info {
             Some(_) => RegionEvent::Closed { reason: text },
             None => RegionEvent::Failed { text, fenced },
         });
-    }
-}
-
-impl Nbd {
-    /// Why an export cannot be the status table, if it cannot.
-    fn unusable(&self, info: &ExportInfo, view: bool) -> Option<&'static str> {
-        if !view && info.flags & READ_ONLY != 0 {
-            Some("the export is read-only; a status table has to be writable")
-        } else if info.block_min > 1 {
-            Some("the server insists on whole blocks, the status table writes less; allow any length there")
-        } else {
-            None
-        }
-    }
-
-    fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
-        let pieces = pieces(offset, length, self.piece_bytes());
-        let data = vec![Bytes::new(); pieces.len()];
-        let op = self.begin(reactor, Op { ticket, left: pieces.len(), data, failed: None, flush_after: false });
-        for (index, (offset, length)) in pieces.into_iter().enumerate() {
-            let piece = self.pieces.insert((op, index));
-            self.session.read(piece, offset, length, &mut self.out);
-        }
-        self.send(reactor);
-    }
-
-    fn write(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, parts: Vec<Bytes>, fua: bool) {
-        let flags = self.flags();
-        let length: usize = parts.iter().map(Bytes::len).sum();
-        let pieces = pieces(offset, length as u64, self.piece_bytes());
-        let flush_after = fua && flags & SEND_FUA == 0 && flags & SEND_FLUSH != 0;
-        let op = Op { ticket, left: pieces.len(), data: Vec::new(), failed: None, flush_after };
-        let op = self.begin(reactor, op);
-        let mut parts = parts.into_iter();
-        let mut rest = Bytes::new();
-        for (index, (offset, length)) in pieces.into_iter().enumerate() {
-            let piece = self.pieces.insert((op, index));
-            let parts = cut(&mut parts, &mut rest, length as usize);
-            self.session.write(piece, offset, parts, fua && flags & SEND_FUA != 0, &mut self.out);
-        }
-        self.send(reactor);
-    }
-
-    fn flush(&mut self, reactor: &mut Reactor, ticket: Ticket) {
-        let op = self.begin(reactor, Op { ticket, left: 1, data: Vec::new(), failed: None, flush_after: false });
-        self.send_flush(op);
-        self.send(reactor);
-    }
-
-    fn send_flush(&mut self, op: u64) {
-        let piece = self.pieces.insert((op, 0));
-        self.session.flush(piece, &mut self.out);
-    }
-
-    fn piece_done(&mut self, reactor: &mut Reactor, piece: u64, result: DataResult, out: &mut Vec<RegionEvent>) {
-        let (number, index) = self.pieces.remove(piece).expect("the session answers what it was given, once");
-        let op = self.ops.get_mut(number).expect("an operation lives until its last piece");
-        op.left -= 1;
-        match result {
-            Ok(data) if !op.data.is_empty() => op.data[index] = data,
-            Ok(_) => {}
-            Err(errno) => op.failed = Some(errno),
-        }
-        if op.left > 0 {
-            return;
-        }
-        if op.flush_after && op.failed.is_none() {
-            (op.left, op.flush_after) = (1, false);
-            self.send_flush(number);
-            return self.send(reactor);
-        }
-        let op = self.ops.remove(number).expect("it was found a moment ago");
-        let result = op.failed.map_or_else(|| Ok(join(op.data)), |errno| Err(io_fail(errno)));
-        out.push(RegionEvent::Done { ticket: op.ticket, result });
-    }
-
-    fn begin(&mut self, reactor: &Reactor, op: Op) -> u64 {
-        assert!(op.left > 0, "an operation covers at least one byte");
-        if self.ops.is_empty() {
-            self.heard_ns = reactor.now().mono_ns;
-        }
-        self.ops.insert(op)
-    }
-
-    fn send(&mut self, reactor: &mut Reactor) {
-        for part in self.out.drain() {
-            reactor.send(self.conn, part);
-        }
-    }
-
-    /// When the silence of a server that owes an answer has lasted too long.
-    fn silence_ends_ns(&self) -> Option<u64> {
-        (self.info.is_none() || !self.ops.is_empty()).then(|| self.heard_ns.saturating_add(LINK_SILENCE_NS))
-    }
-
-    fn flags(&self) -> u16 {
-        self.info.map_or(0, |info| info.flags)
-    }
-
-    fn piece_bytes(&self) -> u32 {
-        self.info.map_or(REGION_PIECE_BYTES, |info| info.block_max.min(REGION_PIECE_BYTES))
     }
 }
 
@@ -413,8 +275,6 @@ impl fmt::Display for TableTarget {
         }
     }
 }
-
-type DataResult = Result<Bytes, Errno>;
 
 /// Reads go around the page cache where that is possible: the other host may have written (a lease depends on
 /// seeing it). Writes go through it, since they are smaller than a block.
@@ -446,70 +306,4 @@ fn open_files(
 fn close_files(reactor: &mut Reactor, reader: FileId, writer: Option<FileId>) {
     reactor.close_file(reader);
     writer.into_iter().for_each(|file| reactor.close_file(file));
-}
-
-/// (offset, length) of the pieces of a range.
-fn pieces(offset: u64, length: u64, piece: u32) -> Vec<(u64, u32)> {
-    let count = length.div_ceil(u64::from(piece));
-    let cut = |index: u64| {
-        let at = index * u64::from(piece);
-        (offset + at, u32::try_from(length - at).unwrap_or(u32::MAX).min(piece))
-    };
-    (0..count).map(cut).collect()
-}
-
-/// The next `length` bytes of a run of parts; `rest` keeps what is left of a part.
-fn cut(parts: &mut impl Iterator<Item = Bytes>, rest: &mut Bytes, length: usize) -> Vec<Bytes> {
-    let mut taken = Vec::new();
-    let mut left = length;
-    while left > 0 {
-        if rest.is_empty() {
-            *rest = parts.next().expect("the pieces cover the parts exactly");
-        }
-        let part = rest.split_to(left.min(rest.len()));
-        left -= part.len();
-        taken.push(part);
-    }
-    taken
-}
-
-fn join(mut data: Vec<Bytes>) -> Bytes {
-    if data.len() == 1 {
-        return data.remove(0);
-    }
-    let mut joined = BytesMut::with_capacity(data.iter().map(Bytes::len).sum());
-    data.iter().for_each(|part| joined.extend_from_slice(part));
-    joined.freeze()
-}
-
-fn io_fail(errno: Errno) -> IoFail {
-    match errno {
-        Errno::NoSpc => IoFail::NoSpace("the server of the status table says so".to_owned()),
-        Errno::Inval => IoFail::Other(
-            "the server of the status table refuses the request as invalid; one that insists on whole blocks does so"
-                .to_owned(),
-        ),
-        other => IoFail::Other(format!("the server of the status table answers {other:?}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_a_range_exactly() {
-        assert_eq!(pieces(100, 10, 4), [(100, 4), (104, 4), (108, 2)]);
-        assert_eq!(pieces(7, 4, 4), [(7, 4)]);
-        assert_eq!(pieces(0, 1 << 33, 1 << 31).len(), 4);
-    }
-
-    #[test]
-    fn parts_are_cut_without_loss() {
-        let mut parts = [&b"abc"[..], b"", b"defgh"].into_iter().map(Bytes::from_static);
-        let mut rest = Bytes::new();
-        let taken: Vec<Vec<Bytes>> = (0..2).map(|_| cut(&mut parts, &mut rest, 4)).collect();
-        assert_eq!(taken, [vec!["abc", "d"], vec!["efgh"]]);
-        assert_eq!(join(taken.concat()), "abcdefgh");
-    }
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::NBD_OPTION_BYTES_MAX;
 
 fn export() -> Export {
     Export {
