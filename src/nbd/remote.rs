@@ -177,7 +177,7 @@ fn cut(parts: &mut impl Iterator<Item = Bytes>, rest: &mut Bytes, length: usize)
     let mut taken = Vec::new();
     let mut left = length;
     while left > 0 {
-        if rest.is_empty() {
+        while rest.is_empty() {
             *rest = parts.next().expect("the pieces cover the parts exactly");
         }
         let part = rest.split_to(left.min(rest.len()));
