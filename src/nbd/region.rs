@@ -107,7 +107,9 @@ impl Region {
                 return Region { place: target.to_string(), view, state };
             }
         };
-        let remote = Remote::connect(reactor, address, &export, fencing);
+        let conn = reactor.next_conn();
+        reactor.connect(conn, address);
+        let remote = Remote::new(conn, &export, fencing, reactor.now().mono_ns);
         Region { place: target.to_string(), view, state: State::Remote(Box::new(remote)) }
     }
 
@@ -120,7 +122,10 @@ impl Region {
     /// Reads `length` bytes from `offset`.
     pub fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
         match &mut self.state {
-            State::Remote(remote) if remote.info.is_some() => remote.read(reactor, ticket, offset, length),
+            State::Remote(remote) if remote.info.is_some() => {
+                remote.read(reactor.now().mono_ns, ticket, offset, length);
+                send(remote, reactor);
+            }
             State::Files { reader, .. } => reactor.disk(*reader, ticket, DiskKind::Read { offset, length }),
             State::Ended | State::Broken { .. } => {}
             _ => panic!("the region is used once it is Opened"),
@@ -130,7 +135,10 @@ impl Region {
     /// Writes the parts one after another from `offset`; with `fua` durably.
     pub fn write(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, parts: Vec<Bytes>, fua: bool) {
         match &mut self.state {
-            State::Remote(remote) if remote.info.is_some() => remote.write(reactor, ticket, offset, parts, fua),
+            State::Remote(remote) if remote.info.is_some() => {
+                remote.write(reactor.now().mono_ns, ticket, offset, parts, fua);
+                send(remote, reactor);
+            }
             State::Files { writer: Some(writer), .. } => {
                 reactor.disk(*writer, ticket, DiskKind::Write { offset, parts, durable: fua });
             }
@@ -142,7 +150,10 @@ impl Region {
     /// Makes every write that is `Done` durable.
     pub fn flush(&mut self, reactor: &mut Reactor, ticket: Ticket) {
         match &mut self.state {
-            State::Remote(remote) if remote.info.is_some() => remote.flush(reactor, ticket),
+            State::Remote(remote) if remote.info.is_some() => {
+                remote.flush(reactor.now().mono_ns, ticket);
+                send(remote, reactor);
+            }
             State::Files { writer: Some(writer), .. } => reactor.disk(*writer, ticket, DiskKind::Sync),
             State::Ended | State::Broken { .. } => {}
             _ => panic!("the region is flushed once it is Opened, and not through its view"),
@@ -154,7 +165,7 @@ impl Region {
         match &mut self.state {
             State::Remote(remote) => {
                 remote.session.disconnect(&mut remote.out);
-                remote.send(reactor);
+                send(remote, reactor);
                 reactor.close(remote.conn, "the status table is let go");
             }
             State::Files { reader, writer, .. } => close_files(reactor, *reader, *writer),
@@ -223,7 +234,6 @@ impl Region {
         let State::Remote(remote) = &mut self.state else { return };
         remote.heard_ns = reactor.now().mono_ns;
         let parsed = remote.session.advance(reactor.rx(remote.conn), &mut remote.rx_events, &mut remote.out);
-        remote.send(reactor);
         let mut end = parsed.err().map(|error| (error.to_string(), false));
         for event in std::mem::take(&mut remote.rx_events) {
             match event {
@@ -235,9 +245,10 @@ impl Region {
                     }
                 },
                 Event::Refused { code, text } => end = Some((text, remote.fencing && code == REP_ERR_POLICY)),
-                Event::Done { cookie, result } => remote.piece_done(reactor, cookie, result, out),
+                Event::Done { cookie, result } => remote.piece_done(cookie, result, out),
             }
         }
+        send(remote, reactor);
         if let Some((text, fenced)) = end {
             // A goodbye may still be on its way out.
             reactor.close(remote.conn, &text);
@@ -273,6 +284,12 @@ impl fmt::Display for TableTarget {
             TableTarget::Nbd(uri) => write!(f, "status table {uri}"),
             TableTarget::File { path, .. } => write!(f, "status table {}", path.display()),
         }
+    }
+}
+
+fn send(remote: &mut Remote, reactor: &mut Reactor) {
+    for part in remote.out.drain() {
+        reactor.send(remote.conn, part);
     }
 }
 

@@ -1,13 +1,11 @@
 //! The status table's region on an NBD server: one connection, its operations cut into what the server takes,
-//! FUA by FLUSH where the server has nothing better. `region` decides what becomes of it.
+//! FUA by FLUSH where the server has nothing better. Pure: `region` carries its bytes and decides what becomes of it.
 
 use bytes::{Bytes, BytesMut};
 
-use crate::core::address::Address;
 use crate::core::errno::Errno;
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::IoFail;
-use crate::io::Reactor;
 use crate::limits::{LINK_SILENCE_NS, REGION_PIECE_BYTES};
 use crate::nbd::client::{ClientSession, Event, ExportInfo};
 use crate::nbd::outbox::Outbox;
@@ -43,10 +41,8 @@ pub struct Op {
 }
 
 impl Remote {
-    /// Begins to connect. `fencing`: the server is our own auxiliary.
-    pub fn connect(reactor: &mut Reactor, address: &Address, export: &str, fencing: bool) -> Remote {
-        let conn = reactor.next_conn();
-        reactor.connect(conn, address);
+    /// A connection that is being made. `fencing`: the server is our own auxiliary.
+    pub fn new(conn: Conn, export: &str, fencing: bool, now_ns: u64) -> Remote {
         Remote {
             conn,
             session: ClientSession::new(export),
@@ -56,7 +52,7 @@ impl Remote {
             info: None,
             ops: Slots::default(),
             pieces: Slots::default(),
-            heard_ns: reactor.now().mono_ns,
+            heard_ns: now_ns,
         }
     }
 
@@ -71,24 +67,23 @@ impl Remote {
         }
     }
 
-    pub fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
+    pub fn read(&mut self, now_ns: u64, ticket: Ticket, offset: u64, length: u64) {
         let pieces = pieces(offset, length, self.piece_bytes());
         let data = vec![Bytes::new(); pieces.len()];
-        let op = self.begin(reactor, Op { ticket, left: pieces.len(), data, failed: None, flush_after: false });
+        let op = self.begin(now_ns, Op { ticket, left: pieces.len(), data, failed: None, flush_after: false });
         for (index, (offset, length)) in pieces.into_iter().enumerate() {
             let piece = self.pieces.insert((op, index));
             self.session.read(piece, offset, length, &mut self.out);
         }
-        self.send(reactor);
     }
 
-    pub fn write(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, parts: Vec<Bytes>, fua: bool) {
+    pub fn write(&mut self, now_ns: u64, ticket: Ticket, offset: u64, parts: Vec<Bytes>, fua: bool) {
         let flags = self.flags();
         let length: usize = parts.iter().map(Bytes::len).sum();
         let pieces = pieces(offset, length as u64, self.piece_bytes());
         let flush_after = fua && flags & SEND_FUA == 0 && flags & SEND_FLUSH != 0;
         let op = Op { ticket, left: pieces.len(), data: Vec::new(), failed: None, flush_after };
-        let op = self.begin(reactor, op);
+        let op = self.begin(now_ns, op);
         let mut parts = parts.into_iter();
         let mut rest = Bytes::new();
         for (index, (offset, length)) in pieces.into_iter().enumerate() {
@@ -96,13 +91,11 @@ impl Remote {
             let parts = cut(&mut parts, &mut rest, length as usize);
             self.session.write(piece, offset, parts, fua && flags & SEND_FUA != 0, &mut self.out);
         }
-        self.send(reactor);
     }
 
-    pub fn flush(&mut self, reactor: &mut Reactor, ticket: Ticket) {
-        let op = self.begin(reactor, Op { ticket, left: 1, data: Vec::new(), failed: None, flush_after: false });
+    pub fn flush(&mut self, now_ns: u64, ticket: Ticket) {
+        let op = self.begin(now_ns, Op { ticket, left: 1, data: Vec::new(), failed: None, flush_after: false });
         self.send_flush(op);
-        self.send(reactor);
     }
 
     fn send_flush(&mut self, op: u64) {
@@ -110,7 +103,7 @@ impl Remote {
         self.session.flush(piece, &mut self.out);
     }
 
-    pub fn piece_done(&mut self, reactor: &mut Reactor, piece: u64, result: DataResult, out: &mut Vec<RegionEvent>) {
+    pub fn piece_done(&mut self, piece: u64, result: DataResult, out: &mut Vec<RegionEvent>) {
         let (number, index) = self.pieces.remove(piece).expect("the session answers what it was given, once");
         let op = self.ops.get_mut(number).expect("an operation lives until its last piece");
         op.left -= 1;
@@ -125,25 +118,19 @@ impl Remote {
         if op.flush_after && op.failed.is_none() {
             (op.left, op.flush_after) = (1, false);
             self.send_flush(number);
-            return self.send(reactor);
+            return;
         }
         let op = self.ops.remove(number).expect("it was found a moment ago");
         let result = op.failed.map_or_else(|| Ok(join(op.data)), |errno| Err(io_fail(errno)));
         out.push(RegionEvent::Done { ticket: op.ticket, result });
     }
 
-    fn begin(&mut self, reactor: &Reactor, op: Op) -> u64 {
+    fn begin(&mut self, now_ns: u64, op: Op) -> u64 {
         assert!(op.left > 0, "an operation covers at least one byte");
         if self.ops.is_empty() {
-            self.heard_ns = reactor.now().mono_ns;
+            self.heard_ns = now_ns;
         }
         self.ops.insert(op)
-    }
-
-    pub fn send(&mut self, reactor: &mut Reactor) {
-        for part in self.out.drain() {
-            reactor.send(self.conn, part);
-        }
     }
 
     /// When the silence of a server that owes an answer has lasted too long.
