@@ -50,13 +50,12 @@ impl Machine {
         if !self.may_acknowledge() {
             self.withheld = true;
         } else {
-            let from =
-                if std::mem::take(&mut self.withheld) || old > self.tail { self.window.first() } else { old.next() };
-            let to = self.protected.min(self.tail);
-            if from <= to {
-                for seq in from.max(self.window.first()).0..=to.0 {
-                    self.reply_if_ready(Seq(seq), fx);
-                }
+            // While everything is protected, each write is answered as its local write completes.
+            let again = std::mem::take(&mut self.withheld);
+            let from = if again { self.window.first() } else { old.min(self.tail).next() };
+            let to = if again { self.tail } else { self.protected.min(self.tail) };
+            for seq in from.max(self.window.first()).0..=to.0 {
+                self.reply_if_ready(Seq(seq), fx);
             }
             self.settle_flushes(fx);
         }
@@ -88,12 +87,13 @@ impl Machine {
     }
 
     pub(super) fn note_frozen(&mut self, fx: &mut Vec<Effect>) {
-        let waiting = self.window.from(self.window.first()).next().is_some_and(|entry| entry.req.is_some());
-        let cut_off = !self.may_acknowledge() || (waiting && self.protected == NOTHING);
+        let first = self.window.get(self.window.first());
+        let waiting = first.is_some_and(|entry| entry.req.is_some()) || self.flushes_waiting();
+        let cut_off = waiting && (!self.may_acknowledge() || self.protected == NOTHING);
         match (cut_off, self.frozen_since_ns) {
             (true, None) => {
                 self.frozen_since_ns = Some(self.now.mono_ns);
-                let text = "writes wait: neither the auxiliary nor DR has answered within the lease".to_string();
+                let text = format!("writes wait: {}", self.frozen_why());
                 fx.push(Effect::Log { level: Level::Warn, text });
             }
             (false, Some(since)) => {
@@ -102,6 +102,19 @@ impl Machine {
                 fx.push(Effect::Log { level: Level::Info, text: format!("writes go on after {ms} ms") });
             }
             _ => {}
+        }
+    }
+
+    fn flushes_waiting(&self) -> bool {
+        self.flushes.iter().any(|flush| flush.stage == FlushStage::Synced)
+    }
+
+    /// Why nothing is acknowledged.
+    pub(super) fn frozen_why(&self) -> &'static str {
+        if self.may_acknowledge() {
+            "what the protection mode requires is out of reach"
+        } else {
+            "neither the auxiliary nor DR has answered within the lease"
         }
     }
 

@@ -230,9 +230,11 @@ impl Machine {
     fn copied_before_batch(&self) -> bool {
         let begin = self.mode.batch().map_or(Seq(0), |batch| batch.begin);
         self.fifo.is_empty()
-            && !self.window.from(self.window.first()).take_while(|entry| entry.record.seq < begin).any(|entry| {
-                matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled)
-            })
+            && !self
+                .window
+                .from(self.window.first())
+                .take_while(|entry| entry.record.seq < begin)
+                .any(|entry| matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling))
     }
 
     fn maybe_begin(&mut self) {

@@ -198,6 +198,7 @@ struct Shell {
     strangers: HashMap<Conn, ()>,
     loss: Option<String>,
     effects: Vec<Effect>,
+    completed: Vec<Event>,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -240,6 +241,7 @@ impl Shell {
             strangers: HashMap::new(),
             loss: None,
             effects,
+            completed: Vec::new(),
             disk_inflight: 0,
             acknowledged: (0, 0),
             stop_by_ns: None,
@@ -318,9 +320,14 @@ impl Shell {
                 self.on_asked(conn, event)?;
             }
             self.step(Input::EndOfTurn)?;
+            self.reactor.completed(&mut self.completed);
+            let more = !self.completed.is_empty();
+            for event in std::mem::take(&mut self.completed) {
+                self.on_event(event)?;
+            }
             self.dr.flush(&mut self.reactor);
             self.nbd.flush(&mut self.reactor, &mut self.asked);
-            if self.asked.is_empty() {
+            if self.asked.is_empty() && !more {
                 return Ok(());
             }
         }

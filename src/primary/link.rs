@@ -266,7 +266,7 @@ impl Machine {
     // ---- connections -------------------------------------------------------------------------
 
     pub(super) fn tick_dr(&mut self, fx: &mut Vec<Effect>) {
-        if self.options.standalone || self.fenced.is_some() {
+        if !self.may_connect() {
             return;
         }
         let now = self.now.mono_ns;

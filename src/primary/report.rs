@@ -44,9 +44,7 @@ impl Machine {
             }
             .into(),
             overflow: self.held() > 0 || (self.lost_any() && !self.options.standalone),
-            frozen: self
-                .frozen_since_ns
-                .map(|_| "no peer holds the order, or none has answered within the lease".into()),
+            frozen: self.frozen_since_ns.map(|_| self.frozen_why().into()),
             fenced: self.fenced.clone(),
             fifo_bytes: self.memory_bytes + disk,
             fifo_memory_bytes: self.memory_bytes,

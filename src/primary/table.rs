@@ -404,7 +404,7 @@ impl Machine {
     // ---- running -----------------------------------------------------------------------------
 
     pub(super) fn tick_aux(&mut self, fx: &mut Vec<Effect>) {
-        if self.options.standalone || self.fenced.is_some() {
+        if !self.may_connect() {
             return;
         }
         let now = self.now.mono_ns;

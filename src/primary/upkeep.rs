@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::batch::Mode;
 use super::machine::{CYCLE_NS, Effect, File, Machine, Pending, Stopping, disk_write};
 use crate::core::errno::Errno;
-use crate::core::ids::Volume;
+use crate::core::ids::{Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
 use crate::format::intent::{LogLayout, Watermark};
 use crate::format::superblock;
@@ -31,6 +31,12 @@ impl Machine {
                 keep
             });
         }
+    }
+
+    /// Peers are met only once the superblock is durable: they must never know an identity, or a seq, that a
+    /// crash could make this primary forget.
+    pub(super) fn may_connect(&self) -> bool {
+        !self.options.standalone && self.fenced.is_none() && self.reserved >= self.tail && self.reserved > Seq(0)
     }
 
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
