@@ -60,6 +60,8 @@ impl Remote {
     pub fn unusable(&self, info: &ExportInfo, view: bool) -> Option<&'static str> {
         if !view && info.flags & READ_ONLY != 0 {
             Some("the export is read-only; a status table has to be writable")
+        } else if !view && info.flags & SEND_FLUSH == 0 {
+            Some("the server offers no FLUSH, so that nothing written there could be called durable")
         } else if info.block_min > 1 {
             Some("the server insists on whole blocks, the status table writes less; allow any length there")
         } else {
@@ -203,6 +205,24 @@ mod tests {
         assert_eq!(pieces(100, 10, 4), [(100, 4), (104, 4), (108, 2)]);
         assert_eq!(pieces(7, 4, 4), [(7, 4)]);
         assert_eq!(pieces(0, 1 << 33, 1 << 31).len(), 4);
+    }
+
+    #[test]
+    fn an_export_that_cannot_carry_the_table_is_refused() {
+        let remote = Remote::new(Conn(1), "x", false, 0);
+        let info = |flags, block_min| ExportInfo { size: 1 << 20, flags, block_min, block_max: 1 << 20 };
+        for (flags, block_min, view, usable) in [
+            (SEND_FLUSH, 1, false, true),
+            (SEND_FLUSH | SEND_FUA, 1, false, true),
+            (SEND_FUA, 1, false, false),
+            (SEND_FLUSH | READ_ONLY, 1, false, false),
+            (SEND_FLUSH, 512, false, false),
+            (READ_ONLY, 1, true, true),
+            (0, 1, true, true),
+            (READ_ONLY, 512, true, false),
+        ] {
+            assert_eq!(remote.unusable(&info(flags, block_min), view).is_none(), usable, "{flags:#x} {block_min}");
+        }
     }
 
     #[test]
