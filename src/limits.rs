@@ -76,6 +76,27 @@ pub const AUX_PAYLOAD_BYTES_MIN: u64 = 64 << 20;
 pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
 /// Smallest spool of a DR site, bytes.
 pub const SPOOL_BYTES_MIN: u64 = 192 << 20;
+/// Writes to DR's journal in flight.
+pub const DR_APPENDS_INFLIGHT_MAX: usize = 4;
+/// Blocks of records in one of them.
+pub const DR_APPEND_BLOCKS_MAX: usize = 16;
+/// Bytes of payload DR keeps in memory between receipt and apply; the rest is read back from the spool.
+pub const DR_CACHE_BYTES_MAX: u64 = 32 << 20;
+/// Largest window of unacknowledged payload a DR site grants, bytes.
+pub const DR_WINDOW_BYTES_MAX: u64 = 64 << 20;
+/// Writes to volumes in flight while DR applies, and their bytes.
+pub const DR_APPLY_INFLIGHT_MAX: usize = 256;
+pub const DR_APPLY_BYTES_MAX: u64 = 16 << 20;
+/// Applied bytes after which DR makes a checkpoint, and the longest time between two while it applies.
+pub const DR_CHECKPOINT_BYTES: u64 = 64 << 20;
+pub const DR_CHECKPOINT_NS: u64 = 2_000_000_000;
+/// Least time between two progress messages, nanoseconds.
+pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
+/// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.
+pub const STREAM_SILENCE_NS: u64 = 300_000_000_000;
+/// Bytes of one read of the status table at a promotion, and how many of them are in flight.
+pub const TABLE_READ_BYTES: u64 = 256 << 10;
+pub const TABLE_READS_INFLIGHT_MAX: usize = 8;
 /// Longest path of a Unix socket, bytes (`sun_path` holds 108 with the closing zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -104,3 +125,8 @@ const _: () = assert!(SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES as u64), "a segme
 const _: () = assert!(VOLUMES_MAX * 16 + NAME_BYTES_MAX <= BLOCK_BYTES / 2, "a superblock names every volume");
 const _: () =
     assert!(TABLE_SLOTS_MIN.is_multiple_of(BLOCK_BYTES as u64 / 32), "the states of a smallest table are whole blocks");
+const _: () = assert!(
+    DR_APPENDS_INFLIGHT_MAX * DR_APPEND_BLOCKS_MAX * BLOCK_BYTES < SEGMENT_BYTES as usize,
+    "what a crash can tear at the end of the journal is less than a segment"
+);
+const _: () = assert!(STREAM_SILENCE_NS > LINK_SILENCE_NS, "a stream is closed with its order connection, or later");

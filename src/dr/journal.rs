@@ -1,1 +1,342 @@
-//! Being written.
+//! The journal's append and reclaim logic: which block a record goes to, what is durable, what is free.
+//!
+//! Owns positions and the order of completion; the bytes' layout is [`crate::format::journal`]'s. Group
+//! commit: everything that waits goes out in one durable write, up to four of them in flight.
+//!
+//! ```text
+//!   floor ≤ durable ≤ written ≤ taken          segments  first … current   (current - first < K)
+//!           └ acknowledged: the contiguous prefix of completed appends
+//! ```
+//!
+//! Invariants:
+//! - `durable` moves only over appends that are complete without a gap (I3): a record is never promised
+//!   while one before it could still be lost.
+//! - A block with durable records is rewritten only with the same records and more after them, and never
+//!   while a write to it is in flight: a torn write changes no sector that was promised.
+//! - A segment is zeroed, durably, before its first record is written: what stands behind the last
+//!   append is zeroes, never an older record.
+//! - A segment is taken again only when the superblock that leaves it behind is durable (I8, I9).
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::core::ids::{Chain, GroupId, Seq, Ticket};
+use crate::format::journal::{SegmentHeader, segment_offset};
+use crate::format::record::OrderRecord;
+use crate::limits::{
+    BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, RECORD_BYTES, RECORDS_PER_BLOCK, SEGMENT_BYTES,
+};
+
+const SEGMENT_BLOCKS: u64 = SEGMENT_BYTES / BLOCK_BYTES as u64;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// One write to the journal file, always durable.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub offset: u64,
+    pub parts: Vec<Bytes>,
+}
+
+/// Where a journal stands when its machine starts.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// Segments in the file.
+    pub segments: u64,
+    /// The oldest segment that is needed.
+    pub first: u64,
+    /// Numbers of the segments in use, ascending, each with the seq before its first record. Empty: fresh.
+    pub used: Vec<(u64, Seq)>,
+    /// The next block to write in the last of them, and the records that stand in it already.
+    pub block: u64,
+    pub partial: Vec<OrderRecord>,
+    pub durable: Seq,
+    /// Torn remains to be zeroed before anything is appended.
+    pub repairs: Vec<(u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    /// Records up to here; touches blocks up to this one (counted over all segments).
+    Append { last: Seq, block: u64 },
+    /// Zeroes at the start, before anything else.
+    Repair,
+}
+
+/// The appending end of the journal.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    group: GroupId,
+    segments: u64,
+    first: u64,
+    used: VecDeque<(u64, Seq)>,
+    /// Next block in the current segment; `SEGMENT_BLOCKS` when it is full.
+    block: u64,
+    /// Records that stand in `block` already.
+    partial: Vec<OrderRecord>,
+    waiting: VecDeque<OrderRecord>,
+    /// Seq and chain of the last record that was put into a write.
+    written: Seq,
+    written_chain: Chain,
+    durable: Seq,
+    appends: VecDeque<(Ticket, Job, bool)>,
+    repairs: Vec<(u64, u64)>,
+    repairing: usize,
+    prepared: Option<(u64, bool)>,
+    preparing: Option<Ticket>,
+}
+
+impl Journal {
+    /// A journal that goes on where recovery found it; `chain` is that of the last durable record.
+    #[must_use]
+    pub fn new(group: GroupId, start: Start, chain: Chain) -> Journal {
+        assert!(start.segments >= 2, "recovery refuses a journal of one segment");
+        Journal {
+            group,
+            segments: start.segments,
+            first: start.first,
+            used: start.used.into(),
+            block: start.block,
+            partial: start.partial,
+            waiting: VecDeque::new(),
+            written: start.durable,
+            written_chain: chain,
+            durable: start.durable,
+            appends: VecDeque::new(),
+            repairs: start.repairs,
+            repairing: 0,
+            prepared: None,
+            preparing: None,
+        }
+    }
+
+    /// The group became known (a fresh directory).
+    pub fn adopt(&mut self, group: GroupId) {
+        self.group = group;
+    }
+
+    /// Every record up to here is durable.
+    #[must_use]
+    pub fn durable(&self) -> Seq {
+        self.durable
+    }
+
+    /// Nothing waits or is in flight.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        self.waiting.is_empty() && self.appends.is_empty() && self.repairing == 0 && self.repairs.is_empty()
+    }
+
+    /// Torn remains of an earlier life are gone: appends may follow.
+    #[must_use]
+    pub fn repaired(&self) -> bool {
+        self.repairing == 0 && self.repairs.is_empty()
+    }
+
+    /// Records wait and there is no segment to put them in.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        !self.waiting.is_empty() && self.block_is_full() && !self.segment_free(self.current() + 1)
+    }
+
+    /// Bytes of segments in use.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.used.len() as u64 * SEGMENT_BYTES
+    }
+
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.segments * SEGMENT_BYTES
+    }
+
+    /// Records that wait for a write.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Takes a record to be appended.
+    pub fn push(&mut self, record: OrderRecord) {
+        self.waiting.push_back(record);
+    }
+
+    /// The first segment needed once everything up to `applied` may be forgotten: what the next
+    /// superblock says.
+    #[must_use]
+    pub fn first_needed(&self, applied: Seq) -> u64 {
+        let mut first = self.used.front().map_or(self.first, |&(number, _)| number);
+        // A segment is over when the one after it starts at or below the checkpoint. One of which nothing
+        // is durable yet is not counted on: the superblock never names a segment that may not exist.
+        for &(number, previous) in self.used.iter().skip(1) {
+            if previous <= applied && previous < self.durable {
+                first = number;
+            }
+        }
+        first
+    }
+
+    /// A superblock that starts at segment `first` is durable: earlier ones may be taken again.
+    pub fn release(&mut self, first: u64) {
+        self.first = self.first.max(first);
+        while self.used.len() > 1 && self.used.front().is_some_and(|&(number, _)| number < self.first) {
+            self.used.pop_front();
+        }
+    }
+
+    /// The next write that can go out, if one can; `ticket` names it.
+    pub fn next_write(&mut self, ticket: Ticket) -> Option<Write> {
+        if let Some((offset, bytes)) = self.repairs.pop() {
+            self.repairing += 1;
+            self.appends.push_back((ticket, Job::Repair, false));
+            return Some(Write { offset, parts: zeroes(bytes) });
+        }
+        if self.repairing > 0 {
+            return None;
+        }
+        if let Some(write) = self.prepare(ticket) {
+            return Some(write);
+        }
+        if self.waiting.is_empty() || self.appends.len() >= DR_APPENDS_INFLIGHT_MAX {
+            return None;
+        }
+        self.leave_busy_block();
+        let mut parts = Vec::new();
+        let mut offset = None;
+        if self.block_is_full() {
+            let next = self.current() + 1;
+            if self.prepared != Some((next, true)) {
+                return None;
+            }
+            offset = Some(self.segment_at(next));
+            parts.push(self.enter(next));
+        }
+        let offset = offset.unwrap_or_else(|| self.segment_at(self.current()) + self.block * BLOCK_BYTES as u64);
+        let last_block = self.fill(&mut parts);
+        let last = self.written;
+        self.appends.push_back((ticket, Job::Append { last, block: last_block }, false));
+        Some(Write { offset, parts })
+    }
+
+    /// A write has been completed. Whether it was one of the journal's.
+    pub fn done(&mut self, ticket: Ticket) -> bool {
+        if self.preparing == Some(ticket) {
+            self.preparing = None;
+            if let Some(prepared) = &mut self.prepared {
+                prepared.1 = true;
+            }
+            return true;
+        }
+        let Some(append) = self.appends.iter_mut().find(|append| append.0 == ticket) else { return false };
+        append.2 = true;
+        while let Some(&(_, job, true)) = self.appends.front() {
+            self.appends.pop_front();
+            match job {
+                Job::Append { last, .. } => self.durable = last,
+                Job::Repair => self.repairing -= 1,
+            }
+        }
+        true
+    }
+
+    fn current(&self) -> u64 {
+        // Before the first segment: `first` is the one to be entered next.
+        self.used.back().map_or(self.first - 1, |&(number, _)| number)
+    }
+
+    fn block_is_full(&self) -> bool {
+        self.used.is_empty() || self.block >= SEGMENT_BLOCKS
+    }
+
+    fn segment_free(&self, number: u64) -> bool {
+        number < self.first + self.segments
+    }
+
+    fn segment_at(&self, number: u64) -> u64 {
+        segment_offset(number, self.segments)
+    }
+
+    /// Zeroes the next segment while the current one is being filled.
+    fn prepare(&mut self, ticket: Ticket) -> Option<Write> {
+        let next = self.current() + 1;
+        let wanted = self.prepared.is_none_or(|(number, _)| number < next)
+            && (self.block_is_full() && !self.waiting.is_empty() || self.block >= SEGMENT_BLOCKS / 2)
+            && !(self.used.is_empty() && self.waiting.is_empty());
+        if !wanted || self.preparing.is_some() || !self.segment_free(next) {
+            return None;
+        }
+        self.prepared = Some((next, false));
+        self.preparing = Some(ticket);
+        Some(Write { offset: self.segment_at(next), parts: zeroes(SEGMENT_BYTES) })
+    }
+
+    /// A block that an append in flight writes to is not written again: the next append starts after it.
+    fn leave_busy_block(&mut self) {
+        let here = self.current() * SEGMENT_BLOCKS + self.block;
+        let busy = self
+            .appends
+            .iter()
+            .any(|&(_, job, done)| !done && matches!(job, Job::Append { block, .. } if block == here));
+        if busy && !self.partial.is_empty() {
+            self.partial.clear();
+            self.block += 1;
+        }
+    }
+
+    /// Opens a segment: its header block.
+    fn enter(&mut self, number: u64) -> Bytes {
+        let first_seq = self.waiting.front().map_or(self.written.next(), |record| record.seq);
+        let header = SegmentHeader {
+            group: self.group,
+            number,
+            first_seq,
+            previous_seq: self.written,
+            previous_chain: self.written_chain,
+        };
+        self.used.push_back((number, self.written));
+        self.block = 1;
+        self.partial.clear();
+        Bytes::copy_from_slice(&header.encode())
+    }
+
+    /// Puts as many waiting records as fit into blocks from `block` on; the last block they touch.
+    fn fill(&mut self, parts: &mut Vec<Bytes>) -> u64 {
+        let mut out = BytesMut::new();
+        let mut blocks = 0;
+        let base = self.current() * SEGMENT_BLOCKS;
+        loop {
+            let touched = base + self.block;
+            let room = RECORDS_PER_BLOCK - self.partial.len();
+            for record in self.waiting.drain(..room.min(self.waiting.len())) {
+                self.written = record.seq;
+                self.written_chain = record.chain;
+                self.partial.push(record);
+            }
+            for record in &self.partial {
+                out.extend_from_slice(&record.encode());
+            }
+            out.resize(out.len() + (RECORDS_PER_BLOCK - self.partial.len()) * RECORD_BYTES, 0);
+            blocks += 1;
+            if self.partial.len() == RECORDS_PER_BLOCK {
+                self.partial.clear();
+                self.block += 1;
+            }
+            if self.waiting.is_empty() || blocks == DR_APPEND_BLOCKS_MAX || self.block >= SEGMENT_BLOCKS {
+                parts.push(out.freeze());
+                return touched;
+            }
+        }
+    }
+}
+
+/// That many zero bytes, without memory of their own.
+fn zeroes(bytes: u64) -> Vec<Bytes> {
+    let mut parts = Vec::new();
+    let mut left = usize::try_from(bytes).expect("at most a segment");
+    while left > 0 {
+        let part = left.min(ZEROES.len());
+        parts.push(Bytes::from_static(&ZEROES[..part]));
+        left -= part;
+    }
+    parts
+}

@@ -1,26 +1,359 @@
-//! The DR machine: receives, journals, spools, applies, promotes.
+//! The DR machine: ties receipt, journal, spool, apply and promotion together.
+//!
+//! Owns the state of one site and the order of its effects. How each part decides is in its own file:
+//! [`super::links`] (hellos), [`super::receive`] (messages), [`super::apply`] (cut, batches, checkpoints),
+//! [`super::promote`] (failover).
+//!
+//! ```text
+//!   checkpoint ≤ applied ≤ cut ≤ tail            cut: every payload up to here is durable in the spool and
+//!   cut ≤ journal durable ≤ journal taken = tail      every record up to here durable in the journal (I5)
+//! ```
+//!
+//! Every input is followed by one pass over all parts ([`Machine::settle`]), which starts whatever has
+//! become possible. So no part needs to know who waits for it.
 
-use crate::cluster::status::DrStatus;
-use crate::core::machine::Now;
+use std::collections::BTreeMap;
+
+use crate::core::ids::{Conn, Seq};
+use crate::core::machine::{DiskKind, DiskResult, Level, Now};
+use crate::dr::apply::{Batch, Checkpoints, Committed};
+use crate::dr::desk::Desk;
+use crate::dr::history::History;
+use crate::dr::intake::Intake;
+use crate::dr::journal::Journal;
+use crate::dr::keeper::Keeper;
+use crate::dr::links::Links;
+use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
+use crate::dr::replay::Replay;
+use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
+use crate::limits::{LINK_SILENCE_NS, STREAM_SILENCE_NS};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 
+/// What is done once the superblock that says so is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// The directory exists: hellos are accepted.
+    Started,
+    /// The hello of this connection is adopted.
+    Welcome(Conn),
+    /// The volumes may be overwritten by a first sync.
+    DirectMarked,
+    /// The batch is complete for good.
+    Committed,
+    /// Everything up to here is applied for good.
+    Checkpointed {
+        seq: Seq,
+        spool_pos: u64,
+        segment: u64,
+    },
+    /// The promotion may fence.
+    Promoting,
+    /// The promotion was called off before anything was fenced.
+    Abandoned,
+    Promoted,
+    Stopped,
+}
+
+/// What is less than it should be; each is shown with its text and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trouble {
+    JournalFull,
+    SpoolFull,
+    BatchTooLarge,
+    Damage,
+    Diverged,
+    Promotion,
+}
+
 /// One DR site of one group.
 pub struct Machine {
-    options: Options,
+    pub(super) options: Options,
+    pub(super) desk: Desk,
+    pub(super) keeper: Keeper<After>,
+    pub(super) history: History,
+    pub(super) journal: Journal,
+    pub(super) intake: Intake,
+    pub(super) replay: Replay,
+    pub(super) links: Links,
+    /// The recovery point.
+    pub(super) cut: Seq,
+    /// The batch that comes in, the complete one being written down, the one being applied.
+    pub(super) batch: Option<Batch>,
+    pub(super) committing: Option<Batch>,
+    pub(super) committed: Option<Committed>,
+    /// Last seq given to the replay.
+    pub(super) fed: Seq,
+    /// Writes given to it since the start.
+    pub(super) fed_writes: u64,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) promotion: Option<Promotion>,
+    pub(super) report: Option<LossReport>,
+    pub(super) troubles: BTreeMap<Trouble, (String, u64)>,
+    /// Copies that wait for their order record to be durable: seq → who is to be told.
+    pub(super) copied: BTreeMap<Seq, Vec<Conn>>,
+    pub(super) chunks_copied: Vec<(Conn, Seq, u64)>,
+    /// What the order connection was last told.
+    pub(super) told: Told,
+    /// Since when no order connection is up.
+    pub(super) alone_since_ns: u64,
+    pub(super) started: bool,
+    ready: bool,
+    pub(super) stopping: bool,
+    /// A fatal error was reported: nothing is done any more.
+    dead: bool,
+    news: Vec<(Level, String)>,
+}
+
+/// What the order connection was last told, and when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub journal: Seq,
+    pub cut: Seq,
+    pub applied: Seq,
+    pub synced: bool,
+    pub at_ns: u64,
 }
 
 impl Machine {
+    /// A machine that goes on from what recovery found.
     #[must_use]
-    pub fn new(_recovered: Recovered, options: Options) -> Machine {
-        Machine { options }
+    pub fn new(recovered: Recovered, options: Options) -> Machine {
+        let Recovered { superblock, fresh, history, journal, spool, batch, committed, report, news, damage } =
+            recovered;
+        let nonce = superblock.nonce;
+        let cut = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
+        let fed = committed.as_ref().filter(|it| it.direct).map_or(superblock.seq, |it| it.begin);
+        let replay = Replay::new(options.volumes.len(), superblock.seq, nonce, spool.size());
+        let highest = history.above(Seq(0)).filter(|entry| entry.payload.is_some()).map(|entry| entry.record.seq).max();
+        let chain = history.tail_chain();
+        let mut troubles = BTreeMap::new();
+        troubles.extend(damage.map(|text| (Trouble::Damage, (text, 0))));
+        Machine {
+            desk: Desk::default(),
+            journal: Journal::new(superblock.group, journal, chain),
+            intake: Intake::new(spool, nonce, highest.unwrap_or_default()),
+            replay,
+            links: Links::default(),
+            cut,
+            batch,
+            committing: None,
+            committed,
+            fed,
+            fed_writes: 0,
+            checkpoints: Checkpoints::default(),
+            promotion: None,
+            report,
+            troubles,
+            copied: BTreeMap::new(),
+            chunks_copied: Vec::new(),
+            told: Told::default(),
+            alone_since_ns: 0,
+            started: false,
+            ready: false,
+            stopping: false,
+            dead: false,
+            news,
+            keeper: Keeper::new(superblock, fresh),
+            history,
+            options,
+        }
     }
 
-    /// Where this site stands.
-    #[must_use]
-    pub fn status(&self, _now: Now) -> DrStatus {
-        DrStatus { group: self.options.group_name.clone(), ..DrStatus::default() }
+    /// First step of a life: what recovery had to say, and the first superblock of a fresh directory.
+    fn start(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        self.started = true;
+        self.alone_since_ns = now.mono_ns;
+        fx.extend(std::mem::take(&mut self.news).into_iter().map(|(level, text)| Effect::Log { level, text }));
+        for (_, since) in self.troubles.values_mut() {
+            *since = now.wall_ns;
+        }
+        self.checkpoints.start(now);
+        if self.keeper.get().has(CLEAN) {
+            self.keeper.change(|_| ());
+        }
+        self.keeper.then(After::Started);
+        if self.keeper.get().has(PROMOTED) {
+            self.serve(fx);
+        }
+    }
+
+    /// Whether hellos may be accepted: the directory is durable and the journal repaired.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready && self.journal.repaired() && !self.stopping
+    }
+
+    /// Whether there is a recovery point.
+    pub(super) fn synced(&self) -> bool {
+        let first = |batch: &Option<Batch>| batch.as_ref().is_some_and(|batch| batch.direct);
+        self.keeper.get().has(SYNCED) && !first(&self.batch) && !first(&self.committing)
+    }
+
+    /// Whether the first sync has begun to overwrite the volumes.
+    pub(super) fn direct(&self) -> bool {
+        self.keeper.get().has(DIRECT)
+    }
+
+    pub(super) fn trouble(&mut self, now: Now, what: Trouble, text: String, fx: &mut Vec<Effect>) {
+        if self.troubles.get(&what).is_none_or(|(known, _)| *known != text) {
+            fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
+            let since = self.troubles.get(&what).map_or(now.wall_ns, |&(_, since)| since);
+            self.troubles.insert(what, (text, since));
+        }
+    }
+
+    pub(super) fn relieved(&mut self, what: Trouble, text: &str, fx: &mut Vec<Effect>) {
+        if self.troubles.remove(&what).is_some() {
+            fx.push(Effect::Log { level: Level::Info, text: text.into() });
+        }
+    }
+
+    /// Nothing can be trusted any more (style rule 10): no effect follows this one.
+    pub(super) fn fatal(&mut self, text: String, fx: &mut Vec<Effect>) {
+        fx.push(Effect::Fatal { text });
+        self.dead = true;
+    }
+
+    fn disk_done(&mut self, now: Now, ticket: crate::core::ids::Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
+        let Some(file) = self.desk.ended(ticket) else { return };
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(fail) => {
+                let name = self.file_name(file);
+                let text = format!(
+                    "{name}: {fail}. Nothing is acknowledged after a failed operation: the process ends; mend the \
+                     cause and start it again, it recovers by itself"
+                );
+                return self.fatal(text, fx);
+            }
+        };
+        match file {
+            File::Superblock => {
+                self.keeper.done(ticket);
+            }
+            File::Journal => {
+                self.journal.done(ticket);
+            }
+            File::Spool => match self.replay.loaded(ticket, &bytes) {
+                Ok(true) => {}
+                Ok(false) => {
+                    for stored in self.intake.done(ticket) {
+                        self.stored(stored);
+                    }
+                }
+                Err((item, why)) => self.damaged(now, item, &why, fx),
+            },
+            File::Volume(_) => {
+                if !self.replay.written(ticket, &mut self.desk, fx) {
+                    self.volume_synced(ticket);
+                }
+            }
+        }
+    }
+
+    fn file_name(&self, file: File) -> String {
+        match file {
+            File::Superblock => "superblock".into(),
+            File::Journal => "journal".into(),
+            File::Spool => "spool".into(),
+            File::Volume(volume) => {
+                let name = self.options.volumes.get(usize::from(volume.0)).map_or("?", |(name, _)| name.as_str());
+                format!("volume {name:?}")
+            }
+        }
+    }
+
+    /// Starts everything that has become possible.
+    fn settle(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        loop {
+            for after in self.keeper.ready() {
+                self.after(now, after, fx);
+            }
+            self.place_waiting(now, fx);
+            self.intake.sync(&mut self.desk, fx);
+            while let Some(write) = self.journal.next_write(self.desk.next()) {
+                let kind = DiskKind::Write { offset: write.offset, parts: write.parts, durable: true };
+                self.desk.disk(fx, File::Journal, kind);
+            }
+            self.advance_cut(now, fx);
+            self.feed(now, fx);
+            self.acknowledge(fx);
+            self.checkpoint(now, fx);
+            let again = self.promote_step(now, fx);
+            if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
+                let kind = DiskKind::Write { offset, parts: vec![block], durable: true };
+                self.desk.disk(fx, File::Superblock, kind);
+            }
+            if self.dead || !(again || self.keeper.has_ready()) {
+                break;
+            }
+        }
+        self.progress(now, fx);
+        self.watch(now, fx);
+        self.stop_step(fx);
+    }
+
+    /// Carries out what waited for a superblock.
+    fn after(&mut self, now: Now, after: After, fx: &mut Vec<Effect>) {
+        match after {
+            After::Started => self.ready = true,
+            After::Welcome(conn) => self.welcome(now, conn, fx),
+            After::DirectMarked => self.direct_marked(),
+            After::Committed => self.committed(fx),
+            After::Checkpointed { seq, spool_pos, segment } => self.checkpointed(now, seq, spool_pos, segment, fx),
+            After::Promoting => self.may_fence(now, fx),
+            After::Abandoned => self.abandoned(fx),
+            After::Promoted => self.promoted(now, fx),
+            After::Stopped => fx.push(Effect::Stopped),
+        }
+    }
+
+    /// Keeps the list of what is degraded, and closes links that have gone silent.
+    fn watch(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.journal.full() {
+            let text = format!(
+                "the journal ({} bytes) is full: orders are not acknowledged until older ones are applied",
+                self.journal.size_bytes()
+            );
+            self.trouble(now, Trouble::JournalFull, text, fx);
+        } else {
+            self.relieved(Trouble::JournalFull, "the journal has room again", fx);
+        }
+        let silent: Vec<Conn> = self
+            .links
+            .peers
+            .iter()
+            .filter(|(_, peer)| now.mono_ns.saturating_sub(peer.heard_ns) >= self.silence_ns(peer.part))
+            .map(|(&conn, _)| conn)
+            .collect();
+        for conn in silent {
+            self.close(conn, "silent for too long", fx);
+        }
+    }
+
+    fn silence_ns(&self, part: super::links::Part) -> u64 {
+        match part {
+            super::links::Part::Stream => STREAM_SILENCE_NS,
+            _ => LINK_SILENCE_NS,
+        }
+    }
+
+    /// A clean end: everything in flight settles, a last checkpoint, then the flag that says so.
+    fn stop_step(&mut self, fx: &mut Vec<Effect>) {
+        if !self.stopping || self.dead || self.checkpoints.stopped {
+            return;
+        }
+        let quiet = self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
+        if quiet && self.replay.applied() <= self.history.floor() {
+            self.checkpoints.stopped = true;
+            self.keeper.change_cleanly();
+            self.keeper.then(After::Stopped);
+            if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
+                let kind = DiskKind::Write { offset, parts: vec![block], durable: true };
+                self.desk.disk(fx, File::Superblock, kind);
+            }
+        }
     }
 }
 
@@ -28,11 +361,46 @@ impl crate::core::machine::Machine for Machine {
     type Input = Input;
     type Effect = Effect;
 
-    fn step(&mut self, _now: Now, _input: Input, _fx: &mut Vec<Effect>) {
-        let _ = &self.options;
+    fn step(&mut self, now: Now, input: Input, fx: &mut Vec<Effect>) {
+        if self.dead {
+            return;
+        }
+        if !self.started {
+            self.start(now, fx);
+        }
+        match input {
+            Input::Opened { conn } => self.opened(now, conn, fx),
+            Input::Message { conn, message } => self.message(now, conn, message, fx),
+            Input::Closed { conn } => {
+                self.alone_since_ns = if self.links.order == Some(conn) { now.mono_ns } else { self.alone_since_ns };
+                self.closed(conn, fx);
+            }
+            Input::Disk { ticket, result } => self.disk_done(now, ticket, result, fx),
+            Input::Tick => {}
+            Input::Promote { ticket, plan, force } => self.promote(now, ticket, plan, force, fx),
+            Input::AuxOpened { size, fencing } => self.aux_opened(now, size, fencing, fx),
+            Input::AuxFailed { reason, fenced } => self.aux_failed(now, &reason, fenced, fx),
+            Input::AuxDone { ticket, result } => self.aux_done(now, ticket, result, fx),
+            Input::AuxClosed { reason } => self.aux_closed(now, &reason, fx),
+            Input::ReportStored { ticket, result } => self.report_stored(now, ticket, result, fx),
+            Input::Stop => self.stop(fx),
+        }
+        if !self.dead {
+            self.settle(now, fx);
+        }
     }
 
     fn deadline_ns(&self) -> Option<u64> {
-        None
+        if self.dead {
+            return None;
+        }
+        if !self.started {
+            return Some(0);
+        }
+        let silences = self.links.peers.values().map(|peer| peer.heard_ns + self.silence_ns(peer.part)).min();
+        let progress = self.progress_due_ns();
+        let checkpoint = self.checkpoint_due_ns();
+        let promotion = self.promotion.as_ref().and_then(Promotion::deadline_ns);
+        [silences, progress, checkpoint, promotion].into_iter().flatten().min()
     }
 }

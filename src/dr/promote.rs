@@ -1,18 +1,669 @@
 //! Promotion: fence, read the table, reconcile, fetch, report, replay, serve.
+//!
+//! ```text
+//!   PROMOTING durable ─► open epoch+1 (fences) ─► head ─► fence block ─► lease ─► records ─► settle
+//!     ─► append records ─► states ─► fetch from the ring ─► report durable ─► replay ─► checkpoint
+//!     ─► PROMOTED durable ─► done, serve
+//!   plan: open the read-only view ─► head ─► records ─► states ─► fetch, only to verify ─► done
+//! ```
+//!
+//! Invariants:
+//! - Nothing is fenced before it is durable that a promotion is under way, nothing is served before the
+//!   report, the volumes and the new epoch are (I7, I4). Killed anywhere and called again, it ends the same:
+//!   what it adds goes to journal and spool first, and once the report is stored its cut is final.
+//! - Between the fence and the first look at the table, every writer that the fence cannot reach has lost
+//!   its lease (I7).
+//! - A plan writes nothing and closes nothing.
 
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::status::PromoteReport;
-use crate::core::ids::{Chain, GroupId, Seq};
+use crate::cluster::status::{PromoteReport, rfc3339, seconds};
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
+use crate::core::machine::{DiskResult, IoFail, Level, Now};
+use crate::core::modes::{Ack, Protect, Require};
+use crate::dr::api::{Effect, PromoteError};
+use crate::dr::history::History;
+use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::receive::plausible;
+use crate::dr::reconcile::{Known, decide};
+use crate::dr::table::TableReader;
+use crate::format::is_zero;
+use crate::format::record::OrderRecord;
+use crate::format::superblock::{PROMOTED, PROMOTING};
+use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader};
+use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
+
+pub use crate::cluster::status::MissingWrite;
 
 /// What a promotion decided, kept durably by the shell (as JSON) before anything is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossReport {
     pub group_id: GroupId,
-    /// Chain of the record at the tail: where the history of the new epoch goes on.
+    /// Chain of the last record of the old epoch: where the history of the new one goes on.
     pub tail_chain: Chain,
-    /// The cut this promotion replays to; equal to `report.cut_seq`.
-    pub cut: Seq,
     /// The object that `farshore promote --json` prints.
     pub report: PromoteReport,
+}
+
+/// Where a promotion stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The superblock with `PROMOTING` is being written.
+    Marking,
+    Opening,
+    Head,
+    Fencing,
+    /// Until then a writer that the fence does not reach may still acknowledge.
+    Lease(u64),
+    Records,
+    /// What came in before the links were cut becomes durable and is applied.
+    Settling,
+    /// Records that only the table had become durable here.
+    Appending,
+    States,
+    Fetching,
+    Storing(Ticket),
+    Replaying,
+    Finishing,
+    Abandoning,
+}
+
+impl Step {
+    /// The word of the status.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Step::Marking | Step::Opening | Step::Head | Step::Fencing => "fencing",
+            Step::Lease(_) => "waiting for the lease of the old writer to end",
+            Step::Records | Step::States => "reading the status table",
+            Step::Settling | Step::Appending => "settling what has come in",
+            Step::Fetching => "fetching from the auxiliary",
+            Step::Storing(_) => "storing the loss report",
+            Step::Replaying | Step::Finishing => "replaying",
+            Step::Abandoning => "calling it off",
+        }
+    }
+}
+
+/// One promotion, or plan of one.
+pub(super) struct Promotion {
+    pub ticket: Ticket,
+    pub plan: bool,
+    pub force: bool,
+    /// An earlier attempt may have fenced already.
+    pub resumed: bool,
+    pub target: Epoch,
+    pub step: Step,
+    started_ns: u64,
+    /// `read`, `unreachable`, `none`.
+    aux: &'static str,
+    aux_open: bool,
+    /// The auxiliary closes older writers itself.
+    fencing: bool,
+    head: Option<Ticket>,
+    fence: Option<Ticket>,
+    pub(super) table: Option<TableReader>,
+    /// The history with the table's records and, in a plan, with what could be fetched.
+    pub(super) view: Option<History>,
+    /// Records of the table that the history has no place for: reported, never applied.
+    strays: BTreeMap<Seq, OrderRecord>,
+    pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
+    pub(super) fetching: Option<Ticket>,
+    fetched: u64,
+    /// Writes given to the replay before it began.
+    fed_before: u64,
+    error: Option<PromoteError>,
+}
+
+impl Promotion {
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
+        match self.step {
+            Step::Lease(until) => Some(until),
+            _ => None,
+        }
+    }
+
+    pub(super) fn add_fetched(&mut self) {
+        self.fetched += 1;
+    }
+
+    /// Everything is applied that will be: only a checkpoint is missing.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        matches!(self.step, Step::Settling | Step::Replaying | Step::Fetching)
+    }
+}
+
+/// An error that says what would make it safe.
+fn unsafe_because(text: impl Into<String>) -> PromoteError {
+    PromoteError { text: text.into(), refused_for_safety: true }
+}
+
+fn failed(text: impl Into<String>) -> PromoteError {
+    PromoteError { text: text.into(), refused_for_safety: false }
+}
+
+impl Machine {
+    /// An operator asks for a promotion or a plan.
+    pub(super) fn promote(&mut self, now: Now, ticket: Ticket, plan: bool, force: bool, fx: &mut Vec<Effect>) {
+        if let Some(result) = self.promote_at_once(plan) {
+            fx.push(Effect::PromoteDone { ticket, result });
+            return;
+        }
+        let it = self.keeper.get();
+        let resumed = it.has(PROMOTING);
+        let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
+        self.promotion = Some(Promotion {
+            ticket,
+            plan,
+            force,
+            resumed,
+            target,
+            step: Step::Marking,
+            started_ns: now.mono_ns,
+            aux: "none",
+            aux_open: false,
+            fencing: false,
+            head: None,
+            fence: None,
+            table: None,
+            view: None,
+            strays: BTreeMap::new(),
+            fetch: VecDeque::new(),
+            fetching: None,
+            fetched: 0,
+            fed_before: self.fed_writes,
+            error: None,
+        });
+        if plan {
+            return self.open_table(now, Epoch(0), fx);
+        }
+        fx.push(Effect::Log { level: Level::Info, text: format!("promotion to epoch {target} begins") });
+        self.close_all(&format!("this site is being promoted to epoch {target}"), fx);
+        self.intake.drop_waiting(None);
+        self.keeper.change(|it| {
+            it.set(PROMOTING, true);
+            it.target_epoch = target;
+        });
+        self.keeper.then(After::Promoting);
+    }
+
+    /// What needs no promotion to be answered.
+    fn promote_at_once(&self, plan: bool) -> Option<Result<PromoteReport, PromoteError>> {
+        let it = self.keeper.get();
+        if it.has(PROMOTED) {
+            let stored = self.report.as_ref().map(|stored| stored.report.clone());
+            return Some(stored.ok_or_else(|| failed("this site is promoted already; its loss report is missing")));
+        }
+        if self.promotion.is_some() {
+            return Some(Err(failed("a promotion is under way already")));
+        }
+        if self.stopping || !self.is_ready() {
+            return Some(Err(failed("this site is starting or stopping; try again")));
+        }
+        if !self.synced() {
+            let text = "no recovery point yet: the first sync has never been completed, there is nothing to promote";
+            return Some(Err(unsafe_because(text)));
+        }
+        if plan
+            && it.has(PROMOTING)
+            && self.report.as_ref().is_some_and(|it| it.report.epoch == self.keeper.get().target_epoch)
+        {
+            return self.report.as_ref().map(|stored| Ok(stored.report.clone()));
+        }
+        None
+    }
+
+    /// It is durable that a promotion is under way: the writer may be fenced.
+    pub(super) fn may_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        let target = promotion.target;
+        // A stored report is final: everything before it was done.
+        if self.report.as_ref().is_some_and(|stored| stored.report.epoch == target) {
+            promotion.step = Step::Replaying;
+            return;
+        }
+        self.open_table(now, target, fx);
+    }
+
+    fn open_table(&mut self, now: Now, epoch: Epoch, fx: &mut Vec<Effect>) {
+        let owner = if epoch == Epoch(0) { Owner(0) } else { self.keeper.get().owner };
+        if !self.options.auxiliary {
+            return self.fenced(now, fx);
+        }
+        if let Some(promotion) = &mut self.promotion {
+            promotion.step = Step::Opening;
+            promotion.aux_open = true;
+            fx.push(Effect::AuxOpen { epoch, owner });
+        }
+    }
+
+    pub(super) fn aux_opened(&mut self, _now: Now, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
+        let ticket = self.desk.ticket();
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Opening) else { return };
+        promotion.fencing = fencing;
+        if size < RECORDS_AT {
+            let text = format!("the status table is {size} bytes long: not one of ours");
+            return self.promote_fails(unsafe_because(text), fx);
+        }
+        promotion.step = Step::Head;
+        promotion.head = Some(ticket);
+        fx.push(Effect::AuxRead { ticket, offset: HEADER_AT, length: RECORDS_AT });
+    }
+
+    pub(super) fn aux_failed(&mut self, now: Now, reason: &str, fenced: bool, fx: &mut Vec<Effect>) {
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Opening) else { return };
+        promotion.aux_open = false;
+        if fenced {
+            let text = format!("the auxiliary refuses this promotion: {reason}. Another site may have been promoted");
+            return self.promote_fails(unsafe_because(text), fx);
+        }
+        if promotion.force || promotion.plan {
+            promotion.aux = "unreachable";
+            let text = format!("the auxiliary cannot be reached ({reason}): going on without it");
+            fx.push(Effect::Log { level: Level::Warn, text });
+            return self.fenced(now, fx);
+        }
+        let error = unsafe_because(format!(
+            "the auxiliary cannot be reached ({reason}): the old primary may still be writing, and orders that only \
+             the status table has would be unknown. Make it reachable, or be sure that the primary is dead and use --force"
+        ));
+        if promotion.resumed {
+            return self.promote_fails(error, fx);
+        }
+        // Nothing was fenced: replication may go on.
+        promotion.step = Step::Abandoning;
+        promotion.error = Some(error);
+        self.keeper.change(|it| it.set(PROMOTING, false));
+        self.keeper.then(After::Abandoned);
+    }
+
+    /// It is durable that no promotion is under way any more.
+    pub(super) fn abandoned(&mut self, fx: &mut Vec<Effect>) {
+        let Some(promotion) = self.promotion.take() else { return };
+        let result = Err(promotion.error.unwrap_or_else(|| failed("the promotion was called off")));
+        fx.push(Effect::PromoteDone { ticket: promotion.ticket, result });
+    }
+
+    pub(super) fn aux_closed(&mut self, now: Now, reason: &str, fx: &mut Vec<Effect>) {
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.aux_open) else { return };
+        promotion.aux_open = false;
+        match promotion.step {
+            Step::Opening => self.aux_failed(now, reason, false, fx),
+            Step::Head | Step::Fencing | Step::Lease(_) | Step::Records | Step::States | Step::Fetching => {
+                let text =
+                    format!("the auxiliary was lost while its table was being read ({reason}): call promote again");
+                self.promote_fails(failed(text), fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the attempt; what is durable of it stays, and the next one goes on from there.
+    pub(super) fn promote_fails(&mut self, error: PromoteError, fx: &mut Vec<Effect>) {
+        let Some(promotion) = self.promotion.take() else { return };
+        if promotion.aux_open {
+            fx.push(Effect::AuxClose);
+        }
+        fx.push(Effect::Log { level: Level::Error, text: format!("promotion: {}", error.text) });
+        fx.push(Effect::PromoteDone { ticket: promotion.ticket, result: Err(error) });
+    }
+
+    pub(super) fn aux_done(&mut self, now: Now, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(fail) => return self.aux_closed(now, &fail.to_string(), fx),
+        };
+        if promotion.head == Some(ticket) {
+            promotion.head = None;
+            self.head_read(now, &bytes, fx);
+        } else if promotion.fence == Some(ticket) {
+            promotion.fence = None;
+            self.fenced(now, fx);
+        } else if promotion.fetching == Some(ticket) {
+            promotion.fetching = None;
+            self.fetched(&bytes, fx);
+        } else if let Some(table) = &mut promotion.table {
+            table.read(ticket, &bytes);
+        }
+    }
+
+    /// Header, fence and heartbeat of the table.
+    fn head_read(&mut self, now: Now, bytes: &Bytes, fx: &mut Vec<Effect>) {
+        let it = self.keeper.get();
+        let (group, owner, above) = (it.group, it.owner, self.history.floor());
+        let ticket = self.desk.ticket();
+        let Some(promotion) = &mut self.promotion else { return };
+        let block = |at: u64| bytes.get(at as usize..at as usize + BLOCK_BYTES).unwrap_or_default();
+        promotion.aux = "read";
+        let header = block(HEADER_AT);
+        if is_zero(header) {
+            fx.push(Effect::Log { level: Level::Warn, text: "the status table was never written to".into() });
+        } else {
+            match TableHeader::decode(header) {
+                Ok(header) if header.group == group => {
+                    promotion.table = Some(TableReader::new(header.layout(), group, above, promotion.target));
+                }
+                Ok(header) => {
+                    let text = format!(
+                        "the status table belongs to group {:016x}, this site to {:016x}",
+                        header.group.0, group.0
+                    );
+                    return self.promote_fails(unsafe_because(text), fx);
+                }
+                Err(err) => {
+                    let text = format!("the status table cannot be read: {err}. With --force it is left out");
+                    if !promotion.force {
+                        return self.promote_fails(unsafe_because(text), fx);
+                    }
+                    promotion.aux = "unreachable";
+                    fx.push(Effect::Log { level: Level::Error, text });
+                }
+            }
+        }
+        if promotion.plan {
+            return self.fenced(now, fx);
+        }
+        let target = promotion.target;
+        if let Ok(fence) = Fence::decode(block(FENCE_AT))
+            && (fence.epoch > target || fence.epoch == target && fence.owner != owner)
+        {
+            let text = format!(
+                "epoch {} of {:016x} is in force at the auxiliary: another site was promoted",
+                fence.epoch, fence.owner.0
+            );
+            return self.promote_fails(unsafe_because(text), fx);
+        }
+        promotion.step = Step::Fencing;
+        promotion.fence = Some(ticket);
+        let parts = vec![Bytes::copy_from_slice(&Fence { epoch: target, owner }.encode())];
+        fx.push(Effect::AuxWrite { ticket, offset: FENCE_AT, parts, fua: true });
+    }
+
+    /// The fence stands, as far as one can be had: waits for the lease of whoever it does not reach (I7).
+    fn fenced(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let unreached = self.options.protect == Protect::Async
+            || self.options.ack == Ack::Flush
+            || self.options.require == Require::None;
+        let Some(promotion) = &mut self.promotion else { return };
+        if promotion.plan {
+            promotion.step = Step::Records;
+            return;
+        }
+        if self.options.require == Require::None {
+            let text = "require = none: an old primary that is cut off goes on acknowledging; make sure it is down";
+            fx.push(Effect::Log { level: Level::Warn, text: text.into() });
+        }
+        let wait = unreached || !promotion.fencing || promotion.aux != "read";
+        let wait_ns = if wait { LEASE_NS + LEASE_MARGIN_NS } else { 0 };
+        promotion.step = Step::Lease(now.mono_ns + wait_ns);
+    }
+
+    /// A promoted site applies nothing any more: its volumes belong to the new epoch.
+    pub(super) fn replay_held(&self) -> bool {
+        self.keeper.get().has(PROMOTED)
+    }
+
+    /// Goes on with the promotion as far as it can. Whether anything changed.
+    pub(super) fn promote_step(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        let Some(promotion) = &mut self.promotion else { return false };
+        let before = promotion.step;
+        match before {
+            Step::Lease(until) if now.mono_ns >= until => promotion.step = Step::Records,
+            Step::Records | Step::States => {
+                if self.table_read(fx) {
+                    self.table_done(before, fx);
+                }
+            }
+            Step::Settling => self.settling(fx),
+            Step::Appending if self.journal.idle() => self.want_states(fx),
+            Step::Fetching => self.fetch_more(now, fx),
+            Step::Replaying => self.replaying(now, fx),
+            _ => {}
+        }
+        self.promotion.as_ref().is_some_and(|promotion| promotion.step != before)
+    }
+
+    /// Makes the next reads of the table; whether it is done.
+    fn table_read(&mut self, fx: &mut Vec<Effect>) -> bool {
+        let Some(promotion) = &mut self.promotion else { return false };
+        let Some(table) = &mut promotion.table else { return true };
+        while let Some((offset, length)) = table.next_read(self.desk.next()) {
+            let ticket = self.desk.ticket();
+            fx.push(Effect::AuxRead { ticket, offset, length });
+        }
+        table.done()
+    }
+
+    fn table_done(&mut self, step: Step, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        if step == Step::States {
+            return self.plan_fetch(fx);
+        }
+        if let Some(table) = promotion.table.as_ref().filter(|table| table.damaged_slots > 0) {
+            let text = format!("{} slots of the status table are not readable and were left out", table.damaged_slots);
+            fx.push(Effect::Log { level: Level::Warn, text });
+        }
+        promotion.step = Step::Settling;
+        if promotion.plan {
+            self.merge(fx);
+        }
+    }
+
+    /// Waits until everything received is durable and applied, so that the cut is what it can be.
+    fn settling(&mut self, fx: &mut Vec<Effect>) {
+        let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none();
+        if quiet && self.committed.is_none() && self.replay.idle() && self.replay.applied() == self.cut {
+            return self.merge(fx);
+        }
+        let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle();
+        if stuck && self.replay.applied() < self.cut {
+            let text = match self.troubles.get(&Trouble::Damage) {
+                Some((text, _)) => format!("the recovery point cannot be reached: {text}"),
+                None => "the recovery point cannot be reached".into(),
+            };
+            self.promote_fails(unsafe_because(text), fx);
+        }
+    }
+
+    /// Takes the records that only the table has into the history, durably unless it is a plan.
+    fn merge(&mut self, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        let mut view = self.history.clone();
+        let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
+        let mut conflicts = Vec::new();
+        for (&seq, record) in &records {
+            if let Err(why) = plausible(record, &self.options, &self.intake.spool) {
+                conflicts.push(format!("a record in the status table cannot be one of this group: {why}"));
+                continue;
+            }
+            let known = view.get(seq).map(|entry| entry.record);
+            match view.take(*record) {
+                Ok(crate::dr::history::Intake::New) if !promotion.plan => {
+                    self.journal.push(*record);
+                    let taken = self.history.take(*record);
+                    assert!(taken.is_ok(), "the view and the history agree");
+                }
+                Ok(_) => {}
+                Err(why) if known.is_none() => {
+                    conflicts.push(format!("the status table's {why}"));
+                    promotion.strays.insert(seq, *record);
+                }
+                Err(why) => conflicts.push(format!("the status table's {why}; the journal's record counts")),
+            }
+        }
+        for text in conflicts {
+            fx.push(Effect::Log { level: Level::Error, text });
+        }
+        promotion.view = Some(view);
+        promotion.step = Step::Appending;
+        if promotion.plan {
+            self.want_states(fx);
+        }
+    }
+
+    /// Asks for the states of everything that is not going to be in the image by itself.
+    fn want_states(&mut self, fx: &mut Vec<Effect>) {
+        let cut = self.cut;
+        let Some(promotion) = &mut self.promotion else { return };
+        let Some(view) = &promotion.view else { return };
+        if let Some(table) = &mut promotion.table {
+            let missing = view.above(cut).filter(|entry| !entry.complete()).map(|entry| entry.record.seq);
+            table.want_states(missing.chain(promotion.strays.keys().copied()).collect::<Vec<_>>().into_iter());
+        }
+        promotion.step = Step::States;
+        if self.table_read(fx) {
+            self.plan_fetch(fx);
+        }
+    }
+
+    /// Decides what is stored in the report, and has it made durable.
+    pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let report = self.make_report(now);
+        let ticket = self.desk.ticket();
+        let tail_chain = self.history.tail_chain();
+        let group_id = self.keeper.get().group;
+        let Some(promotion) = &mut self.promotion else { return };
+        if promotion.aux_open {
+            promotion.aux_open = false;
+            fx.push(Effect::AuxClose);
+        }
+        if promotion.plan {
+            let ticket = promotion.ticket;
+            self.promotion = None;
+            fx.push(Effect::PromoteDone { ticket, result: Ok(report) });
+            return;
+        }
+        let report = LossReport { group_id, tail_chain, report };
+        promotion.step = Step::Storing(ticket);
+        fx.push(Effect::StoreReport { ticket, report: report.clone() });
+        self.report = Some(report);
+    }
+
+    /// Every write above the cut, and why it is not in the image (I4).
+    fn make_report(&self, now: Now) -> PromoteReport {
+        let Some(promotion) = &self.promotion else { return PromoteReport::default() };
+        // A plan looks at a copy of the history in which what could be fetched is held already.
+        let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
+        let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
+        let mut all: BTreeMap<Seq, (OrderRecord, bool)> = BTreeMap::new();
+        all.extend(promotion.strays.iter().map(|(&seq, &record)| (seq, (record, false))));
+        all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
+        let missing: Vec<MissingWrite> = all
+            .values()
+            .filter(|(record, _)| record.seq > cut && record.op.changes_volume())
+            .filter_map(|(record, here)| {
+                let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
+                let known = Known {
+                    in_journal: true,
+                    in_table: state.is_some(),
+                    in_image: false,
+                    has_payload: record.op.has_payload(),
+                    here: *here,
+                    in_ring: false,
+                    state: state.map(|state| state.state),
+                };
+                let missing = decide(known).missing?;
+                Some(self.missing_write(record, missing.word()))
+            })
+            .collect();
+        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail());
+        let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
+        let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
+        PromoteReport {
+            group: self.options.group_name.clone(),
+            epoch: promotion.target,
+            cut_seq: cut,
+            tail_seq: tail,
+            replayed: self.fed_writes - promotion.fed_before + due,
+            fetched_from_aux: promotion.fetched,
+            missing_bytes: missing.iter().map(|write| write.length).sum(),
+            missing,
+            aux: promotion.aux.into(),
+            duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
+        }
+    }
+
+    fn missing_write(&self, record: &OrderRecord, state: &str) -> MissingWrite {
+        let name = self.options.volumes.get(usize::from(record.volume.0)).map(|(name, _)| name.clone());
+        MissingWrite {
+            seq: record.seq,
+            volume: name.unwrap_or_else(|| format!("#{}", record.volume)),
+            op: record.op.word().into(),
+            offset: record.offset,
+            length: record.length,
+            time: rfc3339(record.time_ns),
+            state: state.into(),
+        }
+    }
+
+    /// The report is durable: its cut is final, and what is below it may be replayed.
+    pub(super) fn report_stored(
+        &mut self,
+        _now: Now,
+        ticket: Ticket,
+        result: Result<(), IoFail>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Storing(ticket)) else { return };
+        match result {
+            Ok(()) => promotion.step = Step::Replaying,
+            Err(fail) => {
+                self.report = None;
+                self.promote_fails(failed(format!("the loss report cannot be stored: {fail}")), fx);
+            }
+        }
+    }
+
+    /// Replays to the cut, checkpoints, and takes the epoch.
+    fn replaying(&mut self, _now: Now, fx: &mut Vec<Effect>) {
+        let Some(stored) = &self.report else { return };
+        let (cut, epoch) = (stored.report.cut_seq, stored.report.epoch);
+        let quiet = self.replay.idle() && self.committed.is_none() && self.journal.idle() && self.intake.idle();
+        if self.replay.applied() >= cut && quiet && self.history.floor() >= cut && self.keeper.settled() {
+            if let Some(promotion) = &mut self.promotion {
+                promotion.step = Step::Finishing;
+            }
+            self.keeper.change(|it| {
+                it.epoch = epoch;
+                it.set(PROMOTING, false);
+                it.set(PROMOTED, true);
+            });
+            self.keeper.then(After::Promoted);
+        } else if quiet && self.keeper.settled() && self.desk.idle() && self.cut < cut {
+            let text =
+                format!("the report's recovery point {cut} cannot be reached any more: only {} is here", self.cut);
+            self.promote_fails(unsafe_because(text), fx);
+        }
+    }
+
+    /// Report, volumes and epoch are durable: the old epoch is over.
+    pub(super) fn promoted(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(promotion) = self.promotion.take() else { return };
+        let Some(stored) = &mut self.report else { return };
+        stored.report.duration_seconds = seconds(now.mono_ns.saturating_sub(promotion.started_ns));
+        let report = stored.report.clone();
+        let text = format!(
+            "promoted: epoch {}, cut {}, tail {}, {} writes missing",
+            report.epoch,
+            report.cut_seq,
+            report.tail_seq,
+            report.missing.len()
+        );
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.serve(fx);
+        fx.push(Effect::PromoteDone { ticket: promotion.ticket, result: Ok(report) });
+    }
+
+    /// The volumes may be served by the new epoch.
+    pub(super) fn serve(&mut self, fx: &mut Vec<Effect>) {
+        let epoch = self.keeper.get().epoch;
+        let (tail, chain) = match &self.report {
+            Some(stored) => (stored.report.tail_seq, stored.tail_chain),
+            None => (self.history.tail(), self.history.tail_chain()),
+        };
+        fx.push(Effect::Serve { epoch, tail, chain });
+    }
 }

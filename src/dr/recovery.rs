@@ -1,12 +1,37 @@
-//! From the bytes of a DR directory to a machine that can start (I8).
+//! From the bytes of a DR directory to a machine that can start.
+//!
+//! Owns the order of recovery: superblock, journal, spool, batch. Writes nothing; what has to be mended on
+//! disk is done by the machine before it accepts anything. A directory that is not this group's, or whose
+//! files were changed in size, is refused with a text that says what to do (I8).
+//!
+//! | superblock | batch | found | starts as |
+//! |---|---|---|---|
+//! | none | | journal empty | fresh |
+//! | not synced | | | no recovery point; a first sync begins again |
+//! | synced | none | | cut from the checkpoint as far as journal and spool allow |
+//! | synced | b | all of b | cut at the end of b, which is applied again (I6) |
+//! | synced | b | not all of b | the volume is half overwritten: no recovery point, a first sync is needed |
 
-use crate::core::machine::ReadAt;
+use std::collections::BTreeMap;
+
+use crate::core::ids::{Chain, Seq};
+use crate::core::machine::{Level, ReadAt};
+use crate::core::op::Op;
 use crate::dr::api::Options;
+use crate::dr::apply::{Batch, Chunk, Committed, Stage};
+use crate::dr::history::History;
+use crate::dr::journal::Start;
 use crate::dr::promote::LossReport;
+use crate::dr::scan::{FoundEntry, News, ScanError, scan_journal, scan_spool};
+use crate::dr::spool::Spool;
+use crate::format::is_zero;
+use crate::format::spool::Kind;
+use crate::format::superblock::{BLANK, DIRECT, Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots};
+use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 
 /// What the shell found in the directory.
 pub struct Found<'a> {
-    /// The first 8192 bytes of the superblock file; empty or all zeroes in a fresh directory.
+    /// The first 8192 bytes of the superblock file; shorter or all zeroes in a fresh directory.
     pub superblock: &'a [u8],
     pub journal: &'a dyn ReadAt,
     pub spool: &'a dyn ReadAt,
@@ -21,12 +46,290 @@ pub struct Found<'a> {
 #[error("{0}")]
 pub struct RecoverError(pub String);
 
+impl From<ScanError> for RecoverError {
+    fn from(err: ScanError) -> RecoverError {
+        RecoverError(err.to_string())
+    }
+}
+
 /// Everything a machine starts from. Only [`recover`] makes one.
 pub struct Recovered {
-    _private: (),
+    pub(super) superblock: Superblock,
+    pub(super) fresh: bool,
+    pub(super) history: History,
+    pub(super) journal: Start,
+    pub(super) spool: Spool,
+    pub(super) batch: Option<Batch>,
+    pub(super) committed: Option<Committed>,
+    pub(super) report: Option<LossReport>,
+    pub(super) news: News,
+    pub(super) damage: Option<String>,
+}
+
+impl Recovered {
+    /// The superblock in force.
+    #[must_use]
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
 }
 
 /// Reads superblock, journal and spool; writes nothing.
-pub fn recover(_found: Found<'_>, _options: &Options) -> Result<Recovered, RecoverError> {
-    Ok(Recovered { _private: () })
+pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, RecoverError> {
+    check_options(options)?;
+    let mut news = News::new();
+    let segments = options.journal_bytes / SEGMENT_BYTES;
+    let Some(mut superblock) = read_superblock(&found, &mut news)? else {
+        return fresh(&found, options, segments, news);
+    };
+    check_identity(&superblock, options)?;
+    let mut history = History::after(superblock.seq, superblock.chain);
+    let first = superblock.journal_segment.max(1);
+    let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
+    let entries = scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
+    let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
+    let mut damage = journal.damage;
+    let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
+    Ok(Recovered {
+        fresh: false,
+        history,
+        journal: journal.start,
+        spool,
+        batch,
+        committed,
+        report: found.report,
+        news,
+        damage,
+        superblock,
+    })
+}
+
+fn check_options(options: &Options) -> Result<(), RecoverError> {
+    let (journal, spool) = (options.journal_bytes, options.spool_bytes);
+    if !journal.is_multiple_of(SEGMENT_BYTES) || journal < 2 * SEGMENT_BYTES {
+        return Err(RecoverError(format!(
+            "[dr] journal is {journal} bytes: it has to be a multiple of 1 MiB, at least 2"
+        )));
+    }
+    if !spool.is_multiple_of(1 << 20) || spool == 0 || spool >> 20 >= 1 << SIZE_BITS {
+        return Err(RecoverError(format!(
+            "[dr] spool is {spool} bytes: it has to be a multiple of 1 MiB, at most 16 TiB"
+        )));
+    }
+    Ok(())
+}
+
+/// The superblock in force, or none in a directory to which nothing was ever promised.
+fn read_superblock(found: &Found<'_>, news: &mut News) -> Result<Option<Superblock>, RecoverError> {
+    if is_zero(found.superblock) {
+        return Ok(None);
+    }
+    let Some(bytes) = found.superblock.get(..SUPERBLOCK_BYTES) else {
+        let got = found.superblock.len();
+        return Err(RecoverError(format!(
+            "the superblock is {got} bytes long, expected {SUPERBLOCK_BYTES}: truncated"
+        )));
+    };
+    match read_slots(bytes) {
+        Ok(slots) => {
+            if let Some(err) = slots.damaged {
+                let text = format!("one slot of the superblock is not readable ({err}): the other one counts");
+                news.push((Level::Warn, text));
+            }
+            Ok(slots.newest)
+        }
+        // Generation 1 goes to the second slot, and promises nothing: hellos are accepted after it.
+        Err(_) if is_zero(&bytes[..BLOCK_BYTES]) && journal_is_empty(found)? => {
+            news.push((Level::Warn, "the first superblock was never completed: starting afresh".into()));
+            Ok(None)
+        }
+        Err(err) => {
+            Err(RecoverError(format!("{err}: this directory cannot be trusted; restore it or give DR a new one")))
+        }
+    }
+}
+
+fn journal_is_empty(found: &Found<'_>) -> Result<bool, RecoverError> {
+    let length = BLOCK_BYTES.min(usize::try_from(found.journal.size()).unwrap_or(BLOCK_BYTES));
+    // The first segment stands at 1 MiB.
+    for at in [0, SEGMENT_BYTES] {
+        let block = found
+            .journal
+            .read_at(at, length)
+            .map_err(|fail| RecoverError::from(ScanError::Io { what: "the journal", fail }))?;
+        if !is_zero(&block) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) -> Result<Recovered, RecoverError> {
+    if !journal_is_empty(found)? {
+        let text = "the superblock is empty but the journal is not: the superblock was lost; restore it, or give DR a \
+                    new directory";
+        return Err(RecoverError(text.into()));
+    }
+    let mut superblock = Superblock::new(Role::Dr);
+    superblock.group_name.clone_from(&options.group_name);
+    superblock.owner = options.owner;
+    superblock.nonce = sized_nonce(options.nonce, options.spool_bytes);
+    superblock.journal_segment = 1;
+    superblock.volumes = volumes(options);
+    superblock.set(BLANK, found.blank);
+    news.push((Level::Info, format!("new directory for group {:?}", options.group_name)));
+    Ok(Recovered {
+        superblock,
+        fresh: true,
+        history: History::after(Seq(0), Chain(0)),
+        journal: Start { segments, first: 1, ..Start::default() },
+        spool: Spool::new(options.spool_bytes, 0, 0),
+        batch: None,
+        committed: None,
+        report: None,
+        news,
+        damage: None,
+    })
+}
+
+fn volumes(options: &Options) -> Vec<(u64, u64)> {
+    options.volumes.iter().map(|(name, size)| (name_digest(name), *size)).collect()
+}
+
+/// Low bits of the spool's nonce that hold its size in MiB: a log is read only with the size it was
+/// written with.
+const SIZE_BITS: u32 = 24;
+
+fn sized_nonce(random: u64, spool_bytes: u64) -> u64 {
+    random << SIZE_BITS | spool_bytes >> 20
+}
+
+fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), RecoverError> {
+    if superblock.role != Role::Dr {
+        return Err(RecoverError(format!("this is the directory of a {}, not of a dr", superblock.role.word())));
+    }
+    if superblock.group_name != options.group_name {
+        return Err(RecoverError(format!(
+            "this directory belongs to group {:?}, the configuration says {:?}",
+            superblock.group_name, options.group_name
+        )));
+    }
+    if superblock.volumes != volumes(options) {
+        let sizes: Vec<u64> = superblock.volumes.iter().map(|volume| volume.1).collect();
+        return Err(RecoverError(format!(
+            "the volumes in the configuration are not the ones this directory was made for ({} with sizes {sizes:?}): \
+             names, order and sizes have to stay",
+            sizes.len()
+        )));
+    }
+    let written = (superblock.nonce & ((1 << SIZE_BITS) - 1)) << 20;
+    if written != options.spool_bytes {
+        return Err(RecoverError(format!(
+            "[dr] spool is {} bytes, the spool here was made with {written}: set it back; another size needs a new directory",
+            options.spool_bytes
+        )));
+    }
+    Ok(())
+}
+
+type Chunks = BTreeMap<(Seq, u64), Chunk>;
+
+/// Keeps the entries that are still needed and tells the history which payloads are here.
+fn place(
+    entries: &[FoundEntry],
+    superblock: &Superblock,
+    size: u64,
+    history: &mut History,
+    news: &mut News,
+) -> (Spool, Chunks) {
+    let floor = superblock.spool_pos;
+    let head = entries.last().map_or(floor, |last| last.header.pos + last.bytes);
+    let mut spool = Spool::new(size, floor, head);
+    let mut chunks = Chunks::new();
+    let open = history.open_batch(superblock.seq).map(|(begin, _)| begin);
+    for entry in entries {
+        let header = &entry.header;
+        let seq = header.record.seq;
+        let needed = match header.kind {
+            Kind::Payload => match history.get(seq) {
+                Some(known) if known.record == header.record => known.payload.is_none(),
+                Some(_) => {
+                    let text = format!("the payload of seq {seq} in the spool belongs to another history: left out");
+                    news.push((Level::Warn, text));
+                    false
+                }
+                // Applied, or its order never became durable here: then it was not acknowledged either.
+                None => false,
+            },
+            Kind::Chunk => {
+                (Some(seq) == open || seq == superblock.batch && seq.0 != 0)
+                    && !chunks.contains_key(&(seq, header.index))
+            }
+        };
+        if !needed {
+            continue;
+        }
+        spool.found(header.pos, entry.bytes);
+        match header.kind {
+            Kind::Payload => history.hold(seq, header.pos),
+            Kind::Chunk => {
+                chunks.insert((seq, header.index), Chunk { pos: header.pos, record: header.record });
+            }
+        }
+    }
+    (spool, chunks)
+}
+
+/// The batch that comes in and the one that is being applied.
+fn batches(
+    superblock: &mut Superblock,
+    history: &History,
+    chunks: Chunks,
+    damage: &mut Option<String>,
+    news: &mut News,
+) -> (Option<Batch>, Option<Committed>) {
+    let of = |begin: Seq| -> BTreeMap<u64, Chunk> {
+        chunks.iter().filter(|((batch, _), _)| *batch == begin).map(|(&(_, index), &chunk)| (index, chunk)).collect()
+    };
+    let mut committed = None;
+    if superblock.batch.0 != 0 {
+        let begin = superblock.batch;
+        let direct = superblock.has(DIRECT);
+        let staged = of(begin);
+        let end = history
+            .above(begin)
+            .find(|entry| entry.record.op == Op::BatchEnd && Seq(entry.record.offset) == begin)
+            .map(|entry| entry.record)
+            .filter(|end| direct || staged.len() as u64 == u64::from(end.payload_crc))
+            .filter(|end| history.unbroken_from(begin, end.seq) == end.seq);
+        match end {
+            Some(end) => {
+                let stage = if direct { Stage::After } else { Stage::Before };
+                committed =
+                    Some(Committed { base: superblock.seq, begin, end: end.seq, direct, chunks: staged, stage });
+            }
+            None => {
+                let text = format!(
+                    "batch {begin} was being applied and is not whole any more: the volumes are no recovery point; \
+                     a full copy is needed"
+                );
+                news.push((Level::Error, text.clone()));
+                damage.get_or_insert(text);
+                superblock.set(SYNCED, false);
+                superblock.set(DIRECT, true);
+                superblock.batch = Seq(0);
+            }
+        }
+    }
+    let after = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
+    let open = history.open_batch(after).filter(|_| superblock.has(SYNCED));
+    let batch = open.map(|(begin, _)| {
+        let mut batch = Batch::new(begin, false);
+        for (index, chunk) in of(begin) {
+            batch.have(index, chunk.record.length);
+            batch.chunks.insert(index, chunk);
+        }
+        batch
+    });
+    (batch, committed)
 }

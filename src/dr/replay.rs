@@ -1,1 +1,287 @@
-//! Being written.
+//! The ordered apply: what has passed the cut goes to the volumes, in order where it matters.
+//!
+//! Owns the steps between "may be applied" and "written". What is fed to it, and when what is written
+//! becomes a checkpoint, is [`super::apply`]'s.
+//!
+//! ```text
+//!   push ──► queue: data read back from the spool and verified ──► running: overlaps in order ──► applied
+//! ```
+//!
+//! Invariants:
+//! - Steps that overlap (rounded to blocks) are written one after another, in the order they were
+//!   pushed (I1). Others run concurrently.
+//! - No step is started before the data of every step pushed earlier is in memory and verified: a
+//!   damaged payload is found while the volume is still a prefix of the history (I5, I8).
+//! - `applied` moves only over steps that are written without a gap.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::core::ids::{Extent, Seq, Ticket};
+use crate::core::machine::DiskKind;
+use crate::core::overlap::InFlight;
+use crate::dr::api::{Effect, File};
+use crate::dr::desk::Desk;
+use crate::format::record::OrderRecord;
+use crate::format::spool::{Kind, decode_entry, entry_bytes};
+use crate::limits::{BLOCK_BYTES, DR_APPLY_BYTES_MAX, DR_APPLY_INFLIGHT_MAX};
+
+/// Names a payload or a piece of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Item {
+    Payload(Seq),
+    Chunk { batch: Seq, index: u64 },
+}
+
+/// Where the data of a step is.
+#[derive(Clone, Debug)]
+pub enum Data {
+    Memory(Bytes),
+    /// In the spool at this position.
+    Spool(u64),
+}
+
+/// What a step does to the volumes.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// A record without effect on a volume.
+    Nothing,
+    Zero {
+        extent: Extent,
+        unmap: bool,
+    },
+    Write {
+        item: Item,
+        record: OrderRecord,
+        data: Data,
+    },
+}
+
+/// One step; once it and everything before it is written, `reached` is the applied seq.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub action: Action,
+    pub reached: Seq,
+    /// Whoever pushed it wants to hear when it is written.
+    pub tag: Option<Item>,
+}
+
+struct Queued {
+    step: Step,
+    /// Set while its data is being read.
+    reading: Option<Ticket>,
+}
+
+struct Running {
+    id: u64,
+    reached: Seq,
+    bytes: u64,
+    tag: Option<Item>,
+    done: bool,
+}
+
+/// Steps under way.
+pub struct Replay {
+    nonce: u64,
+    spool_size: u64,
+    queue: VecDeque<Queued>,
+    running: VecDeque<Running>,
+    overlaps: Vec<InFlight<u64>>,
+    /// Admitted steps that wait behind an overlapping one.
+    parked: HashMap<u64, (Extent, DiskKind)>,
+    writes: HashMap<Ticket, (u64, Extent)>,
+    next_id: u64,
+    bytes: u64,
+    applied: Seq,
+    applied_bytes: u64,
+    finished: Vec<Item>,
+}
+
+impl Replay {
+    #[must_use]
+    pub fn new(volumes: usize, applied: Seq, nonce: u64, spool_size: u64) -> Replay {
+        Replay {
+            nonce,
+            spool_size,
+            queue: VecDeque::new(),
+            running: VecDeque::new(),
+            overlaps: (0..volumes).map(|_| InFlight::new()).collect(),
+            parked: HashMap::new(),
+            writes: HashMap::new(),
+            next_id: 0,
+            bytes: 0,
+            applied,
+            applied_bytes: 0,
+            finished: Vec::new(),
+        }
+    }
+
+    /// Everything up to here is written to the volumes (not yet durable there).
+    #[must_use]
+    pub fn applied(&self) -> Seq {
+        self.applied
+    }
+
+    /// Bytes written since the start.
+    #[must_use]
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes
+    }
+
+    /// Whether another step may be pushed (I9).
+    #[must_use]
+    pub fn room(&self) -> bool {
+        self.queue.len() + self.running.len() < DR_APPLY_INFLIGHT_MAX && self.bytes < DR_APPLY_BYTES_MAX
+    }
+
+    /// Nothing is under way.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        self.queue.is_empty() && self.running.is_empty()
+    }
+
+    pub fn push(&mut self, step: Step) {
+        self.bytes += step_bytes(&step);
+        self.queue.push_back(Queued { step, reading: None });
+    }
+
+    /// Tags of the steps that have been written since the last call.
+    pub fn finished(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Starts what can be started.
+    pub fn pump(&mut self, desk: &mut Desk, fx: &mut Vec<Effect>) {
+        for queued in &mut self.queue {
+            if let (None, Action::Write { record, data: Data::Spool(pos), .. }) = (queued.reading, &queued.step.action)
+            {
+                let length = entry_bytes(record.payload_bytes());
+                queued.reading =
+                    Some(desk.disk(fx, File::Spool, DiskKind::Read { offset: *pos % self.spool_size, length }));
+            }
+        }
+        while self.queue.front().is_some_and(|queued| spool_pos(&queued.step).is_none()) {
+            let Some(queued) = self.queue.pop_front() else { break };
+            self.start(queued.step, desk, fx);
+        }
+        self.advance();
+    }
+
+    fn start(&mut self, step: Step, desk: &mut Desk, fx: &mut Vec<Effect>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let bytes = step_bytes(&step);
+        let (extent, kind) = match step.action {
+            Action::Nothing => (None, DiskKind::Sync),
+            Action::Zero { extent, unmap } => {
+                (Some(extent), DiskKind::Zero { offset: extent.offset, length: extent.length, unmap, durable: false })
+            }
+            Action::Write { record, data, .. } => {
+                let Data::Memory(data) = data else { unreachable!("only steps with their data here are started") };
+                (record.extent(), DiskKind::Write { offset: record.offset, parts: vec![data], durable: false })
+            }
+        };
+        let done = extent.is_none();
+        self.running.push_back(Running { id, reached: step.reached, bytes, tag: step.tag, done });
+        let Some(extent) = extent else { return };
+        let (offset, length) = blocks(&extent);
+        if self.overlaps[usize::from(extent.volume.0)].admit(id, offset, length) {
+            let ticket = desk.disk(fx, File::Volume(extent.volume), kind);
+            self.writes.insert(ticket, (id, extent));
+        } else {
+            self.parked.insert(id, (extent, kind));
+        }
+    }
+
+    /// Data came back from the spool. `Ok(false)`: not a read of this replay. `Err`: the entry is damaged;
+    /// that step and all after it have been dropped from the queue.
+    pub fn loaded(&mut self, ticket: Ticket, bytes: &Bytes) -> Result<bool, (Item, String)> {
+        let Some(index) = self.queue.iter().position(|queued| queued.reading == Some(ticket)) else {
+            return Ok(false);
+        };
+        let Action::Write { item, record, data } = &mut self.queue[index].step.action else { return Ok(false) };
+        let Data::Spool(pos) = *data else { return Ok(false) };
+        match verify(bytes, self.nonce, pos, *item, record) {
+            Ok(payload) => {
+                *data = Data::Memory(payload);
+                Ok(true)
+            }
+            Err(why) => {
+                let item = *item;
+                for dropped in self.queue.drain(index..) {
+                    self.bytes -= step_bytes(&dropped.step);
+                }
+                Err((item, why))
+            }
+        }
+    }
+
+    /// Whether a ticket is one of a write under way.
+    #[must_use]
+    pub fn owns(&self, ticket: Ticket) -> bool {
+        self.writes.contains_key(&ticket)
+    }
+
+    /// A write to a volume ended; starts those that waited for it. Whether it was one of this replay's.
+    pub fn written(&mut self, ticket: Ticket, desk: &mut Desk, fx: &mut Vec<Effect>) -> bool {
+        let Some((id, extent)) = self.writes.remove(&ticket) else { return false };
+        let mut started = Vec::new();
+        self.overlaps[usize::from(extent.volume.0)].finish(id, &mut started);
+        for next in started {
+            let (extent, kind) = self.parked.remove(&next).expect("whoever waits was parked");
+            let ticket = desk.disk(fx, File::Volume(extent.volume), kind);
+            self.writes.insert(ticket, (next, extent));
+        }
+        let front = self.running.front().map_or(0, |running| running.id);
+        let index = usize::try_from(id - front).expect("ids in flight are close together");
+        self.running[index].done = true;
+        self.advance();
+        true
+    }
+
+    fn advance(&mut self) {
+        while self.running.front().is_some_and(|running| running.done) {
+            let Some(done) = self.running.pop_front() else { break };
+            self.applied = self.applied.max(done.reached);
+            self.bytes -= done.bytes;
+            self.applied_bytes += done.bytes;
+            self.finished.extend(done.tag);
+        }
+    }
+}
+
+fn spool_pos(step: &Step) -> Option<u64> {
+    match &step.action {
+        Action::Write { data: Data::Spool(pos), .. } => Some(*pos),
+        _ => None,
+    }
+}
+
+fn step_bytes(step: &Step) -> u64 {
+    match &step.action {
+        Action::Write { record, .. } => record.payload_bytes(),
+        _ => 0,
+    }
+}
+
+/// The range in whole blocks: a disk that has to read, modify and write never does so to one block twice
+/// at once.
+fn blocks(extent: &Extent) -> (u64, u64) {
+    let block = BLOCK_BYTES as u64;
+    let start = extent.offset - extent.offset % block;
+    (start, (extent.offset + extent.length).next_multiple_of(block) - start)
+}
+
+/// The payload in an entry read back, if it is exactly the entry that was written there (I8).
+fn verify(bytes: &Bytes, nonce: u64, pos: u64, item: Item, record: &OrderRecord) -> Result<Bytes, String> {
+    let (header, data) = decode_entry(bytes, nonce).map_err(|err| err.to_string())?;
+    let (kind, index) = match item {
+        Item::Payload(_) => (Kind::Payload, 0),
+        Item::Chunk { index, .. } => (Kind::Chunk, index),
+    };
+    if header.pos != pos || header.kind != kind || header.index != index || header.record != *record {
+        return Err(format!("position {pos} of the spool holds another entry: seq {}", header.record.seq));
+    }
+    Ok(data)
+}

@@ -1,1 +1,189 @@
-//! Being written.
+//! The spool's placement and reclaim: where the next entry goes, what is still needed, what is free.
+//!
+//! Owns positions of a circular log; bytes are [`crate::format::spool`]'s, which payload stands where is
+//! [`super::history`]'s.
+//!
+//! ```text
+//!   floor ≤ first live ≤ head ≤ floor + size       positions grow for ever; an entry stands at pos % size
+//!   └ durable in the superblock: recovery scans floor .. floor + size
+//! ```
+//!
+//! Invariants:
+//! - Nothing is placed at or beyond `floor + size`: no entry that recovery may need is overwritten.
+//! - The spool never deadlocks ([`Spool::admits`]): payloads come in any order, but one is stored early
+//!   only if every payload missing before it still finds room afterwards (I9).
+
+use std::collections::VecDeque;
+
+use crate::format::spool::place;
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    pos: u64,
+    bytes: u64,
+    live: bool,
+}
+
+/// The log of payloads received and not yet applied.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    size: u64,
+    floor: u64,
+    head: u64,
+    /// Entries in the order of their positions; the dead at the front are gone.
+    slots: VecDeque<Slot>,
+    live_bytes: u64,
+}
+
+impl Spool {
+    /// An empty log of `size` bytes that stands at `head`; the durable floor is `floor`.
+    #[must_use]
+    pub fn new(size: u64, floor: u64, head: u64) -> Spool {
+        assert!(floor <= head && head <= floor + size, "recovery finds the head within one round of the floor");
+        Spool { size, floor, head, slots: VecDeque::new(), live_bytes: 0 }
+    }
+
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Where the log stands, and its durable floor.
+    #[must_use]
+    pub fn bounds(&self) -> (u64, u64) {
+        (self.floor, self.head)
+    }
+
+    /// Entry found by recovery, in the order of positions.
+    pub fn found(&mut self, pos: u64, bytes: u64) {
+        assert!(pos >= self.slots.back().map_or(self.floor, |slot| slot.pos + slot.bytes), "entries never overlap");
+        assert!(pos + bytes <= self.head, "the head is behind every entry");
+        self.slots.push_back(Slot { pos, bytes, live: true });
+        self.live_bytes += bytes;
+    }
+
+    /// Whether an entry fits now.
+    #[must_use]
+    pub fn fits(&self, bytes: u64) -> bool {
+        bytes <= self.size && place(self.head, self.size, bytes) + bytes <= self.floor + self.size
+    }
+
+    /// Whether an entry may be placed so that entries of `owed` bytes together, the longest of them
+    /// `longest`, can all follow it in whatever order before anything is freed.
+    #[must_use]
+    pub fn admits(&self, bytes: u64, owed: u64, longest: u64) -> bool {
+        if !self.fits(bytes) {
+            return false;
+        }
+        let head = place(self.head, self.size, bytes) + bytes;
+        let end = self.floor + self.size;
+        // The log wraps at most once before its end; what it skips there is shorter than the longest entry.
+        let wraps = end > head.next_multiple_of(self.size);
+        let skipped = if wraps { longest } else { 0 };
+        end - head >= owed + skipped
+    }
+
+    /// Places an entry that fits; its position.
+    pub fn put(&mut self, bytes: u64) -> u64 {
+        assert!(self.fits(bytes), "callers ask first");
+        let pos = place(self.head, self.size, bytes);
+        self.head = pos + bytes;
+        self.slots.push_back(Slot { pos, bytes, live: true });
+        self.live_bytes += bytes;
+        pos
+    }
+
+    /// The entry at `pos` is not needed any more (once the next superblock is durable).
+    pub fn free(&mut self, pos: u64) {
+        if let Ok(index) = self.slots.binary_search_by_key(&pos, |slot| slot.pos) {
+            let slot = &mut self.slots[index];
+            if slot.live {
+                slot.live = false;
+                self.live_bytes -= slot.bytes;
+            }
+        }
+        while self.slots.front().is_some_and(|slot| !slot.live) {
+            self.slots.pop_front();
+        }
+    }
+
+    /// The floor the next superblock may name: position of the oldest entry that is needed.
+    #[must_use]
+    pub fn first_live(&self) -> u64 {
+        self.slots.front().map_or(self.head, |slot| slot.pos)
+    }
+
+    /// A superblock that names this floor is durable: what is below may be overwritten.
+    pub fn release(&mut self, floor: u64) {
+        assert!(floor <= self.first_live(), "only what is dead is given up");
+        self.floor = self.floor.max(floor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn room_comes_back_only_with_the_durable_floor() {
+        let mut spool = Spool::new(4096, 0, 0);
+        let (a, b) = (spool.put(2048), spool.put(2048));
+        assert!(!spool.fits(512));
+        spool.free(a);
+        assert!(!spool.fits(512), "the superblock still names it");
+        let floor = spool.first_live();
+        assert_eq!(floor, b);
+        spool.release(floor);
+        assert_eq!(spool.put(2048), 4096);
+    }
+
+    proptest! {
+        /// Payloads come in random order through a bounded reordering window, are applied in order, and
+        /// freed: whoever is next in order always finds room.
+        #[test]
+        fn the_next_in_order_always_finds_room(
+            lengths in prop::collection::vec(1u64..9, 1..120),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 1..400),
+        ) {
+            let size = 32 * 512;
+            let bytes: Vec<u64> = lengths.iter().map(|length| length * 512).collect();
+            let mut spool = Spool::new(size, 0, 0);
+            let mut placed: Vec<Option<u64>> = vec![None; bytes.len()];
+            let mut applied = 0;
+            let mut highest = 0;
+            let mut picks = picks.into_iter().cycle();
+            while applied < bytes.len() {
+                let reach = bytes.len().min(applied + 24);
+                let open: Vec<usize> = (applied..reach).filter(|&i| placed[i].is_none()).collect();
+                let mut tries: Vec<usize> = vec![*picks.next().expect("cycle").get(&open)];
+                tries.push(open[0]);
+                let mut progress = false;
+                for i in tries {
+                    if placed[i].is_some() { continue; }
+                    let top = highest.max(i);
+                    let owed: Vec<u64> =
+                        (applied..top).filter(|&j| j != i && placed[j].is_none()).map(|j| bytes[j]).collect();
+                    if spool.admits(bytes[i], owed.iter().sum(), owed.iter().copied().max().unwrap_or(0)) {
+                        placed[i] = Some(spool.put(bytes[i]));
+                        highest = top;
+                        progress = true;
+                    }
+                }
+                while applied < bytes.len() && let Some(pos) = placed[applied] {
+                    spool.free(pos);
+                    applied += 1;
+                    progress = true;
+                }
+                let floor = spool.first_live();
+                spool.release(floor);
+                prop_assert!(progress, "stuck at {applied}");
+            }
+        }
+    }
+}

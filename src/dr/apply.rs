@@ -1,0 +1,630 @@
+//! From "received" to "part of the volume": the cut, batches, the feed of the replay, checkpoints.
+//!
+//! | step | durable before it |
+//! |---|---|
+//! | the cut moves to seq | every record up to it in the journal, every payload up to it in the spool |
+//! | the cut jumps over a batch | all of that, all chunks of the batch, and the superblock that names the batch |
+//! | a chunk of a batch reaches a volume | that superblock: from then on a crash redoes the batch (I6) |
+//! | records and payloads are forgotten | volumes synced, then the superblock with the checkpoint |
+//!
+//! Until a batch is complete the volume stays at the recovery point before it (I6); only the first sync,
+//! when there is no recovery point yet, writes its chunks in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::ids::{Conn, Extent, Seq, SeqRange, Ticket, Volume};
+use crate::core::machine::{DiskKind, Level, Now};
+use crate::core::op::Op;
+use crate::core::ranges::RangeSet;
+use crate::dr::api::{Effect, File};
+use crate::dr::history::Entry;
+use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::replay::{Action, Data, Item, Step};
+use crate::format::record::{FLAG_NO_HOLE, OrderRecord};
+use crate::format::superblock::{DIRECT, SYNCED};
+use crate::format::wire::Message;
+use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX};
+
+/// A chunk that is durable in the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub pos: u64,
+    pub record: OrderRecord,
+}
+
+/// A batch that comes in.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Seq of its begin: its name.
+    pub begin: Seq,
+    /// Its chunks go straight into the volumes: a first sync.
+    pub direct: bool,
+    /// Staged chunks by index.
+    pub chunks: BTreeMap<u64, Chunk>,
+    /// Indexes of the chunks that are durable, and the bytes they cover.
+    pub have: RangeSet,
+    pub bytes: u64,
+    /// Everything above `begin` up to here is complete and unbroken.
+    cursor: Seq,
+    /// The volumes may be written (first sync only).
+    marked: bool,
+    /// The record that ends it, once everything it promises is here.
+    end: Option<OrderRecord>,
+    /// Chunks written to the volumes and not synced yet, with who waits for them.
+    unsynced: Vec<(u64, u64, Vec<Conn>)>,
+    writing: BTreeMap<u64, (u64, Vec<Conn>)>,
+}
+
+impl Batch {
+    #[must_use]
+    pub fn new(begin: Seq, direct: bool) -> Batch {
+        Batch { begin, direct, cursor: begin, ..Batch::default() }
+    }
+
+    /// A chunk is durable.
+    pub fn have(&mut self, index: u64, length: u64) {
+        if !self.have.contains(index, 1) {
+            self.have.insert(index, 1);
+            self.bytes += length;
+        }
+    }
+}
+
+/// A complete batch that is being applied.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The recovery point before it.
+    pub base: Seq,
+    pub begin: Seq,
+    pub end: Seq,
+    pub direct: bool,
+    pub chunks: BTreeMap<u64, Chunk>,
+    pub stage: Stage,
+}
+
+/// What is fed to the replay next while a batch is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Records before the begin whose payloads did arrive.
+    Before,
+    /// Chunks from this index on.
+    Chunks(u64),
+    /// Records from the begin to the end.
+    After,
+}
+
+/// Checkpoints: what is under way, and when the next is due.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoints {
+    syncing: BTreeSet<Ticket>,
+    target: Seq,
+    /// Since when something is applied and not checkpointed.
+    dirty_since_ns: Option<u64>,
+    bytes: u64,
+    saving: bool,
+    /// Syncs of a first sync's chunks: ticket → done when empty.
+    direct: BTreeSet<Ticket>,
+    direct_chunks: Vec<(u64, u64, Vec<Conn>)>,
+    pub stopped: bool,
+}
+
+impl Checkpoints {
+    pub fn start(&mut self, _now: Now) {}
+
+    fn idle(&self) -> bool {
+        self.syncing.is_empty() && !self.saving
+    }
+}
+
+impl Machine {
+    /// A record was taken into the history.
+    pub(super) fn taken(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) {
+        if record.op != Op::BatchBegin {
+            return;
+        }
+        if let Some(old) = self.batch.take() {
+            let text = format!("batch {} is given up for batch {}", old.begin, record.seq);
+            fx.push(Effect::Log { level: Level::Info, text });
+            for chunk in old.chunks.values() {
+                self.intake.spool.free(chunk.pos);
+            }
+        }
+        self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
+        let direct = !self.synced();
+        let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
+        fx.push(Effect::Log { level: Level::Info, text });
+        let mut batch = Batch::new(record.seq, direct);
+        if direct {
+            self.supersede(record.seq);
+            batch.marked = self.direct();
+            if !batch.marked {
+                self.keeper.change(|it| it.set(DIRECT, true));
+                self.keeper.then(After::DirectMarked);
+            }
+        }
+        self.batch = Some(batch);
+    }
+
+    /// A first sync copies everything: payloads from before it are not needed.
+    fn supersede(&mut self, begin: Seq) {
+        let held: Vec<(Seq, u64)> = self
+            .history
+            .above(self.history.floor())
+            .take_while(|entry| entry.record.seq < begin)
+            .filter_map(|entry| entry.payload.map(|pos| (entry.record.seq, pos)))
+            .collect();
+        for (seq, pos) in held {
+            self.intake.spool.free(pos);
+            self.history.lose(seq);
+        }
+    }
+
+    /// It is durable that the volumes are being overwritten.
+    pub(super) fn direct_marked(&mut self) {
+        if let Some(batch) = &mut self.batch {
+            batch.marked = true;
+        }
+    }
+
+    /// Moves the cut as far as what is durable allows, and completes the batch when it can be.
+    pub(super) fn advance_cut(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let durable = self.journal.durable();
+        if self.synced() {
+            self.cut = self.history.unbroken_from(self.cut, durable);
+        }
+        if self.committing.is_some() || self.committed.is_some() {
+            return;
+        }
+        let Some(mut batch) = self.batch.take() else { return };
+        if batch.begin <= durable {
+            batch.cursor = self.history.unbroken_from(batch.cursor, durable);
+            batch.end = self.batch_complete(now, &batch, fx);
+        }
+        if batch.end.is_none() {
+            self.batch = Some(batch);
+            return;
+        }
+        let begin = batch.begin;
+        self.committing = Some(batch);
+        self.keeper.change(|it| {
+            it.batch = begin;
+            it.set(SYNCED, true);
+        });
+        self.keeper.then(After::Committed);
+    }
+
+    /// The end of a batch, if everything it promises is here.
+    fn batch_complete(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> Option<OrderRecord> {
+        let (begin, end) = self.history.open_batch(self.cut)?;
+        let end = end?;
+        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
+            return None;
+        }
+        let count = u64::from(end.payload_crc);
+        if !batch.have.contains(0, count) || batch.bytes != end.length {
+            let text = format!(
+                "batch {begin} does not add up: {} bytes in {count} chunks are here, its end says {} bytes; not applied",
+                batch.bytes, end.length
+            );
+            self.trouble(now, Trouble::Diverged, text, fx);
+            return None;
+        }
+        Some(end)
+    }
+
+    /// The superblock names the batch: the cut jumps to its end.
+    pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = self.committing.take() else { return };
+        let end = batch.end.expect("only a batch that is complete is committed");
+        let base = self.cut;
+        let text = format!(
+            "batch {} is complete: {} bytes in {} chunks; consistent again at seq {}",
+            batch.begin,
+            batch.bytes,
+            batch.have.bytes(),
+            end.seq
+        );
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
+        let stage = if batch.direct { Stage::After } else { Stage::Before };
+        if batch.direct {
+            // A first sync copied everything: what was ordered before it is in its chunks.
+            self.fed = batch.begin;
+        }
+        self.cut = end.seq;
+        self.committed = Some(Committed {
+            base,
+            begin: batch.begin,
+            end: end.seq,
+            direct: batch.direct,
+            chunks: batch.chunks,
+            stage,
+        });
+    }
+
+    /// Gives the replay what may be applied, as long as it has room.
+    pub(super) fn feed(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let held = self.replay_held();
+        loop {
+            let mut fed = false;
+            while !held && self.replay.room() {
+                let Some(step) = self.next_step() else { break };
+                self.replay.push(step);
+                fed = true;
+            }
+            self.replay.pump(&mut self.desk, fx);
+            for item in self.replay.finished() {
+                if let Item::Chunk { index, .. } = item {
+                    self.chunk_written(index);
+                }
+            }
+            if !fed {
+                break;
+            }
+        }
+        self.sync_direct(fx);
+        if self.checkpoints.dirty_since_ns.is_none() && self.replay.applied() > self.history.floor() {
+            self.checkpoints.dirty_since_ns = Some(now.mono_ns);
+        }
+    }
+
+    /// The next step of the order, if it may be applied.
+    fn next_step(&mut self) -> Option<Step> {
+        let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
+            let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= self.cut)?;
+            return self.record_step(&entry, entry.record.seq);
+        };
+        let (base, begin, end, stage) = (committed.base, committed.begin, committed.end, committed.stage);
+        match stage {
+            Stage::Before => loop {
+                let Some(entry) = self.history.next_after(self.fed).copied().filter(|it| it.record.seq < begin) else {
+                    self.stage(Stage::Chunks(0));
+                    return self.next_step();
+                };
+                if entry.complete() {
+                    return self.record_step(&entry, entry.record.seq.min(base));
+                }
+                self.fed = entry.record.seq;
+            },
+            Stage::Chunks(from) => {
+                let Some((&index, &chunk)) = committed.chunks.range(from..).next() else {
+                    self.fed = begin;
+                    self.stage(Stage::After);
+                    return self.next_step();
+                };
+                self.stage(Stage::Chunks(index + 1));
+                let item = Item::Chunk { batch: begin, index };
+                let action = chunk_action(item, &chunk.record, Data::Spool(chunk.pos));
+                Some(Step { action, reached: base, tag: None })
+            }
+            Stage::After => {
+                let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= end)?;
+                let seq = entry.record.seq;
+                self.record_step(&entry, if seq == end { end } else { base })
+            }
+        }
+    }
+
+    fn stage(&mut self, stage: Stage) {
+        if let Some(committed) = &mut self.committed {
+            committed.stage = stage;
+        }
+    }
+
+    fn record_step(&mut self, entry: &Entry, reached: Seq) -> Option<Step> {
+        let record = entry.record;
+        let action = match record.op {
+            Op::Write if record.length > 0 => {
+                let pos = entry.payload?;
+                let data = self.intake.recall(record.seq).map_or(Data::Spool(pos), Data::Memory);
+                Action::Write { item: Item::Payload(record.seq), record, data }
+            }
+            Op::WriteZeroes | Op::Trim => match record.extent() {
+                Some(extent) => Action::Zero { extent, unmap: unmaps(&record) },
+                None => Action::Nothing,
+            },
+            _ => Action::Nothing,
+        };
+        self.fed = record.seq;
+        self.fed_writes += u64::from(record.op.changes_volume());
+        Some(Step { action, reached, tag: None })
+    }
+
+    /// An entry read back from the spool is not what was stored there (I8): named, asked for, never applied.
+    pub(super) fn damaged(&mut self, now: Now, item: Item, why: &str, fx: &mut Vec<Effect>) {
+        let committed = self.committed.as_ref().map(|it| (it.begin, it.end));
+        let text = match item {
+            Item::Payload(seq) => format!("the payload of seq {seq} in the spool is damaged ({why}): asked for again"),
+            Item::Chunk { batch, index } => format!(
+                "chunk {index} of batch {batch} in the spool is damaged ({why}): the batch cannot be applied; \
+                 a full copy has to be made again"
+            ),
+        };
+        fx.push(Effect::Log { level: Level::Error, text: text.clone() });
+        self.trouble(now, Trouble::Damage, text, fx);
+        match item {
+            Item::Payload(seq) => {
+                if let Some(pos) = self.history.get(seq).and_then(|entry| entry.payload) {
+                    self.intake.spool.free(pos);
+                }
+                self.history.lose(seq);
+                self.fed = seq.prev();
+                match committed {
+                    Some((begin, end)) if seq <= end => {
+                        self.stage(if seq < begin { Stage::Before } else { Stage::After });
+                    }
+                    _ => self.cut = seq.prev(),
+                }
+                if let Some(batch) = &mut self.batch {
+                    batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));
+                }
+                // Room that waiting payloads hope for is needed for this one first.
+                self.intake.drop_waiting(None);
+                self.need(vec![SeqRange { first: seq, last: seq }], fx);
+                for stream in self.links.streams() {
+                    self.close(stream, "a damaged payload has to be sent again first", fx);
+                }
+            }
+            Item::Chunk { index, .. } => self.stage(Stage::Chunks(index)),
+        }
+    }
+
+    /// Places chunks that wait: staged in the spool, or straight into the volume.
+    pub(super) fn place_chunks(&mut self, fx: &mut Vec<Effect>) {
+        while let Some((index, record)) = self.intake.first_chunk() {
+            let current = self.batch.as_ref().map_or(Seq(0), |batch| batch.begin);
+            if record.seq > current.max(self.history.tail()) {
+                return;
+            }
+            let Some(batch) = self.batch.as_ref().filter(|batch| batch.begin == record.seq) else {
+                // Of a batch that is complete: here already. Of one that was given up: not wanted.
+                if let Some((index, arrival)) = self.intake.take_chunk()
+                    && (record.seq <= self.cut || self.committing.as_ref().is_some_and(|it| it.begin == record.seq))
+                {
+                    self.chunks_copied.push((arrival.conn, record.seq, index));
+                }
+                continue;
+            };
+            let (begin, direct, marked) = (batch.begin, batch.direct, batch.marked);
+            let item = Item::Chunk { batch: begin, index };
+            let known = batch.have.contains(index, 1) || batch.writing.contains_key(&index);
+            if known || self.also_chunk(item) {
+                let Some((index, arrival)) = self.intake.take_chunk() else { return };
+                self.chunk_again(index, &arrival.record, arrival.conn);
+                continue;
+            }
+            let ready =
+                if direct { marked && self.replay.room() } else { self.may_place(record.payload_bytes(), None) };
+            if !ready {
+                return;
+            }
+            let Some((index, arrival)) = self.intake.take_chunk() else { return };
+            if direct {
+                let action = chunk_action(item, &record, Data::Memory(arrival.data));
+                let reached = self.replay.applied();
+                self.replay.push(Step { action, reached, tag: Some(item) });
+                if let Some(batch) = &mut self.batch {
+                    batch.writing.insert(index, (record.length, vec![arrival.conn]));
+                }
+            } else {
+                self.intake.store(item, arrival, &mut self.desk, fx);
+            }
+        }
+    }
+
+    fn also_chunk(&mut self, item: Item) -> bool {
+        let conn = self.intake.first_chunk_conn();
+        conn.is_some_and(|conn| self.intake.also(item, conn))
+    }
+
+    /// A chunk came twice: acknowledged (again) when it is durable.
+    fn chunk_again(&mut self, index: u64, record: &OrderRecord, conn: Conn) {
+        let Some(batch) = &mut self.batch else { return };
+        if batch.have.contains(index, 1) {
+            self.chunks_copied.push((conn, record.seq, index));
+        } else if let Some((_, conns)) = batch.writing.get_mut(&index) {
+            conns.push(conn);
+        } else if let Some((.., conns)) = batch.unsynced.iter_mut().find(|it| it.0 == index) {
+            conns.push(conn);
+        }
+    }
+
+    /// A chunk of a first sync is in its volume, not yet durable there.
+    fn chunk_written(&mut self, index: u64) {
+        if let Some(batch) = &mut self.batch
+            && let Some((length, conns)) = batch.writing.remove(&index)
+        {
+            batch.unsynced.push((index, length, conns));
+        }
+    }
+
+    /// One sync of the volumes for all chunks of a first sync that wait.
+    fn sync_direct(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = &mut self.batch else { return };
+        if batch.unsynced.is_empty() || !self.checkpoints.direct.is_empty() {
+            return;
+        }
+        self.checkpoints.direct_chunks = std::mem::take(&mut batch.unsynced);
+        for volume in 0..self.options.volumes.len() {
+            let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
+            let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
+            self.checkpoints.direct.insert(ticket);
+        }
+    }
+
+    /// A chunk is durable, in the spool (`pos`) or in its volume.
+    pub(super) fn chunk_stored(
+        &mut self,
+        begin: Seq,
+        index: u64,
+        pos: Option<u64>,
+        record: OrderRecord,
+        conns: &[Conn],
+    ) {
+        match &mut self.batch {
+            Some(batch) if batch.begin == begin => {
+                batch.have(index, record.length);
+                if let Some(pos) = pos {
+                    batch.chunks.insert(index, Chunk { pos, record });
+                }
+                self.chunks_copied.extend(conns.iter().map(|&conn| (conn, begin, index)));
+            }
+            _ => {
+                if let Some(pos) = pos {
+                    self.intake.spool.free(pos);
+                }
+            }
+        }
+    }
+
+    /// Acknowledges chunks whose batch has its begin in the journal.
+    pub(super) fn acknowledge_chunks(&mut self, durable: Seq, fx: &mut Vec<Effect>) {
+        if self.chunks_copied.is_empty() {
+            return;
+        }
+        let mut ready: BTreeMap<(Conn, Seq), Vec<u64>> = BTreeMap::new();
+        for (conn, batch, index) in self.chunks_copied.extract_if(.., |it| it.1 <= durable) {
+            ready.entry((conn, batch)).or_default().push(index);
+        }
+        for ((conn, batch), indexes) in ready {
+            if self.links.peers.contains_key(&conn) {
+                for indexes in indexes.chunks(LIST_ITEMS_MAX) {
+                    let message = Message::ChunksDurable { batch, indexes: indexes.to_vec() };
+                    fx.push(Effect::Send { conn, message });
+                }
+            }
+        }
+    }
+
+    /// A sync of a volume ended.
+    pub(super) fn volume_synced(&mut self, ticket: Ticket) {
+        if self.checkpoints.direct.remove(&ticket) {
+            if self.checkpoints.direct.is_empty() {
+                for (index, length, conns) in std::mem::take(&mut self.checkpoints.direct_chunks) {
+                    if let Some(batch) = &mut self.batch {
+                        batch.have(index, length);
+                        let begin = batch.begin;
+                        self.chunks_copied.extend(conns.into_iter().map(|conn| (conn, begin, index)));
+                    }
+                }
+            }
+            return;
+        }
+        self.checkpoints.syncing.remove(&ticket);
+    }
+
+    /// When the next checkpoint is due.
+    pub(super) fn checkpoint_due_ns(&self) -> Option<u64> {
+        let since = self.checkpoints.dirty_since_ns?;
+        self.checkpoints.idle().then_some(since + DR_CHECKPOINT_NS)
+    }
+
+    /// Makes what is applied durable: volumes, then the superblock; then it is forgotten.
+    pub(super) fn checkpoint(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let applied = self.replay.applied();
+        if self.checkpoints.idle() && applied > self.history.floor() && self.checkpoint_wanted(now) {
+            self.checkpoints.target = applied;
+            self.checkpoints.bytes = self.replay.applied_bytes();
+            self.checkpoints.dirty_since_ns = None;
+            self.checkpoints.saving = true;
+            for volume in 0..self.options.volumes.len() {
+                let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
+                let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
+                self.checkpoints.syncing.insert(ticket);
+            }
+        } else if self.checkpoints.saving && self.checkpoints.syncing.is_empty() && self.checkpoints.target > Seq(0) {
+            self.save_checkpoint();
+        }
+        self.stuck(now, fx);
+    }
+
+    fn checkpoint_wanted(&self, now: Now) -> bool {
+        let bytes = self.replay.applied_bytes() - self.checkpoints.bytes;
+        bytes >= DR_CHECKPOINT_BYTES.min(self.intake.spool.size() / 8)
+            || self.checkpoint_due_ns().is_some_and(|due| now.mono_ns >= due)
+            || self.intake.has_waiting()
+            || self.journal.full()
+            || self.stopping
+            || self.promotion.as_ref().is_some_and(|promotion| promotion.wants_checkpoint())
+            || self.committed.as_ref().is_some_and(|committed| self.replay.applied() >= committed.end)
+    }
+
+    /// Volumes are synced up to the target: the superblock says so.
+    fn save_checkpoint(&mut self) {
+        let seq = self.checkpoints.target;
+        self.checkpoints.target = Seq(0);
+        let chain = self.history.chain_at(seq);
+        let dead: Vec<u64> = self
+            .history
+            .above(self.history.floor())
+            .take_while(|entry| entry.record.seq <= seq)
+            .filter_map(|entry| entry.payload)
+            .collect();
+        for pos in dead {
+            self.intake.spool.free(pos);
+        }
+        let over = self.committed.take_if(|committed| committed.end <= seq);
+        for chunk in over.iter().flat_map(|committed| committed.chunks.values()) {
+            self.intake.spool.free(chunk.pos);
+        }
+        let spool_pos = self.intake.spool.first_live();
+        let segment = self.journal.first_needed(seq);
+        self.keeper.change(|it| {
+            it.seq = seq;
+            it.chain = chain;
+            it.spool_pos = spool_pos;
+            it.journal_segment = segment;
+            if over.is_some() {
+                it.batch = Seq(0);
+                it.set(DIRECT, false);
+            }
+        });
+        self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
+    }
+
+    /// The checkpoint is durable: what it covers is forgotten, its room is free.
+    pub(super) fn checkpointed(&mut self, now: Now, seq: Seq, spool_pos: u64, segment: u64, fx: &mut Vec<Effect>) {
+        self.checkpoints.saving = false;
+        self.intake.spool.release(spool_pos);
+        self.journal.release(segment);
+        self.history.forget(seq);
+        if self.replay.applied() > seq {
+            self.checkpoints.dirty_since_ns = Some(now.mono_ns);
+        }
+        self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
+    }
+
+    /// Something waits for room and nothing will free any: says so (I9).
+    fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
+        if !settled || self.replay.applied() > self.history.floor() || !self.intake.has_waiting() {
+            return;
+        }
+        let size = self.intake.spool.size();
+        if let (true, Some(batch)) = (self.intake.has_waiting_chunks(), &self.batch)
+            && !batch.direct
+            && batch.begin <= self.history.tail()
+        {
+            let text = format!(
+                "batch {} of more than {} bytes needs more spool than {size} bytes: raise [dr] spool",
+                batch.begin, batch.bytes
+            );
+            self.trouble(now, Trouble::BatchTooLarge, text, fx);
+        } else if self.intake.first_waiting().is_some_and(|record| record.seq <= self.history.tail()) {
+            let text = format!("the spool ({size} bytes) is full of payloads that wait for an earlier one");
+            self.trouble(now, Trouble::SpoolFull, text, fx);
+        }
+    }
+}
+
+fn unmaps(record: &OrderRecord) -> bool {
+    record.op == Op::Trim || record.flags & FLAG_NO_HOLE == 0
+}
+
+fn chunk_action(item: Item, record: &OrderRecord, data: Data) -> Action {
+    if record.op == Op::Write {
+        return Action::Write { item, record: *record, data };
+    }
+    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+    Action::Zero { extent, unmap: unmaps(record) }
+}

@@ -1,0 +1,125 @@
+//! Payloads that DR lacks and the auxiliary's ring still has: fetched in order, as far as they move the cut.
+//!
+//! Each is verified against the record of the history before it counts (I8), and durable in the spool
+//! before the cut passes it. A plan verifies them the same way and keeps none.
+
+use bytes::Bytes;
+
+use crate::core::ids::Seq;
+use crate::core::machine::{Level, Now};
+use crate::dr::api::Effect;
+use crate::dr::history::Entry;
+use crate::dr::intake::Arrival;
+use crate::dr::machine::Machine;
+use crate::dr::promote::Step;
+use crate::dr::reconcile::{Known, decide};
+use crate::dr::replay::Item;
+use crate::format::record::OrderRecord;
+use crate::format::spool::{decode_entry, entry_bytes};
+
+impl Machine {
+    /// The states are known: which payloads are to be fetched, in order, up to the first that cannot be had.
+    pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
+        let cut = self.cut;
+        let Some(promotion) = &mut self.promotion else { return };
+        promotion.step = Step::Fetching;
+        let (Some(view), Some(table)) = (&promotion.view, &promotion.table) else { return };
+        let decision = |entry: &Entry| {
+            decide(Known {
+                in_journal: true,
+                in_table: true,
+                in_image: false,
+                has_payload: entry.record.op.has_payload(),
+                here: entry.payload.is_some(),
+                in_ring: table.ring_place(entry.record.seq).is_some(),
+                state: table.states.get(&entry.record.seq).map(|state| state.state),
+            })
+        };
+        let conflicts = view.above(cut).filter(|entry| decision(entry).conflict).count();
+        if conflicts > 0 {
+            let text =
+                format!("the status table says of {conflicts} payloads that they were copied; they are not here");
+            fx.push(Effect::Log { level: Level::Error, text });
+        }
+        for entry in view.above(cut) {
+            if !entry.unbroken {
+                break;
+            }
+            if entry.complete() {
+                continue;
+            }
+            let place = table.ring_place(entry.record.seq).filter(|_| decision(entry).fetch);
+            let Some((pos, offset)) = place else { break };
+            promotion.fetch.push_back((entry.record, pos, offset));
+        }
+    }
+
+    /// Fetches the next payload, one at a time; with none left, the report is due.
+    pub(super) fn fetch_more(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        if promotion.fetching.is_some() {
+            return;
+        }
+        let plan = promotion.plan;
+        if let Some(&(record, _, offset)) = promotion.fetch.front() {
+            let length = entry_bytes(record.payload_bytes());
+            if !plan && !self.intake.spool.fits(length) {
+                self.fetch_needs_room(&record, fx);
+                return;
+            }
+            let ticket = self.desk.ticket();
+            promotion.fetching = Some(ticket);
+            fx.push(Effect::AuxRead { ticket, offset, length });
+        } else if plan || self.intake.idle() && self.journal.idle() {
+            self.report_now(now, fx);
+        }
+    }
+
+    /// A full spool that only holds what the order forbids to apply: nothing more can be fetched.
+    fn fetch_needs_room(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) {
+        let waits = !self.intake.idle() || self.replay.applied() > self.history.floor() || !self.keeper.settled();
+        if waits {
+            return;
+        }
+        let text = format!("no room in the spool to fetch the payload of seq {}: the cut stays before it", record.seq);
+        fx.push(Effect::Log { level: Level::Error, text });
+        if let Some(promotion) = &mut self.promotion {
+            promotion.fetch.clear();
+        }
+    }
+
+    /// A payload came from the ring.
+    pub(super) fn fetched(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {
+        let Some(promotion) = &mut self.promotion else { return };
+        let Some((record, pos, _)) = promotion.fetch.pop_front() else { return };
+        let Some(table) = &promotion.table else { return };
+        let why = match decode_entry(bytes, table.group.0) {
+            Ok((header, data)) if header.record == record && header.pos == pos => {
+                promotion.count_fetched(record.seq);
+                if !promotion.plan {
+                    let arrival = Arrival { conn: crate::core::ids::Conn(u64::MAX), record, data };
+                    self.intake.store(Item::Payload(record.seq), arrival, &mut self.desk, fx);
+                }
+                return;
+            }
+            Ok((header, _)) => format!("it holds seq {}", header.record.seq),
+            Err(err) => err.to_string(),
+        };
+        // What comes after it could not be applied anyway.
+        promotion.fetch.clear();
+        let text = format!("the payload of seq {} in the auxiliary's ring is not usable: {why}", record.seq);
+        fx.push(Effect::Log { level: Level::Error, text });
+    }
+}
+
+impl super::promote::Promotion {
+    /// One more payload could be had; a plan pretends to hold it.
+    fn count_fetched(&mut self, seq: Seq) {
+        self.add_fetched();
+        if self.plan
+            && let Some(view) = &mut self.view
+        {
+            view.hold(seq, 0);
+        }
+    }
+}

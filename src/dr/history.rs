@@ -1,0 +1,429 @@
+//! The order as this site knows it: every record above the checkpoint, and whether its payload is here.
+//!
+//! Owns the records in memory, their continuity, and the set of payloads that are missing. Knows
+//! nothing of disks: what is durable in the journal is [`super::journal`]'s, where payloads stand is
+//! [`super::spool`]'s.
+//!
+//! Invariants:
+//! - Seqs ascend strictly. `unbroken` of a record says that the record before it in this history is the
+//!   one it was written after: same chain, no seq between them that could name a write (I5, I8).
+//! - `missing` holds exactly the records with a payload that is not durable here.
+//!
+//! Bound (I9): records above the checkpoint stand in the journal, so there are at most as many as fit it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::core::ids::{Chain, Seq, SeqRange};
+use crate::core::op::Op;
+use crate::format::record::OrderRecord;
+use crate::format::spool::entry_bytes;
+
+/// One record and what is known of it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub record: OrderRecord,
+    /// It follows the entry before it without a gap, so that the cut may pass from there to here.
+    pub unbroken: bool,
+    /// Position of its payload in the spool, once durable there.
+    pub payload: Option<u64>,
+}
+
+impl Entry {
+    /// Whether everything this order needs is here.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.payload.is_some() || !self.record.op.has_payload()
+    }
+}
+
+/// What became of a record that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Appended.
+    New,
+    /// Known already, bit for bit, or older than everything that is kept.
+    Known,
+}
+
+/// Why a record cannot be part of this history (I8): silent divergence is the enemy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Divergence {
+    #[error("seq {seq} differs from what the journal here has under that number")]
+    Differs { seq: Seq },
+    #[error("seq {seq} came where {expected} was due")]
+    Gap { seq: Seq, expected: Seq },
+    #[error("seq {seq} does not continue the chain of the record before it")]
+    Chain { seq: Seq },
+    #[error("seq {seq} is not in the journal here, which goes on after it")]
+    Absent { seq: Seq },
+}
+
+/// The records above the checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    entries: VecDeque<Entry>,
+    /// Everything up to here has been applied and forgotten.
+    floor: Seq,
+    floor_chain: Chain,
+    /// Seq and chain of the last record.
+    tail: Seq,
+    chain: Chain,
+    /// Entry bytes in the spool that each missing payload will take.
+    missing: BTreeMap<Seq, u64>,
+    /// Begin of the last batch in the history, and the record that ends it.
+    batch: Option<Seq>,
+    batch_end: Option<OrderRecord>,
+}
+
+impl History {
+    /// A history that goes on after a record with this seq and chain.
+    #[must_use]
+    pub fn after(seq: Seq, chain: Chain) -> History {
+        History { floor: seq, floor_chain: chain, tail: seq, chain, ..History::default() }
+    }
+
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        self.floor
+    }
+
+    #[must_use]
+    pub fn tail(&self) -> Seq {
+        self.tail
+    }
+
+    #[must_use]
+    pub fn tail_chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// Chain of the record with this seq, which is in the history or its floor.
+    #[must_use]
+    pub fn chain_at(&self, seq: Seq) -> Chain {
+        self.get(seq).map_or(self.floor_chain, |entry| entry.record.chain)
+    }
+
+    /// Records kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Takes in a record from the writer.
+    pub fn take(&mut self, record: OrderRecord) -> Result<Intake, Divergence> {
+        let seq = record.seq;
+        if seq <= self.floor {
+            return Ok(Intake::Known);
+        }
+        if seq <= self.tail {
+            return match self.get(seq) {
+                Some(entry) if entry.record == record => Ok(Intake::Known),
+                Some(_) => Err(Divergence::Differs { seq }),
+                None => Err(Divergence::Absent { seq }),
+            };
+        }
+        if !record.op.may_jump() {
+            if seq != self.tail.next() {
+                return Err(Divergence::Gap { seq, expected: self.tail.next() });
+            }
+            if record.chain_after(self.chain) != record.chain {
+                return Err(Divergence::Chain { seq });
+            }
+        }
+        let unbroken = self.follows(&record);
+        self.push(record, unbroken);
+        Ok(Intake::New)
+    }
+
+    /// Takes in a record that stands in the journal behind damage: kept so that it is not forgotten (I4),
+    /// but the cut does not pass the gap before it.
+    pub fn take_after_gap(&mut self, record: OrderRecord) {
+        assert!(record.seq > self.tail, "a journal is read in ascending order");
+        self.push(record, false);
+    }
+
+    fn push(&mut self, record: OrderRecord, unbroken: bool) {
+        if record.op == Op::BatchBegin {
+            self.batch = Some(record.seq);
+            self.batch_end = None;
+        }
+        if record.op == Op::BatchEnd && self.batch == Some(Seq(record.offset)) {
+            self.batch_end = Some(record);
+        }
+        if record.op.has_payload() {
+            self.missing.insert(record.seq, entry_bytes(record.payload_bytes()));
+        }
+        self.entries.push_back(Entry { record, unbroken, payload: None });
+        self.tail = record.seq;
+        self.chain = record.chain;
+    }
+
+    /// Whether `record` was written directly after the present tail.
+    ///
+    /// | op | cut may pass when |
+    /// |---|---|
+    /// | `BatchBegin` | never: only its complete batch takes the cut past it |
+    /// | `EpochStart` | its chain continues, and it names the tail as the seq before it |
+    /// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open here |
+    /// | others | its chain continues, next seq |
+    fn follows(&self, record: &OrderRecord) -> bool {
+        if record.chain_after(self.chain) != record.chain {
+            return false;
+        }
+        let next = record.seq == self.tail.next();
+        match record.op {
+            Op::BatchBegin => false,
+            Op::EpochStart => Seq(record.offset) == self.tail,
+            Op::BatchEnd => next && self.batch == Some(Seq(record.offset)),
+            _ => next,
+        }
+    }
+
+    /// Position of a seq in `entries`, or of the first one after it.
+    fn index(&self, seq: Seq) -> Result<usize, usize> {
+        let Some(front) = self.entries.front() else { return Err(0) };
+        let guess = usize::try_from(seq.0.saturating_sub(front.record.seq.0)).unwrap_or(usize::MAX);
+        if self.entries.get(guess).is_some_and(|entry| entry.record.seq == seq) {
+            return Ok(guess);
+        }
+        self.entries.binary_search_by_key(&seq, |entry| entry.record.seq)
+    }
+
+    #[must_use]
+    pub fn get(&self, seq: Seq) -> Option<&Entry> {
+        self.index(seq).ok().map(|index| &self.entries[index])
+    }
+
+    /// The first record above `seq`.
+    #[must_use]
+    pub fn next_after(&self, seq: Seq) -> Option<&Entry> {
+        let index = match self.index(seq) {
+            Ok(index) => index + 1,
+            Err(index) => index,
+        };
+        self.entries.get(index)
+    }
+
+    /// Records above `seq`, ascending.
+    pub fn above(&self, seq: Seq) -> impl Iterator<Item = &Entry> {
+        let from = match self.index(seq) {
+            Ok(index) => index + 1,
+            Err(index) => index,
+        };
+        self.entries.range(from..)
+    }
+
+    /// How far everything is complete and unbroken after `seq`, not beyond `durable`: where the cut stands (I5).
+    #[must_use]
+    pub fn unbroken_from(&self, seq: Seq, durable: Seq) -> Seq {
+        let mut reached = seq;
+        for entry in self.above(seq) {
+            if !entry.unbroken || !entry.complete() || entry.record.seq > durable {
+                break;
+            }
+            reached = entry.record.seq;
+        }
+        reached
+    }
+
+    /// The payload of `seq` is durable in the spool at `pos`.
+    pub fn hold(&mut self, seq: Seq, pos: u64) {
+        if let Ok(index) = self.index(seq) {
+            self.entries[index].payload = Some(pos);
+            self.missing.remove(&seq);
+        }
+    }
+
+    /// The payload of `seq` was found damaged: it is missing again.
+    pub fn lose(&mut self, seq: Seq) {
+        if let Ok(index) = self.index(seq) {
+            let entry = &mut self.entries[index];
+            if entry.payload.take().is_some() {
+                self.missing.insert(seq, entry_bytes(entry.record.payload_bytes()));
+            }
+        }
+    }
+
+    /// Forgets everything up to `seq`, which is applied and checkpointed.
+    pub fn forget(&mut self, seq: Seq) {
+        while self.entries.front().is_some_and(|entry| entry.record.seq <= seq) {
+            self.floor_chain = self.entries.pop_front().map_or(self.floor_chain, |entry| entry.record.chain);
+        }
+        while self.missing.first_key_value().is_some_and(|(&missing, _)| missing <= seq) {
+            self.missing.pop_first();
+        }
+        self.floor = self.floor.max(seq);
+    }
+
+    /// The batch that is open after `cut`: its begin, and its end if that is known.
+    #[must_use]
+    pub fn open_batch(&self, cut: Seq) -> Option<(Seq, Option<OrderRecord>)> {
+        let begin = self.batch.filter(|&begin| begin > cut)?;
+        Some((begin, self.batch_end))
+    }
+
+    /// How many payloads above `seq` are missing.
+    #[must_use]
+    pub fn missing_above(&self, seq: Seq) -> usize {
+        self.missing.range(seq.next()..).count()
+    }
+
+    /// Number of payloads that are missing, of whatever seq.
+    #[must_use]
+    pub fn missing_len(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// Whether the payload of `seq` is known to be missing.
+    #[must_use]
+    pub fn is_missing(&self, seq: Seq) -> bool {
+        self.missing.contains_key(&seq)
+    }
+
+    /// The lowest missing payload above `seq`.
+    #[must_use]
+    pub fn first_missing_above(&self, seq: Seq) -> Option<Seq> {
+        self.missing.range(seq.next()..).next().map(|(&seq, _)| seq)
+    }
+
+    /// Spool bytes that the missing payloads between `low` and `high` (both exclusive) will take, and the
+    /// longest of them. Stops adding once the sum is over `enough`.
+    #[must_use]
+    pub fn missing_bytes(&self, low: Seq, high: Seq, enough: u64) -> (u64, u64) {
+        let (mut sum, mut longest) = (0, 0);
+        if low.next() < high {
+            for (_, &bytes) in self.missing.range(low.next()..high) {
+                sum += bytes;
+                longest = bytes.max(longest);
+                if sum > enough {
+                    break;
+                }
+            }
+        }
+        (sum, longest)
+    }
+
+    /// The seqs above `cut` whose payloads are here, as at most `limit` ranges. Records without payload
+    /// inside a range are part of it.
+    #[must_use]
+    pub fn have_above(&self, cut: Seq, limit: usize) -> Vec<SeqRange> {
+        let mut ranges: Vec<SeqRange> = Vec::new();
+        let mut open: Option<SeqRange> = None;
+        for entry in self.above(cut) {
+            if !entry.complete() {
+                ranges.extend(open.take());
+                if ranges.len() >= limit {
+                    return ranges;
+                }
+                continue;
+            }
+            let seq = entry.record.seq;
+            let grown = open.map_or(SeqRange { first: seq, last: seq }, |range| SeqRange { last: seq, ..range });
+            open = (entry.payload.is_some() || open.is_some()).then_some(grown);
+        }
+        ranges.extend(open);
+        ranges
+    }
+
+    /// Seqs between two neighbours that no jump explains: lost to damage. At most `limit` ranges.
+    #[must_use]
+    pub fn gaps(&self, limit: usize) -> Vec<SeqRange> {
+        let mut gaps = Vec::new();
+        let mut previous = self.floor;
+        for entry in &self.entries {
+            let seq = entry.record.seq;
+            if !entry.unbroken && !entry.record.op.may_jump() && seq != previous.next() && gaps.len() < limit {
+                gaps.push(SeqRange { first: previous.next(), last: seq.prev() });
+            }
+            previous = seq;
+        }
+        gaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Epoch, Volume};
+
+    fn record(seq: u64, op: Op, offset: u64, previous: Chain) -> OrderRecord {
+        OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op,
+            flags: 0,
+            offset,
+            length: 4096,
+            time_ns: seq,
+            chain: Chain(0),
+            payload_crc: 0,
+        }
+        .chained(previous)
+    }
+
+    fn writes(history: &mut History, count: u64) {
+        for _ in 0..count {
+            let next = record(history.tail().next().0, Op::Write, 0, history.tail_chain());
+            assert_eq!(history.take(next), Ok(Intake::New));
+        }
+    }
+
+    #[test]
+    fn a_record_is_taken_once_and_a_different_one_never() {
+        let mut history = History::after(Seq(0), Chain(0));
+        writes(&mut history, 3);
+        let second = history.get(Seq(2)).expect("taken").record;
+        assert_eq!(history.take(second), Ok(Intake::Known));
+        let other = OrderRecord { offset: 4096, ..second };
+        assert_eq!(history.take(other), Err(Divergence::Differs { seq: Seq(2) }));
+        let late = record(5, Op::Write, 0, history.tail_chain());
+        assert_eq!(history.take(late), Err(Divergence::Gap { seq: Seq(5), expected: Seq(4) }));
+        let foreign = record(4, Op::Write, 0, Chain(77));
+        assert_eq!(history.take(foreign), Err(Divergence::Chain { seq: Seq(4) }));
+    }
+
+    #[test]
+    fn an_epoch_start_is_passable_only_if_nothing_is_between() {
+        let mut history = History::after(Seq(0), Chain(0));
+        writes(&mut history, 3);
+        let mut behind = history.clone();
+        let start = record(100, Op::EpochStart, 3, history.tail_chain());
+        assert_eq!(history.take(start), Ok(Intake::New));
+        assert!(history.get(Seq(100)).expect("taken").unbroken);
+        let ahead = record(100, Op::EpochStart, 2, behind.tail_chain());
+        assert_eq!(behind.take(ahead), Ok(Intake::New));
+        assert!(!behind.get(Seq(100)).expect("taken").unbroken, "record 3 is not in the writer's history");
+    }
+
+    #[test]
+    fn ranges_that_are_here_skip_what_is_missing() {
+        let mut history = History::after(Seq(0), Chain(0));
+        writes(&mut history, 5);
+        for seq in [2, 3, 5] {
+            history.hold(Seq(seq), 0);
+        }
+        let range = |first, last| SeqRange { first: Seq(first), last: Seq(last) };
+        assert_eq!(history.have_above(Seq(0), 10), vec![range(2, 3), range(5, 5)]);
+        assert_eq!(history.missing_above(Seq(0)), 2);
+        assert_eq!(history.first_missing_above(Seq(1)), Some(Seq(4)));
+        history.lose(Seq(2));
+        assert_eq!(history.missing_bytes(Seq(0), Seq(4), u64::MAX).0, 2 * entry_bytes(4096));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_known_all_the_same() {
+        let mut history = History::after(Seq(0), Chain(0));
+        writes(&mut history, 5);
+        let old = history.get(Seq(2)).expect("there").record;
+        history.forget(Seq(3));
+        assert_eq!((history.floor(), history.len(), history.missing_len()), (Seq(3), 2, 2));
+        assert_eq!(history.take(old), Ok(Intake::Known));
+        assert_eq!(history.next_after(Seq(0)).expect("there").record.seq, Seq(4));
+    }
+}

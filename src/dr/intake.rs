@@ -1,0 +1,247 @@
+//! Payloads and chunks between receipt and the durable spool.
+//!
+//! Owns the waiting room (arrived before their order record, or before there is room), the writes to the
+//! spool and their group sync, and a bounded cache of data that will be applied soon.
+//!
+//! ```text
+//!   arrived ──► waiting ──► storing: written, then synced ──► durable ──► acknowledged
+//!                 order record known,          one sync for all         order record durable too
+//!                 room in the spool
+//! ```
+//!
+//! Invariants:
+//! - Only data whose record is exactly the one of the history is stored (I8).
+//! - An item is reported durable only after a sync that was emitted after its write had completed (I3).
+//! - The waiting room holds at most what the granted window allows; the cache has its own bound (I9).
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::core::ids::{Conn, Seq, Ticket};
+use crate::core::machine::DiskKind;
+use crate::dr::api::{Effect, File};
+use crate::dr::desk::Desk;
+use crate::dr::replay::Item;
+use crate::dr::spool::Spool;
+use crate::format::record::OrderRecord;
+use crate::format::spool::{EntryHeader, Kind, encode_entry, entry_bytes};
+use crate::limits::{DR_CACHE_BYTES_MAX, DR_WINDOW_BYTES_MAX};
+
+/// A payload or chunk that came in.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    pub conn: Conn,
+    pub record: OrderRecord,
+    pub data: Bytes,
+}
+
+/// An item that has become durable in the spool.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub item: Item,
+    pub pos: u64,
+    pub record: OrderRecord,
+    /// Who sent it, once or several times.
+    pub conns: Vec<Conn>,
+}
+
+/// The receiving end of the spool.
+pub struct Intake {
+    nonce: u64,
+    pub spool: Spool,
+    waiting: BTreeMap<Seq, Arrival>,
+    chunks: VecDeque<(u64, Arrival)>,
+    waiting_bytes: u64,
+    storing: BTreeMap<Item, Stored>,
+    writes: HashMap<Ticket, Item>,
+    written: Vec<Item>,
+    syncing: Option<(Ticket, Vec<Item>)>,
+    cache: BTreeMap<Seq, Bytes>,
+    cache_bytes: u64,
+    /// Highest payload that was ever placed.
+    highest: Seq,
+}
+
+impl Intake {
+    #[must_use]
+    pub fn new(spool: Spool, nonce: u64, highest: Seq) -> Intake {
+        Intake {
+            nonce,
+            spool,
+            waiting: BTreeMap::new(),
+            chunks: VecDeque::new(),
+            waiting_bytes: 0,
+            storing: BTreeMap::new(),
+            writes: HashMap::new(),
+            written: Vec::new(),
+            syncing: None,
+            cache: BTreeMap::new(),
+            cache_bytes: 0,
+            highest,
+        }
+    }
+
+    /// Bytes of payload the writer may have unacknowledged.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        DR_WINDOW_BYTES_MAX.min(self.spool.size() / 4)
+    }
+
+    /// Whether something waits for room or for its record.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.chunks.is_empty()
+    }
+
+    /// Whether chunks of a batch wait for room.
+    #[must_use]
+    pub fn has_waiting_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Whether the sender keeps to its window (generously: what it resends after a reconnect counts twice).
+    #[must_use]
+    pub fn over_window(&self) -> bool {
+        self.waiting_bytes > 2 * self.window_bytes() + u64::from(crate::limits::PAYLOAD_BYTES_MAX)
+    }
+
+    /// Nothing is being written or synced.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        self.storing.is_empty() && self.syncing.is_none()
+    }
+
+    /// Highest payload that was ever placed.
+    #[must_use]
+    pub fn highest(&self) -> Seq {
+        self.highest
+    }
+
+    /// Whether an item is on its way into the spool; `conn` is told when it is durable.
+    pub fn also(&mut self, item: Item, conn: Conn) -> bool {
+        let Some(stored) = self.storing.get_mut(&item) else { return false };
+        if !stored.conns.contains(&conn) {
+            stored.conns.push(conn);
+        }
+        true
+    }
+
+    /// Puts a payload into the waiting room; one with the same seq is replaced.
+    pub fn wait(&mut self, arrival: Arrival) {
+        self.waiting_bytes += arrival.data.len() as u64;
+        if let Some(old) = self.waiting.insert(arrival.record.seq, arrival) {
+            self.waiting_bytes -= old.data.len() as u64;
+        }
+    }
+
+    /// Puts a chunk into the waiting room.
+    pub fn wait_chunk(&mut self, index: u64, arrival: Arrival) {
+        self.waiting_bytes += arrival.data.len() as u64;
+        self.chunks.push_back((index, arrival));
+    }
+
+    /// The lowest payload that waits: its record.
+    #[must_use]
+    pub fn first_waiting(&self) -> Option<OrderRecord> {
+        self.waiting.first_key_value().map(|(_, arrival)| arrival.record)
+    }
+
+    /// Takes the payload of `seq` out of the waiting room.
+    pub fn take_waiting(&mut self, seq: Seq) -> Option<Arrival> {
+        let arrival = self.waiting.remove(&seq)?;
+        self.waiting_bytes -= arrival.data.len() as u64;
+        Some(arrival)
+    }
+
+    /// The chunk that has waited longest.
+    #[must_use]
+    pub fn first_chunk(&self) -> Option<(u64, OrderRecord)> {
+        self.chunks.front().map(|(index, arrival)| (*index, arrival.record))
+    }
+
+    /// Who sent it.
+    #[must_use]
+    pub fn first_chunk_conn(&self) -> Option<Conn> {
+        self.chunks.front().map(|(_, arrival)| arrival.conn)
+    }
+
+    pub fn take_chunk(&mut self) -> Option<(u64, Arrival)> {
+        let (index, arrival) = self.chunks.pop_front()?;
+        self.waiting_bytes -= arrival.data.len() as u64;
+        Some((index, arrival))
+    }
+
+    /// Drops what waits from a connection (any, with `None`): it was never acknowledged and will be sent again.
+    pub fn drop_waiting(&mut self, conn: Option<Conn>) {
+        let keep = |arrival: &Arrival| conn.is_some_and(|conn| arrival.conn != conn);
+        self.waiting.retain(|_, arrival| keep(arrival));
+        self.chunks.retain(|(_, arrival)| keep(arrival));
+        self.waiting_bytes = self.waiting.values().map(|arrival| arrival.data.len() as u64).sum::<u64>()
+            + self.chunks.iter().map(|(_, arrival)| arrival.data.len() as u64).sum::<u64>();
+    }
+
+    /// Writes an item into the spool; there has to be room.
+    pub fn store(&mut self, item: Item, arrival: Arrival, desk: &mut Desk, fx: &mut Vec<Effect>) {
+        let Arrival { conn, record, data } = arrival;
+        let pos = self.spool.put(entry_bytes(record.payload_bytes()));
+        let (kind, index) = match item {
+            Item::Payload(seq) => {
+                self.highest = self.highest.max(seq);
+                self.remember(seq, &data);
+                (Kind::Payload, 0)
+            }
+            Item::Chunk { index, .. } => (Kind::Chunk, index),
+        };
+        let mut parts = Vec::with_capacity(3);
+        encode_entry(&EntryHeader { pos, kind, index, record }, self.nonce, data, &mut parts);
+        let offset = pos % self.spool.size();
+        let ticket = desk.disk(fx, File::Spool, DiskKind::Write { offset, parts, durable: false });
+        self.writes.insert(ticket, item);
+        self.storing.insert(item, Stored { item, pos, record, conns: vec![conn] });
+    }
+
+    /// Keeps data in memory while that is cheap; the highest seqs, needed last, give way.
+    fn remember(&mut self, seq: Seq, data: &Bytes) {
+        self.cache_bytes += data.len() as u64;
+        if let Some(old) = self.cache.insert(seq, data.clone()) {
+            self.cache_bytes -= old.len() as u64;
+        }
+        while self.cache_bytes > DR_CACHE_BYTES_MAX {
+            let Some((_, dropped)) = self.cache.pop_last() else { break };
+            self.cache_bytes -= dropped.len() as u64;
+        }
+    }
+
+    /// The data of a payload, if it is still in memory; it is not kept any longer.
+    pub fn recall(&mut self, seq: Seq) -> Option<Bytes> {
+        let data = self.cache.remove(&seq)?;
+        self.cache_bytes -= data.len() as u64;
+        Some(data)
+    }
+
+    /// A sync for everything written, if none is under way.
+    pub fn sync(&mut self, desk: &mut Desk, fx: &mut Vec<Effect>) {
+        if self.syncing.is_none() && !self.written.is_empty() {
+            let ticket = desk.disk(fx, File::Spool, DiskKind::Sync);
+            self.syncing = Some((ticket, std::mem::take(&mut self.written)));
+        }
+    }
+
+    /// A write or sync of the spool ended: what is durable now.
+    pub fn done(&mut self, ticket: Ticket) -> Vec<Stored> {
+        if let Some(item) = self.writes.remove(&ticket) {
+            self.written.push(item);
+            return Vec::new();
+        }
+        match self.syncing.take() {
+            Some((syncing, items)) if syncing == ticket => {
+                items.iter().filter_map(|item| self.storing.remove(item)).collect()
+            }
+            other => {
+                self.syncing = other;
+                Vec::new()
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Reads journal and spool at a start, and tells torn from damaged (I8).
+//!
+//! The journal's end after a crash: appends in flight may have reached the disk in any order, by sectors.
+//!
+//! | found after the last record that continues the history | means | done |
+//! |---|---|---|
+//! | nothing | a clean end | |
+//! | zeroes, then records, within what can have been in flight | torn: never acknowledged | zeroed, sent again |
+//! | a slot that is neither record nor zero, then records | damage | named; records behind it are kept, the cut stops before them |
+//! | zeroes, then records far behind | a lost write: damage | the same |
+//!
+//! The spool is scanned whole: entries are found by their header, each at its own position and with its
+//! data verified. One that is not whole is named: torn if it was never acknowledged, damaged otherwise, which
+//! the records without payload then show.
+
+use bytes::Bytes;
+
+use crate::core::ids::{GroupId, Seq};
+use crate::core::machine::{IoFail, Level, ReadAt};
+use crate::dr::history::{History, Intake};
+use crate::dr::journal::Start;
+use crate::format::is_zero;
+use crate::format::journal::{SegmentHeader, segment_offset};
+use crate::format::record::OrderRecord;
+use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, decode_entry};
+use crate::limits::{
+    BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, ENTRY_ALIGN_BYTES, RECORD_BYTES, RECORDS_PER_BLOCK,
+    SEGMENT_BYTES,
+};
+
+const SEGMENT_BLOCKS: u64 = SEGMENT_BYTES / BLOCK_BYTES as u64;
+/// Blocks behind the acknowledged end that a crash may leave written or not.
+const TORN_BLOCKS: u64 = (DR_APPENDS_INFLIGHT_MAX * DR_APPEND_BLOCKS_MAX) as u64 + 2;
+
+/// Lines for the log.
+pub type News = Vec<(Level, String)>;
+
+/// Why a file could not be read or understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    #[error("{what} cannot be read: {fail}")]
+    Io { what: &'static str, fail: IoFail },
+    #[error(
+        "the journal was written with another size than {bytes} bytes (segment {number} stands in place {slot}): set \
+         [dr] journal back to what it was"
+    )]
+    Resized { bytes: u64, number: u64, slot: u64 },
+}
+
+/// One slot of the journal that is not zero.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Record(OrderRecord),
+    Damaged,
+}
+
+/// Where a slot stands: block counted over all segments, slot in the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    block: u64,
+    slot: usize,
+}
+
+/// The journal as found.
+pub struct FoundJournal {
+    pub start: Start,
+    /// What an operator has to know, if something is damaged.
+    pub damage: Option<String>,
+}
+
+/// Reads the journal into `history`, which stands at the checkpoint.
+pub fn scan_journal(
+    file: &dyn ReadAt,
+    group: GroupId,
+    segments: u64,
+    first: u64,
+    history: &mut History,
+    news: &mut News,
+) -> Result<FoundJournal, ScanError> {
+    let mut scan = Scan { file, segments, used: Vec::new(), slots: Vec::new(), damage: None };
+    scan.segments(group, first, history.floor())?;
+    let end = scan.accept(history, news);
+    let start = scan.start(first, end, history);
+    if let Some(text) = &scan.damage {
+        news.push((Level::Error, text.clone()));
+    }
+    Ok(FoundJournal { start, damage: scan.damage })
+}
+
+struct Scan<'a> {
+    file: &'a dyn ReadAt,
+    segments: u64,
+    used: Vec<(u64, Seq)>,
+    slots: Vec<(Place, Slot)>,
+    damage: Option<String>,
+}
+
+impl Scan<'_> {
+    fn read(&self, offset: u64, length: usize) -> Result<Bytes, ScanError> {
+        self.file.read_at(offset, length).map_err(|fail| ScanError::Io { what: "the journal", fail })
+    }
+
+    fn name(&mut self, text: String) {
+        self.damage.get_or_insert(text);
+    }
+
+    /// Finds the segments from `first` on and collects their slots.
+    fn segments(&mut self, group: GroupId, first: u64, floor: Seq) -> Result<(), ScanError> {
+        let mut headers = Vec::new();
+        for slot in 0..self.segments {
+            let block = self.read(slot * SEGMENT_BYTES, BLOCK_BYTES)?;
+            let header = SegmentHeader::decode(&block);
+            if let Ok(header) = &header
+                && header.group == group
+                && header.number % self.segments != slot
+            {
+                let bytes = self.segments * SEGMENT_BYTES;
+                return Err(ScanError::Resized { bytes, number: header.number, slot });
+            }
+            headers.push((header.ok().filter(|header| header.group == group), is_zero(&block)));
+        }
+        let highest = headers.iter().flat_map(|(header, _)| header).map(|header| header.number).max().unwrap_or(0);
+        for number in first..first + self.segments {
+            let slot = usize::try_from(number % self.segments).expect("a journal fits memory");
+            let (header, zero) = headers[slot];
+            let header = header.filter(|header| header.number == number);
+            if header.is_none() && (number > highest + 1 || number > highest && zero) {
+                break;
+            }
+            let before = self.slots.len();
+            self.slots_of(number, floor)?;
+            let records = self.slots.len() > before;
+            match header {
+                Some(header) => self.used.push((number, header.previous_seq)),
+                // An older segment may stand here, and only a block that is neither is damage.
+                None if number < highest || !zero && records => {
+                    self.name(format!("the header of segment {number} of the journal is damaged"));
+                    self.used.push((number, floor));
+                }
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects what is above the checkpoint in one segment.
+    fn slots_of(&mut self, number: u64, floor: Seq) -> Result<(), ScanError> {
+        let segment = self.read(segment_offset(number, self.segments), SEGMENT_BYTES as usize)?;
+        for (block, bytes) in segment.chunks_exact(BLOCK_BYTES).enumerate().skip(1) {
+            for (slot, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
+                if is_zero(bytes) {
+                    continue;
+                }
+                let place = Place { block: number * SEGMENT_BLOCKS + block as u64, slot };
+                match OrderRecord::decode(bytes) {
+                    Ok(record) if record.seq <= floor => {}
+                    Ok(record) => self.slots.push((place, Slot::Record(record))),
+                    Err(_) => self.slots.push((place, Slot::Damaged)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the history every record that belongs to it; the place of the last one.
+    fn accept(&mut self, history: &mut History, news: &mut News) -> Option<Place> {
+        let mut end: Option<Place> = None;
+        let mut damaged: Option<Place> = None;
+        let slots = std::mem::take(&mut self.slots);
+        let last = slots.iter().rev().find(|(_, slot)| matches!(slot, Slot::Record(_))).map(|&(place, _)| place);
+        for (index, &(place, slot)) in slots.iter().enumerate() {
+            let Slot::Record(record) = slot else {
+                damaged.get_or_insert(place);
+                continue;
+            };
+            match history.take(record) {
+                Ok(Intake::New | Intake::Known) => {}
+                Err(_) if record.seq <= history.tail() => {
+                    self.name(format!("seq {} stands in the journal where it does not belong: left out", record.seq));
+                    continue;
+                }
+                Err(_) => {
+                    let from = end.map_or(slots[0].0.block, |end| end.block);
+                    let reach = last.map_or(0, |last| last.block.saturating_sub(from));
+                    if damaged.is_none() && reach <= TORN_BLOCKS {
+                        let count = slots.len() - index;
+                        let text = format!(
+                            "the journal ends at seq {}: {count} records behind it were never acknowledged",
+                            history.tail()
+                        );
+                        news.push((Level::Info, text));
+                        break;
+                    }
+                    self.name(format!(
+                        "the journal is damaged between seq {} and {}: the orders between are lost here, and the \
+                         recovery point stays before them until a batch covers them",
+                        history.tail(),
+                        record.seq
+                    ));
+                    history.take_after_gap(record);
+                }
+            }
+            damaged = None;
+            end = Some(place);
+        }
+        if damaged.is_some() {
+            self.name(format!("the journal is damaged behind seq {}: what stood there is lost here", history.tail()));
+        }
+        self.slots = slots;
+        end
+    }
+
+    /// Where appending goes on, and what has to be zeroed before.
+    fn start(&self, first: u64, end: Option<Place>, history: &History) -> Start {
+        let mut start = Start { segments: self.segments, first, durable: history.tail(), ..Start::default() };
+        let Some(&(lowest, previous)) = self.used.first() else { return start };
+        let current = end.map_or(lowest, |end| end.block / SEGMENT_BLOCKS);
+        start.used = self.used.iter().copied().filter(|&(number, _)| number <= current).collect();
+        if start.used.is_empty() {
+            start.used.push((lowest, previous));
+        }
+        start.block = end.map_or(1, |end| end.block % SEGMENT_BLOCKS + 1);
+        if let Some(end) = end {
+            self.reuse_block(end, &mut start);
+        }
+        let base = segment_offset(current, self.segments);
+        let behind = |place: &Place| end.is_none_or(|end| *place > end);
+        if self.slots.iter().any(|(place, _)| place.block / SEGMENT_BLOCKS == current && behind(place)) {
+            let from = start.block + u64::from(!start.partial.is_empty());
+            if from < SEGMENT_BLOCKS {
+                start.repairs.push((base + from * BLOCK_BYTES as u64, (SEGMENT_BLOCKS - from) * BLOCK_BYTES as u64));
+            }
+        }
+        for &(number, _) in self.used.iter().filter(|&&(number, _)| number > current) {
+            start.repairs.push((segment_offset(number, self.segments), SEGMENT_BYTES));
+        }
+        start
+    }
+
+    /// The block of the last record is written again with what follows, if nothing in it is damaged.
+    fn reuse_block(&self, end: Place, start: &mut Start) {
+        let before = self.slots.iter().filter(|(place, _)| place.block == end.block && *place <= end);
+        let records: Vec<OrderRecord> = before
+            .filter_map(|(_, slot)| match slot {
+                Slot::Record(record) => Some(*record),
+                Slot::Damaged => None,
+            })
+            .collect();
+        // Slots of records below the checkpoint are missing in `records`: they need not be kept, but then the
+        // block has no hole before the rest only because they stand first.
+        if end.slot + 1 < RECORDS_PER_BLOCK && records.len() <= end.slot + 1 {
+            let damaged =
+                self.slots.iter().any(|(place, slot)| place.block == end.block && matches!(slot, Slot::Damaged));
+            if !damaged && records.len() == end.slot + 1 {
+                start.block -= 1;
+                start.partial = records;
+            }
+        }
+    }
+}
+
+/// An entry of the spool, whole and verified.
+#[derive(Clone, Copy, Debug)]
+pub struct FoundEntry {
+    pub header: EntryHeader,
+    pub bytes: u64,
+}
+
+/// Every whole entry of the spool from `floor` on, in the order of positions.
+pub fn scan_spool(
+    file: &dyn ReadAt,
+    size: u64,
+    floor: u64,
+    nonce: u64,
+    news: &mut News,
+) -> Result<Vec<FoundEntry>, ScanError> {
+    let mut window = Window { file, size, at: 0, bytes: Bytes::new() };
+    let mut found = Vec::new();
+    let mut pos = floor;
+    while pos < floor + size {
+        let head = window.get(pos % size, ENTRY_HEADER_BYTES as u64)?;
+        let header = EntryHeader::decode(&head, nonce);
+        let Some(header) = header.ok().filter(|header| header.pos == pos) else {
+            pos += ENTRY_ALIGN_BYTES;
+            continue;
+        };
+        let bytes = header.entry_bytes();
+        let whole = if pos % size + bytes <= size {
+            let entry = window.get(pos % size, bytes)?;
+            decode_entry(&entry, nonce).map(|_| ()).map_err(|err| err.to_string())
+        } else {
+            Err("it would wrap around the end".into())
+        };
+        match whole {
+            Ok(()) => {
+                found.push(FoundEntry { header, bytes });
+                pos += bytes;
+            }
+            Err(why) => {
+                let text = format!(
+                    "the {} of seq {} in the spool is not whole ({why}): left out, asked for again if it is needed",
+                    if header.kind == crate::format::spool::Kind::Payload { "payload" } else { "chunk" },
+                    header.record.seq
+                );
+                news.push((Level::Warn, text));
+                pos += ENTRY_ALIGN_BYTES;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a file in long pieces.
+struct Window<'a> {
+    file: &'a dyn ReadAt,
+    size: u64,
+    at: u64,
+    bytes: Bytes,
+}
+
+impl Window<'_> {
+    fn get(&mut self, offset: u64, length: u64) -> Result<Bytes, ScanError> {
+        const PIECE: u64 = 4 << 20;
+        let here = offset >= self.at && offset + length <= self.at + self.bytes.len() as u64;
+        if !here {
+            let piece = length.max(PIECE).min(self.size - offset);
+            let piece = usize::try_from(piece).expect("at most the longest entry");
+            self.bytes = self.file.read_at(offset, piece).map_err(|fail| ScanError::Io { what: "the spool", fail })?;
+            self.at = offset;
+        }
+        let from = usize::try_from(offset - self.at).expect("inside the window");
+        Ok(self.bytes.slice(from..from + usize::try_from(length).expect("inside the window")))
+    }
+}

@@ -1,0 +1,116 @@
+//! What the site says of itself. Reads the machine, changes nothing.
+
+use crate::cluster::status::{BatchStatus, Degraded, DrStatus, LinkStatus, VolumeStatus, seconds};
+use crate::core::machine::Now;
+use crate::dr::links::Part;
+use crate::dr::machine::Machine;
+use crate::format::superblock::{PROMOTED, PROMOTING};
+
+impl Machine {
+    /// Where this site stands.
+    #[must_use]
+    pub fn status(&self, now: Now) -> DrStatus {
+        let it = self.keeper.get();
+        let (cut, tail) = (self.cut, self.history.tail());
+        let (mut lag_writes, mut lag_bytes, mut oldest_ns, mut pending) = (0, 0, None, 0);
+        for entry in self.history.above(cut).filter(|entry| entry.record.op.changes_volume()) {
+            lag_writes += 1;
+            lag_bytes += entry.record.length;
+            oldest_ns.get_or_insert(entry.record.time_ns);
+            pending += u64::from(entry.payload.is_some());
+        }
+        DrStatus {
+            group: self.options.group_name.clone(),
+            epoch: it.epoch,
+            volumes: self
+                .options
+                .volumes
+                .iter()
+                .map(|(name, size)| VolumeStatus { name: name.clone(), size_bytes: *size, ..VolumeStatus::default() })
+                .collect(),
+            tail_seq: tail,
+            cut_seq: cut,
+            journal_seq: self.journal.durable(),
+            applied_seq: self.replay.applied(),
+            checkpoint_seq: self.history.floor(),
+            lag_writes,
+            lag_bytes,
+            lag_seconds: oldest_ns.map_or(0.0, |oldest| seconds(now.wall_ns.saturating_sub(oldest))),
+            pending_writes: pending,
+            missing_writes: self.history.missing_above(cut) as u64,
+            spool_bytes: self.intake.spool.live_bytes(),
+            spool_limit_bytes: self.intake.spool.size(),
+            journal_bytes: self.journal.used_bytes(),
+            journal_limit_bytes: self.journal.size_bytes(),
+            synced: self.synced(),
+            batch: self.batch_status(),
+            promotion: self.promotion_status(),
+            degraded: self.degraded(now),
+            links: self.link_status(now),
+            ..DrStatus::default()
+        }
+    }
+
+    fn batch_status(&self) -> Option<BatchStatus> {
+        let (seq, done, total, reason) = match (&self.batch, &self.committed) {
+            (Some(batch), _) => {
+                let total = self.history.open_batch(self.cut).and_then(|(_, end)| end).map(|end| end.length);
+                let reason = if batch.direct { "first sync" } else { "resync" };
+                (batch.begin, batch.bytes, total.unwrap_or(batch.bytes), reason)
+            }
+            (None, Some(batch)) => (batch.begin, 0, 0, "applying"),
+            (None, None) => return None,
+        };
+        Some(BatchStatus {
+            seq,
+            total_bytes: total,
+            remaining_bytes: total.saturating_sub(done),
+            reason: reason.into(),
+            remaining_seconds: None,
+        })
+    }
+
+    fn promotion_status(&self) -> Option<String> {
+        let it = self.keeper.get();
+        if it.has(PROMOTED) {
+            return Some(format!("promoted to epoch {}", it.epoch));
+        }
+        match &self.promotion {
+            Some(promotion) if !promotion.plan => Some(promotion.step.word().into()),
+            _ if it.has(PROMOTING) => Some(format!("to epoch {}, interrupted: call promote again", it.target_epoch)),
+            _ => None,
+        }
+    }
+
+    fn degraded(&self, now: Now) -> Vec<Degraded> {
+        let mut list: Vec<Degraded> =
+            self.troubles.values().map(|(text, since)| Degraded::new(text.clone(), *since, now.wall_ns)).collect();
+        let wall_of = |mono_ns: u64| now.wall_ns.saturating_sub(now.mono_ns.saturating_sub(mono_ns));
+        if !self.synced() {
+            list.push(Degraded::new("no recovery point yet: the first sync is not complete", now.wall_ns, now.wall_ns));
+        }
+        if self.links.order.is_none() && !self.keeper.get().has(PROMOTED) {
+            list.push(Degraded::new("no primary is connected", wall_of(self.alone_since_ns), now.wall_ns));
+        }
+        list
+    }
+
+    fn link_status(&self, now: Now) -> Vec<LinkStatus> {
+        let streams = self.links.streams().len() as u64;
+        let order = self.links.order.and_then(|conn| self.links.peers.get(&conn));
+        let since = order.map_or(self.alone_since_ns, |peer| peer.since_ns);
+        let strangers = self.links.peers.values().any(|peer| matches!(peer.part, Part::Pending(_)));
+        let state = match order {
+            Some(_) => "up",
+            None if strangers => "connecting",
+            None => "down",
+        };
+        vec![LinkStatus {
+            peer: "primary".into(),
+            state: state.into(),
+            streams,
+            seconds: seconds(now.mono_ns.saturating_sub(since)),
+            ..LinkStatus::default()
+        }]
+    }
+}
