@@ -64,7 +64,6 @@ pub(super) enum Trouble {
     BatchTooLarge,
     Damage,
     Diverged,
-    Promotion,
 }
 
 /// One DR site of one group.
