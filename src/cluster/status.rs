@@ -167,6 +167,8 @@ pub struct LinkStatus {
     pub rtt_seconds: Option<f64>,
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// Bytes both ways of what a write waits for: order records and their acknowledgements.
+    pub order_bytes: u64,
     /// Payload streams that are up, for a link that has any.
     pub streams: u64,
     /// How long it has been in this state.

@@ -17,8 +17,8 @@ use crate::core::machine::{Level, Now};
 use crate::core::modes::Protect;
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
-use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
-use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS};
+use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS, RECORD_BYTES};
 
 const RETRY_NS: u64 = 500_000_000;
 const RETRY_REFUSED_NS: u64 = 3_000_000_000;
@@ -102,6 +102,8 @@ pub struct DrLink {
     pub since_ns: u64,
     pub rtt_ns: u64,
     pub sent_bytes: u64,
+    /// Bytes of order records and their acknowledgements: the synchronous path.
+    pub order_bytes: u64,
 }
 
 impl DrLink {
@@ -135,6 +137,7 @@ impl DrLink {
             since_ns: 0,
             rtt_ns: 0,
             sent_bytes: 0,
+            order_bytes: 0,
         }
     }
 
@@ -557,6 +560,7 @@ impl Machine {
             return;
         }
         self.dr.journal = self.dr.journal.max(journal);
+        self.dr.order_bytes += (FRAME_HEADER_BYTES + size_of::<Seq>()) as u64;
         while let Some((last, sent_ns)) = self.dr.commits.front().copied() {
             if last > journal {
                 break;
@@ -620,7 +624,9 @@ impl Machine {
             let Some(last) = records.last().map(|record| record.seq) else { return };
             self.dr.next = last.next();
             self.dr.commits.push_back((last, self.now.mono_ns));
-            self.dr.sent_bytes += (records.len() * crate::limits::RECORD_BYTES) as u64;
+            let bytes = (FRAME_HEADER_BYTES + records.len() * RECORD_BYTES) as u64;
+            self.dr.sent_bytes += bytes;
+            self.dr.order_bytes += bytes;
             fx.push(Effect::DrSend { conn, message: Message::Orders(records) });
         }
         if self.dr.next > self.tail {

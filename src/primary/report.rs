@@ -154,6 +154,7 @@ impl Machine {
             reason: self.aux.problem.clone(),
             rtt_seconds: rtt(self.aux.rtt_ns),
             sent_bytes: self.aux.sent_bytes,
+            order_bytes: self.aux.order_bytes,
             seconds: seconds(now.wall_ns.saturating_sub(self.aux.since(now))),
             ..LinkStatus::default()
         };
@@ -163,6 +164,7 @@ impl Machine {
             reason: self.dr.problem.clone(),
             rtt_seconds: rtt(self.dr.rtt_ns),
             sent_bytes: self.dr.sent_bytes,
+            order_bytes: self.dr.order_bytes,
             streams: self.dr.streams_up() as u64,
             seconds: seconds(now.wall_ns.saturating_sub(self.dr.since(now))),
             ..LinkStatus::default()

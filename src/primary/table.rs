@@ -21,6 +21,9 @@ use crate::format::table::{
 use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
 
 const HEAD_BYTES: u64 = 3 * BLOCK_BYTES as u64;
+/// Of the NBD protocol, around each commit.
+const REQUEST_BYTES: usize = 28;
+const SIMPLE_REPLY_BYTES: usize = 16;
 const RETRY_NS: u64 = 1_000_000_000;
 /// Bytes of states read at once when a payload ring is taken over.
 const STATES_READ_BYTES: u64 = 256 << 10;
@@ -92,6 +95,8 @@ pub struct AuxLink {
     pub since_ns: u64,
     pub rtt_ns: u64,
     pub sent_bytes: u64,
+    /// Bytes of group commits both ways: the synchronous path.
+    pub order_bytes: u64,
 }
 
 impl AuxLink {
@@ -123,6 +128,7 @@ impl AuxLink {
             since_ns: 0,
             rtt_ns: 0,
             sent_bytes: 0,
+            order_bytes: 0,
         }
     }
 
@@ -510,6 +516,8 @@ impl Machine {
         self.aux.commits.push_back(Commit { last, left: writes.len(), sent_ns: self.now.mono_ns });
         self.aux.next = last.next();
         for (offset, parts) in writes {
+            let bytes: usize = parts.iter().map(Bytes::len).sum();
+            self.aux.order_bytes += (bytes + REQUEST_BYTES + SIMPLE_REPLY_BYTES) as u64;
             self.aux_write(AuxOp::Commit { last }, offset, parts, true, fx);
         }
     }
