@@ -1,0 +1,378 @@
+//! The command line as a script sees it: what each verb prints, and how it exits.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A directory that is removed when dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Directory {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("farshore-cli-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("the temporary directory is writable");
+        Directory(path)
+    }
+
+    /// A configuration in it, as `init` writes it, on ports of its own.
+    fn configured(&self) -> PathBuf {
+        let output = farshore(&["init", "orders", "--volume", "db=16MiB", "--dir", &self.text("data")]);
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        let mut text = out(&output).replace("8GiB", "64MiB").replace("# spool   = \"1GiB\"", "spool = \"192MiB\"");
+        for port in ["10809", "10820", "10830", "10831"] {
+            text = text.replace(port, &free_port().to_string());
+        }
+        self.write("farshore.toml", &text)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("the temporary directory is writable");
+        path
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A child that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farshore"));
+    command.args(arguments).env_remove("FARSHORE_LOG").env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
+    command
+}
+
+fn farshore(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the binary of this build runs")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it was not killed")
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs a verb on a configuration file.
+fn on(verb: &[&str], config: &Path) -> Output {
+    farshore(&[verb, &["--config", &config.to_string_lossy()]].concat())
+}
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    let help = out(&farshore(&["--help"]));
+    for verb in "init check aux dr primary status promote loss inspect demo".split(' ') {
+        assert!(help.contains(&format!("  {verb} ")), "{verb} is listed: {help}");
+        let output = farshore(&[verb, "--help"]);
+        assert_eq!(code(&output), 0);
+        assert!(out(&output).contains(&format!("Example:\n  farshore {verb}")), "{verb}: {}", out(&output));
+    }
+    assert!(help.contains("3 refused for safety"));
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2() {
+    for arguments in [&["promot"][..], &[], &["status", "--jsno"], &["inspect", "everything", "x"], &["init"]] {
+        assert_eq!(code(&farshore(arguments)), 2, "{arguments:?}");
+    }
+    assert_eq!(code(&farshore(&["--version"])), 0);
+}
+
+#[test]
+fn what_init_writes_is_good_and_never_overwrites() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let output = on(&["check"], &config);
+    assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+    assert!(out(&output).contains("group orders, 1 volume, protect order: good"), "{}", out(&output));
+    let path = dir.text("new.toml");
+    assert_eq!(code(&farshore(&["init", "g", "--output", &path])), 0);
+    let before = std::fs::read(&path).expect("written");
+    let output = farshore(&["init", "other", "--output", &path]);
+    assert_eq!(code(&output), 3);
+    assert!(err(&output).contains("is not overwritten"), "{}", err(&output));
+    assert_eq!(std::fs::read(&path).expect("still there"), before);
+}
+
+#[test]
+fn check_names_file_line_and_key() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let text = std::fs::read_to_string(&config).expect("written");
+    let line = 1 + text.lines().position(|line| line.starts_with("streams")).expect("a line of its own");
+    let wrong = dir.write("wrong.toml", &text.replace("\nstreams ", "\nstreems ").replace("16MiB", "16M"));
+    let output = on(&["check"], &wrong);
+    assert_eq!(code(&output), 2);
+    let all = out(&output);
+    assert!(all.contains(&format!("wrong.toml:{line}: dr.streems: unknown key; did you mean `streams`?")), "{all}");
+    assert!(all.contains("volume.size: \"16M\" is ambiguous") && all.contains("2 errors"), "{all}");
+    let json: Value = serde_json::from_str(&out(&on(&["check", "--json"], &wrong))).expect("one object");
+    assert_eq!(json["ok"], false);
+    assert_eq!(json["findings"][1]["line"], line);
+    // No verb does anything with such a file.
+    for verb in ["aux", "dr", "primary", "status", "promote", "loss"] {
+        let output = on(&[verb], &wrong);
+        assert_eq!(code(&output), 2, "{verb}: {}", err(&output));
+        assert!(err(&output).contains(&format!(":{line}: dr.streems")), "{verb}: {}", err(&output));
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_or_not_text_is_status_2() {
+    let dir = Directory::new();
+    let output = on(&["check"], &dir.0.join("none.toml"));
+    assert_eq!(code(&output), 2);
+    assert!(err(&output).contains("none.toml: there is no such file"), "{}", err(&output));
+    std::fs::write(dir.0.join("binary"), [0xff, 0xfe, 0]).expect("writable");
+    let output = on(&["primary"], &dir.0.join("binary"));
+    assert_eq!((code(&output), err(&output).contains("is not UTF-8")), (2, true));
+    assert_eq!(code(&on(&["check"], &dir.0)), 2, "a directory");
+}
+
+#[test]
+fn check_sees_a_port_in_use_and_a_volume_of_another_size() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let text = std::fs::read_to_string(&config).expect("written");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let replaced: String =
+        text.lines()
+            .map(|line| {
+                if line.starts_with("export") {
+                    format!("export = \"127.0.0.1:{port}\"\n")
+                } else {
+                    format!("{line}\n")
+                }
+            })
+            .collect();
+    let busy = dir.write("busy.toml", &replaced);
+    let output = on(&["check"], &busy);
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains(&format!("dr.export: 127.0.0.1:{port}: the port is in use")), "{}", out(&output));
+    std::fs::create_dir_all(dir.0.join("data")).expect("writable");
+    std::fs::write(dir.0.join("data/db.img"), [0; 4096]).expect("writable");
+    let output = on(&["check"], &config);
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("has 4096 bytes, but the volume has 16777216"), "{}", out(&output));
+}
+
+#[test]
+fn check_sees_two_roles_on_one_port() {
+    let dir = Directory::new();
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    let port = free_port();
+    let same: String = text
+        .lines()
+        .map(|line| {
+            if line.starts_with("listen  = \"") {
+                format!("listen = \"127.0.0.1:{port}\"\n")
+            } else {
+                format!("{line}\n")
+            }
+        })
+        .collect();
+    let output = on(&["check"], &dir.write("same.toml", &same));
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("by another line of this file"), "{}", out(&output));
+}
+
+#[test]
+fn check_asks_only_for_what_belongs_to_this_host() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let text = std::fs::read_to_string(&config).expect("written");
+    // An address of the documentation block, which no host has.
+    let elsewhere: String = text
+        .lines()
+        .map(|line| {
+            if line.starts_with("listen  = \"") { "listen = \"192.0.2.7:10830\"\n".into() } else { format!("{line}\n") }
+        })
+        .collect();
+    let file = dir.write("elsewhere.toml", &elsewhere);
+    let output = on(&["check"], &file);
+    assert_eq!(code(&output), 0, "{}", out(&output));
+    assert!(out(&output).contains("dr: runs on another host (192.0.2.7:10830)"), "{}", out(&output));
+    let output = on(&["check", "--role", "dr"], &file);
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("192.0.2.7 is not an address of this host"), "{}", out(&output));
+}
+
+#[test]
+fn nobody_to_ask_is_status_1_and_says_where_was_asked() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    for verb in [&["status"][..], &["status", "--json"], &["promote"], &["promote", "--json", "--force"], &["loss"]] {
+        let output = on(verb, &config);
+        assert_eq!(code(&output), 1, "{verb:?}");
+        assert!(err(&output).contains("dr.ctl: there is no control socket"), "{verb:?}: {}", err(&output));
+        assert!(out(&output).is_empty());
+    }
+}
+
+/// Answers control requests with one text; returns what was asked.
+fn answering(socket: &Path, answer: &'static str) -> std::thread::JoinHandle<String> {
+    let listener = UnixListener::bind(socket).expect("a short path");
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("somebody asks");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("a line");
+        (&stream).write_all(answer.as_bytes()).expect("somebody listens");
+        line
+    })
+}
+
+#[test]
+fn promote_prints_the_report_for_people_and_for_scripts() {
+    const REPORT: &str = r#"{"group":"orders","epoch":2,"cut_seq":4711,"tail_seq":4720,"replayed":120,"fetched_from_aux":0,"missing":[{"seq":4712,"volume":"db","op":"write","offset":8192,"length":4096,"time":"2026-11-22T10:00:00.123456789Z","state":"sent"}],"missing_bytes":4096,"aux":"read","duration_seconds":0.31}"#;
+    const ANSWER: &str = r#"{"ok":{"group":"orders","epoch":2,"cut_seq":4711,"tail_seq":4720,"replayed":120,"fetched_from_aux":0,"missing":[{"seq":4712,"volume":"db","op":"write","offset":8192,"length":4096,"time":"2026-11-22T10:00:00.123456789Z","state":"sent"}],"missing_bytes":4096,"aux":"read","duration_seconds":0.31}}
+"#;
+    let dir = Directory::new();
+    let socket = dir.0.join("s");
+    let asked = answering(&socket, ANSWER);
+    let output = farshore(&["promote", "--control", &dir.text("s"), "--json", "--force"]);
+    assert_eq!((code(&output), out(&output).as_str()), (0, &*format!("{REPORT}\n")), "{}", err(&output));
+    assert_eq!(asked.join().expect("it answered"), "{\"verb\":\"promote\",\"plan\":false,\"force\":true}\n");
+    std::fs::remove_file(&socket).expect("there");
+    let asked = answering(&socket, ANSWER);
+    let text = out(&farshore(&["promote", "--control", &dir.text("s"), "--plan"]));
+    assert!(asked.join().expect("it answered").contains("\"plan\":true"));
+    for part in
+        ["orders would be promoted (nothing was changed): epoch 2", "seq 4711 of 4720", "1 writes, 4 KiB", "4712"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_refusal_is_status_3_and_says_what_would_make_it_safe() {
+    let dir = Directory::new();
+    let refusal = "{\"error\":\"the auxiliary does not answer; make sure that the old primary is off, then use --force\",\"exit\":3}\n";
+    let asked = answering(&dir.0.join("s"), refusal);
+    let output = farshore(&["promote", "--control", &dir.text("s"), "--json"]);
+    asked.join().expect("it answered");
+    assert_eq!(code(&output), 3);
+    assert!(err(&output).contains("then use --force") && out(&output).is_empty(), "{}", err(&output));
+}
+
+#[test]
+fn answers_that_make_no_sense_are_status_1() {
+    for answer in ["", "\n", "garbage\n", "{\"ok\"", "{\"fine\":1}\n"] {
+        let dir = Directory::new();
+        let asked = answering(&dir.0.join("s"), answer);
+        let output = farshore(&["status", "--control", &dir.text("s")]);
+        asked.join().expect("it answered");
+        assert_eq!(code(&output), 1, "{answer:?}: {}", out(&output));
+    }
+}
+
+/// Waits for a child's control socket to answer.
+fn status_within(config: &Path, role: &str) -> Output {
+    let start = Instant::now();
+    loop {
+        let output = on(&["status", "--json", "--role", role], config);
+        if code(&output) == 0 || start.elapsed() > Duration::from_secs(20) {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn an_auxiliary_runs_answers_is_seen_by_check_and_stops_on_sigterm() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let notify = std::os::unix::net::UnixDatagram::bind(dir.0.join("notify")).expect("a short path");
+    let mut role = command(&["aux", "--config", &config.to_string_lossy()]);
+    role.env("NOTIFY_SOCKET", dir.0.join("notify")).stderr(Stdio::piped());
+    let mut child = Running(role.spawn().expect("the binary of this build runs"));
+    let output = status_within(&config, "aux");
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let status: Value = serde_json::from_str(&out(&output)).expect("one object");
+    assert_eq!((&status["role"], &status["group"]), (&Value::from("aux"), &Value::from("orders")));
+    let mut buffer = [0; 256];
+    let bytes = notify.recv(&mut buffer).expect("a datagram");
+    assert!(buffer[..bytes].starts_with(b"READY=1\n"));
+    assert!(out(&on(&["status"], &config)).starts_with("orders · aux · epoch 0"));
+    let output = on(&["check", "--role", "aux"], &config);
+    assert!(code(&output) == 0 && out(&output).contains("aux: is running on this host"), "{}", out(&output));
+    let mut second = command(&["aux", "--config", &config.to_string_lossy()]);
+    assert_eq!(code(&second.output().expect("it runs")), 1, "a second one on the same directory");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.0.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
+    let log = std::io::read_to_string(child.0.stderr.take().expect("piped")).expect("text");
+    assert!(!log.is_empty() && log.lines().all(|line| line.contains(" group=orders role=aux ")), "{log}");
+}
+
+#[test]
+fn a_directory_of_another_group_is_refused_with_status_3() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    {
+        let role = command(&["aux", "--config", &config.to_string_lossy()]).stderr(Stdio::null()).spawn();
+        let _child = Running(role.expect("the binary of this build runs"));
+        assert_eq!(code(&status_within(&config, "aux")), 0);
+    }
+    let text = std::fs::read_to_string(&config).expect("written").replace("\"orders\"", "\"invoices\"");
+    let output = on(&["aux"], &dir.write("other.toml", &text));
+    assert_eq!(code(&output), 3, "{}", err(&output));
+    assert!(err(&output).contains("belongs to group \"orders\""), "{}", err(&output));
+}
+
+#[test]
+fn inspect_reads_the_superblock_of_a_directory() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    let role = command(&["aux", "--config", &config.to_string_lossy()]).stderr(Stdio::null()).spawn();
+    let _child = Running(role.expect("the binary of this build runs"));
+    assert_eq!(code(&status_within(&config, "aux")), 0);
+    let output = farshore(&["inspect", "superblock", &dir.text("data/aux"), "--json"]);
+    assert_eq!(code(&output), 0, "{}{}", out(&output), err(&output));
+    let first: Value = serde_json::from_str(out(&output).lines().next().expect("a line")).expect("an object");
+    assert_eq!((&first["role"], &first["group"]), (&Value::from("aux"), &Value::from("orders")), "{first}");
+    let output = farshore(&["inspect", "journal", &dir.text("farshore.toml")]);
+    assert_eq!(code(&output), 1, "a file that is no journal");
+    assert!(out(&output).contains("DAMAGE"), "{}", out(&output));
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_failure() {
+    let mut child = command(&["init", "g"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(!err(&output).contains("panicked"), "{}", err(&output));
+}
