@@ -191,7 +191,7 @@ impl Machine {
         self.pump_batch(fx);
         self.pump_spill(fx);
         self.settle(fx);
-        self.window.trim();
+        self.window.trim(self.log_written);
         self.advance_local_done();
         if self.now.mono_ns >= self.due_ns {
             self.periodic(fx);

@@ -135,9 +135,9 @@ impl Window {
         self.entries.iter().filter(|entry| entry.req.is_some()).count()
     }
 
-    /// Drops settled entries at the front.
-    pub fn trim(&mut self) {
-        while self.entries.front().is_some_and(Entry::settled) {
+    /// Drops settled entries at the front, up to a seq: what is not in the intent log yet has to stay.
+    pub fn trim(&mut self, logged: Seq) {
+        while self.first <= logged && self.entries.front().is_some_and(Entry::settled) {
             self.entries.pop_front();
             self.first = self.first.next();
         }
