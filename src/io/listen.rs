@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
@@ -127,7 +128,7 @@ fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     if let Err(error) = bind(fd.as_raw_fd(), &address) {
-        if error != nix::errno::Errno::EADDRINUSE {
+        if error != Errno::EADDRINUSE {
             return Err(named(path.display(), error.into()));
         }
         remove_stale(path)?;
@@ -142,13 +143,16 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not a socket")));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => {
+    // Not blocking: who lets its queue of connections fill up is there all the same.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) | Err(Errno::EAGAIN) => {
             let text = "address in use: a running process answers there";
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(error) => Err(named(path.display(), error)),
+        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
+        Err(error) => Err(named(path.display(), error.into())),
     }
 }
 
