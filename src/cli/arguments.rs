@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::core::address::Address;
+
 /// Disaster-recovery replication of block volumes: the order crosses first, the data follows.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110, after_help = EXITS)]
@@ -52,6 +54,13 @@ pub enum Verb {
     /// The whole story on one machine: replicate, kill the primary in mid-write, promote, check every byte
     #[command(after_help = "Example:\n  farshore demo --keep --dir farshore-demo")]
     Demo(Demo),
+    /// Relay connections over a slow line: stands for the WAN in tests and demonstrations
+    #[command(hide = true)]
+    #[command(
+        after_help = "Example:\n  farshore relay --listen 127.0.0.1:10840 --to 127.0.0.1:10830 --delay-ms 10 \\\n    \
+        --rate-mbit 100 --control wan.sock"
+    )]
+    Relay(Relay),
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +210,30 @@ pub enum What {
     Spool,
     /// The superblock of a role's directory
     Superblock,
+}
+
+#[derive(Debug, Args)]
+pub struct Relay {
+    /// Where clients connect: host:port or unix:/path; port 0 takes any free one and says which
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Address,
+    /// Where it relays to
+    #[arg(long, value_name = "ADDR")]
+    pub to: Address,
+    /// One-way delay, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 10.0, value_parser = positive)]
+    pub delay_ms: f64,
+    /// Rate of each direction, Mbit/s; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 100.0, value_parser = positive)]
+    pub rate_mbit: f64,
+    /// Unix socket that takes the commands cut, heal, reset, delay MS, rate MBIT, stats
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (0.0..1e6).contains(&number) { Ok(number) } else { Err(format!("{text} is not between 0 and a million")) }
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@
 //!                  ├─► status, promote    ask a running role over its control socket
 //!                  ├─► init, check        a configuration, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
-//!                  └─► demo               the whole story on one machine
+//!                  └─► demo, relay        the whole story on one machine, and the slow line in it
 //! ```
 //!
 //! Reports go to standard output, everything else to standard error.
@@ -13,7 +13,7 @@
 mod arguments;
 mod check;
 mod client;
-mod demo;
+pub mod demo;
 mod failure;
 mod files;
 mod hosts;
@@ -22,6 +22,7 @@ mod inspect;
 mod logs;
 mod loss;
 mod promote;
+pub mod relay;
 mod role;
 mod status;
 mod view;
@@ -65,5 +66,6 @@ fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Loss(options) => loss::run(&options, out),
         Verb::Inspect(options) => inspect::run(&options, out),
         Verb::Demo(options) => demo::run(&options, out),
+        Verb::Relay(options) => relay::run(&options, out),
     }
 }
