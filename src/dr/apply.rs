@@ -516,7 +516,9 @@ impl Machine {
     /// When the next checkpoint is due.
     pub(super) fn checkpoint_due_ns(&self) -> Option<u64> {
         let since = self.checkpoints.dirty_since_ns?;
-        self.checkpoints.idle().then_some(since + DR_CHECKPOINT_NS)
+        // What a checkpoint under way has covered meanwhile needs no other: an idle site sleeps.
+        let due = self.checkpoints.idle() && self.replay.applied() > self.history.floor();
+        due.then_some(since + DR_CHECKPOINT_NS)
     }
 
     /// Makes what is applied durable: volumes, then the superblock; then it is forgotten.
