@@ -13,6 +13,8 @@
 //!   while one before it could still be lost.
 //! - A block with durable records is rewritten only with the same records and more after them, and never
 //!   while a write to it is in flight: a torn write changes no sector that was promised.
+//! - A record that may follow a gap in the seqs is written only when everything before it is durable: so
+//!   recovery can tell a gap that the writer made from one that a crash tore.
 //! - A segment is zeroed, durably, before its first record is written: what stands behind the last
 //!   append is zeroes, never an older record.
 //! - A segment is taken again only when the superblock that leaves it behind is durable (I8, I9).
@@ -200,6 +202,11 @@ impl Journal {
         if self.waiting.is_empty() || self.appends.len() >= DR_APPENDS_INFLIGHT_MAX {
             return None;
         }
+        // A record that may follow a gap waits until everything before it is durable: whoever finds it after a
+        // crash knows that what seems to be missing before it never was here.
+        if self.waiting.front().is_some_and(|record| record.op.may_jump()) && !self.appends.is_empty() {
+            return None;
+        }
         self.leave_busy_block();
         let mut parts = Vec::new();
         let mut offset = None;
@@ -307,7 +314,10 @@ impl Journal {
         loop {
             let touched = base + self.block;
             let room = RECORDS_PER_BLOCK - self.partial.len();
-            for record in self.waiting.drain(..room.min(self.waiting.len())) {
+            let mut first = blocks == 0;
+            for _ in 0..room {
+                let Some(record) = self.waiting.pop_front_if(|record| first || !record.op.may_jump()) else { break };
+                first = false;
                 self.written = record.seq;
                 self.written_chain = record.chain;
                 self.partial.push(record);
@@ -321,7 +331,8 @@ impl Journal {
                 self.partial.clear();
                 self.block += 1;
             }
-            if self.waiting.is_empty() || blocks == DR_APPEND_BLOCKS_MAX || self.block >= SEGMENT_BLOCKS {
+            let barrier = self.waiting.front().is_none_or(|record| record.op.may_jump());
+            if barrier || blocks == DR_APPEND_BLOCKS_MAX || self.block >= SEGMENT_BLOCKS {
                 parts.push(out.freeze());
                 return touched;
             }

@@ -19,4 +19,6 @@ pub mod replay;
 pub mod scan;
 pub mod spool;
 pub mod table;
+#[cfg(test)]
+mod trial;
 pub mod view;

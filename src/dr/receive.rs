@@ -183,7 +183,7 @@ impl Machine {
             applied: self.replay.applied(),
             synced: self.synced(),
             blank: it.has(BLANK) && !self.direct(),
-            batch: self.batch.as_ref().map_or(Seq(0), |batch| batch.begin),
+            batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), |batch| batch.begin),
             have: self.history.have_above(self.cut, LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
         }

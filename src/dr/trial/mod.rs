@@ -1,0 +1,10 @@
+//! The DR machine on trial: random histories, random links, a disk that forgets and tears.
+//!
+//! `disk` completes operations in random order, loses what was not synced at a crash and tears writes at
+//! sectors. `writer` is a model of a primary with an oracle of every prefix of its history. `run` drives both
+//! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4).
+
+mod disk;
+mod run;
+mod scenarios;
+mod writer;

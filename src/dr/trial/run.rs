@@ -1,0 +1,422 @@
+//! One trial: a seed decides everything.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use super::disk::{Disk, Rng};
+use super::writer::{VOLUME_BYTES, Writer, volumes};
+use crate::cluster::status::PromoteReport;
+use crate::core::ids::{Conn, Epoch, Owner, Seq, Ticket, Volume};
+use crate::core::machine::{Level, Machine as _, Now};
+use crate::core::modes::{Ack, Protect, Require};
+use crate::dr::api::{Effect, File, Input, Options, PromoteError};
+use crate::dr::machine::Machine;
+use crate::dr::promote::LossReport;
+use crate::dr::recovery::{Found, recover};
+use crate::format::table::TableLayout;
+use crate::format::wire::{Message, Purpose};
+
+const JOURNAL: usize = 4 << 20;
+const SPOOL: usize = 2 << 20;
+
+pub fn options(auxiliary: bool) -> Options {
+    Options {
+        group_name: "orders".into(),
+        volumes: volumes(),
+        journal_bytes: JOURNAL as u64,
+        spool_bytes: SPOOL as u64,
+        protect: Protect::Order,
+        ack: Ack::Write,
+        require: Require::Any,
+        auxiliary,
+        owner: Owner(9),
+        nonce: 0x5EED,
+    }
+}
+
+pub struct Trial {
+    pub rng: Rng,
+    pub disk: Disk,
+    pub machine: Machine,
+    pub writer: Writer,
+    pub options: Options,
+    pub now: Now,
+    report: Option<LossReport>,
+    next_conn: u64,
+    /// DR's messages on their way back.
+    back: Vec<(Conn, Message)>,
+    pub outcome: Option<Result<PromoteReport, PromoteError>>,
+    pub served: Option<(Epoch, Seq)>,
+    pub stopped: bool,
+    pub fatal: Option<String>,
+    pub errors: Vec<String>,
+    /// The region of the auxiliary, if it can be reached.
+    pub region: Option<Vec<u8>>,
+    region_ops: Vec<Effect>,
+    storing: Option<Ticket>,
+}
+
+impl Trial {
+    pub fn new(seed: u64, auxiliary: bool) -> Trial {
+        let mut rng = Rng::new(seed);
+        let blank = rng.chance(50);
+        let writer = Writer::new(&mut rng, blank);
+        let options = options(auxiliary);
+        let disk = Disk::new(&[
+            (File::Superblock, 8192),
+            (File::Journal, JOURNAL),
+            (File::Spool, SPOOL),
+            (File::Volume(Volume(0)), VOLUME_BYTES as usize),
+            (File::Volume(Volume(1)), VOLUME_BYTES as usize),
+        ]);
+        let machine = Machine::new(Self::recovered(&disk, &options, None), options.clone());
+        let mut trial = Trial {
+            rng,
+            disk,
+            machine,
+            writer,
+            options,
+            now: Now { mono_ns: 1, wall_ns: 1_795_341_700_000_000_000 },
+            report: None,
+            next_conn: 0,
+            back: Vec::new(),
+            outcome: None,
+            served: None,
+            stopped: false,
+            fatal: None,
+            errors: Vec::new(),
+            region: None,
+            region_ops: Vec::new(),
+            storing: None,
+        };
+        trial.step(Input::Tick);
+        trial
+    }
+
+    fn recovered(disk: &Disk, options: &Options, report: Option<LossReport>) -> crate::dr::recovery::Recovered {
+        let found = Found {
+            superblock: &disk.files[&File::Superblock].stable,
+            journal: &disk.files[&File::Journal],
+            spool: &disk.files[&File::Spool],
+            blank: true,
+            report,
+        };
+        recover(found, options).expect("a directory of our own is recovered")
+    }
+
+    pub fn step(&mut self, input: Input) {
+        let mut fx = Vec::new();
+        self.machine.step(self.now, input, &mut fx);
+        for effect in fx {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { conn, message } => self.back.push((conn, message)),
+            Effect::Close { conn, .. } => self.drop_conn(conn),
+            Effect::Disk(op) => self.disk.submit(op),
+            Effect::Log { level, text } => {
+                println!("{} {level:?} {text}", self.now.mono_ns / 1_000_000);
+                if level == Level::Error {
+                    self.errors.push(text);
+                }
+            }
+            Effect::AuxClose => {}
+            Effect::Fatal { text } => self.fatal = Some(text),
+            Effect::Stopped => self.stopped = true,
+            Effect::StoreReport { ticket, report } => {
+                self.storing = Some(ticket);
+                // Durable before it is answered: a crash in between finds it.
+                self.report = Some(report);
+            }
+            Effect::PromoteDone { result, .. } => self.outcome = Some(result),
+            Effect::Serve { epoch, tail, .. } => self.served = Some((epoch, tail)),
+            aux => self.region_ops.push(aux),
+        }
+    }
+
+    /// A connection breaks.
+    pub fn drop_conn(&mut self, conn: Conn) {
+        self.back.retain(|(to, _)| *to != conn);
+        self.writer.cut_off(conn);
+    }
+
+    fn connect(&mut self, purpose: Purpose) -> Conn {
+        self.next_conn += 1;
+        let conn = Conn(self.next_conn);
+        let hello = self.writer.hello(purpose);
+        self.writer.conns.entry(conn).or_default().push_back(hello);
+        match purpose {
+            Purpose::Order => self.writer.order = Some(conn),
+            Purpose::Stream => self.writer.streams.push(conn),
+        }
+        self.step(Input::Opened { conn });
+        conn
+    }
+
+    /// Something happens; what, the seed decides.
+    pub fn turn(&mut self) {
+        self.now.mono_ns += self.rng.below(10_000_000);
+        self.now.wall_ns += 1_000_000;
+        match self.rng.below(20) {
+            0..=5 => self.complete_disk(),
+            6..=9 => self.deliver(),
+            10..=12 => self.deliver_back(),
+            13..=16 => {
+                let mut rng = self.rng.clone();
+                self.writer.send(&mut rng);
+                self.rng = rng;
+            }
+            17 => self.region_op(),
+            18 => self.keep_connected(),
+            _ => {
+                let due = self.machine.deadline_ns().unwrap_or(0);
+                if due > self.now.mono_ns && self.rng.chance(30) && !self.disk.busy() {
+                    // Nothing else would happen until then, but links stay alive.
+                    self.now.mono_ns = due.min(self.now.mono_ns + 500_000_000);
+                }
+                self.ping();
+                self.step(Input::Tick);
+            }
+        }
+        assert_eq!(self.fatal, None);
+    }
+
+    fn ping(&mut self) {
+        let conns: Vec<Conn> = self.writer.conns.keys().copied().collect();
+        for conn in conns {
+            if self.writer.order == Some(conn) {
+                self.writer.conns.entry(conn).or_default().push_back(Message::Ping { nonce: 1 });
+            }
+        }
+        while let Some(storing) = self.storing.take() {
+            self.step(Input::ReportStored { ticket: storing, result: Ok(()) });
+        }
+    }
+
+    fn complete_disk(&mut self) {
+        if let Some((ticket, result)) = self.disk.complete(&mut self.rng) {
+            self.step(Input::Disk { ticket, result });
+        }
+    }
+
+    fn deliver(&mut self) {
+        let ready: Vec<Conn> =
+            self.writer.conns.iter().filter(|(_, queue)| !queue.is_empty()).map(|(&conn, _)| conn).collect();
+        if ready.is_empty() {
+            return;
+        }
+        let conn = ready[self.rng.index(ready.len())];
+        if let Some(message) = self.writer.conns.get_mut(&conn).and_then(std::collections::VecDeque::pop_front) {
+            self.step(Input::Message { conn, message });
+        }
+    }
+
+    /// One message back; each connection keeps its order.
+    fn deliver_back(&mut self) {
+        if self.back.is_empty() {
+            return;
+        }
+        let conn = self.back[self.rng.index(self.back.len())].0;
+        let index = self.back.iter().position(|(to, _)| *to == conn).expect("just seen");
+        let (conn, message) = self.back.remove(index);
+        if !self.writer.conns.contains_key(&conn) {
+            return;
+        }
+        if let Message::Refuse(refuse) = &message
+            && matches!(refuse.code, crate::format::wire::RefuseCode::NotNow)
+        {
+            self.hang_up(conn);
+            return;
+        }
+        self.writer.receive(conn, message);
+    }
+
+    pub fn hang_up(&mut self, conn: Conn) {
+        self.drop_conn(conn);
+        self.step(Input::Closed { conn });
+    }
+
+    fn keep_connected(&mut self) {
+        if self.outcome.is_some() || self.storing.is_some() {
+            return;
+        }
+        if self.writer.order.is_none() {
+            for stream in self.writer.streams.clone() {
+                self.hang_up(stream);
+            }
+            self.connect(Purpose::Order);
+        } else if self.writer.streams.len() < 3 {
+            self.connect(Purpose::Stream);
+        }
+    }
+
+    /// One operation on the auxiliary's region.
+    fn region_op(&mut self) {
+        if self.region_ops.is_empty() {
+            return;
+        }
+        let index = self.rng.index(self.region_ops.len());
+        let op = self.region_ops.swap_remove(index);
+        let Some(region) = &mut self.region else {
+            return self.step(Input::AuxFailed { reason: "connection refused".into(), fenced: false });
+        };
+        match op {
+            Effect::AuxOpen { .. } => {
+                let size = region.len() as u64;
+                self.step(Input::AuxOpened { size, fencing: true });
+            }
+            Effect::AuxRead { ticket, offset, length } => {
+                let bytes = Bytes::copy_from_slice(&region[offset as usize..(offset + length) as usize]);
+                self.step(Input::AuxDone { ticket, result: Ok(bytes) });
+            }
+            Effect::AuxWrite { ticket, offset, parts, .. } => {
+                let bytes = parts.concat();
+                region[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+                self.step(Input::AuxDone { ticket, result: Ok(Bytes::new()) });
+            }
+            other => panic!("{other:?} is no operation on a region"),
+        }
+    }
+
+    /// DR dies and starts again. `power`: what was not synced is lost.
+    pub fn crash(&mut self, power: bool) {
+        println!("{} crash, power {power}", self.now.mono_ns / 1_000_000);
+        for conn in self.writer.conns.keys().copied().collect::<Vec<_>>() {
+            self.drop_conn(conn);
+        }
+        if power {
+            self.disk.crash(&mut self.rng);
+        } else {
+            self.disk.kill(&mut self.rng);
+        }
+        self.back.clear();
+        self.region_ops.clear();
+        self.storing = None;
+        let recovered = Self::recovered(&self.disk, &self.options, self.report.clone());
+        self.machine = Machine::new(recovered, self.options.clone());
+        self.step(Input::Tick);
+    }
+
+    /// The primary is lost for good.
+    pub fn lose_primary(&mut self) {
+        for conn in self.writer.conns.keys().copied().collect::<Vec<_>>() {
+            self.hang_up(conn);
+        }
+        self.writer.order = None;
+        self.back.clear();
+    }
+
+    /// The auxiliary's region holds the first `known` records.
+    pub fn give_region(&mut self, known: usize) {
+        let layout = TableLayout::new(1024, if self.writer.bunker { 16 << 20 } else { 0 });
+        self.region = Some(self.writer.table(&layout, known));
+    }
+
+    /// Drives everything until nothing is left to do (without the primary).
+    pub fn settle(&mut self, crash_percent: u64) {
+        for _ in 0..20_000 {
+            if self.outcome.is_some() && !self.disk.busy() {
+                return;
+            }
+            if self.rng.below(2000) < crash_percent {
+                return;
+            }
+            self.now.mono_ns += 1_000_000;
+            match self.rng.below(4) {
+                0 | 1 => self.complete_disk(),
+                2 => self.region_op(),
+                _ => {
+                    if !self.disk.busy()
+                        && let Some(due) = self.machine.deadline_ns()
+                    {
+                        self.now.mono_ns = self.now.mono_ns.max(due);
+                    }
+                    self.ping();
+                    self.step(Input::Tick);
+                }
+            }
+            assert_eq!(self.fatal, None);
+        }
+        panic!("does not settle: {:?}", self.machine.status(self.now));
+    }
+
+    /// Promotes, with crashes in between if wanted, and checks image and report against the oracle.
+    pub fn promote(&mut self, force: bool, crashes: u64, known_tail: Seq) -> PromoteReport {
+        self.lose_primary();
+        let mut left = crashes;
+        loop {
+            self.outcome = None;
+            self.settle_start();
+            self.step(Input::Promote { ticket: Ticket(1 << 60), plan: false, force });
+            self.settle(if left > 0 { 20 } else { 0 });
+            if self.outcome.is_some() {
+                break;
+            }
+            left -= 1;
+            let power = self.rng.chance(50);
+            self.crash(power);
+        }
+        let report = self.outcome.clone().expect("settled").expect("promoted");
+        self.check_image(report.cut_seq);
+        self.check_report(&report, known_tail);
+        report
+    }
+
+    /// A start needs its first superblock and repairs to be durable.
+    fn settle_start(&mut self) {
+        for _ in 0..200 {
+            self.complete_disk();
+        }
+    }
+
+    /// I5: byte for byte the state after the seqs up to the cut, durable.
+    pub fn check_image(&self, cut: Seq) {
+        let want = self.writer.prefix(cut);
+        for (volume, want) in (0..).zip(&want) {
+            let have = &self.disk.files[&File::Volume(Volume(volume))].stable;
+            if let Some(at) = have.iter().zip(want).position(|(have, want)| have != want) {
+                let last = self.writer.records.iter().rev().find(|record| {
+                    record.seq <= cut
+                        && record.op.changes_volume()
+                        && record.volume.0 == volume
+                        && (record.offset..record.offset + record.length).contains(&(at as u64))
+                });
+                let age = (0..=self.writer.tail().0)
+                    .rev()
+                    .find(|&seq| self.writer.prefix(Seq(seq))[usize::from(volume)][at..at + 8] == have[at..at + 8]);
+                let first = (0..=self.writer.tail().0)
+                    .find(|&seq| self.writer.prefix(Seq(seq))[usize::from(volume)][at..at + 8] == have[at..at + 8]);
+                panic!(
+                    "volume {volume} differs at {at}, cut {cut}; {:?} has what was there from {first:?} to {age:?}; last written by {last:?}",
+                    &have[at..at + 8]
+                );
+            }
+        }
+    }
+
+    /// I4: exactly the writes above the cut that anyone alive knows of.
+    fn check_report(&self, report: &PromoteReport, known_tail: Seq) {
+        assert!(report.tail_seq >= known_tail.max(self.writer.durable), "{} < {known_tail}", report.tail_seq);
+        let listed: BTreeSet<u64> = report.missing.iter().map(|write| write.seq.0).collect();
+        let lost: BTreeSet<u64> = self
+            .writer
+            .records
+            .iter()
+            .filter(|record| record.op.changes_volume())
+            .filter(|record| record.seq > report.cut_seq && record.seq <= report.tail_seq)
+            .map(|record| record.seq.0)
+            .collect();
+        assert_eq!(listed, lost, "the report is exactly what is lost");
+        assert!(report.cut_seq >= self.writer.cut, "the recovery point went back");
+        assert_eq!(report.missing_bytes, report.missing.iter().map(|write| write.length).sum::<u64>());
+        assert_eq!(self.served.map(|(epoch, tail)| (epoch, tail)), Some((report.epoch, report.tail_seq)));
+        // Nothing that could be applied is missing: the first record after the cut really is not whole.
+        if let Some(next) = report.missing.first().filter(|write| write.seq == report.cut_seq.next()) {
+            assert!(next.state != "held" || self.writer.batch_is_open(), "{next:?}");
+        }
+    }
+}
