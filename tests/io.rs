@@ -669,3 +669,23 @@ fn an_arena_that_is_exhausted_slows_nothing_down_but_copies() {
     drop(held);
     assert_eq!(reactor.arena_status().pages_used, 0, "everything is given back");
 }
+
+#[test]
+fn memory_of_a_burst_goes_back_to_the_system_while_there_is_nothing_to_do() {
+    let scratch = Scratch::on_disk();
+    let mut disk = Disk::open(OpenOptions {
+        path: scratch.path("f"),
+        create: true,
+        size: Some(FILE_BYTES as u64),
+        ..OpenOptions::default()
+    });
+    let mut held: Vec<Bytes> = (0..28).map(|_| disk.read(0, 1 << 20)).collect();
+    assert_eq!(disk.reactor.arena_status().chunks_used, 28);
+    held.clear();
+    count_for(&mut disk.reactor, 5_000_000, |_| true);
+    count_for(&mut disk.reactor, 5_000_000, |_| true);
+    assert!(disk.reactor.arena_status().chunks_used <= 20, "{:?}", disk.reactor.arena_status());
+    held.extend((0..28).map(|_| disk.read(0, 1 << 20)));
+    let status = disk.reactor.arena_status();
+    assert_eq!((status.chunks_used, status.heap_fallbacks), (28, 0));
+}

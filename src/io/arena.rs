@@ -23,6 +23,8 @@ use nix::libc;
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of one chunk, which is one fixed buffer.
 pub const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks without a used page that are kept for the next burst.
+const IDLE_CHUNKS_MAX: usize = 16;
 const CHUNK_PAGES: usize = CHUNK_BYTES / PAGE_BYTES;
 const WORDS: usize = CHUNK_PAGES / 64;
 
@@ -76,6 +78,10 @@ unsafe impl Sync for Shared {}
 #[derive(Default)]
 struct State {
     chunks: Vec<Chunk>,
+    /// Chunks of `chunks` that are open and of which no page is used.
+    idle: usize,
+    /// Chunks of `chunks` that were given back to the system.
+    shut: usize,
     /// Where the last run was found: the search starts there.
     hint: usize,
     pages_used: usize,
@@ -85,6 +91,8 @@ struct Chunk {
     /// One bit a page, set while it is free.
     free: [u64; WORDS],
     free_pages: u16,
+    /// Its memory was given back to the system: it is opened again before pages of it are handed out.
+    shut: bool,
     /// Whether the ring knows the chunk as the fixed buffer of its index.
     registered: bool,
 }
@@ -122,9 +130,8 @@ impl Arena {
         let mut state = self.shared.lock();
         let (place, opened) = match state.find(pages) {
             Some(place) => (place, None),
-            None if state.chunks.len() < self.shared.chunks_max => {
-                state.chunks.push(Chunk::default());
-                let chunk = state.chunks.len() - 1;
+            None if state.shut > 0 || state.chunks.len() < self.shared.chunks_max => {
+                let chunk = state.open();
                 ((chunk, 0), Some(chunk))
             }
             None => {
@@ -156,6 +163,33 @@ impl Arena {
         self.shared.lock().chunks[chunk].registered = true;
     }
 
+    /// Takes a chunk that is not used out of use, when there are more of them than are worth keeping: the
+    /// ring has to forget it, and then [`Arena::release`] it.
+    #[must_use]
+    pub fn shut_idle(&self) -> Option<(usize, bool)> {
+        let mut state = self.shared.lock();
+        if state.idle <= IDLE_CHUNKS_MAX {
+            return None;
+        }
+        let chunk =
+            state.chunks.iter().rposition(|chunk| !chunk.shut && usize::from(chunk.free_pages) == CHUNK_PAGES)?;
+        state.idle -= 1;
+        state.shut += 1;
+        let found = &mut state.chunks[chunk];
+        found.shut = true;
+        Some((chunk, std::mem::take(&mut found.registered)))
+    }
+
+    /// Gives the memory of a chunk that was shut back to the system.
+    pub fn release(&self, chunk: usize) {
+        assert!(self.shared.lock().chunks[chunk].shut, "only a chunk that is out of use is given back");
+        let (start, length) = self.chunk_range(chunk);
+        // SAFETY: the chunk is part of the mapping, and none of its pages is handed out or registered; it
+        // reads as zeroes when it is used again.
+        let status = unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) };
+        assert_eq!(status, 0, "giving back anonymous memory of our own does not fail");
+    }
+
     /// The fixed buffer that holds all of these addresses, if one does.
     #[must_use]
     pub fn fixed_index(&self, ptr: *const u8, length: usize) -> Option<u16> {
@@ -178,7 +212,7 @@ impl Arena {
     pub fn status(&self) -> ArenaStatus {
         let state = self.shared.lock();
         ArenaStatus {
-            chunks_used: state.chunks.len(),
+            chunks_used: state.chunks.len() - state.shut,
             chunks_max: self.shared.chunks_max,
             pages_used: state.pages_used,
             heap_fallbacks: self.shared.heap_fallbacks.load(Ordering::Relaxed),
@@ -262,13 +296,25 @@ impl Drop for Shared {
 }
 
 impl State {
+    /// Opens a chunk: one that was shut, or a new one.
+    fn open(&mut self) -> usize {
+        self.idle += 1;
+        if let Some(chunk) = self.chunks.iter().position(|chunk| chunk.shut) {
+            self.chunks[chunk].shut = false;
+            self.shut -= 1;
+            return chunk;
+        }
+        self.chunks.push(Chunk::default());
+        self.chunks.len() - 1
+    }
+
     /// A place with `pages` free pages in a row.
     fn find(&mut self, pages: usize) -> Option<(usize, usize)> {
         let count = self.chunks.len();
         for step in 0..count {
             let index = (self.hint + step) % count;
             let chunk = &self.chunks[index];
-            if usize::from(chunk.free_pages) < pages {
+            if chunk.shut || usize::from(chunk.free_pages) < pages {
                 continue;
             }
             if let Some(page) = chunk.find(pages) {
@@ -281,6 +327,7 @@ impl State {
 
     fn take(&mut self, chunk: usize, page: usize, pages: usize) {
         let chunk = &mut self.chunks[chunk];
+        self.idle -= usize::from(usize::from(chunk.free_pages) == CHUNK_PAGES);
         each_word(page, pages, |word, mask| {
             assert_eq!(chunk.free[word] & mask, mask, "only free pages are handed out");
             chunk.free[word] &= !mask;
@@ -296,13 +343,14 @@ impl State {
             chunk.free[word] |= mask;
         });
         chunk.free_pages += pages as u16;
+        self.idle += usize::from(usize::from(chunk.free_pages) == CHUNK_PAGES);
         self.pages_used -= pages;
     }
 }
 
 impl Default for Chunk {
     fn default() -> Chunk {
-        Chunk { free: [u64::MAX; WORDS], free_pages: CHUNK_PAGES as u16, registered: false }
+        Chunk { free: [u64::MAX; WORDS], free_pages: CHUNK_PAGES as u16, shut: false, registered: false }
     }
 }
 
@@ -413,6 +461,28 @@ mod tests {
         drop(arena.clone());
         drop(part);
         assert_eq!(arena.status().pages_used, 0);
+    }
+
+    #[test]
+    fn memory_of_a_burst_is_given_back_and_taken_again() {
+        let arena = Arena::new(64 * CHUNK_BYTES).unwrap();
+        let burst: Vec<Run> = (0..64).map(|_| arena.allocate(CHUNK_BYTES).0).collect();
+        assert_eq!(arena.shut_idle(), None);
+        drop(burst);
+        let mut shut = 0;
+        while let Some((chunk, registered)) = arena.shut_idle() {
+            assert!(!registered);
+            arena.release(chunk);
+            shut += 1;
+        }
+        assert_eq!(shut, 64 - IDLE_CHUNKS_MAX);
+        assert_eq!(arena.status().chunks_used, IDLE_CHUNKS_MAX);
+        let mut again: Vec<Run> = (0..64).map(|_| arena.allocate(CHUNK_BYTES).0).collect();
+        assert_eq!(arena.status().heap_fallbacks, 0);
+        for (mark, run) in again.iter_mut().enumerate() {
+            run.as_mut_slice().fill(mark as u8);
+        }
+        assert!(again.iter_mut().enumerate().all(|(mark, run)| run.as_mut_slice().iter().all(|b| *b == mark as u8)));
     }
 
     #[test]

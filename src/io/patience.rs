@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 /// Tries until it works, or what is in the way has had the time to go.
 pub fn patiently<T>(in_the_way: io::ErrorKind, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + PATIENCE;
+    let mut pause = PAUSE_FIRST;
     loop {
         match attempt() {
-            Err(error) if error.kind() == in_the_way && Instant::now() < until => std::thread::sleep(PAUSE),
+            Err(error) if error.kind() == in_the_way && Instant::now() < until => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
             other => return other,
         }
     }
@@ -20,7 +24,8 @@ pub fn patiently<T>(in_the_way: io::ErrorKind, mut attempt: impl FnMut() -> io::
 
 /// Far longer than the kernel has been seen to take, short enough for who starts a second process by mistake.
 const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(10);
+/// Doubled each time: a process that does live is not to be plagued with attempts.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {

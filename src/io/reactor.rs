@@ -285,6 +285,9 @@ impl Reactor {
             self.disk.flush(&mut self.kernel)?;
             self.disk.collect(events);
             let (wait, due) = self.wait(deadline_ns, events.len() > before);
+            if wait != Wait::No {
+                self.kernel.trim();
+            }
             self.kernel.enter(wait)?;
             self.complete(events)?;
             if events.len() > before || due {

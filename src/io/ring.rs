@@ -26,6 +26,9 @@ const COMPLETIONS: u32 = 8192;
 /// Entries of the table of fixed files; files beyond are used by their descriptor.
 const FIXED_FILES: u32 = 2048;
 
+/// Chunks given back in one go.
+const TRIM_CHUNKS: usize = 8;
+
 /// What a completion belongs to: packed into the 64 bits that the kernel hands back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -153,6 +156,26 @@ impl Kernel {
             self.register_chunk(chunk);
         }
         run
+    }
+
+    /// Gives memory of an earlier burst back, a few chunks at a time: for a moment in which there is nothing
+    /// else to do.
+    pub fn trim(&mut self) {
+        for _ in 0..TRIM_CHUNKS {
+            let Some((chunk, registered)) = self.arena.shut_idle() else { return };
+            if registered {
+                let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+                // SAFETY: an empty entry names no memory; the chunk's own entry is dropped once no
+                // operation uses it, and none does: none of its pages is handed out.
+                let forgotten =
+                    unsafe { self.ring.submitter().register_buffers_update(chunk as u32, &[nothing], Some(&[0])) };
+                if forgotten.is_err() {
+                    // Still pinned: it stays shut, which costs addresses and its memory, and nothing else.
+                    return;
+                }
+            }
+            self.arena.release(chunk);
+        }
     }
 
     /// The fixed buffer that holds all of these addresses, if one does.
