@@ -142,7 +142,7 @@ fn tell(story: &mut Story<'_>, scratch: &Scratch) -> Result<()> {
     story.done(&format!("all of it crossed the slow line: seqs 1 to {settled} are applied at DR"))?;
 
     story.say(
-        "\n4. Random writes, zeroes, trims and flushes: 4 connections, 128 in flight, more than the line carries",
+        "\n4. Random writes, zeroes, trims and flushes: 4 connections, 64 in flight, more than the line carries",
     )?;
     let (log, before) = load_and_kill(&mut site)?;
     told_load(story, &log, &before)?;
@@ -175,8 +175,8 @@ fn load_and_kill(site: &mut Site) -> Result<(Log, PrimaryStatus)> {
         address: site.export(Role::Primary),
         volumes: vec![(DB.0.into(), DB.1, DB.2)],
         connections: 4,
-        depth: 32,
-        bytes_max: 64 << 10,
+        depth: 16,
+        bytes_max: 32 << 10,
         pause: Duration::ZERO,
     };
     let load = Load::start(&plan, &Origin::default()).context("starting the workload")?;

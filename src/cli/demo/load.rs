@@ -53,6 +53,8 @@ pub struct Submission {
     pub acked: Option<Duration>,
     /// The error number that was reported, if one was.
     pub failed: Option<u32>,
+    /// The primary was killed before it answered, and started again: its disk may hold all, part or nothing of it.
+    pub torn: bool,
 }
 
 /// Everything that was asked.
@@ -140,6 +142,11 @@ impl Log {
         self.submissions.extend(other.submissions);
         self.flushes.extend(other.flushes);
         self.ends.extend(other.ends);
+    }
+
+    /// The primary was killed after all this, and started again on the same disk.
+    pub fn interrupted(&mut self) {
+        self.submissions.iter_mut().for_each(|one| one.torn |= one.acked.is_none());
     }
 
     /// Requests answered with success.
@@ -232,8 +239,19 @@ impl Worker {
         let fua = self.random.below(100) < 5;
         let data = if op == Op::Write { content(id, length) } else { Vec::new() };
         let crc = if op == Op::Write { crc32fast::hash(&data) } else { 0 };
-        let one =
-            Submission { id, volume: self.volume, op, offset, length, fua, crc, submitted, acked: None, failed: None };
+        let one = Submission {
+            id,
+            volume: self.volume,
+            op,
+            offset,
+            length,
+            fua,
+            crc,
+            submitted,
+            acked: None,
+            failed: None,
+            torn: false,
+        };
         self.open.insert(id, Open::Change(self.log.submissions.len()));
         self.log.submissions.push(one);
         let short = length as u32;

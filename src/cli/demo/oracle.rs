@@ -171,12 +171,27 @@ impl<'a> Oracle<'a> {
         base
     }
 
+    /// Which bytes of it only the disk of a killed primary decides: the last write to them was torn.
+    fn torn(&self, volume: Volume, cut: Seq, bytes: usize) -> Vec<bool> {
+        let mut torn = vec![false; bytes];
+        for (seq, record) in self.history.range(..=cut).filter(|(_, record)| record.volume == volume) {
+            let Some(at) = self.request_of.get(seq) else { continue };
+            torn[record.offset as usize..][..record.length as usize].fill(self.log.submissions[*at].torn);
+        }
+        torn
+    }
+
     /// Compares a volume with what it has to be; the first difference is explained.
     pub fn compare(&self, volume: Volume, cut: Seq, want: &[u8], got: &[u8]) -> Result<()> {
         let name = &self.volumes[usize::from(volume.0)].0;
         ensure!(want.len() == got.len(), "{name} has {} bytes, not {}", got.len(), want.len());
-        let Some(at) = want.iter().zip(got).position(|(a, b)| a != b) else { return Ok(()) };
-        let different = want.iter().zip(got).filter(|(a, b)| a != b).count();
+        if want == got {
+            return Ok(());
+        }
+        let torn = self.torn(volume, cut, want.len());
+        let wrong = |at: &usize| want[*at] != got[*at] && !torn[*at];
+        let Some(at) = (0..want.len()).find(wrong) else { return Ok(()) };
+        let different = (0..want.len()).filter(wrong).count();
         let covers = |one: &Submission| {
             one.volume == volume.0 && one.offset <= at as u64 && (at as u64) < one.offset + one.length
         };

@@ -1,0 +1,8 @@
+//! End to end: real processes, real sockets, real files; each test has a group of its own in a directory of its own.
+
+mod crash;
+mod harness;
+mod modes;
+mod promotion;
+mod refusals;
+mod restarts;

@@ -1,0 +1,162 @@
+//! Promotion: what it changes and what it does not, who is refused, and what happens to those who come back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use farshore::cli::demo::load::Log;
+use farshore::cli::demo::oracle::Promise;
+use farshore::cli::demo::site::Role;
+use farshore::cluster::status::PromoteReport;
+
+use crate::harness::{FAST, Group, SLOW};
+
+const WHILE: Duration = Duration::from_millis(700);
+
+/// A group whose primary was killed under load.
+fn orphaned(group: &str) -> Result<(Group, Log)> {
+    let mut group = Group::started(SLOW, group)?;
+    let load = group.load(1)?;
+    std::thread::sleep(WHILE);
+    group.site.kill(Role::Primary)?;
+    let log = load.finish();
+    Ok((group, log))
+}
+
+/// Digest of every file of DR and of the auxiliary.
+fn digests(group: &Group) -> Result<BTreeMap<String, u32>> {
+    let mut found = BTreeMap::new();
+    for (name, _) in &group.site.plan.volumes {
+        let path = group.site.backing(Role::Dr, name);
+        found.insert(path.display().to_string(), crc32fast::hash(&std::fs::read(&path)?));
+    }
+    for role in [Role::Dr, Role::Aux] {
+        for entry in std::fs::read_dir(group.site.path(role.word()))? {
+            let path = entry?.path();
+            if path.is_file() {
+                found.insert(path.display().to_string(), crc32fast::hash(&std::fs::read(&path)?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_plan_changes_nothing() -> Result<()> {
+    let (group, log) = orphaned("protect = \"order\"")?;
+    // What was on the line arrives, is applied and checkpointed.
+    std::thread::sleep(Duration::from_secs(4));
+    let before = digests(&group)?;
+    let plan = group.site.promote(&["--plan"])?;
+    ensure!(before == digests(&group)?, "a plan changed a file");
+    let again = group.site.promote(&["--plan"])?;
+    ensure!(
+        PromoteReport { duration_seconds: 0.0, ..again } == PromoteReport { duration_seconds: 0.0, ..plan.clone() }
+    );
+    let report = group.site.promote(&[])?;
+    ensure!((plan.cut_seq, plan.tail_seq) == (report.cut_seq, report.tail_seq), "the plan said {plan:?}");
+    ensure!(plan.missing == report.missing, "the plan listed other losses");
+    group.check(&log, &report, Promise::Acknowledged).map(|_| ())
+}
+
+#[test]
+fn a_plan_does_not_disturb_a_living_primary() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    let load = group.load(2)?;
+    std::thread::sleep(WHILE);
+    let plan = group.site.promote(&["--plan"])?;
+    ensure!(plan.cut_seq.0 > 0, "{plan:?}");
+    let before = load.acked();
+    std::thread::sleep(WHILE);
+    ensure!(load.acked() > before, "nothing is answered after a plan");
+    let log = load.finish();
+    ensure!(log.ends.is_empty(), "connections ended: {:?}", log.ends);
+    group.settle_and_compare(&log)
+}
+
+#[test]
+fn without_the_auxiliary_it_takes_force() -> Result<()> {
+    let (mut group, log) = orphaned("protect = \"order\"")?;
+    group.site.kill(Role::Aux)?;
+    for words in [&["promote"][..], &["promote", "--plan"]] {
+        let refused = group.site.verb(words)?;
+        ensure!(refused.exit == 3, "{words:?} ended with {}: {}", refused.exit, refused.errors);
+        ensure!(refused.errors.contains("--force"), "it does not say what to do: {}", refused.errors);
+    }
+    let report = group.site.promote(&["--force"])?;
+    ensure!(report.aux == "unreachable", "{}", report.aux);
+    // Acknowledged means here: in DR's journal as well.
+    group.check(&log, &report, Promise::Acknowledged).map(|_| ())
+}
+
+#[test]
+fn a_promoted_dr_serves_writes_and_survives_a_kill() -> Result<()> {
+    let (mut group, log) = orphaned("protect = \"order\"")?;
+    let report = group.site.promote(&[])?;
+    group.check(&log, &report, Promise::Acknowledged)?;
+    let again = group.site.promote(&[])?;
+    ensure!(again.missing == report.missing && again.epoch == report.epoch, "promoted twice: {again:?}");
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    group.check(&log, &report, Promise::Acknowledged)?;
+    let told = group.site.verb(&["loss", "--json"])?;
+    ensure!(told.exit == 0, "loss ended with {}: {}", told.exit, told.errors);
+    let told: PromoteReport = serde_json::from_str(&told.out)?;
+    ensure!(told.missing == report.missing, "the loss report is another one after a restart");
+    Ok(())
+}
+
+#[test]
+fn a_promotion_killed_at_any_moment_ends_the_same_when_called_again() -> Result<()> {
+    for pause_ms in [0, 5, 20, 60, 150] {
+        let (mut group, log) = orphaned("protect = \"order\"")?;
+        let config = group.site.config();
+        let mut asking = std::process::Command::new(env!("CARGO_BIN_EXE_farshore"))
+            .args(["promote", "--config"])
+            .arg(&config)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        group.site.kill(Role::Dr)?;
+        asking.wait()?;
+        group.site.start(Role::Dr)?;
+        let report = group.site.promote(&[])?;
+        group.check(&log, &report, Promise::Acknowledged)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_old_primary_that_returns_is_refused() -> Result<()> {
+    let (mut group, log) = orphaned("protect = \"order\"")?;
+    let report = group.site.promote(&[])?;
+    group.site.launch(Role::Primary)?;
+    let until = std::time::Instant::now() + Duration::from_secs(15);
+    loop {
+        if !group.site.runs(Role::Primary) {
+            break;
+        }
+        if group.site.primary().is_ok_and(|status| status.fenced.is_some()) {
+            break;
+        }
+        ensure!(std::time::Instant::now() < until, "nobody told it\n{}", group.site.log(Role::Primary));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(group.write(Role::Primary, "db", 0, 1).is_err(), "a fenced primary acknowledged a write");
+    group.check(&log, &report, Promise::Acknowledged).map(|_| ())
+}
+
+#[test]
+fn a_living_primary_is_fenced_by_a_promotion() -> Result<()> {
+    let group = Group::started(SLOW, "protect = \"order\"")?;
+    let load = group.load(3)?;
+    std::thread::sleep(WHILE);
+    let report = group.site.promote(&[])?;
+    let at_promotion = load.acked();
+    std::thread::sleep(WHILE);
+    let after = load.acked();
+    let log = load.finish();
+    ensure!(after == at_promotion, "{} writes were acknowledged after the promotion (I7)", after - at_promotion);
+    group.check(&log, &report, Promise::Acknowledged).map(|_| ())
+}
