@@ -452,7 +452,9 @@ impl Shell {
     }
 
     fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
-        let Shell { mut reactor, mut links, files, report, control, controls, listener, replies, .. } = self;
+        let Shell { mut reactor, mut links, files, report, control, controls, listener, mut replies, asked, .. } = self;
+        // Who asked for the same while it was under way gets the same answer.
+        replies.extend(asked.into_values().map(|asked| (asked.conn, loss_answer(report.as_ref()).line())));
         links.close_all(&mut reactor, "this DR was promoted");
         let group = report.as_ref().map_or(files.group, |report| report.group_id);
         let owner = files.owner;
