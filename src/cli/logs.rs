@@ -40,6 +40,9 @@ fn standard_error_is_the_journal() -> bool {
     named == format!("{}:{}", stream.st_dev(), stream.st_ino())
 }
 
+/// Names of the spans that say which role is at work.
+const ROLES: [&str; 3] = ["primary", "dr", "aux"];
+
 struct Line {
     group: String,
     role: String,
@@ -58,7 +61,10 @@ where
         } else {
             write!(out, "{:.3} ", jiff::Timestamp::now())?;
         }
-        write!(out, "{level:<5} group={} role={} ", self.group, self.role)?;
+        // A DR that was promoted goes on as primary, in a span of that name.
+        let span = ctx.lookup_current().map(|span| span.name());
+        let role = span.filter(|name| ROLES.contains(name)).unwrap_or(&self.role);
+        write!(out, "{level:<5} group={} role={role} ", self.group)?;
         ctx.field_format().format_fields(out.by_ref(), event)?;
         writeln!(out)
     }
@@ -104,10 +110,14 @@ mod tests {
                 .with_ansi(false)
                 .event_format(line)
                 .finish();
-            tracing::subscriber::with_default(subscriber, || tracing::warn!(peer = "a", "link down"));
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(peer = "a", "link down");
+                tracing::info_span!("primary").in_scope(|| tracing::info!("serving"));
+            });
             let text = String::from_utf8(kept.0.lock().expect("no writer panicked").clone()).expect("text");
             assert!(text.starts_with(start), "{text}");
-            assert!(text.ends_with("WARN  group=orders role=dr link down peer=\"a\"\n"), "{text}");
+            assert!(text.contains("WARN  group=orders role=dr link down peer=\"a\"\n"), "{text}");
+            assert!(text.ends_with("INFO  group=orders role=primary serving\n"), "{text}");
         }
     }
 }

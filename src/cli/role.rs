@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use super::arguments::Role;
-use super::failure::Failure;
+use super::failure::{EXIT_USAGE, Failure};
 use super::{files, logs};
 use crate::cluster::config::{Config, ConfigError};
-use crate::cluster::control::{EXIT_REFUSED, Refused};
+use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
+use crate::primary::recovery::RecoveryError;
 use crate::{auxiliary, dr, primary};
 
 /// Runs the auxiliary.
@@ -82,15 +83,24 @@ fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
     let Err(error) = result else { return Ok(()) };
     let text = format!("{error:#}");
     tracing::error!("{text}");
-    let exit = if error.chain().any(|cause| cause.is::<ConfigError>()) {
-        super::failure::EXIT_USAGE
-    } else if error.chain().any(|cause| cause.is::<Refused>()) {
-        EXIT_REFUSED
-    } else {
-        crate::cluster::control::EXIT_FAILED
-    };
+    let exit = error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED);
     // The log has said it, with group and role; a second line would only repeat it.
     Err(Failure { exit, text: String::new() })
+}
+
+/// The exit status that one cause of a failure asks for.
+fn exit_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    let refused_start = matches!(
+        cause.downcast_ref::<RecoveryError>(),
+        Some(RecoveryError::Damaged { .. } | RecoveryError::Mismatch { .. })
+    );
+    if cause.is::<ConfigError>() {
+        Some(EXIT_USAGE)
+    } else if refused_start || cause.is::<Refused>() {
+        Some(EXIT_REFUSED)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn row(label: &str, text: &str, out: &mut dyn Write) -> Result<()> {
 
 fn lag(writes: u64, bytes: u64, seconds: f64, tail: u64, cut: u64, out: &mut dyn Write) -> Result<()> {
     let text = if writes == 0 && bytes == 0 {
-        format!("none; everything up to seq {tail} is at DR")
+        format!("none (tail {tail}, cut {cut})")
     } else {
         format!("{writes} writes, {}, {} (tail {tail}, cut {cut})", human_size(bytes), duration(seconds))
     };

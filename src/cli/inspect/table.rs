@@ -46,8 +46,9 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
         let text = format!("the file has {} bytes, the header speaks of {}", file.bytes, layout.total_bytes());
         printer.damage(file.bytes, &text)?;
     }
-    let table = Table { file, layout, group: header.group.0 };
-    let first = heartbeat.map_or(0, |heartbeat| layout.slot(heartbeat.floor.next()));
+    let floor = heartbeat.map_or(Seq(0), |heartbeat| heartbeat.floor);
+    let table = Table { file, layout, group: header.group.0, floor };
+    let first = layout.slot(floor.next());
     table.slots(first, layout.slots, printer)?;
     table.slots(0, first, printer)
 }
@@ -76,6 +77,8 @@ struct Table<'a> {
     file: &'a Image,
     layout: TableLayout,
     group: u64,
+    /// Everything up to here is copied, whatever its slot says.
+    floor: Seq,
 }
 
 impl Table<'_> {
@@ -116,7 +119,8 @@ impl Table<'_> {
                 None
             }
         };
-        let word = known.map_or("unknown", |state| state.state.word());
+        let copied = record.seq <= self.floor;
+        let word = if copied { State::Copied.word() } else { known.map_or("unknown", |state| state.state.word()) };
         let pos = known.map(|state| state.payload_pos).filter(|pos| *pos != NO_PAYLOAD);
         let mut fields = record_json(&record);
         if let Some(fields) = fields.as_object_mut() {
@@ -126,7 +130,7 @@ impl Table<'_> {
         printer.item(at, "slot", &format!("{word} {}{ring}", record_text(&record)), fields)?;
         match (known, pos) {
             // The payload of a copied write may have been overwritten: nobody needs it.
-            (Some(SlotState { state: State::Queued | State::Sent, .. }), Some(pos)) => {
+            (Some(SlotState { state: State::Queued | State::Sent, .. }), Some(pos)) if !copied => {
                 self.payload(&record, pos, printer)
             }
             _ => Ok(()),
