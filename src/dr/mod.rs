@@ -1,4 +1,15 @@
-//! The DR site: journal, spool, ordered apply, promotion.
+//! The DR site: receives the order and the data, keeps both durably, applies them in order, takes over.
+//!
+//! ```text
+//!   links ──► receive ──┬─ orders ──► history ──► journal ─────────┐ durable: acknowledged
+//!                       └─ payloads ─► intake ──► spool ───────────┤ durable: acknowledged
+//!                                                                  ▼
+//!              promote ◄── table, reconcile, fetch          apply: the cut
+//!                 │                                                │
+//!                 └───────────► replay: in order to the volumes ◄──┘──► checkpoint ──► keeper (superblock)
+//!
+//!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
+//! ```
 
 pub mod api;
 pub mod apply;
@@ -19,6 +30,7 @@ pub mod replay;
 pub mod scan;
 pub mod spool;
 pub mod table;
-#[cfg(test)]
-mod trial;
 pub mod view;
+
+#[cfg(test)]
+mod tests;

@@ -4,17 +4,25 @@ use super::disk::Rng;
 use super::run::Trial;
 use crate::core::ids::Seq;
 
+/// Seeds of each trial; more from the environment, for a long night.
+fn rounds() -> u64 {
+    std::env::var("FARSHORE_DR_SEEDS").ok().and_then(|it| it.parse().ok()).unwrap_or(100)
+}
+
 /// A life of DR: writes, overflows, broken links, crashes. Ends with the primary still there.
 fn live(trial: &mut Trial, turns: usize, crashes: bool) {
     for _ in 0..turns {
         let mut rng: Rng = trial.rng.clone();
-        if rng.chance(8) && trial.writer.records.len() < 900 {
+        if rng.chance(8) && trial.writer.records.len() < 700 {
             trial.writer.write(&mut rng);
         }
         if rng.below(1000) < 3 && !trial.writer.batch_is_open() && trial.writer.records.len() > 4 {
             trial.writer.overflow(&mut rng);
         }
         trial.rng = rng;
+        if trial.rng.below(1000) < 1 {
+            trial.restart_primary();
+        }
         if trial.rng.below(1000) < 4 {
             let conns: Vec<_> = trial.writer.conns.keys().copied().collect();
             if !conns.is_empty() {
@@ -69,28 +77,30 @@ fn with_table(seed: u64) -> bool {
     }
     // The table knows at least what DR was acknowledged; perhaps everything.
     let all = trial.writer.records.len();
-    let least = trial.writer.durable.0 as usize;
+    let durable = trial.writer.durable;
+    let least = trial.writer.records.partition_point(|record| record.seq <= durable);
     let known = least + trial.rng.index(all - least + 1);
+    let known_tail = trial.writer.records[known - 1].seq;
     trial.give_region(known);
     let crashes = trial.rng.below(4);
-    let report = trial.promote(false, crashes, Seq(known as u64));
+    let report = trial.promote(false, crashes, known_tail);
     assert_eq!(report.aux, "read");
     if trial.writer.bunker && !trial.writer.batch_is_open() {
-        assert!(report.cut_seq >= Seq(known as u64), "everything known can be had");
+        assert!(report.cut_seq >= known_tail, "everything known can be had");
     }
     true
 }
 
 #[test]
 fn promoted_without_an_auxiliary_the_image_is_a_prefix_and_the_report_is_exact() {
-    let promoted = (0..150).filter(|&seed| alone(seed)).count();
-    assert!(promoted > 75, "{promoted} of 150 trials got as far as a recovery point");
+    let promoted = (0..rounds()).filter(|&seed| alone(seed)).count();
+    assert!(promoted > rounds() as usize / 2, "{promoted} of {} trials got as far as a recovery point", rounds());
 }
 
 #[test]
 fn promoted_with_a_status_table_every_known_write_is_in_the_image_or_in_the_report() {
-    let promoted = (0..150).filter(|&seed| with_table(1000 + seed)).count();
-    assert!(promoted > 75, "{promoted} of 150 trials got as far as a recovery point");
+    let promoted = (0..rounds()).filter(|&seed| with_table(1000 + seed)).count();
+    assert!(promoted > rounds() as usize / 2, "{promoted} of {} trials got as far as a recovery point", rounds());
 }
 
 #[test]

@@ -301,6 +301,16 @@ impl Trial {
         self.step(Input::Tick);
     }
 
+    /// The primary's process dies and starts again.
+    pub fn restart_primary(&mut self) {
+        for conn in self.writer.conns.keys().copied().collect::<Vec<_>>() {
+            self.hang_up(conn);
+        }
+        let mut rng = self.rng.clone();
+        self.writer.restart(&mut rng);
+        self.rng = rng;
+    }
+
     /// The primary is lost for good.
     pub fn lose_primary(&mut self) {
         for conn in self.writer.conns.keys().copied().collect::<Vec<_>>() {

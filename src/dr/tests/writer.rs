@@ -95,8 +95,11 @@ impl Writer {
     }
 
     fn add(&mut self, op: Op, volume: u16, offset: u64, length: u64, payload_crc: u32) -> Seq {
+        self.add_at(self.tail().next(), op, volume, offset, length, payload_crc)
+    }
+
+    fn add_at(&mut self, seq: Seq, op: Op, volume: u16, offset: u64, length: u64, payload_crc: u32) -> Seq {
         let previous = self.records.last().map_or(Chain(0), |record| record.chain);
-        let seq = self.tail().next();
         let record = OrderRecord {
             seq,
             epoch: self.epoch,
@@ -140,6 +143,16 @@ impl Writer {
                 self.unsent.push_back(seq);
             }
         }
+    }
+
+    /// The primary's process starts again and skips some seqs: they were reserved.
+    pub fn restart(&mut self, rng: &mut Rng) {
+        for conn in self.conns.keys().copied().collect::<Vec<_>>() {
+            self.cut_off(conn);
+        }
+        self.incarnation += 1;
+        let previous = self.tail();
+        self.add_at(Seq(previous.0 + 1 + rng.below(9)), Op::EpochStart, 0, previous.0, 0, 0);
     }
 
     /// The state after the seqs up to `cut`.
@@ -386,7 +399,7 @@ impl Writer {
             counter: 1,
             wall_ns: 1,
             floor: Seq(0),
-            tail: Seq(known as u64 / 2),
+            tail: self.records[..known].last().map_or(Seq(0), |record| record.seq),
         };
         put(8192, &heartbeat.encode());
         let mut pos = 0;
