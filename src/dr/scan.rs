@@ -41,6 +41,10 @@ pub enum ScanError {
     #[error("{what} cannot be read: {fail}")]
     Io { what: &'static str, fail: IoFail },
     #[error(
+        "the journal is {found} bytes long, [dr] journal says {bytes}: it cannot shrink; set it back to what it was"
+    )]
+    Shrunk { found: u64, bytes: u64 },
+    #[error(
         "the journal was written with another size than {bytes} bytes (segment {number} stands in place {slot}): set \
          [dr] journal back to what it was"
     )]
@@ -77,6 +81,10 @@ pub fn scan_journal(
     history: &mut History,
     news: &mut News,
 ) -> Result<FoundJournal, ScanError> {
+    let (found, bytes) = (file.size(), segments * SEGMENT_BYTES);
+    if found > bytes {
+        return Err(ScanError::Shrunk { found, bytes });
+    }
     let mut scan = Scan { file, segments, used: Vec::new(), slots: Vec::new(), damage: None };
     scan.segments(group, first, history.floor())?;
     let end = scan.accept(history, news);

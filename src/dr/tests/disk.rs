@@ -85,6 +85,11 @@ impl Disk {
         !self.inflight.is_empty()
     }
 
+    /// An operation under way.
+    pub fn any_ticket(&self) -> Option<Ticket> {
+        self.inflight.first().map(|(op, _)| op.ticket)
+    }
+
     /// Completes one operation, any of them.
     pub fn complete(&mut self, rng: &mut Rng) -> Option<(Ticket, DiskResult)> {
         if self.inflight.is_empty() {

@@ -5,6 +5,7 @@
 //! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4).
 
 mod disk;
+mod named;
 mod run;
 mod scenarios;
 mod writer;

@@ -46,6 +46,7 @@ pub struct Trial {
     next_conn: u64,
     /// DR's messages on their way back.
     back: Vec<(Conn, Message)>,
+    refusals: Vec<(Conn, crate::format::wire::Refuse)>,
     pub outcome: Option<Result<PromoteReport, PromoteError>>,
     pub served: Option<(Epoch, Seq)>,
     pub stopped: bool,
@@ -81,6 +82,7 @@ impl Trial {
             report: None,
             next_conn: 0,
             back: Vec::new(),
+            refusals: Vec::new(),
             outcome: None,
             served: None,
             stopped: false,
@@ -115,7 +117,12 @@ impl Trial {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Send { conn, message } => self.back.push((conn, message)),
+            Effect::Send { conn, message } => {
+                if let Message::Refuse(refuse) = &message {
+                    self.refusals.push((conn, refuse.clone()));
+                }
+                self.back.push((conn, message));
+            }
             Effect::Close { conn, .. } => self.drop_conn(conn),
             Effect::Disk(op) => self.disk.submit(op),
             Effect::Log { level, text } => {
@@ -299,6 +306,84 @@ impl Trial {
         let recovered = Self::recovered(&self.disk, &self.options, self.report.clone());
         self.machine = Machine::new(recovered, self.options.clone());
         self.step(Input::Tick);
+    }
+
+    /// An application writes something.
+    pub fn write(&mut self) {
+        let mut rng = self.rng.clone();
+        self.writer.write(&mut rng);
+        self.rng = rng;
+    }
+
+    /// An application writes data, many times.
+    pub fn write_data(&mut self) {
+        for at in 0..30u8 {
+            self.writer.write_at(0, u64::from(at) * 2048, Bytes::from(vec![at; 1536]));
+        }
+    }
+
+    /// Everything under way on the disk ends.
+    pub fn drain_disk(&mut self) {
+        while self.disk.busy() {
+            self.complete_disk();
+        }
+    }
+
+    /// Time passes to the next thing that is due.
+    pub fn tick_on(&mut self) {
+        if let Some(due) = self.machine.deadline_ns() {
+            self.now.mono_ns = self.now.mono_ns.max(due);
+        }
+        self.step(Input::Tick);
+        self.drain_disk();
+    }
+
+    /// The auxiliary answers one operation.
+    pub fn settle_region(&mut self) {
+        self.region_op();
+    }
+
+    /// What DR sent on a connection and nobody has read.
+    pub fn sent(&self, conn: Conn) -> Vec<Message> {
+        self.back.iter().filter(|(to, _)| *to == conn).map(|(_, message)| message.clone()).collect()
+    }
+
+    /// The last thing DR said to a connection it closed.
+    pub fn refused(&self, conn: Conn) -> Option<crate::format::wire::Refuse> {
+        self.refusals.iter().rev().find(|(to, _)| *to == conn).map(|(_, refuse)| refuse.clone())
+    }
+
+    /// Flips a bit in every entry of the spool that DR may still read; whether there was one.
+    pub fn damage_spool(&mut self) -> bool {
+        let floor = self.machine.status(self.now).spool_bytes;
+        let places: Vec<usize> = {
+            let bytes = &self.disk.files[&File::Spool].stable;
+            (0..bytes.len()).step_by(512).filter(|&at| bytes[at..].starts_with(b"FSHENTRY")).collect()
+        };
+        for &at in &places {
+            self.disk.flip(File::Spool, at + 200, 1);
+        }
+        floor > 0
+    }
+
+    /// Offset of the last order record in the journal.
+    pub fn last_journal_slot(&self) -> usize {
+        let bytes = &self.disk.files[&File::Journal].stable;
+        let slots = (0..bytes.len()).step_by(64).filter(|&at| at % (1 << 20) >= 4096);
+        let records = slots.filter_map(|at| {
+            crate::format::record::OrderRecord::decode(&bytes[at..at + 64]).ok().map(|record| (record.seq, at))
+        });
+        records.max().expect("there are records").1
+    }
+
+    /// DR dies, something is done to its files, and it starts again.
+    pub fn stop_applying(&mut self, damage: impl FnOnce(&mut Trial)) {
+        for conn in self.writer.conns.keys().copied().collect::<Vec<_>>() {
+            self.drop_conn(conn);
+        }
+        self.disk.crash(&mut self.rng);
+        damage(self);
+        self.crash(true);
     }
 
     /// The primary's process dies and starts again.

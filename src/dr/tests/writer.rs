@@ -145,6 +145,15 @@ impl Writer {
         }
     }
 
+    /// One write of given bytes.
+    pub fn write_at(&mut self, volume: u16, offset: u64, bytes: Bytes) {
+        let range = offset as usize..offset as usize + bytes.len();
+        self.image[usize::from(volume)][range].copy_from_slice(&bytes);
+        let seq = self.add(Op::Write, volume, offset, bytes.len() as u64, crc32fast::hash(&bytes));
+        self.data.insert(seq, bytes);
+        self.unsent.push_back(seq);
+    }
+
     /// The primary's process starts again and skips some seqs: they were reserved.
     pub fn restart(&mut self, rng: &mut Rng) {
         for conn in self.conns.keys().copied().collect::<Vec<_>>() {

@@ -1,0 +1,386 @@
+//! Single situations, each with the sentence that holds in it.
+
+use bytes::Bytes;
+
+use super::run::{Trial, options};
+use super::writer::{GROUP, volumes};
+use crate::core::ids::{Conn, Epoch, Owner, Seq, Ticket};
+use crate::core::machine::{IoFail, Level, Machine as _};
+use crate::dr::api::{Effect, File, Input};
+use crate::dr::links::{Standing, Writer, judge};
+use crate::dr::recovery::{Found, recover};
+use crate::format::superblock::{CLEAN, PROMOTED, PROMOTING, Role, SYNCED, Superblock, read_slots};
+use crate::format::wire::{Hello, Message, Purpose, RefuseCode};
+
+/// A site with a recovery point and some history behind it.
+fn site(seed: u64, auxiliary: bool) -> Trial {
+    let mut trial = Trial::new(seed, auxiliary);
+    for _ in 0..200_000 {
+        if trial.machine.status(trial.now).synced && trial.writer.tail() > Seq(120) && !trial.writer.batch_is_open() {
+            break;
+        }
+        if trial.rng.chance(4) {
+            trial.write();
+        }
+        trial.turn();
+    }
+    assert!(trial.machine.status(trial.now).synced);
+    trial
+}
+
+/// Until DR holds and has applied everything.
+fn caught_up(trial: &mut Trial) {
+    for _ in 0..200_000 {
+        let status = trial.machine.status(trial.now);
+        if status.applied_seq == trial.writer.tail() {
+            return;
+        }
+        trial.turn();
+    }
+    panic!("never catches up: {:?}", trial.machine.status(trial.now));
+}
+
+#[test]
+fn without_a_first_sync_nothing_is_promoted() {
+    let mut trial = Trial::new(1, false);
+    trial.drain_disk();
+    trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: true });
+    let error = trial.outcome.take().expect("answered at once").expect_err("refused");
+    assert!(error.refused_for_safety && error.text.contains("no recovery point yet"), "{error}");
+}
+
+#[test]
+fn a_promoted_site_answers_with_the_stored_report_and_serves_after_a_restart() {
+    let mut trial = site(2, false);
+    let first = trial.promote(false, 0, Seq(0));
+    trial.served = None;
+    trial.crash(true);
+    assert_eq!(trial.served.map(|served| served.0), Some(Epoch(2)), "served again");
+    trial.outcome = None;
+    trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+    let again = trial.outcome.take().expect("answered at once").expect("the stored report");
+    assert_eq!((again.cut_seq, again.tail_seq, &again.missing), (first.cut_seq, first.tail_seq, &first.missing));
+    trial.drain_disk();
+    trial.check_image(first.cut_seq);
+}
+
+#[test]
+fn a_promotion_refuses_older_epochs_from_then_on() {
+    let mut trial = site(3, false);
+    trial.promote(false, 0, Seq(0));
+    let conn = Conn(1 << 40);
+    trial.step(Input::Opened { conn });
+    let hello = trial.writer.hello(Purpose::Order);
+    trial.step(Input::Message { conn, message: hello });
+    let refuse = trial.refused(conn).expect("refused");
+    assert_eq!((refuse.code, refuse.epoch), (RefuseCode::Fenced, Epoch(2)));
+}
+
+#[test]
+fn a_plan_writes_nothing_closes_nothing_and_says_what_the_promotion_will() {
+    let mut trial = site(4, true);
+    for _ in 0..60 {
+        trial.write();
+    }
+    trial.writer.bunker = true;
+    trial.lose_primary();
+    trial.drain_disk();
+    for _ in 0..20 {
+        trial.tick_on();
+    }
+    trial.give_region(trial.writer.records.len());
+    let before = trial.region.clone();
+    trial.step(Input::Promote { ticket: Ticket(1), plan: true, force: false });
+    while trial.outcome.is_none() {
+        assert!(!trial.disk.busy(), "a plan does not touch the disk");
+        trial.settle_region();
+    }
+    assert_eq!(trial.region, before, "a plan does not touch the table");
+    let plan = trial.outcome.take().expect("done").expect("a plan");
+    assert!(plan.fetched_from_aux > 0);
+    let done = trial.promote(false, 0, trial.writer.tail());
+    assert_eq!(
+        (plan.cut_seq, plan.tail_seq, plan.fetched_from_aux),
+        (done.cut_seq, done.tail_seq, done.fetched_from_aux)
+    );
+    assert_eq!(plan.missing, done.missing);
+}
+
+#[test]
+fn what_only_the_table_knows_is_reported_with_its_state() {
+    let mut trial = site(5, true);
+    caught_up(&mut trial);
+    let known = trial.writer.tail();
+    trial.lose_primary();
+    for _ in 0..10 {
+        trial.write();
+    }
+    trial.give_region(trial.writer.records.len());
+    let report = trial.promote(false, 0, trial.writer.tail());
+    assert_eq!(report.aux, "read");
+    assert!(report.cut_seq >= known);
+    assert_eq!(report.tail_seq, trial.writer.tail());
+    for write in &report.missing {
+        let want = if write.op == "write" { "queued" } else { "held" };
+        assert_eq!(write.state, want, "{write:?}");
+    }
+}
+
+#[test]
+fn without_the_auxiliary_a_promotion_is_refused_and_replication_goes_on() {
+    let mut trial = site(6, true);
+    trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+    while trial.outcome.is_none() {
+        trial.settle_region();
+        trial.drain_disk();
+    }
+    let error = trial.outcome.take().expect("done").expect_err("refused");
+    assert!(error.refused_for_safety && error.text.contains("--force"), "{error}");
+    trial.write();
+    caught_up(&mut trial);
+    assert_eq!(trial.machine.status(trial.now).promotion, None);
+}
+
+#[test]
+fn forced_without_the_auxiliary_the_lease_is_waited_out_first() {
+    let mut trial = site(7, true);
+    let before = trial.now.mono_ns;
+    let report = trial.promote(true, 0, Seq(0));
+    assert_eq!(report.aux, "unreachable");
+    assert!(trial.now.mono_ns - before >= crate::limits::LEASE_NS + crate::limits::LEASE_MARGIN_NS);
+}
+
+#[test]
+fn a_damaged_payload_is_named_asked_for_again_and_never_applied() {
+    let mut trial = site(8, false);
+    trial.write_data();
+    // Wait until something is held back beyond the cut, then damage everything that the spool holds.
+    let mut damaged = false;
+    for _ in 0..200_000 {
+        let status = trial.machine.status(trial.now);
+        if !damaged && status.pending_writes > 3 {
+            // A restart empties the cache: payloads have to be read back.
+            trial.crash(true);
+            damaged = trial.damage_spool();
+        }
+        if damaged && trial.errors.iter().any(|text| text.contains("damaged")) {
+            break;
+        }
+        if trial.rng.chance(6) {
+            trial.write();
+        }
+        trial.turn();
+    }
+    assert!(damaged);
+    caught_up(&mut trial);
+    for _ in 0..100 {
+        trial.tick_on();
+    }
+    trial.drain_disk();
+    let tail = trial.writer.tail();
+    trial.promote(false, 0, Seq(0));
+    trial.check_image(tail);
+}
+
+#[test]
+fn a_damaged_order_stops_the_cut_and_is_named() {
+    let mut trial = site(9, false);
+    for _ in 0..40 {
+        trial.write();
+    }
+    for _ in 0..3000 {
+        trial.turn();
+    }
+    trial.stop_applying(|trial| {
+        let at = trial.last_journal_slot() - 5 * 64;
+        trial.disk.flip(File::Journal, at + 20, 3);
+    });
+    assert!(trial.errors.iter().any(|text| text.contains("the journal is damaged")), "{:?}", trial.errors);
+    assert!(!trial.machine.status(trial.now).degraded.is_empty());
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_acknowledged_any_more() {
+    let mut trial = site(10, false);
+    trial.write_data();
+    for _ in 0..10_000 {
+        if trial.disk.busy() {
+            break;
+        }
+        trial.turn();
+    }
+    let ticket = trial.disk.any_ticket().expect("something is under way");
+    let mut fx = Vec::new();
+    let fail = IoFail::NoSpace("disk full".into());
+    trial.machine.step(trial.now, Input::Disk { ticket, result: Err(fail) }, &mut fx);
+    assert!(fx.iter().any(|effect| matches!(effect, Effect::Fatal { text } if text.contains("disk full"))), "{fx:?}");
+    fx.clear();
+    trial.machine.step(trial.now, Input::Tick, &mut fx);
+    assert!(fx.is_empty() && trial.machine.deadline_ns().is_none());
+}
+
+#[test]
+fn stopped_cleanly_it_says_so_and_everything_is_checkpointed() {
+    let mut trial = site(11, false);
+    trial.step(Input::Stop);
+    for _ in 0..10_000 {
+        if trial.stopped {
+            break;
+        }
+        trial.drain_disk();
+        trial.tick_on();
+    }
+    assert!(trial.stopped);
+    let superblock = read_slots(&trial.disk.files[&File::Superblock].stable).expect("valid").newest.expect("written");
+    assert!(superblock.has(CLEAN | SYNCED));
+    trial.check_image(superblock.seq);
+}
+
+#[test]
+fn a_silent_link_is_closed_and_a_ping_is_answered() {
+    let mut trial = Trial::new(12, false);
+    trial.drain_disk();
+    let conn = Conn(1 << 40);
+    trial.step(Input::Opened { conn });
+    trial.step(Input::Message { conn, message: Message::Ping { nonce: 5 } });
+    assert!(trial.sent(conn).contains(&Message::Pong { nonce: 5 }));
+    let due = trial.machine.deadline_ns().expect("silence is watched");
+    trial.now.mono_ns = due;
+    let mut fx = Vec::new();
+    trial.machine.step(trial.now, Input::Tick, &mut fx);
+    assert!(fx.iter().any(|effect| matches!(effect, Effect::Close { conn: closed, .. } if *closed == conn)), "{fx:?}");
+}
+
+#[test]
+fn two_histories_under_one_epoch_are_refused_loudly() {
+    let mut trial = site(13, false);
+    caught_up(&mut trial);
+    trial.write();
+    let conn = trial.writer.order.expect("connected");
+    let mut record = *trial.writer.records.last().expect("just written");
+    record.time_ns += 1;
+    let forged = record.chained(crate::core::ids::Chain(99));
+    let mut fx = Vec::new();
+    trial.machine.step(trial.now, Input::Message { conn, message: Message::Orders(vec![forged]) }, &mut fx);
+    let loud = |effect: &Effect| matches!(effect, Effect::Log { level: Level::Error, .. });
+    let refused = |effect: &Effect| matches!(effect, Effect::Send { message: Message::Refuse(refuse), .. } if refuse.code == RefuseCode::Protocol);
+    assert!(fx.iter().any(loud) && fx.iter().any(refused), "{fx:?}");
+}
+
+#[test]
+fn a_record_outside_its_volume_is_refused() {
+    let mut trial = site(14, false);
+    caught_up(&mut trial);
+    let conn = trial.writer.order.expect("connected");
+    let last = *trial.writer.records.last().expect("written");
+    let record = crate::format::record::OrderRecord {
+        seq: last.seq.next(),
+        op: crate::core::op::Op::Trim,
+        offset: 1 << 40,
+        length: 1,
+        payload_crc: 0,
+        ..last
+    };
+    let message = Message::Orders(vec![record.chained(last.chain)]);
+    let mut fx = Vec::new();
+    trial.machine.step(trial.now, Input::Message { conn, message }, &mut fx);
+    let text = format!("{fx:?}");
+    assert!(text.contains("ends outside volume"), "{text}");
+}
+
+#[test]
+fn hellos_are_judged_as_the_table_says() {
+    let options = options(false);
+    let mut superblock = Superblock::new(Role::Dr);
+    superblock.group = GROUP;
+    superblock.group_name = "orders".into();
+    superblock.epoch = Epoch(3);
+    superblock.peer = Owner(42);
+    let hello = Hello {
+        purpose: Purpose::Order,
+        group: GROUP,
+        group_name: "orders".into(),
+        epoch: Epoch(3),
+        owner: Owner(42),
+        incarnation: 7,
+        volumes: volumes(),
+        tail: Seq(10),
+    };
+    let code = |hello: &Hello, superblock: &Superblock, writer: Option<Writer>, ready: bool| {
+        let here = Standing { superblock, options: &options, tail: Seq(10), writer, ready };
+        judge(hello, &here).err().map(|refuse| refuse.code)
+    };
+    let order = |hello: &Hello| code(hello, &superblock, None, true);
+    assert_eq!(order(&hello), None);
+    assert_eq!(order(&Hello { epoch: Epoch(4), owner: Owner(1), ..hello.clone() }), None, "a higher epoch is adopted");
+    assert_eq!(order(&Hello { group: crate::core::ids::GroupId(1), ..hello.clone() }), Some(RefuseCode::WrongGroup));
+    assert_eq!(order(&Hello { group_name: "other".into(), ..hello.clone() }), Some(RefuseCode::WrongGroup));
+    assert_eq!(order(&Hello { volumes: vec![], ..hello.clone() }), Some(RefuseCode::Volumes));
+    assert_eq!(order(&Hello { epoch: Epoch(2), ..hello.clone() }), Some(RefuseCode::Fenced));
+    assert_eq!(order(&Hello { owner: Owner(1), ..hello.clone() }), Some(RefuseCode::SecondPrimary));
+    assert_eq!(order(&Hello { tail: Seq(9), ..hello.clone() }), Some(RefuseCode::Protocol));
+    assert_eq!(code(&hello, &superblock, None, false), Some(RefuseCode::NotNow));
+    let stream = Hello { purpose: Purpose::Stream, ..hello.clone() };
+    assert_eq!(order(&stream), Some(RefuseCode::NotNow), "no order connection");
+    assert_eq!(code(&stream, &superblock, Some(Writer::of(&hello)), true), None);
+    let later = Writer { incarnation: 8, ..Writer::of(&hello) };
+    assert_eq!(code(&stream, &superblock, Some(later), true), Some(RefuseCode::NotNow));
+    superblock.set(PROMOTING, true);
+    assert_eq!(code(&hello, &superblock, None, true), Some(RefuseCode::NotNow));
+    superblock.set(PROMOTED, true);
+    assert_eq!(code(&hello, &superblock, None, true), Some(RefuseCode::Fenced));
+}
+
+#[test]
+fn a_directory_that_does_not_fit_its_configuration_is_refused_with_words() {
+    let mut trial = site(15, false);
+    trial.crash(true);
+    let text = |change: &dyn Fn(&mut crate::dr::api::Options)| {
+        let mut options = options(false);
+        change(&mut options);
+        let found = Found {
+            superblock: &trial.disk.files[&File::Superblock].stable,
+            journal: &trial.disk.files[&File::Journal],
+            spool: &trial.disk.files[&File::Spool],
+            blank: false,
+            report: None,
+        };
+        recover(found, &options).err().map_or(String::new(), |err| err.to_string())
+    };
+    assert!(text(&|_| ()).is_empty());
+    assert!(text(&|options| options.group_name = "other".into()).contains("belongs to group \"orders\""));
+    assert!(text(&|options| options.volumes[0].1 += 4096).contains("volumes in the configuration"));
+    assert!(text(&|options| options.spool_bytes *= 2).contains("[dr] spool"));
+    assert!(text(&|options| options.journal_bytes = 3 << 20).contains("[dr] journal"));
+    let mut flipped = trial.disk.files[&File::Superblock].stable.clone();
+    flipped[100] ^= 1;
+    flipped[4096 + 100] ^= 1;
+    let found = Found {
+        superblock: &flipped,
+        journal: &trial.disk.files[&File::Journal],
+        spool: &trial.disk.files[&File::Spool],
+        blank: false,
+        report: None,
+    };
+    let err = recover(found, &options(false)).err().expect("both slots are damaged");
+    assert!(err.to_string().contains("cannot be trusted"), "{err}");
+}
+
+#[test]
+fn the_report_is_printed_as_documented() {
+    let mut trial = site(16, true);
+    caught_up(&mut trial);
+    trial.lose_primary();
+    trial.writer.write_at(0, 8192, Bytes::from(vec![7; 4096]));
+    trial.give_region(trial.writer.records.len());
+    let mut report = trial.promote(false, 0, trial.writer.tail());
+    report.duration_seconds = 0.31;
+    report.replayed = 120;
+    let (cut, tail) = (report.cut_seq, report.tail_seq);
+    assert_eq!(tail, cut.next());
+    let time = crate::cluster::status::rfc3339(trial.writer.record(tail).time_ns);
+    let golden = format!(
+        r#"{{"group":"orders","epoch":2,"cut_seq":{cut},"tail_seq":{tail},"replayed":120,"fetched_from_aux":0,"missing":[{{"seq":{tail},"volume":"db","op":"write","offset":8192,"length":4096,"time":"{time}","state":"queued"}}],"missing_bytes":4096,"aux":"read","duration_seconds":0.31}}"#
+    );
+    assert_eq!(serde_json::to_string(&report).expect("plain data"), golden);
+}
