@@ -596,13 +596,18 @@ impl Machine {
         self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
     }
 
-    /// Something waits for room and nothing will free any: says so (I9).
+    /// Something waits for room and nothing will free any (I9): makes room if it must, and says so.
     fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
         if !settled || self.replay.applied() > self.history.floor() || !self.intake.has_waiting() {
             return;
         }
         let size = self.intake.spool.size();
+        let waiting = self.intake.first_waiting().filter(|record| record.seq <= self.history.tail());
+        let due = self.history.first_missing_above(self.due_above());
+        if waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due)) && self.evict(now, fx) {
+            return;
+        }
         if let (true, Some(batch)) = (self.intake.has_waiting_chunks(), &self.batch)
             && !batch.direct
             && batch.begin <= self.history.tail()
@@ -612,10 +617,37 @@ impl Machine {
                 batch.begin, batch.bytes
             );
             self.trouble(now, Trouble::BatchTooLarge, text, fx);
-        } else if self.intake.first_waiting().is_some_and(|record| record.seq <= self.history.tail()) {
+        } else if waiting.is_some() {
             let text = format!("the spool ({size} bytes) is full of payloads that wait for an earlier one");
             self.trouble(now, Trouble::SpoolFull, text, fx);
         }
+    }
+
+    /// The payload that everything waits for has no room: torn entries of a crash hold it. The oldest payload
+    /// that is held back gives way; it is asked for again.
+    fn evict(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        let pos = self.intake.spool.first_live();
+        let held = self.history.above(self.cut).find(|entry| entry.payload == Some(pos)).map(|entry| entry.record.seq);
+        let (floor, _) = self.intake.spool.bounds();
+        if held.is_none() && pos == floor {
+            return false;
+        }
+        if let Some(seq) = held.filter(|_| pos == floor) {
+            let text = format!("the spool is too full for the next payload due: seq {seq}, held back, is given up");
+            self.trouble(now, Trouble::SpoolFull, text, fx);
+            self.intake.spool.free(pos);
+            self.history.lose(seq);
+            if let Some(batch) = &mut self.batch {
+                batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));
+            }
+            self.need(vec![SeqRange { first: seq, last: seq }], fx);
+        }
+        self.checkpoints.saving = true;
+        let (seq, spool_pos) = (self.history.floor(), self.intake.spool.first_live());
+        self.keeper.change(|it| it.spool_pos = spool_pos);
+        let segment = self.keeper.get().journal_segment;
+        self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
+        true
     }
 }
 

@@ -286,18 +286,24 @@ impl Machine {
         self.place_chunks(fx);
     }
 
-    /// Whether an entry may be placed without taking the room of payloads that are due before (I9).
+    /// Whether an entry may be placed without taking the room of payloads that are due before (I9). What is
+    /// due before one that was placed already has its room: it was counted then.
     pub(super) fn may_place(&self, data_bytes: u64, seq: Option<Seq>) -> bool {
         let bytes = entry_bytes(data_bytes);
         let spool = &self.intake.spool;
-        // Payloads below the begin of a batch are superseded: they may come, but nobody waits for them.
-        let low = self.batch.as_ref().map_or(self.cut, |batch| batch.begin.max(self.cut));
-        let high = self.intake.highest().max(seq.unwrap_or_default());
-        let (mut owed, longest) = self.history.missing_bytes(low, high, spool.size());
+        let low = self.due_above();
+        let high = self.intake.highest();
         if seq.is_some_and(|seq| seq > low && seq < high) {
-            owed = owed.saturating_sub(bytes);
+            return spool.fits(bytes);
         }
+        let (owed, longest) = self.history.missing_bytes(low, high.max(seq.unwrap_or_default()), spool.size());
         spool.admits(bytes, owed, longest)
+    }
+
+    /// Payloads above this seq are waited for. Below the begin of a batch they are superseded: they may
+    /// come, but nobody waits for them.
+    pub(super) fn due_above(&self) -> Seq {
+        self.batch.as_ref().map_or(self.cut, |batch| batch.begin.max(self.cut))
     }
 
     /// A payload or chunk is durable in the spool.

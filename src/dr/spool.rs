@@ -10,8 +10,9 @@
 //!
 //! Invariants:
 //! - Nothing is placed at or beyond `floor + size`: no entry that recovery may need is overwritten.
-//! - The spool never deadlocks ([`Spool::admits`]): payloads come in any order, but one is stored early
-//!   only if every payload missing before it still finds room afterwards (I9).
+//! - Payloads come in any order, but one is stored early only if every payload missing before it still
+//!   finds room afterwards, in whatever order ([`Spool::admits`]): so they need only [`Spool::fits`] (I9).
+//! - Positions depend on the order of placement alone: a floor that moves takes no room away.
 
 use std::collections::VecDeque;
 
@@ -167,6 +168,11 @@ mod tests {
                 for i in tries {
                     if placed[i].is_some() { continue; }
                     let top = highest.max(i);
+                    if i < highest && spool.fits(bytes[i]) {
+                        placed[i] = Some(spool.put(bytes[i]));
+                        progress = true;
+                        continue;
+                    }
                     let owed: Vec<u64> =
                         (applied..top).filter(|&j| j != i && placed[j].is_none()).map(|j| bytes[j]).collect();
                     if spool.admits(bytes[i], owed.iter().sum(), owed.iter().copied().max().unwrap_or(0)) {

@@ -18,7 +18,7 @@ use crate::format::table::TableLayout;
 use crate::format::wire::{Message, Purpose};
 
 const JOURNAL: usize = 4 << 20;
-const SPOOL: usize = 2 << 20;
+const SPOOL: usize = 1 << 20;
 
 pub fn options(auxiliary: bool) -> Options {
     Options {

@@ -58,6 +58,8 @@ pub struct Writer {
     unsent: VecDeque<Seq>,
     /// Whether payloads also stand in the auxiliary's ring.
     pub bunker: bool,
+    /// How far out of order payloads are sent.
+    pub reorder: usize,
 }
 
 const BLOCK: u64 = 4096;
@@ -87,6 +89,7 @@ impl Writer {
             next_order: 0,
             unsent: VecDeque::new(),
             bunker: false,
+            reorder: if rng.chance(30) { 300 } else { 6 },
         }
     }
 
@@ -275,7 +278,7 @@ impl Writer {
         let stream = streams[rng.index(streams.len())];
         if !self.unsent.is_empty() && rng.chance(70) {
             // Out of order within a window, sometimes twice.
-            let index = rng.index(self.unsent.len().min(6));
+            let index = rng.index(self.unsent.len().min(self.reorder));
             let seq = self.unsent[index];
             if !rng.chance(10) {
                 self.unsent.remove(index);
