@@ -412,11 +412,7 @@ impl Machine {
         let before = promotion.step;
         match before {
             Step::Lease(until) if now.mono_ns >= until => promotion.step = Step::Records,
-            Step::Records | Step::States => {
-                if self.table_read(fx) {
-                    self.table_done(before, fx);
-                }
-            }
+            Step::Records | Step::States if self.table_read(fx) => self.table_done(before, fx),
             Step::Settling => self.settling(fx),
             Step::Appending if self.journal.idle() => self.want_states(fx),
             Step::Fetching => self.fetch_more(now, fx),

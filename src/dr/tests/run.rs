@@ -508,7 +508,7 @@ impl Trial {
         assert_eq!(listed, lost, "the report is exactly what is lost");
         assert!(report.cut_seq >= self.writer.cut, "the recovery point went back");
         assert_eq!(report.missing_bytes, report.missing.iter().map(|write| write.length).sum::<u64>());
-        assert_eq!(self.served.map(|(epoch, tail)| (epoch, tail)), Some((report.epoch, report.tail_seq)));
+        assert_eq!(self.served, Some((report.epoch, report.tail_seq)));
         // Nothing that could be applied is missing: the first record after the cut really is not whole.
         if let Some(next) = report.missing.first().filter(|write| write.seq == report.cut_seq.next()) {
             assert!(next.state != "held" || self.writer.batch_is_open(), "{next:?}");
