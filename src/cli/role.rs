@@ -5,11 +5,13 @@ use std::path::Path;
 use super::arguments::Role;
 use super::failure::{EXIT_USAGE, Failure};
 use super::{files, logs};
+use crate::auxiliary;
 use crate::cluster::config::{Config, ConfigError};
 use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
+use crate::dr;
+use crate::primary;
 use crate::primary::recovery::RecoveryError;
-use crate::{auxiliary, dr, primary};
 
 /// Runs the auxiliary.
 pub fn aux(options: &Role) -> Result<(), Failure> {
