@@ -16,7 +16,7 @@ use self::links::DrConns;
 use super::machine::{Effect, File, Input, Kind, Machine, Options, Req};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
-use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::control::{Answer, Lines, Refused, Request};
 use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::errno::Errno;
@@ -81,6 +81,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let expect = files::expect(config, &setup)?;
     let opened = files::open(&mut reactor, config, &setup)?;
     let recovered = recovery::recover(&expect, &opened.views())
+        .map_err(|error| Refused(error.to_string()))
         .with_context(|| format!("the directory {}", primary.dir.display()))?;
     let options = Options {
         isolated_continue: config.group.on_isolated == OnIsolated::Continue,
@@ -132,7 +133,10 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     let recovered = match recovery::recover(&expect, &opened.views()) {
         Ok(found) if found.superblock.epoch == epoch && found.superblock.group == group => found,
         Ok(_) => recovery::promoted(&expect, group, owner, epoch, tail, chain),
-        Err(error) => return Err(error).with_context(|| format!("the directory {}", dr.dir.display())),
+        Err(error) => {
+            let refused = Err(Refused(error.to_string()));
+            return refused.with_context(|| format!("the directory {}", dr.dir.display()));
+        }
     };
     let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
     shell.control = promotion.control;

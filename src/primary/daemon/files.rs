@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::cluster::config::{self, Config};
+use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner};
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::SUPERBLOCK_BYTES;
@@ -108,7 +109,9 @@ fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Di
         return Ok(reactor.open(&OpenOptions { size: Some(size), ..options })?);
     }
     if found < size {
-        bail!("{} has {found} bytes, the configuration says {size}: grow it, or correct the size", path.display());
+        let shown = path.display();
+        let text = format!("{shown} has {found} bytes, the configuration says {size}: grow it, or correct the size");
+        bail!(Refused(text));
     }
     Ok(file)
 }
