@@ -58,9 +58,9 @@ pub struct Promoted {
     pub epoch: Epoch,
     pub tail: Seq,
     pub chain: Chain,
-    /// The control socket's listener in `reactor`, and its connections.
+    /// The control socket's listener in `reactor`, and its connections with what they have said of a line.
     pub control: usize,
-    pub controls: Vec<Conn>,
+    pub controls: HashMap<Conn, Lines>,
     /// The replication listener: whoever comes with an older epoch is to be told that it is fenced (I7).
     pub replication: usize,
     /// What is to be sent, and to whom, as soon as the volumes are served.
@@ -468,7 +468,7 @@ impl Shell {
             tail,
             chain,
             control,
-            controls: controls.into_keys().collect(),
+            controls,
             replication: listener,
             replies,
             loss: report.is_some().then(|| loss_answer(report.as_ref()).line()),

@@ -50,7 +50,7 @@ pub struct Promotion {
     pub chain: Chain,
     /// The control socket's listener in `reactor`, and control connections that stay.
     pub control: usize,
-    pub controls: Vec<Conn>,
+    pub controls: HashMap<Conn, Lines>,
     /// The replication listener: whoever comes with an older epoch is told that it is fenced (I7).
     pub replication: Option<usize>,
     /// What is sent, and to whom, as soon as the volumes are served.
@@ -140,12 +140,16 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     };
     let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
     shell.control = promotion.control;
-    shell.controls = promotion.controls.into_iter().map(|conn| (conn, Lines::default())).collect();
+    shell.controls = promotion.controls;
     shell.replication = promotion.replication;
     shell.loss = promotion.loss;
     shell.listen(&dr.export)?;
     for (conn, line) in promotion.replies {
         shell.reactor.send(conn, line.into());
+    }
+    // What they asked during the hand-over has been received, and will not be announced again.
+    for conn in shell.controls.keys().copied().collect::<Vec<Conn>>() {
+        shell.control_line(conn)?;
     }
     shell.serve()
 }

@@ -136,6 +136,7 @@ impl Site {
     /// Starts a role and does not wait.
     pub fn launch(&mut self, role: Role) -> Result<()> {
         ensure!(self.children[role as usize].is_none(), "{} runs already", role.word());
+        self.released(role)?;
         let log = self.path(&format!("{}.log", role.word()));
         let log = OpenOptions::new().create(true).append(true).open(&log).context("opening the log of a role")?;
         let mut command = Command::new(&self.plan.program);
@@ -143,6 +144,22 @@ impl Site {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", self.plan.program.display()))?;
         self.children[role as usize] = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the kernel has let go of what an earlier process of the role had open. It takes a ring apart in its
+    /// own time, which on a machine under load is longer than a role waits for a lock.
+    fn released(&self, role: Role) -> Result<()> {
+        let volumes = self.plan.volumes.iter().map(|(name, _)| self.backing(role, name));
+        let volumes = volumes.filter(|_| role != Role::Aux);
+        let until = Instant::now() + PATIENCE;
+        for path in volumes.chain([self.path(role.word()).join("superblock")]) {
+            let Ok(file) = std::fs::File::open(&path) else { continue };
+            while file.try_lock().is_err() {
+                ensure!(Instant::now() < until, "{} is in use long after its process ended", path.display());
+                std::thread::sleep(ASK_EVERY);
+            }
+        }
         Ok(())
     }
 
