@@ -1,5 +1,6 @@
 //! What the tests share: a group of two small volumes, the workload on it, and the comparison of its two sides.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -17,6 +18,11 @@ pub const LONG: Duration = Duration::from_secs(40);
 /// 20 ms there and back, 100 Mbit/s.
 pub const SLOW: Settings = Settings { delay: Duration::from_millis(10), bytes_per_second: 12.5e6 };
 pub const FAST: Settings = Settings { delay: Duration::ZERO, bytes_per_second: f64::INFINITY };
+
+/// What is tested: the program of this build, or the one that `FARSHORE_PROGRAM` names (another build of it).
+pub fn program() -> PathBuf {
+    std::env::var_os("FARSHORE_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_farshore").into(), PathBuf::from)
+}
 
 /// A group with its site; what is left of it is removed at the end.
 pub struct Group {
@@ -45,7 +51,7 @@ impl Group {
     pub fn with(line: Settings, settings: Vec<(&'static str, String)>) -> Result<Group> {
         let scratch = Scratch::new("e2e")?;
         let plan = Plan {
-            program: env!("CARGO_BIN_EXE_farshore").into(),
+            program: program(),
             dir: scratch.path.clone(),
             volumes: vec![("db".into(), 16 * MIB), ("log".into(), 8 * MIB)],
             line,

@@ -111,7 +111,7 @@ fn a_promotion_killed_at_any_moment_ends_the_same_when_called_again() -> Result<
     for pause_ms in [0, 5, 20, 60, 150] {
         let (mut group, log) = orphaned("protect = \"order\"")?;
         let config = group.site.config();
-        let mut asking = std::process::Command::new(env!("CARGO_BIN_EXE_farshore"))
+        let mut asking = std::process::Command::new(crate::harness::program())
             .args(["promote", "--config"])
             .arg(&config)
             .stdout(std::process::Stdio::null())

@@ -24,7 +24,7 @@ fn stranger(group: &Group, name: &str, change: impl Fn(&str) -> String) -> Resul
     let path = group.site.path(&format!("{name}.toml"));
     std::fs::write(&path, change(&format!("{head}{primary}")))?;
     let log = std::fs::File::create(group.site.path(&format!("{name}.log")))?;
-    let child = std::process::Command::new(env!("CARGO_BIN_EXE_farshore"))
+    let child = std::process::Command::new(crate::harness::program())
         .args(["primary", "--config"])
         .arg(path)
         .stderr(log)
