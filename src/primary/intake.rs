@@ -10,10 +10,14 @@ use super::window::{Entry, Local, Payload};
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
-use crate::core::modes::Overflow;
+use crate::core::modes::{Overflow, Protect};
 use crate::core::op::Op;
 use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
+
+/// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
+const GATHER_NS: u64 = 500_000;
+const GATHER_WRITES: u64 = 64;
 
 impl Machine {
     pub(super) fn request(&mut self, req: Req, volume: Volume, kind: Kind, fx: &mut Vec<Effect>) {
@@ -184,10 +188,17 @@ impl Machine {
         self.start_local(fx);
         self.write_intent(fx);
         self.issue_flushes(fx);
-        self.pump_aux(fx);
-        self.pump_orders(fx);
+        let all = self.gathered();
+        if all || self.aux_awaited() {
+            self.pump_aux(fx);
+        }
+        if all || self.dr_awaited() {
+            self.pump_orders(fx);
+        }
         self.advance_copied();
-        self.pump_payloads(fx);
+        if all || self.options.protect == Protect::Sync {
+            self.pump_payloads(fx);
+        }
         self.pump_batch(fx);
         self.pump_spill(fx);
         self.settle(fx);
@@ -198,6 +209,37 @@ impl Machine {
             self.due_ns = self.now.mono_ns + self.period();
         }
         self.go_on_stopping(fx);
+    }
+
+    /// What no reply waits for goes out together: at most every [`GATHER_NS`], sooner when it is much. True when
+    /// its time has come.
+    fn gathered(&mut self) -> bool {
+        let behind = self.orders_can_go() || self.commits_can_go() || self.payloads_can_go();
+        if !behind {
+            self.gather_ns = None;
+            return true;
+        }
+        let due = *self.gather_ns.get_or_insert(self.now.mono_ns + GATHER_NS);
+        let all = self.now.mono_ns >= due || self.tail.0 - self.gathered_tail.0 >= GATHER_WRITES;
+        if all {
+            self.gather_ns = None;
+            self.gathered_tail = self.tail;
+        }
+        all
+    }
+
+    /// Whether a reply waits for the auxiliary.
+    fn aux_awaited(&self) -> bool {
+        self.options.protect != Protect::Async
+    }
+
+    /// Whether a reply waits for DR's journal.
+    fn dr_awaited(&self) -> bool {
+        match self.options.protect {
+            Protect::Async => false,
+            Protect::Near | Protect::Bunker => !self.aux.in_reach(),
+            Protect::Order | Protect::Sync => true,
+        }
     }
 
     /// Short while anything is under way, long when idle: an idle primary wakes twice a second.

@@ -711,6 +711,30 @@ impl Machine {
         }
     }
 
+    /// Whether records wait that could be sent to DR now.
+    pub(super) fn orders_can_go(&self) -> bool {
+        self.dr.ready()
+            && self.fenced.is_none()
+            && !self.dr.must_jump
+            && !self.dr.reading_log
+            && self.dr.next <= self.tail
+            && self.dr.commits.len() < COMMITS_INFLIGHT_MAX
+    }
+
+    /// Whether a payload in memory waits for a stream that could take it now.
+    pub(super) fn payloads_can_go(&self) -> bool {
+        let early = self.options.protect == Protect::Sync;
+        let at = self.dr.ship_next.max(self.window.first());
+        let open = self.dr.ready() && self.dr.any_stream() && !self.dr.must_jump && self.fenced.is_none();
+        open && self.fifo.all_sent()
+            && self.window.get(at).is_some_and(|entry| match entry.payload {
+                Payload::Queued => {
+                    (early || entry.local == Local::Done) && self.dr.stream_for(entry.data.len() as u64).is_some()
+                }
+                _ => true,
+            })
+    }
+
     /// Gives payloads to streams: the disk's first, then memory's, oldest first.
     pub(super) fn pump_payloads(&mut self, fx: &mut Vec<Effect>) {
         if !self.dr.ready() || !self.dr.any_stream() || self.dr.must_jump || self.fenced.is_some() {

@@ -269,6 +269,9 @@ pub struct Machine {
     /// Time of the next periodic work, monotonic.
     pub(super) due_ns: u64,
     pub(super) dropped_writes: u64,
+    /// When what is being gathered goes out; the tail when it last did.
+    pub(super) gather_ns: Option<u64>,
+    pub(super) gathered_tail: Seq,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,6 +337,8 @@ impl Machine {
             next_conn: 1,
             due_ns: now.mono_ns,
             dropped_writes: 0,
+            gather_ns: None,
+            gathered_tail: Seq(0),
             options,
         };
         machine.reserve(fx);
@@ -370,7 +375,8 @@ impl Machine {
     /// When the machine wants its next `Tick`.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        (self.stopping != Stopping::Stopped).then_some(self.due_ns)
+        let gather = self.gather_ns.unwrap_or(u64::MAX);
+        (self.stopping != Stopping::Stopped).then_some(self.due_ns.min(gather))
     }
 
     /// Whether reads may be answered from the local disk: not once fenced.

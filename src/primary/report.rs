@@ -25,7 +25,9 @@ impl Machine {
             lag_bytes: self.memory_bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::bytes_left),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
-            mode: if policy::in_full(self.options.protect, standing) {
+            mode: if self.options.standalone {
+                "alone".into()
+            } else if policy::in_full(self.options.protect, standing) {
                 word(self.options.protect).into()
             } else {
                 self.mode_in_force()

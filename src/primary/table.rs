@@ -482,6 +482,15 @@ impl Machine {
         }
     }
 
+    /// Whether records wait that could be written to the table now.
+    pub(super) fn commits_can_go(&self) -> bool {
+        self.aux.phase == Phase::Ready
+            && self.fenced.is_none()
+            && !self.aux.reading_log
+            && self.aux.next <= self.tail
+            && self.aux.commits.len() < COMMITS_INFLIGHT_MAX
+    }
+
     pub(super) fn pump_aux(&mut self, fx: &mut Vec<Effect>) {
         if self.aux.phase != Phase::Ready || self.fenced.is_some() {
             return;
