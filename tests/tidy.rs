@@ -103,7 +103,8 @@ fn sources() -> Vec<Source> {
     let tests: Vec<String> = found.iter().flat_map(Source::test_modules).collect();
     for source in &mut found {
         let path = source.path.trim_end_matches(".rs");
-        source.test = path.ends_with("_tests") || tests.iter().any(|test| path == test || path.starts_with(&format!("{test}/")));
+        source.test =
+            path.ends_with("_tests") || tests.iter().any(|test| path == test || path.starts_with(&format!("{test}/")));
     }
     found
 }

@@ -248,15 +248,20 @@ impl Machine {
             return false;
         }
         let (mut parts, mut seqs, mut bytes, mut start) = (Vec::new(), Vec::new(), 0, None);
-        for entry in self.window.iter_mut() {
-            if matches!(entry.payload, Payload::None | Payload::Copied | Payload::Spilled | Payload::Spilling) {
+        // Nothing before it is in memory: the search does not begin at the front each time.
+        let from = self.spill_next.max(self.window.first());
+        for entry in self.window.from_mut(from) {
+            if !matches!(entry.payload, Payload::Queued | Payload::Sent) {
                 continue;
             }
             let length = entry.data.len() as u64;
             let entry_bytes = spool::entry_bytes(length);
             let wraps = spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
-            let movable = matches!(entry.payload, Payload::Queued | Payload::Sent) && entry.local == Local::Done;
-            if !movable || !self.fifo.fits(entry_bytes) || bytes >= SPILL_BYTES || (wraps && start.is_some()) {
+            if entry.local != Local::Done
+                || !self.fifo.fits(entry_bytes)
+                || bytes >= SPILL_BYTES
+                || (wraps && start.is_some())
+            {
                 break;
             }
             let pos = self.fifo.place(entry_bytes);
@@ -269,6 +274,7 @@ impl Machine {
         }
         let Some(start) = start else { return false };
         self.fifo.last = *seqs.last().expect("something was placed");
+        self.spill_next = self.fifo.last.next();
         self.spilling_bytes += bytes;
         self.fifo.appends.push_back((self.fifo.tail, false));
         self.dr.forget_sent_seqs(&seqs);

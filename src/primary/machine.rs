@@ -243,6 +243,8 @@ pub struct Machine {
     pub(super) fifo: DiskFifo,
     pub(super) memory_bytes: u64,
     pub(super) spilling_bytes: u64,
+    /// No payload before it is in memory and could be spilled.
+    pub(super) spill_next: Seq,
     /// Everything up to here is durable at DR, or carries no payload.
     pub(super) copied: Seq,
     pub(super) mode: Mode,
@@ -317,6 +319,7 @@ impl Machine {
             fifo: recovered.fifo,
             memory_bytes: 0,
             spilling_bytes: 0,
+            spill_next: Seq(0),
             copied: Seq(0),
             mode,
             lost: recovered.lost,

@@ -122,7 +122,14 @@ impl Window {
     /// Entries from `seq` on.
     pub fn from(&self, seq: Seq) -> impl Iterator<Item = &Entry> {
         let skip = usize::try_from(seq.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
-        self.entries.iter().skip(skip.min(self.entries.len()))
+        self.entries.range(skip.min(self.entries.len())..)
+    }
+
+    /// Entries from `seq` on, to be changed.
+    pub fn from_mut(&mut self, seq: Seq) -> impl Iterator<Item = &mut Entry> {
+        let skip = usize::try_from(seq.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
+        let skip = skip.min(self.entries.len());
+        self.entries.range_mut(skip..)
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
