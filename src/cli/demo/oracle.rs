@@ -288,3 +288,6 @@ fn table(path: &Path) -> Result<Vec<OrderRecord>> {
     let full = ring.chunks(RECORD_BYTES).filter(|slot| !is_zero(slot));
     Ok(full.filter_map(|slot| OrderRecord::decode(slot).ok()).collect())
 }
+
+#[cfg(test)]
+mod tests;
