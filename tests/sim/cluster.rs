@@ -175,6 +175,11 @@ pub struct World {
     pub director: Director,
 }
 
+thread_local! {
+    /// `SIM_LIVE=1`: say everything at once, for a run that never comes to an end.
+    static LIVE: bool = std::env::var_os("SIM_LIVE").is_some();
+}
+
 pub const EVENTS_MAX: u64 = 3_000_000;
 const HISTORY_LINES: usize = 400;
 
@@ -501,6 +506,9 @@ impl World {
 pub const DR_NONCE: u64 = 0x5eed;
 
 fn remember(lines: &mut VecDeque<String>, line: String) {
+    if LIVE.with(|live| *live) {
+        println!("{line}");
+    }
     if lines.len() == HISTORY_LINES {
         lines.pop_front();
     }

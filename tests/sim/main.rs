@@ -126,7 +126,10 @@ fn seeds() {
             break;
         }
         seeds += 1;
-        match run_seed(seed, false) {
+        if env("SIM_TRACE").is_some() {
+            println!("seed {seed}");
+        }
+        match run_seed(seed, std::env::var_os("SIM_LIVE").is_some()) {
             Ok((ns, n, summary)) => {
                 simulated_ns += ns;
                 events += n;
