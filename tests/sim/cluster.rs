@@ -404,14 +404,21 @@ impl World {
     }
 
     pub fn settled_dr(&mut self, settled: &[Settled<dr::machine::File>]) {
+        let nonce = self.spool_nonce();
         for s in settled {
             let stable = self.dr_disk.file(s.file).stable();
             match s.file {
                 dr::machine::File::Journal => self.journal.settled(stable, s.offset, s.length),
-                dr::machine::File::Spool => self.spool.settled(stable, DR_NONCE, s.offset, s.length),
+                dr::machine::File::Spool => self.spool.settled(stable, nonce, s.offset, s.length),
                 _ => {}
             }
         }
+    }
+
+    /// The number of DR's spool, from its superblock; 0 before there is one.
+    fn spool_nonce(&self) -> u64 {
+        let bytes = self.dr_disk.file(dr::machine::File::Superblock).cache();
+        farshore::format::superblock::newest(bytes).ok().flatten().map_or(0, |it| it.nonce)
     }
 
     /// The volumes of DR as a reader sees them.

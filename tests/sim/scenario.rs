@@ -50,7 +50,11 @@ impl World {
                 return self.fail("liveness", "nothing is due any more and the story is not over");
             };
             if self.events > EVENTS_MAX {
-                return self.fail("liveness", format!("{EVENTS_MAX} events at {} ms: a livelock", self.now_ns / MS));
+                let last: Vec<String> = (0..8).filter_map(|_| self.next_event()).map(|e| format!("{e:?}")).collect();
+                return self.fail(
+                    "liveness",
+                    format!("{EVENTS_MAX} events at {} ms, a livelock of {}", self.now_ns / MS, last.join(", ")),
+                );
             }
             match event {
                 Event::Fault { index } => self.fault(index)?,
