@@ -91,7 +91,8 @@ pub fn check_promise(protect: Protect, require: Require, record: &OrderRecord, p
         Protect::Async => true,
         Protect::Near => at.aux,
         Protect::Order => at.aux && at.dr,
-        Protect::Bunker => at.aux && (at.aux_payload || no_payload),
+        // A payload that DR has already is as good as one in the auxiliary's ring.
+        Protect::Bunker => at.aux && (at.aux_payload || at.dr_payload || no_payload),
         Protect::Sync => at.aux && at.dr && (at.dr_payload || no_payload),
     };
     let degraded = match require {
@@ -305,7 +306,8 @@ mod tests {
             [(Protect::Async, 0), (Protect::Near, 1), (Protect::Order, 3), (Protect::Bunker, 5), (Protect::Sync, 11)];
         for (protect, need) in needs {
             for bits in 0..16 {
-                let kept = bits & need == need;
+                let at_dr = protect == Protect::Bunker && bits & 9 == 9;
+                let kept = bits & need == need || at_dr;
                 assert_eq!(check(protect, Require::Any, bits, true), kept);
                 assert_eq!(check(protect, Require::Both, bits, false), kept);
                 assert_eq!(check(protect, Require::Any, bits, false), kept || bits & 3 != 0);

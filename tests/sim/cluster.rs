@@ -181,7 +181,7 @@ thread_local! {
 }
 
 pub const EVENTS_MAX: u64 = 3_000_000;
-const HISTORY_LINES: usize = 400;
+const HISTORY_LINES: usize = 2000;
 
 impl World {
     pub fn new(seed: u64, recording: bool) -> World {

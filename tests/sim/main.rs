@@ -129,12 +129,13 @@ fn seeds() {
         if env("SIM_TRACE").is_some() {
             println!("seed {seed}");
         }
+        let began = Instant::now();
         match run_seed(seed, std::env::var_os("SIM_LIVE").is_some()) {
             Ok((ns, n, summary)) => {
                 simulated_ns += ns;
                 events += n;
-                if one.is_some() {
-                    println!("seed {seed}: {summary}");
+                if one.is_some() || began.elapsed() > Duration::from_secs(3) {
+                    println!("seed {seed}: {summary}, {:.1} s", began.elapsed().as_secs_f64());
                 }
             }
             Err(failure) => {

@@ -38,6 +38,8 @@ pub enum Delivery<M> {
     Packet(Packet<M>),
     Closed {
         reason: &'static str,
+        /// Found out by this side itself: no stall of the network delays it.
+        alone: bool,
     },
 }
 
@@ -85,6 +87,7 @@ struct Pipe<M> {
     cut: bool,
 }
 
+const TIMED_OUT: &str = "timed out";
 const MS: u64 = 1_000_000;
 const PIECE_BYTES_MAX: u64 = 64 << 10;
 
@@ -145,7 +148,7 @@ impl<M> Network<M> {
         let returns = arrives.max(back.stalled_until_ns) + self.latency(&back);
         let patience_ns = self.rng.range(2000, 5000) * MS;
         if returns > now_ns + patience_ns {
-            self.refuse(id, now_ns + patience_ns, "timed out");
+            self.refuse(id, now_ns + patience_ns, TIMED_OUT);
         } else if listening {
             self.enqueue(id, 1, arrives, Delivery::Up);
             self.enqueue(id, 0, returns, Delivery::Up);
@@ -156,7 +159,8 @@ impl<M> Network<M> {
 
     fn refuse(&mut self, id: u64, at_ns: u64, reason: &'static str) {
         self.drop_end(id, 1);
-        self.enqueue(id, 0, at_ns, Delivery::Closed { reason });
+        let alone = reason == TIMED_OUT;
+        self.enqueue(id, 0, at_ns, Delivery::Closed { reason, alone });
     }
 
     /// Sends on a connection; nothing happens when it is gone.
@@ -168,7 +172,7 @@ impl<M> Network<M> {
         if link.ends[other].forgotten && !link.pipes[side].cut {
             let back = self.routes[&(key.1, key.0)];
             let at = now_ns.max(back.stalled_until_ns) + 2 * self.latency(&back);
-            self.enqueue(id, side, at, Delivery::Closed { reason: "connection reset" });
+            self.enqueue(id, side, at, Delivery::Closed { reason: "connection reset", alone: false });
             self.links.get_mut(&id).expect("just seen").pipes[side].cut = true;
             return;
         }
@@ -204,7 +208,7 @@ impl<M> Network<M> {
         if !self.links[&id].pipes[other].cut {
             let route = self.routes[&(node, self.links[&id].ends[other].node)];
             let at = now_ns + self.latency(&route);
-            self.enqueue(id, other, at, Delivery::Closed { reason: "closed by the peer" });
+            self.enqueue(id, other, at, Delivery::Closed { reason: "closed by the peer", alone: false });
         }
         self.tidy(id);
         true
@@ -229,7 +233,7 @@ impl<M> Network<M> {
             self.truncate(id, side);
             if self.rng.chance(75) {
                 let at = now_ns + self.rng.scale(1, 2000) * MS;
-                self.enqueue(id, side, at, Delivery::Closed { reason: "connection reset" });
+                self.enqueue(id, side, at, Delivery::Closed { reason: "connection reset", alone: true });
             }
             self.links.get_mut(&id).expect("listed").pipes[side].cut = true;
         }
@@ -264,8 +268,12 @@ impl<M> Network<M> {
     pub fn deliver(&mut self, now_ns: u64, id: u64, side: usize) -> Option<(Node, Conn, Delivery<M>)> {
         let link = self.links.get_mut(&id)?;
         let (from, to) = (link.ends[1 - side].node, link.ends[side].node);
-        let (arrival_ns, _) = link.pipes[side].queue.front()?;
-        let due_ns = (*arrival_ns).max(self.routes[&(from, to)].stalled_until_ns);
+        let (arrival_ns, next) = link.pipes[side].queue.front()?;
+        let stalled_until_ns = match next {
+            Delivery::Closed { alone: true, .. } => 0,
+            _ => self.routes[&(from, to)].stalled_until_ns,
+        };
+        let due_ns = (*arrival_ns).max(stalled_until_ns);
         if due_ns > now_ns {
             self.wakes.push((due_ns, id, side));
             return None;

@@ -119,7 +119,7 @@ impl World {
                     _ => self.dr_step(dr::machine::Input::Opened { conn }),
                 }
             }
-            Delivery::Closed { reason } => {
+            Delivery::Closed { reason, .. } => {
                 self.ropes.remove(&(node, conn));
                 self.link_closed(node, conn, reason)
             }
@@ -178,7 +178,7 @@ impl World {
                 let result = result.map_err(|errno| IoFail::Other(format!("{errno:?}")));
                 TableAnswer::Done { ticket: Ticket(cookie), result }
             }
-            Delivery::Closed { reason } => {
+            Delivery::Closed { reason, .. } => {
                 let granted = line.granted;
                 *line = TableLine::default();
                 let reason = reason.to_string();
@@ -776,11 +776,13 @@ impl World {
             return self.fail("I2", format!("request {number} is acknowledged and no record of it was ever seen"));
         };
         let record = *self.oracle.record(seq).expect("an ordered request has its record");
+        // What DR's cut has passed is in every image from now on: there is nothing to report of it any more.
+        let crossed = seq <= self.cut_told;
         let holders = checkers::holders(
-            self.holds_at_aux(&record),
-            self.holds_at_dr(&record),
+            crossed || self.holds_at_aux(&record),
+            crossed || self.holds_at_dr(&record),
             self.ring.had(seq),
-            self.spool.had(seq),
+            crossed || self.spool.had(seq),
         );
         let promise = Promise { holders, full: self.promise_full };
         self.oracle.requests[number].promise = Some(promise);

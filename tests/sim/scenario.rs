@@ -319,7 +319,7 @@ impl World {
             Err(error) => return self.promotion_refused(plan, &error),
         };
         let aux_gone = matches!(self.disaster().aux, AuxFate::Lost | AuxFate::CutFromDr);
-        if aux_gone && !self.director.force && self.outcome.is_none() {
+        if aux_gone && !plan && !self.director.force && self.outcome.is_none() {
             return self.fail("I7", "promoted without the auxiliary and without --force");
         }
         let outcome = self.outcome_of(&report)?;
