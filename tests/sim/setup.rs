@@ -156,7 +156,7 @@ impl Setup {
             table_payload_bytes: 0,
             plain_table: rng.chance(20),
             journal_bytes: rng.pick(&[2, 2, 3, 8]) << 20,
-            spool_bytes: rng.pick(&[2, 4, 8, 16]) << 20,
+            spool_bytes: 0,
             streams: rng.pick(&[1, 2, 4, 8]),
             volumes_direct: rng.chance(60),
             clients: rng.range(1, 4),
@@ -179,6 +179,9 @@ impl Setup {
         if protect == Protect::Bunker || rng.chance(10) {
             setup.table_payload_bytes = rng.pick(&[1, 2, 8]) << 20;
         }
+        // As in a real configuration: a spool takes the longest batch, and its window the longest piece of one.
+        let volumes_bytes: u64 = setup.volume_bytes.iter().sum();
+        setup.spool_bytes = (volumes_bytes * rng.pick(&[5, 8, 16]) / 4).next_multiple_of(1 << 20).max(6 << 20);
         setup.faults = draw_faults(rng, horizon_ns);
         setup.end = if rng.chance(35) { End::Heal } else { End::Disaster(Disaster::draw(rng)) };
         setup
