@@ -293,7 +293,7 @@ impl Machine {
             let kind = match record.op {
                 Op::Write => {
                     let data = entry.data.clone();
-                    if entry.payload == Payload::Dropped {
+                    if matches!(entry.payload, Payload::Dropped | Payload::Copied) {
                         entry.data = Bytes::new();
                     }
                     DiskKind::Write { offset: record.offset, parts: vec![data], durable }

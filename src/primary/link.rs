@@ -585,7 +585,10 @@ impl Machine {
                 {
                     self.memory_bytes -= entry.data.len() as u64;
                     entry.payload = Payload::Copied;
-                    entry.data = Bytes::new();
+                    // In `sync` a payload may be there before its turn on the local disk has come.
+                    if !matches!(entry.local, Local::Waiting { .. }) {
+                        entry.data = Bytes::new();
+                    }
                 }
             }
         }
