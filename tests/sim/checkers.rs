@@ -216,7 +216,18 @@ pub fn check_local(oracle: &Oracle, number: usize, image: &[u8]) -> Verdict {
     if whole || later() {
         return Ok(());
     }
-    Err(Violation::new("I3", format!("request {number} (seq {:?}) is acknowledged and not on the disk", request.seq)))
+    let at = match &request.ask {
+        Ask::Write { data, .. } => have.iter().zip(data).position(|(a, b)| a != b),
+        _ => have.iter().position(|&b| b != 0),
+    };
+    let at = at.unwrap_or(0);
+    let text = format!(
+        "request {number} (seq {:?}, {length} bytes at {offset}) is acknowledged and not on the disk: byte {at} of it is \
+         from {}",
+        request.seq,
+        oracle.source_of(request.volume, offset + at as u64, &have[at..(at + 16).min(have.len())])
+    );
+    Err(Violation::new("I3", text))
 }
 
 /// What holds a record, by the ledger.
