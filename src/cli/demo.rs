@@ -239,7 +239,7 @@ fn check(
     settled: Seq,
     report: &PromoteReport,
 ) -> Result<Found> {
-    let history = oracle::history(&site.plan.dir)?;
+    let history = oracle::history(&site.plan.dir, true)?;
     let oracle = Oracle::new(log, &history, &site.plan.volumes, &[FILES.1], Promise::Acknowledged)?;
     let found = oracle.report(report, Promise::Acknowledged)?;
     ensure!(report.cut_seq >= settled, "seq {} was settled, the cut is {}", settled, report.cut_seq);

@@ -101,7 +101,7 @@ impl Group {
     pub fn settle_and_compare(&mut self, log: &Log) -> Result<()> {
         let tail = self.site.settle(LONG)?.tail_seq;
         self.compare_files()?;
-        let history = oracle::history(&self.site.plan.dir)?;
+        let history = oracle::history(&self.site.plan.dir, true)?;
         let oracle = Oracle::new(log, &history, &self.site.plan.volumes, &[], Promise::Acknowledged)?;
         for (index, (name, bytes)) in self.site.plan.volumes.iter().enumerate() {
             let volume = Volume(index as u16);
@@ -127,7 +127,7 @@ impl Group {
 
     /// Holds a promotion against the oracle: records, report, and every byte as DR serves it.
     pub fn check(&self, log: &Log, report: &PromoteReport, promise: Promise) -> Result<Found> {
-        let history = oracle::history(&self.site.plan.dir)?;
+        let history = oracle::history(&self.site.plan.dir, report.aux == "read")?;
         let oracle = Oracle::new(log, &history, &self.site.plan.volumes, &[], promise)?;
         let found = oracle.report(report, promise)?;
         for (index, (name, bytes)) in self.site.plan.volumes.iter().enumerate() {

@@ -85,7 +85,7 @@ fn without_the_auxiliary_it_takes_force() -> Result<()> {
     ensure!(refused.errors.contains("--force"), "it does not say what to do: {}", refused.errors);
     let report = group.site.promote(&["--force"])?;
     ensure!(report.aux == "unreachable", "{}", report.aux);
-    // Acknowledged means here: in DR's journal as well.
+    // Acknowledged in this mode means in DR's journal as well: what only the auxiliary knows was not.
     group.check(&log, &report, Promise::Acknowledged).map(|_| ())
 }
 

@@ -235,13 +235,14 @@ impl<'a> Oracle<'a> {
     }
 }
 
-/// Reads all order records that DR's journal and the auxiliary's table hold.
+/// Reads all order records that DR's journal holds, and the auxiliary's table if that is to be known as well.
 ///
 /// # Errors
 /// Files that cannot be read, and two records that contradict one another.
-pub fn history(dir: &Path) -> Result<History> {
+pub fn history(dir: &Path, with_table: bool) -> Result<History> {
     let mut history = History::new();
-    for record in journal(&dir.join("dr/journal"))?.into_iter().chain(table(&dir.join("aux/table"))?) {
+    let table = if with_table { table(&dir.join("aux/table"))? } else { Vec::new() };
+    for record in journal(&dir.join("dr/journal"))?.into_iter().chain(table) {
         let known = history.entry(record.seq).or_insert(record);
         if known.epoch < record.epoch {
             *known = record;
