@@ -126,7 +126,11 @@ fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
         if link.streams > 0 {
             text.push_str(&format!(", {} streams", link.streams));
         }
-        text.push_str(&format!(", {} out, {} in", human_size(link.sent_bytes), human_size(link.received_bytes)));
+        for (bytes, way) in [(link.sent_bytes, "out"), (link.received_bytes, "in")] {
+            if bytes > 0 {
+                text.push_str(&format!(", {} {way}", human_size(bytes)));
+            }
+        }
         if let Some(reason) = &link.reason {
             text.push_str(&format!(": {reason}"));
         }

@@ -680,8 +680,14 @@ impl Shell {
         }
         (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
         for link in &mut status.links {
+            if link.peer == "dr" {
+                link.received_bytes = self.dr.received_bytes;
+            }
             link.address = match link.peer.as_str() {
-                "aux" => self.table.as_ref().map(ToString::to_string).unwrap_or_default(),
+                "aux" => match &self.table {
+                    Some(TableTarget::Own { address, .. }) => address.to_string(),
+                    other => other.as_ref().map(ToString::to_string).unwrap_or_default(),
+                },
                 _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
         }

@@ -17,6 +17,8 @@ pub struct DrConns {
     by_reactor: HashMap<Conn, Line>,
     dirty: Vec<Conn>,
     out: Vec<Bytes>,
+    /// Of all connections since the start.
+    pub received_bytes: u64,
 }
 
 struct Line {
@@ -82,7 +84,11 @@ impl DrConns {
     /// The next whole message of a connection.
     pub fn next(&mut self, reactor: &mut Reactor, conn: Conn) -> Result<Option<(Conn, Message)>, FormatError> {
         let Some(name) = self.connected(conn) else { return Ok(None) };
-        Ok(wire::decode(reactor.rx(conn))?.map(|message| (name, message)))
+        let rx = reactor.rx(conn);
+        let before = rx.len();
+        let message = wire::decode(rx)?;
+        self.received_bytes += (before - rx.len()) as u64;
+        Ok(message.map(|message| (name, message)))
     }
 }
 
