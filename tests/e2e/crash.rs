@@ -50,6 +50,8 @@ fn round(role: Role, seed: u64, sums: &mut Sums) -> Result<()> {
     let mut plan = group.load_plan(seed);
     plan.depth = 1 + random.below(32) as usize;
     plan.bytes_max = 16 << random.below(3) << 10;
+    // Sometimes more than the line carries, sometimes about as much.
+    plan.pause = Duration::from_millis(random.below(4));
     let mut kills = 0;
     let mut log = farshore::cli::demo::load::Log::default();
     if role != Role::Primary {
