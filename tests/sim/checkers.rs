@@ -87,14 +87,16 @@ impl Payloads {
 pub fn check_promise(protect: Protect, require: Require, record: &OrderRecord, promise: Promise) -> Verdict {
     let Promise { holders: at, full } = promise;
     let no_payload = record.payload_bytes() == 0;
-    let kept = match protect {
-        Protect::Async => true,
-        Protect::Near => at.aux,
-        Protect::Order => at.aux && at.dr,
-        // A payload that DR has already is as good as one in the auxiliary's ring.
-        Protect::Bunker => at.aux && (at.aux_payload || at.dr_payload || no_payload),
-        Protect::Sync => at.aux && at.dr && (at.dr_payload || no_payload),
-    };
+    // Record and payload at DR are at least as good as anything the auxiliary could hold.
+    let crossed = at.dr && (at.dr_payload || no_payload);
+    let kept = crossed
+        || match protect {
+            Protect::Async => true,
+            Protect::Near => at.aux,
+            Protect::Order => at.aux && at.dr,
+            Protect::Bunker => at.aux && (at.aux_payload || at.dr_payload || no_payload),
+            Protect::Sync => false,
+        };
     let degraded = match require {
         Require::Both => false,
         Require::Any => at.aux || at.dr,
@@ -314,10 +316,10 @@ mod tests {
             check_promise(protect, require, &r, Promise { holders, full }).is_ok()
         };
         let needs =
-            [(Protect::Async, 0), (Protect::Near, 1), (Protect::Order, 3), (Protect::Bunker, 5), (Protect::Sync, 11)];
+            [(Protect::Async, 0), (Protect::Near, 1), (Protect::Order, 3), (Protect::Bunker, 5), (Protect::Sync, 10)];
         for (protect, need) in needs {
             for bits in 0..16 {
-                let at_dr = protect == Protect::Bunker && bits & 9 == 9;
+                let at_dr = bits & 10 == 10 || (protect == Protect::Bunker && bits & 9 == 9);
                 let kept = bits & need == need || at_dr;
                 assert_eq!(check(protect, Require::Any, bits, true), kept);
                 assert_eq!(check(protect, Require::Both, bits, false), kept);

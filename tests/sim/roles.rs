@@ -6,6 +6,7 @@ use std::mem::take;
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::modes::{Ack, Require};
 use farshore::core::rope::Rope;
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::{self, Message};
@@ -492,10 +493,11 @@ impl World {
             }
             Message::OrdersDurable { journal_seq } => self.check_journal_durable(*journal_seq),
             Message::Copied { ranges } => {
+                let cut = self.cut();
                 for range in ranges {
                     for seq in range.first.0..=range.last.0 {
                         let carried = self.oracle.record(Seq(seq)).is_some_and(|r| r.payload_bytes() > 0);
-                        if carried && !self.spool.had(Seq(seq)) {
+                        if carried && Seq(seq) > cut && !self.spool.had(Seq(seq)) {
                             let text = format!("DR calls the payload of seq {seq} copied, and it is not durable");
                             return self.fail("I3", text);
                         }
@@ -505,6 +507,12 @@ impl World {
             }
             _ => Ok(()),
         }
+    }
+
+    /// DR's cut: what it has told, or says now.
+    fn cut(&self) -> Seq {
+        let now = self.clock(Node::Dr);
+        self.dr.as_ref().map_or(Seq(0), |dr| dr.status(now).cut_seq).max(self.cut_told)
     }
 
     fn check_journal_durable(&self, upto: Seq) -> Verdict {
@@ -706,6 +714,10 @@ impl World {
             return Ok(());
         }
         if self.promoted_at_ns.is_some() {
+            // Who chose to go on alone gave I7 up (design: `require = none`, `on_isolated = continue`).
+            if self.setup.require == Require::None || self.setup.isolated_continue {
+                return Ok(());
+            }
             let text = format!("request {} is acknowledged by the old primary after the promotion", asked.number);
             return self.fail("I7", text);
         }
@@ -717,7 +729,7 @@ impl World {
         request.acked_ns = Some(self.now_ns);
         let (volume, submitted_ns, boot) = (request.volume, request.submitted_ns, request.boot);
         let fua = request.ask.fua();
-        let by_write = self.setup.ack == farshore::core::modes::Ack::Write;
+        let by_write = self.setup.ack == Ack::Write;
         if request.ask == Ask::Flush {
             let covered: Vec<usize> = (0..self.oracle.requests.len())
                 .filter(|&n| {
@@ -777,7 +789,7 @@ impl World {
         };
         let record = *self.oracle.record(seq).expect("an ordered request has its record");
         // What DR's cut has passed is in every image from now on: there is nothing to report of it any more.
-        let crossed = seq <= self.cut_told;
+        let crossed = seq <= self.cut();
         let holders = checkers::holders(
             crossed || self.holds_at_aux(&record),
             crossed || self.holds_at_dr(&record),
