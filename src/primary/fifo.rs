@@ -256,7 +256,9 @@ impl Machine {
             }
             let length = entry.data.len() as u64;
             let entry_bytes = spool::entry_bytes(length);
-            let wraps = spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
+            // An entry that ended exactly at the end of the log leaves the next one at its start, too.
+            let at_start = self.fifo.tail.is_multiple_of(self.fifo.size.max(1));
+            let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
             if entry.local != Local::Done
                 || !self.fifo.fits(entry_bytes)
                 || bytes >= SPILL_BYTES
