@@ -45,6 +45,14 @@ impl Mode {
     pub fn batch(&self) -> Option<&Batch> {
         if let Mode::Batch(batch) = self { Some(batch) } else { None }
     }
+
+    fn batch_mut(&mut self) -> Option<&mut Batch> {
+        if let Mode::Batch(batch) = self { Some(batch) } else { None }
+    }
+
+    fn into_batch(self) -> Option<Batch> {
+        if let Mode::Batch(batch) = self { Some(batch) } else { None }
+    }
 }
 
 /// One piece, by its index.
@@ -78,6 +86,8 @@ pub struct Batch {
 
 /// Pieces being read from the local disk at once.
 const READS_MAX: usize = 4;
+/// What a piece takes of the window at the most: it is read only when it can be sent.
+const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
 /// Ranges remembered exactly; beyond it they are rounded to extents (I9).
 const RANGES_MAX: usize = 32 << 10;
 
@@ -137,11 +147,20 @@ impl Machine {
         }
         let text = format!("{why}: payloads are dropped from here on and their ranges remembered; a batch follows");
         fx.push(Effect::Log { level: Level::Warn, text });
-        if let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Coalescing) {
+        let under_way = std::mem::replace(&mut self.mode, Mode::Coalescing);
+        let given_up: Vec<Batch> = under_way.into_batch().into_iter().chain(self.closing.take()).collect();
+        for batch in &given_up {
             self.lost.union(&batch.all);
+            if !self.dr.synced {
+                // Pieces of a first sync go straight into DR's volume, so payloads that followed the one given
+                // up cannot be applied under those of the next: their ranges go with it.
+                self.lost.union(&self.intent.ranges());
+            }
         }
-        if let Some(batch) = self.closing.take() {
-            self.lost.union(&batch.all);
+        if !given_up.is_empty() {
+            self.dr.forget_pieces();
+            // What is queued comes after the hole that the batch was to fill: DR could only keep it.
+            self.drop_queued();
         }
         self.intent.abandon_cycle();
         self.save_watermark(fx);
@@ -188,7 +207,7 @@ impl Machine {
     }
 
     /// Payloads in memory and on disk that a batch will cover anyway.
-    fn drop_queued(&mut self) {
+    pub(super) fn drop_queued(&mut self) {
         let mut dropped = Vec::new();
         for entry in self.window.iter_mut() {
             if matches!(entry.payload, Payload::Queued | Payload::Sent) {
@@ -259,7 +278,7 @@ impl Machine {
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
         loop {
-            let window_left = self.dr.window_left();
+            let (window_left, unacked) = (self.dr.window_left(), self.dr.unacked());
             let ready = self.dr.any_stream();
             let Mode::Batch(batch) = &mut self.mode else { return };
             let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
@@ -267,7 +286,7 @@ impl Machine {
                 || self.local_done < batch.begin
                 || self.dr.journal < batch.begin
                 || batch.reading.len() >= READS_MAX
-                || window_left <= waiting
+                || (window_left < waiting + PIECE_CHARGE_MAX && unacked + waiting > 0)
             {
                 return;
             }
@@ -320,12 +339,11 @@ impl Machine {
     }
 
     pub(super) fn pieces_durable(&mut self, conn: Conn, begin: Seq, indexes: &[u64]) {
+        // Pieces of a batch that was given up do not count against the window any more.
+        let Some(batch) = self.mode.batch_mut().filter(|batch| batch.begin == begin) else { return };
         for index in indexes {
             self.dr.piece_done(conn, *index);
-            if let Mode::Batch(batch) = &mut self.mode
-                && batch.begin == begin
-                && let Some((piece, _)) = batch.unacked.remove(index)
-            {
+            if let Some((piece, _)) = batch.unacked.remove(index) {
                 batch.bytes_acked += piece.extent.length;
             }
         }

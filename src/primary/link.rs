@@ -158,8 +158,19 @@ impl DrLink {
         self.streams.iter().any(|stream| stream.up().is_some())
     }
 
-    fn unacked(&self) -> u64 {
+    pub(super) fn unacked(&self) -> u64 {
         self.streams.iter().map(|stream| stream.unacked).sum()
+    }
+
+    /// The stream for a payload. While a batch is under way payloads leave half of the window to its pieces:
+    /// DR may have to hold payloads back until the batch is complete.
+    fn stream_for_payload(&self, bytes: u64, batch: bool) -> Option<Conn> {
+        let pieces: u64 = self.streams.iter().flat_map(|stream| stream.pieces.values()).sum();
+        let payloads = self.unacked() - pieces;
+        if batch && payloads > 0 && payloads + bytes > self.window_bytes / 2 {
+            return None;
+        }
+        self.stream_for(bytes)
     }
 
     /// Bytes that may still be given to streams.
@@ -218,6 +229,14 @@ impl DrLink {
                     stream.unacked -= sent.bytes;
                 }
             }
+        }
+    }
+
+    /// The batch was given up: its pieces are not answered any more.
+    pub(super) fn forget_pieces(&mut self) {
+        for stream in &mut self.streams {
+            stream.unacked -= stream.pieces.values().sum::<u64>();
+            stream.pieces.clear();
         }
     }
 
@@ -607,6 +626,8 @@ impl Machine {
                     }
                     _ => {
                         self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
+                        // What is queued comes after it: DR could only hold it back, and may have no room to.
+                        self.drop_queued();
                         self.lost.union(&self.intent.ranges());
                         return;
                     }
@@ -748,7 +769,7 @@ impl Machine {
             if self.dr.disk_unacked > 0 && self.dr.disk_unacked + bytes > DISK_UNACKED_BYTES_MAX {
                 return;
             }
-            let Some(conn) = self.dr.stream_for(bytes) else { return };
+            let Some(conn) = self.dr.stream_for_payload(bytes, self.mode.batch().is_some()) else { return };
             let staged = self.fifo.pop_staged().expect("just seen");
             let message = Message::Payload { record: staged.record, data: staged.data.clone() };
             self.dr.note_payload(conn, staged.record.seq, bytes, Some(staged));
@@ -772,7 +793,8 @@ impl Machine {
                 }
                 let bytes = entry.data.len() as u64;
                 let message = Message::Payload { record: entry.record, data: entry.data.clone() };
-                let Some(conn) = self.dr.stream_for(bytes) else { return };
+                let batch = self.mode.batch().is_some();
+                let Some(conn) = self.dr.stream_for_payload(bytes, batch) else { return };
                 self.dr.note_payload(conn, seq, bytes, None);
                 self.window.get_mut(seq).expect("just seen").payload = Payload::Sent;
                 self.note_sent(seq);
