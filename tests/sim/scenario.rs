@@ -377,7 +377,7 @@ impl World {
             self.director.force = true;
             return Ok(());
         }
-        if !error.refused_for_safety {
+        if !error.refused_for_safety && !error.text.contains("try again") {
             return self.fail("I6", format!("promotion failed: {}", error.text));
         }
         Ok(())
