@@ -602,6 +602,9 @@ impl Machine {
         if !settled || self.replay.applied() > self.history.floor() || !self.intake.has_waiting() {
             return;
         }
+        if self.intake.spool.rewind() {
+            return self.save_floor();
+        }
         let size = self.intake.spool.size();
         let waiting = self.intake.first_waiting().filter(|record| record.seq <= self.history.tail());
         let due = self.history.first_missing_above(self.due_above());
@@ -642,12 +645,17 @@ impl Machine {
             }
             self.need(vec![SeqRange { first: seq, last: seq }], fx);
         }
+        self.save_floor();
+        true
+    }
+
+    /// Room in the spool that needs no checkpoint of the volumes.
+    fn save_floor(&mut self) {
         self.checkpoints.saving = true;
         let (seq, spool_pos) = (self.history.floor(), self.intake.spool.first_live());
         self.keeper.change(|it| it.spool_pos = spool_pos);
         let segment = self.keeper.get().journal_segment;
         self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
-        true
     }
 }
 

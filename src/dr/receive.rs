@@ -422,7 +422,7 @@ pub(super) fn plausible(record: &OrderRecord, options: &Options, spool: &Spool) 
     if record.payload_bytes() > u64::from(PAYLOAD_BYTES_MAX) {
         return Err(format!("seq {seq} has a payload of {} bytes", record.length));
     }
-    if entry_bytes(record.payload_bytes()) > spool.size() / 2 {
+    if entry_bytes(record.payload_bytes()) > spool.size() {
         return Err(format!("seq {seq} has {} bytes, too many for the spool here", record.length));
     }
     Ok(())

@@ -113,6 +113,17 @@ impl Spool {
         }
     }
 
+    /// With nothing in it, goes on at the next start of the log, so that even an entry as long as the log
+    /// fits once the floor has followed. Whether that moved anything.
+    pub fn rewind(&mut self) -> bool {
+        let start = self.head.next_multiple_of(self.size);
+        let moves = self.slots.is_empty() && start != self.head;
+        if moves {
+            self.head = start;
+        }
+        moves
+    }
+
     /// The floor the next superblock may name: position of the oldest entry that is needed.
     #[must_use]
     pub fn first_live(&self) -> u64 {
