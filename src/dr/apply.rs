@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::ids::{Conn, Extent, Seq, SeqRange, Ticket, Volume};
+use crate::core::ids::{Chain, Conn, Extent, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
 use crate::core::op::Op;
 use crate::core::ranges::RangeSet;
@@ -50,6 +50,8 @@ pub struct Batch {
     marked: bool,
     /// The record that ends it, once everything it promises is here.
     end: Option<OrderRecord>,
+    /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
+    forgotten: bool,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
     unsynced: Vec<(u64, u64, Vec<Conn>)>,
     writing: BTreeMap<u64, (u64, Vec<Conn>)>,
@@ -59,6 +61,18 @@ impl Batch {
     #[must_use]
     pub fn new(begin: Seq, direct: bool) -> Batch {
         Batch { begin, direct, cursor: begin, ..Batch::default() }
+    }
+
+    /// A first sync found at a start: it begins again if any chunk of it was acknowledged before.
+    #[must_use]
+    pub fn forgotten(begin: Seq) -> Batch {
+        Batch { forgotten: true, ..Batch::new(begin, true) }
+    }
+
+    /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
+    #[must_use]
+    pub fn kept(&self) -> Seq {
+        if self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
     }
 
     /// A chunk is durable.
@@ -133,30 +147,45 @@ impl Machine {
         let direct = !self.synced();
         let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
         fx.push(Effect::Log { level: Level::Info, text });
-        let mut batch = Batch::new(record.seq, direct);
-        if direct {
-            self.supersede(record.seq);
-            batch.marked = self.direct();
-            if !batch.marked {
-                self.keeper.change(|it| it.set(DIRECT, true));
-                self.keeper.then(After::DirectMarked);
-            }
-        }
-        self.batch = Some(batch);
+        self.batch = Some(Batch::new(record.seq, direct));
+        self.mark_direct();
     }
 
-    /// A first sync copies everything: payloads from before it are not needed.
-    fn supersede(&mut self, begin: Seq) {
-        let held: Vec<(Seq, u64)> = self
+    /// Before a first sync writes to the volumes, the superblock says that it does.
+    pub(super) fn mark_direct(&mut self) {
+        let marked = self.direct();
+        let Some(batch) = self.batch.as_mut().filter(|batch| batch.direct) else { return };
+        batch.marked = marked;
+        if !marked {
+            self.keeper.change(|it| it.set(DIRECT, true));
+            self.keeper.then(After::DirectMarked);
+        }
+    }
+
+    /// Without a recovery point nothing from before the first sync is needed: it copies everything. Makes
+    /// room when journal or spool is full of it. Whether it did.
+    fn skip_unsynced(&mut self) -> bool {
+        if self.synced() || self.committing.is_some() || !self.replay.idle() {
+            return false;
+        }
+        let durable = self.journal.durable();
+        let before = self.batch.as_ref().map_or(durable.next(), |batch| batch.begin);
+        let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.seq < before);
+        let Some(last) = skipped.filter(|it| it.record.seq <= durable).last().map(|it| it.record) else { return false };
+        let held: Vec<u64> = self
             .history
             .above(self.history.floor())
-            .take_while(|entry| entry.record.seq < begin)
-            .filter_map(|entry| entry.payload.map(|pos| (entry.record.seq, pos)))
+            .take_while(|it| it.record.seq <= last.seq)
+            .filter_map(|it| it.payload)
             .collect();
-        for (seq, pos) in held {
+        for pos in held {
             self.intake.spool.free(pos);
-            self.history.lose(seq);
         }
+        self.cut = last.seq;
+        self.fed = last.seq;
+        self.replay.skip_to(last.seq);
+        self.save(last.seq, last.chain, false);
+        true
     }
 
     /// It is durable that the volumes are being overwritten.
@@ -569,6 +598,12 @@ impl Machine {
         for chunk in over.iter().flat_map(|committed| committed.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }
+        self.save(seq, chain, over.is_some());
+    }
+
+    /// Has the superblock say that everything up to `seq` is in the volumes, or not needed.
+    fn save(&mut self, seq: Seq, chain: Chain, batch_over: bool) {
+        self.checkpoints.saving = true;
         let spool_pos = self.intake.spool.first_live();
         let segment = self.journal.first_needed(seq);
         self.keeper.change(|it| {
@@ -576,7 +611,7 @@ impl Machine {
             it.chain = chain;
             it.spool_pos = spool_pos;
             it.journal_segment = segment;
-            if over.is_some() {
+            if batch_over {
                 it.batch = Seq(0);
                 it.set(DIRECT, false);
             }
@@ -599,7 +634,13 @@ impl Machine {
     /// Something waits for room and nothing will free any (I9): makes room if it must, and says so.
     fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
-        if !settled || self.replay.applied() > self.history.floor() || !self.intake.has_waiting() {
+        if !settled || self.replay.applied() > self.history.floor() {
+            return;
+        }
+        if (self.intake.has_waiting() || self.journal.full()) && self.skip_unsynced() {
+            return;
+        }
+        if !self.intake.has_waiting() {
             return;
         }
         if self.intake.spool.rewind() {

@@ -199,7 +199,10 @@ impl Journal {
         if let Some(write) = self.prepare(ticket) {
             return Some(write);
         }
-        if self.waiting.is_empty() || self.appends.len() >= DR_APPENDS_INFLIGHT_MAX {
+        // Appends in flight together cannot share a block: with the journal half full, room counts for more.
+        let roomy = self.used.len() as u64 * 2 <= self.segments;
+        let inflight_max = if roomy { DR_APPENDS_INFLIGHT_MAX } else { 1 };
+        if self.waiting.is_empty() || self.appends.len() >= inflight_max {
             return None;
         }
         // A record that may follow a gap waits until everything before it is durable: whoever finds it after a

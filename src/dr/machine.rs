@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{Conn, Seq};
+use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
 use crate::dr::apply::{Batch, Checkpoints, Committed};
 use crate::dr::desk::Desk;
@@ -88,6 +88,8 @@ pub struct Machine {
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
     pub(super) promotion: Option<Promotion>,
+    /// A promotion asked for before this site was ready: ticket, plan, force.
+    pub(super) promote_later: Option<(Ticket, bool, bool)>,
     pub(super) report: Option<LossReport>,
     pub(super) troubles: BTreeMap<Trouble, (String, u64)>,
     /// Copies that wait for their order record to be durable: seq → who is to be told.
@@ -143,6 +145,7 @@ impl Machine {
             fed_writes: 0,
             checkpoints: Checkpoints::default(),
             promotion: None,
+            promote_later: None,
             report,
             troubles,
             copied: BTreeMap::new(),
@@ -172,6 +175,7 @@ impl Machine {
         if self.keeper.get().has(CLEAN) {
             self.keeper.change(|_| ());
         }
+        self.mark_direct();
         self.keeper.then(After::Started);
         if self.keeper.get().has(PROMOTED) {
             self.serve(fx);
@@ -187,6 +191,11 @@ impl Machine {
     pub(super) fn synced(&self) -> bool {
         let first = |batch: &Option<Batch>| batch.as_ref().is_some_and(|batch| batch.direct);
         self.keeper.get().has(SYNCED) && !first(&self.batch) && !first(&self.committing)
+    }
+
+    /// A seq as a recovery point: 0 while there is none.
+    pub(super) fn point(&self, seq: Seq) -> Seq {
+        if self.synced() { seq } else { Seq(0) }
     }
 
     /// Whether the first sync has begun to overwrite the volumes.
@@ -214,7 +223,7 @@ impl Machine {
         self.dead = true;
     }
 
-    fn disk_done(&mut self, now: Now, ticket: crate::core::ids::Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
+    fn disk_done(&mut self, now: Now, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
         let Some(file) = self.desk.ended(ticket) else { return };
         let bytes = match result {
             Ok(bytes) => bytes,
@@ -279,6 +288,7 @@ impl Machine {
             self.feed(now, fx);
             self.acknowledge(fx);
             self.checkpoint(now, fx);
+            self.promote_waiting(now, fx);
             let again = self.promote_step(now, fx);
             if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
                 let kind = DiskKind::Write { offset, parts: vec![block], durable: true };

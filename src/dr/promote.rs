@@ -151,6 +151,10 @@ impl Machine {
             fx.push(Effect::PromoteDone { ticket, result });
             return;
         }
+        if !self.is_ready() {
+            self.promote_later = Some((ticket, plan, force));
+            return;
+        }
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
         let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
@@ -189,6 +193,15 @@ impl Machine {
         self.keeper.then(After::Promoting);
     }
 
+    /// A promotion that was asked for while this site was starting.
+    pub(super) fn promote_waiting(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if (self.is_ready() || self.stopping)
+            && let Some((ticket, plan, force)) = self.promote_later.take()
+        {
+            self.promote(now, ticket, plan, force, fx);
+        }
+    }
+
     /// What needs no promotion to be answered.
     fn promote_at_once(&self, plan: bool) -> Option<Result<PromoteReport, PromoteError>> {
         let it = self.keeper.get();
@@ -196,11 +209,11 @@ impl Machine {
             let stored = self.report.as_ref().map(|stored| stored.report.clone());
             return Some(stored.ok_or_else(|| failed("this site is promoted already; its loss report is missing")));
         }
-        if self.promotion.is_some() {
+        if self.promotion.is_some() || self.promote_later.is_some() {
             return Some(Err(failed("a promotion is under way already")));
         }
-        if self.stopping || !self.is_ready() {
-            return Some(Err(failed("this site is starting or stopping; try again")));
+        if self.stopping {
+            return Some(Err(failed("this site is stopping")));
         }
         if !self.synced() {
             let text = "no recovery point yet: the first sync has never been completed, there is nothing to promote";

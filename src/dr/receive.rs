@@ -14,6 +14,7 @@ use crate::core::ids::{Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, Options};
+use crate::dr::apply::Batch;
 use crate::dr::history::{Divergence, Intake as Taken};
 use crate::dr::intake::{Arrival, Stored};
 use crate::dr::links::{Part, Peer, Standing, Writer, judge};
@@ -179,11 +180,11 @@ impl Machine {
             owner: it.owner,
             journal_seq,
             journal_chain,
-            cut: self.cut,
-            applied: self.replay.applied(),
+            cut: self.point(self.cut),
+            applied: self.point(self.replay.applied()),
             synced: self.synced(),
             blank: it.has(BLANK) && !self.direct(),
-            batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), |batch| batch.begin),
+            batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.cut, LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
         }
@@ -360,8 +361,8 @@ impl Machine {
     /// When the next progress message is due, if there is something to say.
     pub(super) fn progress_due_ns(&self) -> Option<u64> {
         self.links.order?;
-        let changed = self.told.cut != self.cut
-            || self.told.applied != self.replay.applied()
+        let changed = self.told.cut != self.point(self.cut)
+            || self.told.applied != self.point(self.replay.applied())
             || self.told.synced != self.synced();
         changed.then_some(self.told.at_ns + PROGRESS_EVERY_NS)
     }
@@ -372,7 +373,7 @@ impl Machine {
         if now.mono_ns < due {
             return;
         }
-        let (cut, applied, synced) = (self.cut, self.replay.applied(), self.synced());
+        let (cut, applied, synced) = (self.point(self.cut), self.point(self.replay.applied()), self.synced());
         self.told = Told { cut, applied, synced, at_ns: now.mono_ns, ..self.told };
         let spool_bytes = self.intake.spool.live_bytes();
         let window_bytes = self.intake.window_bytes();

@@ -322,8 +322,10 @@ fn batches(
         }
     }
     let after = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
-    let open = history.open_batch(after).filter(|_| superblock.has(SYNCED));
-    let batch = open.map(|(begin, _)| {
+    let batch = history.open_batch(after).map(|(begin, _)| {
+        if !superblock.has(SYNCED) {
+            return Batch::forgotten(begin);
+        }
         let mut batch = Batch::new(begin, false);
         for (index, chunk) in of(begin) {
             batch.have(index, chunk.record.length);

@@ -123,6 +123,12 @@ impl Replay {
         self.applied
     }
 
+    /// What is below `seq` is not needed: the first sync brings it.
+    pub fn skip_to(&mut self, seq: Seq) {
+        assert!(self.idle(), "only a replay at rest can be moved");
+        self.applied = self.applied.max(seq);
+    }
+
     /// Bytes written since the start.
     #[must_use]
     pub fn applied_bytes(&self) -> u64 {

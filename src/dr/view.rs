@@ -29,9 +29,9 @@ impl Machine {
                 .map(|(name, size)| VolumeStatus { name: name.clone(), size_bytes: *size, ..VolumeStatus::default() })
                 .collect(),
             tail_seq: tail,
-            cut_seq: cut,
+            cut_seq: self.point(cut),
             journal_seq: self.journal.durable(),
-            applied_seq: self.replay.applied(),
+            applied_seq: self.point(self.replay.applied()),
             checkpoint_seq: self.history.floor(),
             lag_writes,
             lag_bytes,
