@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::ids::{Chain, Conn, Extent, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
 use crate::core::op::Op;
-use crate::core::ranges::RangeSet;
+use crate::core::ranges::{RangeSet, VolumeRanges};
 use crate::dr::api::{Effect, File};
 use crate::dr::history::Entry;
 use crate::dr::machine::{After, Machine, Trouble};
@@ -44,6 +44,8 @@ pub struct Batch {
     /// Indexes of the chunks that are durable, and the bytes they cover.
     pub have: RangeSet,
     pub bytes: u64,
+    /// What the chunks of a first sync cover: records from before the begin are older than that.
+    covered: VolumeRanges,
     /// Everything above `begin` up to here is complete and unbroken.
     cursor: Seq,
     /// The volumes may be written (first sync only).
@@ -53,8 +55,8 @@ pub struct Batch {
     /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
     forgotten: bool,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
-    unsynced: Vec<(u64, u64, Vec<Conn>)>,
-    writing: BTreeMap<u64, (u64, Vec<Conn>)>,
+    unsynced: Vec<Placed>,
+    writing: BTreeMap<u64, Placed>,
 }
 
 impl Batch {
@@ -91,9 +93,18 @@ pub struct Committed {
     pub base: Seq,
     pub begin: Seq,
     pub end: Seq,
-    pub direct: bool,
     pub chunks: BTreeMap<u64, Chunk>,
     pub stage: Stage,
+    /// Of a first sync: its chunks are in the volumes already, and cover this.
+    pub direct: Option<VolumeRanges>,
+}
+
+/// A chunk of a first sync on its way into its volume.
+#[derive(Clone, Debug)]
+struct Placed {
+    index: u64,
+    extent: Extent,
+    conns: Vec<Conn>,
 }
 
 /// What is fed to the replay next while a batch is applied.
@@ -118,7 +129,9 @@ pub struct Checkpoints {
     saving: bool,
     /// Syncs of a first sync's chunks: ticket → done when empty.
     direct: BTreeSet<Ticket>,
-    direct_chunks: Vec<(u64, u64, Vec<Conn>)>,
+    direct_chunks: Vec<Placed>,
+    /// The batch they belong to.
+    direct_of: Seq,
     pub stopped: bool,
 }
 
@@ -144,7 +157,7 @@ impl Machine {
             }
         }
         self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
-        let direct = !self.synced();
+        let direct = self.never_synced();
         let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
         fx.push(Effect::Log { level: Level::Info, text });
         self.batch = Some(Batch::new(record.seq, direct));
@@ -162,15 +175,15 @@ impl Machine {
         }
     }
 
-    /// Without a recovery point nothing from before the first sync is needed: it copies everything. Makes
-    /// room when journal or spool is full of it. Whether it did.
+    /// Without a recovery point nothing from before the first batch is needed: it copies everything. Makes
+    /// room when journal or spool is full of that. Whether it did. (What was ordered after the first batch
+    /// began is not in later ones, if its payload came.)
     fn skip_unsynced(&mut self) -> bool {
-        if self.synced() || self.committing.is_some() || !self.replay.idle() {
+        if !self.never_synced() || self.committing.is_some() || !self.replay.idle() {
             return false;
         }
         let durable = self.journal.durable();
-        let before = self.batch.as_ref().map_or(durable.next(), |batch| batch.begin);
-        let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.seq < before);
+        let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.op != Op::BatchBegin);
         let Some(last) = skipped.filter(|it| it.record.seq <= durable).last().map(|it| it.record) else { return false };
         let held: Vec<u64> = self
             .history
@@ -184,7 +197,7 @@ impl Machine {
         self.cut = last.seq;
         self.fed = last.seq;
         self.replay.skip_to(last.seq);
-        self.save(last.seq, last.chain, false);
+        self.save(last.seq, last.chain, false, false);
         true
     }
 
@@ -213,12 +226,14 @@ impl Machine {
             self.batch = Some(batch);
             return;
         }
-        let begin = batch.begin;
+        let (begin, direct) = (batch.begin, batch.direct);
         self.committing = Some(batch);
-        self.keeper.change(|it| {
-            it.batch = begin;
-            it.set(SYNCED, true);
-        });
+        if direct {
+            // There is no recovery point to go back to: whatever happens before it is applied, the first sync
+            // begins again.
+            return self.committed(fx);
+        }
+        self.keeper.change(|it| it.batch = begin);
         self.keeper.then(After::Committed);
     }
 
@@ -241,7 +256,7 @@ impl Machine {
         Some(end)
     }
 
-    /// The superblock names the batch: the cut jumps to its end.
+    /// The superblock names the batch, or there was no recovery point before it: the cut jumps to its end.
     pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.committing.take() else { return };
         let end = batch.end.expect("only a batch that is complete is committed");
@@ -255,19 +270,14 @@ impl Machine {
         );
         fx.push(Effect::Log { level: Level::Info, text });
         self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
-        let stage = if batch.direct { Stage::After } else { Stage::Before };
-        if batch.direct {
-            // A first sync copied everything: what was ordered before it is in its chunks.
-            self.fed = batch.begin;
-        }
         self.cut = end.seq;
         self.committed = Some(Committed {
             base,
             begin: batch.begin,
             end: end.seq,
-            direct: batch.direct,
+            direct: batch.direct.then_some(batch.covered),
             chunks: batch.chunks,
-            stage,
+            stage: Stage::Before,
         });
     }
 
@@ -283,8 +293,8 @@ impl Machine {
             }
             self.replay.pump(&mut self.desk, fx);
             for item in self.replay.finished() {
-                if let Item::Chunk { index, .. } = item {
-                    self.chunk_written(index);
+                if let Item::Chunk { batch, index } = item {
+                    self.chunk_written(batch, index);
                 }
             }
             if !fed {
@@ -299,6 +309,9 @@ impl Machine {
 
     /// The next step of the order, if it may be applied.
     fn next_step(&mut self) -> Option<Step> {
+        if let Some(step) = self.pieces.pop_front() {
+            return Some(step);
+        }
         let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
             let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= self.cut)?;
             return self.record_step(&entry, entry.record.seq);
@@ -311,7 +324,8 @@ impl Machine {
                     return self.next_step();
                 };
                 if entry.complete() {
-                    return self.record_step(&entry, entry.record.seq.min(base));
+                    let step = self.record_step(&entry, entry.record.seq.min(base))?;
+                    return self.outside_of_chunks(step);
                 }
                 self.fed = entry.record.seq;
             },
@@ -334,6 +348,43 @@ impl Machine {
         }
     }
 
+    /// A record from before a first sync changes only what the chunks, which are newer, do not cover. (Of a
+    /// staged batch the chunks come later and overwrite it.) Each batch of a first sync covers what those
+    /// that were given up before it did.
+    fn outside_of_chunks(&mut self, step: Step) -> Option<Step> {
+        let Some(covered) = self.committed.as_ref().and_then(|committed| committed.direct.as_ref()) else {
+            return Some(step);
+        };
+        let extent = match &step.action {
+            Action::Nothing => return Some(step),
+            Action::Zero { extent, .. } => *extent,
+            Action::Write { record, .. } => record.extent()?,
+        };
+        if !covered.intersects(extent) {
+            return Some(step);
+        }
+        let mut open = RangeSet::new();
+        open.insert(extent.offset, extent.length);
+        let within = covered.volume(extent.volume);
+        for (offset, length) in within.iter().flat_map(|set| set.iter()) {
+            open.remove(offset, length);
+        }
+        for (offset, length) in open.iter() {
+            let part = Extent { offset, length, ..extent };
+            let action = match &step.action {
+                Action::Zero { unmap, .. } => Action::Zero { extent: part, unmap: *unmap },
+                Action::Write { item, record, data, .. } => {
+                    let skip = offset - extent.offset;
+                    Action::Write { item: *item, record: *record, data: data.clone(), skip, length }
+                }
+                Action::Nothing => Action::Nothing,
+            };
+            self.pieces.push_back(Step { action, reached: step.reached, tag: None });
+        }
+        self.pieces.push_back(Step { action: Action::Nothing, reached: step.reached, tag: None });
+        self.pieces.pop_front()
+    }
+
     fn stage(&mut self, stage: Stage) {
         if let Some(committed) = &mut self.committed {
             committed.stage = stage;
@@ -346,7 +397,7 @@ impl Machine {
             Op::Write if record.length > 0 => {
                 let pos = entry.payload?;
                 let data = self.intake.recall(record.seq).map_or(Data::Spool(pos), Data::Memory);
-                Action::Write { item: Item::Payload(record.seq), record, data }
+                Action::write(Item::Payload(record.seq), record, data)
             }
             Op::WriteZeroes | Op::Trim => match record.extent() {
                 Some(extent) => Action::Zero { extent, unmap: unmaps(&record) },
@@ -378,6 +429,7 @@ impl Machine {
                 }
                 self.history.lose(seq);
                 self.fed = seq.prev();
+                self.pieces.clear();
                 match committed {
                     Some((begin, end)) if seq <= end => {
                         self.stage(if seq < begin { Stage::Before } else { Stage::After });
@@ -416,7 +468,11 @@ impl Machine {
             };
             let (begin, direct, marked) = (batch.begin, batch.direct, batch.marked);
             let item = Item::Chunk { batch: begin, index };
-            let known = batch.have.contains(index, 1) || batch.writing.contains_key(&index);
+            let known = batch.have.contains(index, 1)
+                || batch.writing.contains_key(&index)
+                || batch.unsynced.iter().any(|it| it.index == index)
+                || self.checkpoints.direct_of == begin
+                    && self.checkpoints.direct_chunks.iter().any(|it| it.index == index);
             if known || self.also_chunk(item) {
                 let Some((index, arrival)) = self.intake.take_chunk() else { return };
                 self.chunk_again(index, &arrival.record, arrival.conn);
@@ -433,7 +489,8 @@ impl Machine {
                 let reached = self.replay.applied();
                 self.replay.push(Step { action, reached, tag: Some(item) });
                 if let Some(batch) = &mut self.batch {
-                    batch.writing.insert(index, (record.length, vec![arrival.conn]));
+                    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+                    batch.writing.insert(index, Placed { index, extent, conns: vec![arrival.conn] });
                 }
             } else {
                 self.intake.store(item, arrival, &mut self.desk, fx);
@@ -451,19 +508,19 @@ impl Machine {
         let Some(batch) = &mut self.batch else { return };
         if batch.have.contains(index, 1) {
             self.chunks_copied.push((conn, record.seq, index));
-        } else if let Some((_, conns)) = batch.writing.get_mut(&index) {
-            conns.push(conn);
-        } else if let Some((.., conns)) = batch.unsynced.iter_mut().find(|it| it.0 == index) {
-            conns.push(conn);
+        } else if let Some(placed) = batch.writing.get_mut(&index) {
+            placed.conns.push(conn);
+        } else if let Some(placed) = batch.unsynced.iter_mut().find(|it| it.index == index) {
+            placed.conns.push(conn);
         }
     }
 
     /// A chunk of a first sync is in its volume, not yet durable there.
-    fn chunk_written(&mut self, index: u64) {
-        if let Some(batch) = &mut self.batch
-            && let Some((length, conns)) = batch.writing.remove(&index)
+    fn chunk_written(&mut self, begin: Seq, index: u64) {
+        if let Some(batch) = self.batch.as_mut().filter(|batch| batch.begin == begin)
+            && let Some(placed) = batch.writing.remove(&index)
         {
-            batch.unsynced.push((index, length, conns));
+            batch.unsynced.push(placed);
         }
     }
 
@@ -474,6 +531,7 @@ impl Machine {
             return;
         }
         self.checkpoints.direct_chunks = std::mem::take(&mut batch.unsynced);
+        self.checkpoints.direct_of = batch.begin;
         for volume in 0..self.options.volumes.len() {
             let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
             let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
@@ -529,11 +587,12 @@ impl Machine {
     pub(super) fn volume_synced(&mut self, ticket: Ticket) {
         if self.checkpoints.direct.remove(&ticket) {
             if self.checkpoints.direct.is_empty() {
-                for (index, length, conns) in std::mem::take(&mut self.checkpoints.direct_chunks) {
-                    if let Some(batch) = &mut self.batch {
-                        batch.have(index, length);
-                        let begin = batch.begin;
-                        self.chunks_copied.extend(conns.into_iter().map(|conn| (conn, begin, index)));
+                for placed in std::mem::take(&mut self.checkpoints.direct_chunks) {
+                    if let Some(batch) = self.batch.as_mut().filter(|batch| batch.begin == self.checkpoints.direct_of) {
+                        batch.have(placed.index, placed.extent.length);
+                        batch.covered.insert(placed.extent);
+                        let told = placed.conns.into_iter().map(|conn| (conn, batch.begin, placed.index));
+                        self.chunks_copied.extend(told);
                     }
                 }
             }
@@ -598,11 +657,12 @@ impl Machine {
         for chunk in over.iter().flat_map(|committed| committed.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }
-        self.save(seq, chain, over.is_some());
+        let first = over.as_ref().is_some_and(|committed| committed.direct.is_some());
+        self.save(seq, chain, over.is_some(), first);
     }
 
     /// Has the superblock say that everything up to `seq` is in the volumes, or not needed.
-    fn save(&mut self, seq: Seq, chain: Chain, batch_over: bool) {
+    fn save(&mut self, seq: Seq, chain: Chain, batch_over: bool, first_sync_over: bool) {
         self.checkpoints.saving = true;
         let spool_pos = self.intake.spool.first_live();
         let segment = self.journal.first_needed(seq);
@@ -613,7 +673,10 @@ impl Machine {
             it.journal_segment = segment;
             if batch_over {
                 it.batch = Seq(0);
+            }
+            if first_sync_over {
                 it.set(DIRECT, false);
+                it.set(SYNCED, true);
             }
         });
         self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
@@ -622,6 +685,8 @@ impl Machine {
     /// The checkpoint is durable: what it covers is forgotten, its room is free.
     pub(super) fn checkpointed(&mut self, now: Now, seq: Seq, spool_pos: u64, segment: u64, fx: &mut Vec<Effect>) {
         self.checkpoints.saving = false;
+        // No change of it is made but by a checkpoint, and only one is under way at a time.
+        self.synced = self.keeper.get().has(SYNCED);
         self.intake.spool.release(spool_pos);
         self.journal.release(segment);
         self.history.forget(seq);
@@ -706,7 +771,7 @@ fn unmaps(record: &OrderRecord) -> bool {
 
 fn chunk_action(item: Item, record: &OrderRecord, data: Data) -> Action {
     if record.op == Op::Write {
-        return Action::Write { item, record: *record, data };
+        return Action::write(item, *record, data);
     }
     let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
     Action::Zero { extent, unmap: unmaps(record) }

@@ -12,7 +12,7 @@
 //! Every input is followed by one pass over all parts ([`Machine::settle`]), which starts whatever has
 //! become possible. So no part needs to know who waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
@@ -25,7 +25,7 @@ use crate::dr::keeper::Keeper;
 use crate::dr::links::Links;
 use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
-use crate::dr::replay::Replay;
+use crate::dr::replay::{Replay, Step};
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::limits::{LINK_SILENCE_NS, STREAM_SILENCE_NS};
 
@@ -84,6 +84,8 @@ pub struct Machine {
     pub(super) committed: Option<Committed>,
     /// Last seq given to the replay.
     pub(super) fed: Seq,
+    /// Steps of one record that was cut into pieces, not given to it yet.
+    pub(super) pieces: VecDeque<Step>,
     /// Writes given to it since the start.
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
@@ -97,6 +99,8 @@ pub struct Machine {
     pub(super) chunks_copied: Vec<(Conn, Seq, u64)>,
     /// What the order connection was last told.
     pub(super) told: Told,
+    /// The superblock with `SYNCED` is durable.
+    pub(super) synced: bool,
     /// Since when no order connection is up.
     pub(super) alone_since_ns: u64,
     pub(super) started: bool,
@@ -125,7 +129,7 @@ impl Machine {
             recovered;
         let nonce = superblock.nonce;
         let cut = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
-        let fed = committed.as_ref().filter(|it| it.direct).map_or(superblock.seq, |it| it.begin);
+        let fed = superblock.seq;
         let replay = Replay::new(options.volumes.len(), superblock.seq, nonce, spool.size());
         let highest = history.above(Seq(0)).filter(|entry| entry.payload.is_some()).map(|entry| entry.record.seq).max();
         let chain = history.tail_chain();
@@ -142,6 +146,7 @@ impl Machine {
             committing: None,
             committed,
             fed,
+            pieces: VecDeque::new(),
             fed_writes: 0,
             checkpoints: Checkpoints::default(),
             promotion: None,
@@ -151,6 +156,7 @@ impl Machine {
             copied: BTreeMap::new(),
             chunks_copied: Vec::new(),
             told: Told::default(),
+            synced: superblock.has(SYNCED),
             alone_since_ns: 0,
             started: false,
             ready: false,
@@ -187,10 +193,14 @@ impl Machine {
         self.ready && self.journal.repaired() && !self.stopping
     }
 
-    /// Whether there is a recovery point.
+    /// Whether there is a recovery point, durably.
     pub(super) fn synced(&self) -> bool {
-        let first = |batch: &Option<Batch>| batch.as_ref().is_some_and(|batch| batch.direct);
-        self.keeper.get().has(SYNCED) && !first(&self.batch) && !first(&self.committing)
+        self.synced
+    }
+
+    /// Whether a batch that begins now is a first sync, which goes in place.
+    pub(super) fn never_synced(&self) -> bool {
+        !self.keeper.get().has(SYNCED) && self.committed.is_none()
     }
 
     /// A seq as a recovery point: 0 while there is none.

@@ -246,7 +246,8 @@ fn place(
     let head = entries.last().map_or(floor, |last| last.header.pos + last.bytes);
     let mut spool = Spool::new(size, floor, head);
     let mut chunks = Chunks::new();
-    let open = history.open_batch(superblock.seq).map(|(begin, _)| begin);
+    // Of a first sync nothing is staged.
+    let open = history.open_batch(superblock.seq).map(|(begin, _)| begin).filter(|_| superblock.has(SYNCED));
     for entry in entries {
         let header = &entry.header;
         let seq = header.record.seq;
@@ -294,19 +295,23 @@ fn batches(
     let mut committed = None;
     if superblock.batch.0 != 0 {
         let begin = superblock.batch;
-        let direct = superblock.has(DIRECT);
         let staged = of(begin);
         let end = history
             .above(begin)
             .find(|entry| entry.record.op == Op::BatchEnd && Seq(entry.record.offset) == begin)
             .map(|entry| entry.record)
-            .filter(|end| direct || staged.len() as u64 == u64::from(end.payload_crc))
+            .filter(|end| staged.len() as u64 == u64::from(end.payload_crc))
             .filter(|end| history.unbroken_from(begin, end.seq) == end.seq);
         match end {
             Some(end) => {
-                let stage = if direct { Stage::After } else { Stage::Before };
-                committed =
-                    Some(Committed { base: superblock.seq, begin, end: end.seq, direct, chunks: staged, stage });
+                committed = Some(Committed {
+                    base: superblock.seq,
+                    begin,
+                    end: end.seq,
+                    direct: None,
+                    chunks: staged,
+                    stage: Stage::Before,
+                });
             }
             None => {
                 let text = format!(

@@ -51,11 +51,22 @@ pub enum Action {
         extent: Extent,
         unmap: bool,
     },
+    /// Writes a part of the payload: `length` bytes from `skip` on.
     Write {
         item: Item,
         record: OrderRecord,
         data: Data,
+        skip: u64,
+        length: u64,
     },
+}
+
+impl Action {
+    /// Writes the whole payload.
+    #[must_use]
+    pub fn write(item: Item, record: OrderRecord, data: Data) -> Action {
+        Action::Write { item, record, data, skip: 0, length: record.length }
+    }
 }
 
 /// One step; once it and everything before it is written, `reached` is the applied seq.
@@ -183,9 +194,12 @@ impl Replay {
             Action::Zero { extent, unmap } => {
                 (Some(extent), DiskKind::Zero { offset: extent.offset, length: extent.length, unmap, durable: false })
             }
-            Action::Write { record, data, .. } => {
+            Action::Write { record, data, skip, length, .. } => {
                 let Data::Memory(data) = data else { unreachable!("only steps with their data here are started") };
-                (record.extent(), DiskKind::Write { offset: record.offset, parts: vec![data], durable: false })
+                let offset = record.offset + skip;
+                let part = data.slice(to_usize(skip)..to_usize(skip + length));
+                let extent = Extent { volume: record.volume, offset, length };
+                (Some(extent), DiskKind::Write { offset, parts: vec![part], durable: false })
             }
         };
         let done = extent.is_none();
@@ -206,7 +220,7 @@ impl Replay {
         let Some(index) = self.queue.iter().position(|queued| queued.reading == Some(ticket)) else {
             return Ok(false);
         };
-        let Action::Write { item, record, data } = &mut self.queue[index].step.action else { return Ok(false) };
+        let Action::Write { item, record, data, .. } = &mut self.queue[index].step.action else { return Ok(false) };
         let Data::Spool(pos) = *data else { return Ok(false) };
         match verify(bytes, self.nonce, pos, *item, record) {
             Ok(payload) => {
@@ -262,6 +276,10 @@ fn spool_pos(step: &Step) -> Option<u64> {
         Action::Write { data: Data::Spool(pos), .. } => Some(*pos),
         _ => None,
     }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("inside a payload in memory")
 }
 
 fn step_bytes(step: &Step) -> u64 {

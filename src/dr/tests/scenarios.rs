@@ -16,7 +16,8 @@ fn live(trial: &mut Trial, turns: usize, crashes: bool) {
         if rng.chance(8) && trial.writer.records.len() < 700 {
             trial.writer.write(&mut rng);
         }
-        if rng.below(1000) < 3 && !trial.writer.batch_is_open() && trial.writer.records.len() > 4 {
+        let often = if trial.writer.batch_is_open() { 1 } else { 3 };
+        if rng.below(1000) < often && trial.writer.records.len() > 4 {
             trial.writer.overflow(&mut rng);
         }
         trial.rng = rng;

@@ -197,7 +197,7 @@ impl Writer {
 
     /// The FIFO overflows: some payloads are left to a batch, which begins.
     pub fn overflow(&mut self, rng: &mut Rng) {
-        if !self.synced {
+        if !self.synced && self.sending.is_none() {
             return;
         }
         let drop: Vec<Seq> = self.unsent.iter().copied().filter(|_| rng.chance(60)).collect();
