@@ -16,12 +16,15 @@ impl Machine {
     #[must_use]
     pub(super) fn standing(&self) -> Standing {
         let copied = self.dr.caught_up() && matches!(self.mode, Mode::Stream) && self.closing.is_none();
+        let (aux_whole, journal_whole) = (self.aux.skipped <= self.floor(), self.dr.skipped <= self.dr.cut);
+        let aux_held = if aux_whole { self.aux.durable } else { self.aux.held };
+        let journal_held = if journal_whole { self.dr.journal } else { self.dr.held };
         Standing {
-            aux: self.aux.in_reach().then_some(self.aux.durable),
-            aux_payload: self.aux.keeps_payloads().then_some(self.aux.durable),
-            journal: self.dr.caught_up().then_some(self.dr.journal),
+            aux: (aux_whole && self.aux.in_reach()).then_some(self.aux.durable),
+            aux_payload: (aux_whole && self.aux.keeps_payloads()).then_some(self.aux.durable),
+            journal: (journal_whole && self.dr.caught_up()).then_some(self.dr.journal),
             copied: copied.then_some(self.copied),
-            held: self.aux.durable.max(self.dr.journal),
+            held: aux_held.max(journal_held),
         }
     }
 

@@ -271,6 +271,11 @@ impl Machine {
         let holes = std::mem::take(&mut self.dr.holes);
         self.dr.everything_listed = false;
         if std::mem::take(&mut self.dr.must_jump) {
+            // The journal never gets what this jump leaves out: it protects none of that before the batch has (I3).
+            if begin.prev() > self.dr.journal.max(self.first) {
+                self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
+                self.dr.skipped = begin.prev();
+            }
             self.dr.next = begin;
         }
         self.mode = Mode::Batch(Batch::new(begin, ranges, holes));

@@ -73,8 +73,12 @@ pub struct DrLink {
     streams: Vec<Stream>,
     /// Next record to send.
     pub(super) next: Seq,
-    /// Records durable in DR's journal.
+    /// Records durable in DR's journal, without a hole but the one that `skipped` tells of.
     pub journal: Seq,
+    /// Records up to here, after `held`, were left out by a jump of the journal.
+    pub(super) skipped: Seq,
+    /// Records durable in the journal before the jump.
+    pub(super) held: Seq,
     pub cut: Seq,
     pub applied: Seq,
     pub synced: bool,
@@ -114,6 +118,8 @@ impl DrLink {
             streams: Vec::new(),
             next: Seq(0),
             journal: Seq(0),
+            skipped: Seq(0),
+            held: Seq(0),
             cut: Seq(0),
             applied: Seq(0),
             synced: false,
@@ -514,7 +520,12 @@ impl Machine {
         dr.ship_next = Seq(0);
         dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);
         let unlogged = dr.next < self.log_first;
-        dr.must_jump = unlogged;
+        // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.
+        let continues = unlogged && self.first == self.log_first;
+        if continues {
+            dr.next = self.first;
+        }
+        dr.must_jump = unlogged && !continues;
         if unlogged {
             dr.check = None;
             self.coalesce("DR's journal is too far behind to be continued", fx);
@@ -753,7 +764,9 @@ impl Machine {
         open && self.fifo.all_sent()
             && self.window.get(at).is_some_and(|entry| match entry.payload {
                 Payload::Queued => {
-                    (early || entry.local == Local::Done) && self.dr.stream_for(entry.data.len() as u64).is_some()
+                    let batch = self.mode.batch().is_some();
+                    (early || entry.local == Local::Done)
+                        && self.dr.stream_for_payload(entry.data.len() as u64, batch).is_some()
                 }
                 _ => true,
             })

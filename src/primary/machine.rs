@@ -217,6 +217,8 @@ pub struct Machine {
     pub(super) superblock_busy: bool,
     /// Seqs up to here may be assigned: the durable reservation.
     pub(super) reserved: Seq,
+    /// The `EpochStart` of this incarnation.
+    pub(super) first: Seq,
     pub(super) tail: Seq,
     pub(super) chain: Chain,
     pub(super) window: Window,
@@ -300,6 +302,7 @@ impl Machine {
             reserved: recovered.superblock.seq,
             superblock: recovered.superblock,
             superblock_busy: false,
+            first,
             tail: recovered.tail,
             chain: recovered.chain,
             window: Window::new(first),

@@ -128,6 +128,14 @@ impl Machine {
             let why = self.dr.problem.clone().unwrap_or_else(|| self.dr.word().into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
         }
+        if self.aux.in_reach() && self.aux.skipped > self.floor() {
+            let text = format!("the auxiliary lacks records up to seq {}, which DR has not either", self.aux.skipped);
+            out.push(Degraded::new(text, self.aux.since(now), now.wall_ns));
+        }
+        if self.dr.caught_up() && self.dr.skipped > self.dr.cut {
+            let text = format!("DR lacks records up to seq {} until its batch is complete", self.dr.skipped);
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
+        }
         if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {
             out.push(Degraded::new("the auxiliary's payload ring is full or absent", self.aux.since(now), now.wall_ns));
         }

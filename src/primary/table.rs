@@ -71,8 +71,12 @@ pub struct AuxLink {
     layout: Option<TableLayout>,
     /// Next record to write.
     pub(super) next: Seq,
-    /// Records durable, without a hole.
+    /// Records durable, without a hole but the one that `skipped` tells of.
     pub durable: Seq,
+    /// Records up to here, after `held`, were left out: the table had gone on without them.
+    pub(super) skipped: Seq,
+    /// Records durable before what was left out.
+    pub(super) held: Seq,
     commits: VecDeque<Commit>,
     ops: HashMap<Ticket, AuxOp>,
     backfill: VecDeque<OrderRecord>,
@@ -109,6 +113,8 @@ impl AuxLink {
             layout: None,
             next,
             durable: Seq(0),
+            skipped: Seq(0),
+            held: Seq(0),
             commits: VecDeque::new(),
             ops: HashMap::new(),
             backfill: VecDeque::new(),
@@ -402,9 +408,20 @@ impl Machine {
         self.aux.last_heartbeat_ns = 0;
         let floor = self.floor().max(self.aux.found_floor.min(self.tail));
         let oldest = Seq((self.tail.0 + 1).saturating_sub(layout.slots)).max(self.log_first);
-        self.aux.next = self.aux.durable.next().max(floor.next()).max(oldest);
-        self.aux.durable = self.aux.next.prev();
+        self.aux_goes_on(self.aux.durable.next().max(floor.next()).max(oldest));
         self.aux.states_tail = self.aux.next.prev();
+    }
+
+    /// The table continues with record `next`. What of this incarnation it never gets, and DR has not either, is
+    /// not protected by it (I3): until DR has that, the auxiliary counts as out of reach.
+    fn aux_goes_on(&mut self, next: Seq) {
+        let known = self.aux.durable.max(self.floor()).max(self.first);
+        if next.prev() > known {
+            self.aux.held = if self.aux.skipped <= self.floor() { self.aux.durable } else { self.aux.held };
+            self.aux.skipped = next.prev();
+        }
+        self.aux.next = next;
+        self.aux.durable = next.prev();
     }
 
     // ---- running -----------------------------------------------------------------------------
@@ -655,8 +672,7 @@ impl Machine {
                 self.aux.reading_log = false;
                 if records.is_empty() && self.aux.next == first {
                     // Overwritten or damaged: the ring at the auxiliary goes on with the next one there is.
-                    self.aux.next = self.log_first.max(first.next());
-                    self.aux.durable = self.aux.next.prev();
+                    self.aux_goes_on(self.log_first.max(first.next()));
                 }
                 self.aux.backfill = records;
             }
