@@ -715,7 +715,8 @@ impl World {
         }
         if self.promoted_at_ns.is_some() {
             // Who chose to go on alone gave I7 up (design: `require = none`, `on_isolated = continue`).
-            if self.setup.require == Require::None || self.setup.isolated_continue {
+            // And who forces a promotion past an auxiliary that the old primary still reaches.
+            if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
                 return Ok(());
             }
             let text = format!("request {} is acknowledged by the old primary after the promotion", asked.number);

@@ -278,6 +278,11 @@ impl World {
         }
     }
 
+    /// The operator said that the auxiliary is gone, and it is not: what `--force` warns of.
+    pub fn forced_past_a_live_aux(&self) -> bool {
+        matches!(self.setup.end, End::Disaster(Disaster { aux: AuxFate::CutFromDr, .. }))
+    }
+
     fn ask_promotion(&mut self) -> Verdict {
         if self.now_ns > self.director.deadline_ns {
             let text = format!("no promotion within {} s ({} asked)", PATIENCE_NS / SECOND, self.director.attempts);
@@ -385,6 +390,9 @@ impl World {
 
     /// The old primary has had its time to do wrong. Now DR goes through a loss of power and says the same again.
     fn watched(&mut self) -> Verdict {
+        if self.promoted_at_ns.is_some_and(|at| self.now_ns < at + WATCH_NS) {
+            return Ok(());
+        }
         self.director.phase = Phase::Promoting;
         self.director.again = true;
         self.director.deadline_ns = self.now_ns + PATIENCE_NS;
