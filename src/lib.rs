@@ -25,7 +25,8 @@
 //! - **group**: one or more volumes that share one write order.
 //! - **seq**: sequence number of a write in its group, from 1.
 //! - **epoch**: generation of the group's writer; grows by one at every promotion; the fencing token.
-//! - **order record**: the 64 bytes that describe one write; the same bytes in every log and on the wire.
+//! - **order record**: the 64 bytes that describe one write; the same bytes in every log, the same record
+//!   packed on the wire.
 //! - **journal**: the DR site's durable log of order records.
 //! - **status table**: the auxiliary's shared region: ring of order records and the state of each.
 //! - **FIFO**: the primary's queue of payloads not yet copied: memory first, then disk, bounded.

@@ -1,4 +1,5 @@
-//! The order record: the 64 bytes that describe one write, the same in every log and on the wire.
+//! The order record: the 64 bytes that describe one write, the same in every log; the link packs it
+//! (`wire/orders.rs`).
 //!
 //! | at | bytes | field |
 //! |---|---|---|
@@ -26,7 +27,8 @@ use crate::limits::RECORD_BYTES;
 pub const FLAG_FUA: u8 = 1;
 /// WRITE_ZEROES with NO_HOLE: the range stays allocated.
 pub const FLAG_NO_HOLE: u8 = 2;
-const FLAGS_KNOWN: u8 = FLAG_FUA | FLAG_NO_HOLE;
+/// Flags a record may have.
+pub(super) const FLAGS_KNOWN: u8 = FLAG_FUA | FLAG_NO_HOLE;
 
 const WHAT: &str = "order record";
 
@@ -57,8 +59,10 @@ impl OrderRecord {
 
     /// The chain this record has to carry if `previous` is the chain of the record before it.
     #[must_use]
+    #[inline]
     pub fn chain_after(&self, previous: Chain) -> Chain {
-        let bytes = OrderRecord { chain: Chain(0), ..*self }.body();
+        let mut bytes = self.body();
+        bytes[40..48].fill(0);
         Chain(xxh3_64_with_seed(&bytes[..52], previous.0))
     }
 

@@ -22,7 +22,7 @@
 //! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
 //! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, ranges |
 //! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
-//! | 4 | orders | order records, 64 bytes each |
+//! | 4 | orders | order records, packed (see `wire/orders.rs`) |
 //! | 5 | orders durable | journal seq 8 |
 //! | 6 | payload | order record 64 |
 //! | 7 | copied | ranges: number 4, reserved 4, then first 8 and last 8 of each |
@@ -34,11 +34,13 @@
 
 mod decode;
 mod encode;
+mod orders;
 
 use bytes::Bytes;
 
 pub use decode::decode;
 pub use encode::{Encoder, encode};
+pub use orders::orders_frame_bytes;
 
 use super::record::OrderRecord;
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
@@ -52,7 +54,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.

@@ -17,8 +17,10 @@ use crate::core::machine::{Level, Now};
 use crate::core::modes::Protect;
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
-use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
-use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS, RECORD_BYTES};
+use crate::format::wire::{
+    FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome, orders_frame_bytes,
+};
+use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS};
 
 const RETRY_NS: u64 = 500_000_000;
 const RETRY_REFUSED_NS: u64 = 3_000_000_000;
@@ -659,7 +661,7 @@ impl Machine {
             let Some(last) = records.last().map(|record| record.seq) else { return };
             self.dr.next = last.next();
             self.dr.commits.push_back((last, self.now.mono_ns));
-            let bytes = (FRAME_HEADER_BYTES + records.len() * RECORD_BYTES) as u64;
+            let bytes = orders_frame_bytes(&records) as u64;
             self.dr.sent_bytes += bytes;
             self.dr.order_bytes += bytes;
             fx.push(Effect::DrSend { conn, message: Message::Orders(records) });

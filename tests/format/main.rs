@@ -5,6 +5,7 @@
 //! here.
 
 mod blocks;
+mod orders;
 mod slots;
 mod wire;
 

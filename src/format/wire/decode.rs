@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::orders::{self, orders};
 use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, VERSION, WHAT, Welcome};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
 use crate::core::op::Op;
@@ -11,8 +12,8 @@ use crate::format::FormatError;
 use crate::format::layout::{u16_at, u32_at, u64_at};
 use crate::format::record::OrderRecord;
 use crate::limits::{
-    CHUNK_BYTES_MAX, COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_BYTES,
-    REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
+    CHUNK_BYTES_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_BYTES, REFUSE_TEXT_BYTES_MAX,
+    VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 
 /// Takes the next message off the rope; `None` while it is not complete.
@@ -85,7 +86,7 @@ impl Bounds {
             Kind::Hello => (44, 40 + NAME_MAX + 2 + VOLUMES_MAX * (NAME_MAX + 8), 0),
             Kind::Welcome => (80, 72 + RANGES_MAX, 0),
             Kind::Refuse => (10, 10 + REFUSE_TEXT_BYTES_MAX, 0),
-            Kind::Orders => (0, COMMIT_RECORDS_MAX * RECORD_BYTES, 0),
+            Kind::Orders => (0, orders::BODY_BYTES_MAX, 0),
             Kind::OrdersDurable | Kind::Ping | Kind::Pong => (8, 8, 0),
             Kind::Payload => (RECORD_BYTES, RECORD_BYTES, PAYLOAD_BYTES_MAX),
             Kind::Copied | Kind::Need => (8, RANGES_MAX, 0),
@@ -207,17 +208,6 @@ fn refuse(body: &mut Reader<'_>) -> Result<Refuse, FormatError> {
     Ok(Refuse { code, epoch: Epoch(body.u32()?), text: body.text(REFUSE_TEXT_BYTES_MAX)? })
 }
 
-fn orders(body: &mut Reader<'_>) -> Result<Vec<OrderRecord>, FormatError> {
-    if !body.rest.len().is_multiple_of(RECORD_BYTES) {
-        return Err(body.wrong("the last record is not whole".into()));
-    }
-    let mut records = Vec::with_capacity(body.rest.len() / RECORD_BYTES);
-    while !body.rest.is_empty() {
-        records.push(body.record()?);
-    }
-    Ok(records)
-}
-
 /// Whether `data` is what its record says (I8).
 fn verify(what: &'static str, record: &OrderRecord, data: &Bytes) -> Result<(), FormatError> {
     if data.len() as u64 != record.payload_bytes() {
@@ -231,9 +221,9 @@ fn verify(what: &'static str, record: &OrderRecord, data: &Bytes) -> Result<(), 
 }
 
 /// Reads a body from front to back.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     what: &'static str,
-    rest: &'a [u8],
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
@@ -243,11 +233,22 @@ impl<'a> Reader<'a> {
         Ok(front)
     }
 
-    fn u16(&mut self) -> Result<u16, FormatError> {
+    /// The number at the end of what is left.
+    pub(super) fn last_u64(&mut self) -> Result<u64, FormatError> {
+        let (rest, last) = self.rest.split_last_chunk().ok_or_else(|| self.wrong("it ends too early".into()))?;
+        self.rest = rest;
+        Ok(u64::from_le_bytes(*last))
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, FormatError> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, FormatError> {
         self.take(2).map(|bytes| u16_at(bytes, 0))
     }
 
-    fn u32(&mut self) -> Result<u32, FormatError> {
+    pub(super) fn u32(&mut self) -> Result<u32, FormatError> {
         self.take(4).map(|bytes| u32_at(bytes, 0))
     }
 
@@ -255,7 +256,7 @@ impl<'a> Reader<'a> {
         self.take(8).map(|bytes| u64_at(bytes, 0))
     }
 
-    fn record(&mut self) -> Result<OrderRecord, FormatError> {
+    pub(super) fn record(&mut self) -> Result<OrderRecord, FormatError> {
         self.take(RECORD_BYTES).and_then(OrderRecord::decode)
     }
 
@@ -300,7 +301,7 @@ impl<'a> Reader<'a> {
         Err(self.wrong(format!("{} bytes too many", self.rest.len())))
     }
 
-    fn wrong(&self, why: String) -> FormatError {
+    pub(super) fn wrong(&self, why: String) -> FormatError {
         FormatError::Field { what: self.what, why }
     }
 }

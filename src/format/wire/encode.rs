@@ -6,6 +6,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::orders::put_orders;
 use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, VERSION, Welcome};
 use crate::core::ids::SeqRange;
 use crate::format::layout::put_u32;
@@ -40,9 +41,7 @@ impl Encoder {
             Message::Hello(hello) => self.frame(kind, 0, |body| put_hello(body, hello)),
             Message::Welcome(welcome) => self.frame(kind, 0, |body| put_welcome(body, welcome)),
             Message::Refuse(refuse) => self.frame(kind, 0, |body| put_refuse(body, refuse)),
-            Message::Orders(records) => self.frames(kind, records, COMMIT_RECORDS_MAX, |body, part| {
-                part.iter().for_each(|record| body.put_slice(&record.encode()));
-            }),
+            Message::Orders(records) => self.frames(kind, records, COMMIT_RECORDS_MAX, put_orders),
             Message::OrdersDurable { journal_seq } => self.frame(kind, 0, |body| body.put_u64_le(journal_seq.0)),
             Message::Payload { record, data } => {
                 assert!(data.len() as u64 == record.payload_bytes(), "a payload is as long as its record says");
