@@ -217,7 +217,7 @@ mod tests {
         assert!(lines[2].starts_with("  DEGRADED  dr is out of reach, since 1970-"), "{text}");
         assert!(lines[2].ends_with("(1 min 1 s)"), "{text}");
         assert_eq!(lines[3], "  lag       20 writes, 80 KiB, 1.50 s (tail 4720, cut 4700)");
-        for part in ["IN FORCE: near", "coalesce (FULL NOW)", "round trip 20.1 ms", "in: connection refused"] {
+        for part in ["IN FORCE: near", "coalesce (FULL NOW)", "round trip 20.1 ms", ": connection refused"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

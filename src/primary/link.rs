@@ -8,27 +8,23 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::batch::Mode;
 use super::fifo::Staged;
-use super::machine::{Effect, Machine, Peer};
+use super::machine::{Effect, Machine};
 use super::window::{Local, Payload};
 use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
-use crate::core::modes::Protect;
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
-use crate::format::wire::{
-    FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome, orders_frame_bytes,
-};
-use crate::limits::{COMMITS_INFLIGHT_MAX, LINK_SILENCE_NS, PING_EVERY_NS};
+use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS};
 
 const RETRY_NS: u64 = 500_000_000;
-const RETRY_REFUSED_NS: u64 = 3_000_000_000;
+pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
 /// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
-const DISK_UNACKED_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Idle { retry_ns: u64 },
     Connecting { conn: Conn, since_ns: u64 },
     Greeting { conn: Conn, since_ns: u64 },
@@ -44,8 +40,8 @@ struct OnStream {
 }
 
 #[derive(Debug)]
-struct Stream {
-    phase: Phase,
+pub(super) struct Stream {
+    pub(super) phase: Phase,
     sent: BTreeMap<Seq, OnStream>,
     pieces: BTreeMap<u64, u64>,
     unacked: u64,
@@ -71,8 +67,8 @@ fn phase_conn(phase: Phase) -> Option<Conn> {
 /// What the primary knows of DR and of the connections to it.
 #[derive(Debug)]
 pub struct DrLink {
-    phase: Phase,
-    streams: Vec<Stream>,
+    pub(super) phase: Phase,
+    pub(super) streams: Vec<Stream>,
     /// Next record to send.
     pub(super) next: Seq,
     /// Records durable in DR's journal, without a hole but the one that `skipped` tells of.
@@ -85,17 +81,17 @@ pub struct DrLink {
     pub applied: Seq,
     pub synced: bool,
     pub(super) blank: bool,
-    commits: VecDeque<(Seq, u64)>,
+    pub(super) commits: VecDeque<(Seq, u64)>,
     pub(super) backfill: VecDeque<OrderRecord>,
     pub(super) reading_log: bool,
     /// Chain that our record before `next` must have; checked before the first record is sent.
-    check: Option<Chain>,
-    caught_up: bool,
-    window_bytes: u64,
-    disk_unacked: u64,
-    ship_next: Seq,
-    last_heard_ns: u64,
-    last_ping_ns: u64,
+    pub(super) check: Option<Chain>,
+    pub(super) caught_up: bool,
+    pub(super) window_bytes: u64,
+    pub(super) disk_unacked: u64,
+    pub(super) ship_next: Seq,
+    pub(super) last_heard_ns: u64,
+    pub(super) last_ping_ns: u64,
     /// DR has no copy: everything allocated has to be listed and sent.
     pub(super) wants_everything: bool,
     pub(super) listing: bool,
@@ -172,7 +168,7 @@ impl DrLink {
 
     /// The stream for a payload. While a batch is under way payloads leave half of the window to its pieces:
     /// DR may have to hold payloads back until the batch is complete.
-    fn stream_for_payload(&self, bytes: u64, batch: bool) -> Option<Conn> {
+    pub(super) fn stream_for_payload(&self, bytes: u64, batch: bool) -> Option<Conn> {
         let pieces: u64 = self.streams.iter().flat_map(|stream| stream.pieces.values()).sum();
         let payloads = self.unacked() - pieces;
         if batch && payloads > 0 && payloads + bytes > self.window_bytes / 2 {
@@ -198,11 +194,11 @@ impl DrLink {
         stream.up()
     }
 
-    fn stream_mut(&mut self, conn: Conn) -> Option<&mut Stream> {
+    pub(super) fn stream_mut(&mut self, conn: Conn) -> Option<&mut Stream> {
         self.streams.iter_mut().find(|stream| stream.conn() == Some(conn))
     }
 
-    fn note_payload(&mut self, conn: Conn, seq: Seq, bytes: u64, staged: Option<Staged>) {
+    pub(super) fn note_payload(&mut self, conn: Conn, seq: Seq, bytes: u64, staged: Option<Staged>) {
         if staged.is_some() {
             self.disk_unacked += bytes;
         }
@@ -257,7 +253,7 @@ impl DrLink {
         }
     }
 
-    fn oldest_on_disk(&self) -> Option<u64> {
+    pub(super) fn oldest_on_disk(&self) -> Option<u64> {
         let positions = self.streams.iter().flat_map(|stream| stream.sent.values());
         positions.filter_map(|sent| sent.staged.as_ref().map(|staged| staged.pos)).min()
     }
@@ -386,7 +382,7 @@ impl Machine {
         }
     }
 
-    fn dr_reject(&mut self, conn: Conn, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
+    pub(super) fn dr_reject(&mut self, conn: Conn, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
         fx.push(Effect::DrClose { conn });
         self.dr_down(reason, retry_ns, fx);
     }
@@ -646,176 +642,6 @@ impl Machine {
                     }
                 }
             }
-        }
-    }
-
-    // ---- order -------------------------------------------------------------------------------
-
-    pub(super) fn pump_orders(&mut self, fx: &mut Vec<Effect>) {
-        let Phase::Up { conn } = self.dr.phase else { return };
-        if self.dr.must_jump || self.fenced.is_some() || !self.chain_checked(conn, fx) {
-            return;
-        }
-        while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail {
-            let records = self.next_records(Peer::Dr, fx);
-            let Some(last) = records.last().map(|record| record.seq) else { return };
-            self.dr.next = last.next();
-            self.dr.commits.push_back((last, self.now.mono_ns));
-            let bytes = orders_frame_bytes(&records) as u64;
-            self.dr.sent_bytes += bytes;
-            self.dr.order_bytes += bytes;
-            fx.push(Effect::DrSend { conn, message: Message::Orders(records) });
-        }
-        if self.dr.next > self.tail {
-            self.dr.caught_up = true;
-        }
-    }
-
-    /// Whether our history and DR's agree where they meet; reads the record from the log when it must.
-    fn chain_checked(&mut self, conn: Conn, fx: &mut Vec<Effect>) -> bool {
-        let Some(chain) = self.dr.check else { return true };
-        let seq = self.dr.next.prev();
-        let ours = if seq == self.tail {
-            self.chain
-        } else if let Some(entry) = self.window.get(seq) {
-            entry.record.chain
-        } else if seq < self.log_first {
-            // The record itself has left the log; DR checks the chain of the next one against it.
-            self.dr.check = None;
-            return true;
-        } else {
-            self.read_log(Peer::Dr, seq, fx);
-            return false;
-        };
-        self.dr.check = None;
-        if ours != chain {
-            self.diverged(conn, seq, fx);
-            return false;
-        }
-        true
-    }
-
-    fn diverged(&mut self, conn: Conn, seq: Seq, fx: &mut Vec<Effect>) {
-        let text = format!(
-            "DR's history differs from this primary's at seq {seq} (I8): nothing is sent; find out which side is \
-             right, then empty the directory of the other one"
-        );
-        fx.push(Effect::Log { level: Level::Error, text: text.clone() });
-        self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
-    }
-
-    pub(super) fn dr_log_read(&mut self, first: Seq, mut records: VecDeque<OrderRecord>, fx: &mut Vec<Effect>) {
-        let Phase::Up { conn } = self.dr.phase else { return };
-        if let Some(chain) = self.dr.check
-            && first == self.dr.next.prev()
-        {
-            match records.pop_front() {
-                Some(record) if record.chain == chain => self.dr.check = None,
-                Some(record) => return self.diverged(conn, record.seq, fx),
-                None => self.lost_log(fx),
-            }
-        } else if records.is_empty() && first == self.dr.next {
-            self.lost_log(fx);
-        }
-        self.dr.backfill = records;
-    }
-
-    /// The intent log cannot give what DR needs next.
-    fn lost_log(&mut self, fx: &mut Vec<Effect>) {
-        self.dr.check = None;
-        self.dr.must_jump = true;
-        self.coalesce("the intent log no longer holds the records DR needs", fx);
-        self.lost.union(&self.intent.ranges());
-    }
-
-    // ---- payloads ----------------------------------------------------------------------------
-
-    /// Moves `copied` over everything durable at DR or without payload.
-    pub(super) fn advance_copied(&mut self) {
-        self.copied = self.copied.max(self.dr.cut);
-        if !self.fifo.is_empty() {
-            return;
-        }
-        let whole = matches!(self.mode, Mode::Stream) && self.closing.is_none();
-        if whole && self.dr.cut > Seq(0) && self.copied.next() < self.window.first() {
-            self.copied = self.window.first().prev();
-        }
-        while let Some(entry) = self.window.get(self.copied.next()) {
-            if !matches!(entry.payload, Payload::None | Payload::Copied) {
-                break;
-            }
-            self.copied = self.copied.next();
-        }
-    }
-
-    /// Whether records wait that could be sent to DR now.
-    pub(super) fn orders_can_go(&self) -> bool {
-        self.dr.ready()
-            && self.fenced.is_none()
-            && !self.dr.must_jump
-            && !self.dr.reading_log
-            && self.dr.next <= self.tail
-            && self.dr.commits.len() < COMMITS_INFLIGHT_MAX
-    }
-
-    /// Whether a payload in memory waits for a stream that could take it now.
-    pub(super) fn payloads_can_go(&self) -> bool {
-        let early = self.options.protect == Protect::Sync;
-        let at = self.dr.ship_next.max(self.window.first());
-        let open = self.dr.ready() && self.dr.any_stream() && !self.dr.must_jump && self.fenced.is_none();
-        open && self.fifo.all_sent()
-            && self.window.get(at).is_some_and(|entry| match entry.payload {
-                Payload::Queued => {
-                    let batch = self.mode.batch().is_some();
-                    (early || entry.local == Local::Done)
-                        && self.dr.stream_for_payload(entry.data.len() as u64, batch).is_some()
-                }
-                _ => true,
-            })
-    }
-
-    /// Gives payloads to streams: the disk's first, then memory's, oldest first.
-    pub(super) fn pump_payloads(&mut self, fx: &mut Vec<Effect>) {
-        if !self.dr.ready() || !self.dr.any_stream() || self.dr.must_jump || self.fenced.is_some() {
-            return;
-        }
-        while let Some(staged) = self.fifo.peek_staged() {
-            let bytes = staged.data.len() as u64;
-            if self.dr.disk_unacked > 0 && self.dr.disk_unacked + bytes > DISK_UNACKED_BYTES_MAX {
-                return;
-            }
-            let Some(conn) = self.dr.stream_for_payload(bytes, self.mode.batch().is_some()) else { return };
-            let staged = self.fifo.pop_staged().expect("just seen");
-            let message = Message::Payload { record: staged.record, data: staged.data.clone() };
-            self.dr.note_payload(conn, staged.record.seq, bytes, Some(staged));
-            fx.push(Effect::DrSend { conn, message });
-        }
-        if self.fifo.all_sent() {
-            self.pump_memory(fx);
-        }
-    }
-
-    fn pump_memory(&mut self, fx: &mut Vec<Effect>) {
-        self.dr.ship_next = self.dr.ship_next.max(self.window.first());
-        // A payload that is ahead of its local write could reach DR and not the disk of a primary that
-        // dies in between; only `sync` needs the overlap, and recovery covers it there.
-        let early = self.options.protect == Protect::Sync;
-        while let Some(entry) = self.window.get(self.dr.ship_next) {
-            let seq = entry.record.seq;
-            if entry.payload == Payload::Queued {
-                if entry.local != Local::Done && !early {
-                    return;
-                }
-                let bytes = entry.data.len() as u64;
-                let message = Message::Payload { record: entry.record, data: entry.data.clone() };
-                let batch = self.mode.batch().is_some();
-                let Some(conn) = self.dr.stream_for_payload(bytes, batch) else { return };
-                self.dr.note_payload(conn, seq, bytes, None);
-                self.window.get_mut(seq).expect("just seen").payload = Payload::Sent;
-                self.note_sent(seq);
-                fx.push(Effect::DrSend { conn, message });
-            }
-            self.dr.ship_next = seq.next();
         }
     }
 }

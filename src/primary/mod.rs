@@ -23,6 +23,7 @@ pub mod machine;
 pub mod policy;
 pub mod recovery;
 pub mod report;
+pub mod ship;
 pub mod table;
 pub mod upkeep;
 pub mod window;
