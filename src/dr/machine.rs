@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
-use crate::dr::apply::{Batch, Checkpoints, Committed};
+use crate::dr::batch::{Batch, Committed};
+use crate::dr::checkpoint::Checkpoints;
 use crate::dr::desk::Desk;
 use crate::dr::history::History;
 use crate::dr::intake::Intake;
@@ -177,7 +178,6 @@ impl Machine {
         for (_, since) in self.troubles.values_mut() {
             *since = now.wall_ns;
         }
-        self.checkpoints.start(now);
         if self.keeper.get().has(CLEAN) {
             self.keeper.change(|_| ());
         }

@@ -13,6 +13,8 @@
 
 pub mod api;
 pub mod apply;
+pub mod batch;
+pub mod checkpoint;
 pub mod daemon;
 pub mod desk;
 pub mod fetch;
@@ -27,6 +29,7 @@ pub mod receive;
 pub mod reconcile;
 pub mod recovery;
 pub mod replay;
+pub mod report;
 pub mod scan;
 pub mod spool;
 pub mod table;

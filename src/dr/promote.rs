@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::status::{PromoteReport, rfc3339, seconds};
+use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskResult, IoFail, Level, Now};
 use crate::core::modes::{Ack, Protect, Require};
@@ -28,15 +28,12 @@ use crate::dr::api::{Effect, PromoteError};
 use crate::dr::history::History;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::receive::plausible;
-use crate::dr::reconcile::{Known, decide};
 use crate::dr::table::TableReader;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{PROMOTED, PROMOTING};
 use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
-
-pub use crate::cluster::status::MissingWrite;
 
 /// What a promotion decided, kept durably by the shell (as JSON) before anything is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,32 +86,32 @@ impl Step {
 
 /// One promotion, or plan of one.
 pub(super) struct Promotion {
-    pub ticket: Ticket,
-    pub plan: bool,
-    pub force: bool,
+    pub(super) ticket: Ticket,
+    pub(super) plan: bool,
+    pub(super) force: bool,
     /// An earlier attempt may have fenced already.
-    pub resumed: bool,
-    pub target: Epoch,
-    pub step: Step,
-    started_ns: u64,
+    pub(super) resumed: bool,
+    pub(super) target: Epoch,
+    pub(super) step: Step,
+    pub(super) started_ns: u64,
     /// `read`, `unreachable`, `none`.
-    aux: &'static str,
-    aux_open: bool,
+    pub(super) aux: &'static str,
+    pub(super) aux_open: bool,
     /// The auxiliary closes older writers itself.
-    fencing: bool,
-    head: Option<Ticket>,
-    fence: Option<Ticket>,
+    pub(super) fencing: bool,
+    pub(super) head: Option<Ticket>,
+    pub(super) fence: Option<Ticket>,
     pub(super) table: Option<TableReader>,
     /// The history with the table's records and, in a plan, with what could be fetched.
     pub(super) view: Option<History>,
     /// Records of the table that the history has no place for: reported, never applied.
-    strays: BTreeMap<Seq, OrderRecord>,
+    pub(super) strays: BTreeMap<Seq, OrderRecord>,
     pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
     pub(super) fetching: Option<Ticket>,
-    fetched: u64,
+    pub(super) fetched: u64,
     /// Writes given to the replay before it began.
-    fed_before: u64,
-    error: Option<PromoteError>,
+    pub(super) fed_before: u64,
+    pub(super) error: Option<PromoteError>,
 }
 
 impl Promotion {
@@ -525,86 +522,6 @@ impl Machine {
         promotion.step = Step::States;
         if self.table_read(fx) {
             self.plan_fetch(fx);
-        }
-    }
-
-    /// Decides what is stored in the report, and has it made durable.
-    pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let report = self.make_report(now);
-        let ticket = self.desk.ticket();
-        let tail_chain = self.history.tail_chain();
-        let group_id = self.keeper.get().group;
-        let Some(promotion) = &mut self.promotion else { return };
-        if promotion.aux_open {
-            promotion.aux_open = false;
-            fx.push(Effect::AuxClose);
-        }
-        if promotion.plan {
-            let ticket = promotion.ticket;
-            self.promotion = None;
-            fx.push(Effect::PromoteDone { ticket, result: Ok(report) });
-            return;
-        }
-        let report = LossReport { group_id, tail_chain, report };
-        promotion.step = Step::Storing(ticket);
-        fx.push(Effect::StoreReport { ticket, report: report.clone() });
-        self.report = Some(report);
-    }
-
-    /// Every write above the cut, and why it is not in the image (I4).
-    fn make_report(&self, now: Now) -> PromoteReport {
-        let Some(promotion) = &self.promotion else { return PromoteReport::default() };
-        // A plan looks at a copy of the history in which what could be fetched is held already.
-        let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
-        let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
-        let mut all: BTreeMap<Seq, (OrderRecord, bool)> = BTreeMap::new();
-        all.extend(promotion.strays.iter().map(|(&seq, &record)| (seq, (record, false))));
-        all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
-        let missing: Vec<MissingWrite> = all
-            .values()
-            .filter(|(record, _)| record.seq > cut && record.op.changes_volume())
-            .filter_map(|(record, here)| {
-                let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
-                let known = Known {
-                    in_journal: true,
-                    in_table: state.is_some(),
-                    in_image: false,
-                    has_payload: record.op.has_payload(),
-                    here: *here,
-                    in_ring: false,
-                    state: state.map(|state| state.state),
-                };
-                let missing = decide(known).missing?;
-                Some(self.missing_write(record, missing.word()))
-            })
-            .collect();
-        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail());
-        let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
-        let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
-        PromoteReport {
-            group: self.options.group_name.clone(),
-            epoch: promotion.target,
-            cut_seq: cut,
-            tail_seq: tail,
-            replayed: self.fed_writes - promotion.fed_before + due,
-            fetched_from_aux: promotion.fetched,
-            missing_bytes: missing.iter().map(|write| write.length).sum(),
-            missing,
-            aux: promotion.aux.into(),
-            duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
-        }
-    }
-
-    fn missing_write(&self, record: &OrderRecord, state: &str) -> MissingWrite {
-        let name = self.options.volumes.get(usize::from(record.volume.0)).map(|(name, _)| name.clone());
-        MissingWrite {
-            seq: record.seq,
-            volume: name.unwrap_or_else(|| format!("#{}", record.volume)),
-            op: record.op.word().into(),
-            offset: record.offset,
-            length: record.length,
-            time: rfc3339(record.time_ns),
-            state: state.into(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::core::ids::{Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, Options};
-use crate::dr::apply::Batch;
+use crate::dr::batch::Batch;
 use crate::dr::history::{Divergence, Intake as Taken};
 use crate::dr::intake::{Arrival, Stored};
 use crate::dr::links::{Part, Peer, Standing, Writer, judge};

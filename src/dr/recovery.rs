@@ -18,7 +18,7 @@ use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
 use crate::dr::api::Options;
-use crate::dr::apply::{Batch, Chunk, Committed, Stage};
+use crate::dr::batch::{Batch, Chunk, Committed, Stage};
 use crate::dr::history::History;
 use crate::dr::journal::Start;
 use crate::dr::promote::LossReport;

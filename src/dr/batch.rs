@@ -1,0 +1,351 @@
+//! Batches: ranges as of a later seq, all or nothing.
+//!
+//! Owns the chunks of the batch that comes in, and the moment it is complete. When its parts are applied is
+//! [`super::apply`]'s.
+//!
+//! | | first sync | any other batch |
+//! |---|---|---|
+//! | chunks go | into the volumes, at once | into the spool |
+//! | a chunk is acknowledged | after a sync of the volumes | after a sync of the spool |
+//! | before it is complete | no recovery point | the recovery point before it stays (I6) |
+//! | complete | the cut jumps | the superblock names it durably, then the cut jumps |
+//! | applied | records from before it where no chunk is; records after it | those records, chunks, records after it |
+//!
+//! Complete is a batch when its end is in the journal, all chunks that the end counts are durable, and every
+//! record between begin and end is durable with its payload. What does not add up is named and not applied (I8).
+
+use std::collections::BTreeMap;
+
+use crate::core::ids::{Conn, Extent, Seq, Volume};
+use crate::core::machine::{DiskKind, Level, Now};
+use crate::core::op::Op;
+use crate::core::ranges::{RangeSet, VolumeRanges};
+use crate::dr::api::{Effect, File};
+use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::replay::{Action, Data, Item, Step};
+use crate::format::record::{FLAG_NO_HOLE, OrderRecord};
+use crate::format::superblock::DIRECT;
+use crate::format::wire::Message;
+use crate::limits::LIST_ITEMS_MAX;
+
+/// A chunk that is durable in the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub pos: u64,
+    pub record: OrderRecord,
+}
+
+/// A batch that comes in.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Seq of its begin: its name.
+    pub begin: Seq,
+    /// Its chunks go straight into the volumes: a first sync.
+    pub direct: bool,
+    /// Staged chunks by index.
+    pub chunks: BTreeMap<u64, Chunk>,
+    /// Indexes of the chunks that are durable, and the bytes they cover.
+    pub have: RangeSet,
+    pub bytes: u64,
+    /// What the chunks of a first sync cover: records from before the begin are older than that.
+    pub(super) covered: VolumeRanges,
+    /// Everything above `begin` up to here is complete and unbroken.
+    pub(super) cursor: Seq,
+    /// The volumes may be written (first sync only).
+    pub(super) marked: bool,
+    /// The record that ends it, once everything it promises is here.
+    pub(super) end: Option<OrderRecord>,
+    /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
+    forgotten: bool,
+    /// Chunks written to the volumes and not synced yet, with who waits for them.
+    pub(super) unsynced: Vec<Placed>,
+    pub(super) writing: BTreeMap<u64, Placed>,
+}
+
+impl Batch {
+    #[must_use]
+    pub fn new(begin: Seq, direct: bool) -> Batch {
+        Batch { begin, direct, cursor: begin, ..Batch::default() }
+    }
+
+    /// A first sync found at a start: it begins again if any chunk of it was acknowledged before.
+    #[must_use]
+    pub fn forgotten(begin: Seq) -> Batch {
+        Batch { forgotten: true, ..Batch::new(begin, true) }
+    }
+
+    /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
+    #[must_use]
+    pub fn kept(&self) -> Seq {
+        if self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
+    }
+
+    /// A chunk is durable.
+    pub fn have(&mut self, index: u64, length: u64) {
+        if !self.have.contains(index, 1) {
+            self.have.insert(index, 1);
+            self.bytes += length;
+        }
+    }
+}
+
+/// A complete batch that is being applied.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The recovery point before it.
+    pub base: Seq,
+    pub begin: Seq,
+    pub end: Seq,
+    pub chunks: BTreeMap<u64, Chunk>,
+    pub stage: Stage,
+    /// Of a first sync: its chunks are in the volumes already, and cover this.
+    pub direct: Option<VolumeRanges>,
+}
+
+/// A chunk of a first sync on its way into its volume.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    pub(super) index: u64,
+    pub(super) extent: Extent,
+    pub(super) conns: Vec<Conn>,
+}
+
+/// What is fed to the replay next while a batch is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Records before the begin whose payloads did arrive.
+    Before,
+    /// Chunks from this index on.
+    Chunks(u64),
+    /// Records from the begin to the end.
+    After,
+}
+
+impl Machine {
+    /// A record was taken into the history.
+    pub(super) fn taken(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) {
+        if record.op != Op::BatchBegin {
+            return;
+        }
+        if let Some(old) = self.batch.take() {
+            let text = format!("batch {} is given up for batch {}", old.begin, record.seq);
+            fx.push(Effect::Log { level: Level::Info, text });
+            for chunk in old.chunks.values() {
+                self.intake.spool.free(chunk.pos);
+            }
+        }
+        self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
+        let direct = self.never_synced();
+        let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.batch = Some(Batch::new(record.seq, direct));
+        self.mark_direct();
+    }
+
+    /// Before a first sync writes to the volumes, the superblock says that it does.
+    pub(super) fn mark_direct(&mut self) {
+        let marked = self.direct();
+        let Some(batch) = self.batch.as_mut().filter(|batch| batch.direct) else { return };
+        batch.marked = marked;
+        if !marked {
+            self.keeper.change(|it| it.set(DIRECT, true));
+            self.keeper.then(After::DirectMarked);
+        }
+    }
+
+    /// It is durable that the volumes are being overwritten.
+    pub(super) fn direct_marked(&mut self) {
+        if let Some(batch) = &mut self.batch {
+            batch.marked = true;
+        }
+    }
+
+    /// The end of a batch, if everything it promises is here.
+    pub(super) fn batch_complete(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> Option<OrderRecord> {
+        let (begin, end) = self.history.open_batch(self.cut)?;
+        let end = end?;
+        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
+            return None;
+        }
+        let count = u64::from(end.payload_crc);
+        if !batch.have.contains(0, count) || batch.bytes != end.length {
+            let text = format!(
+                "batch {begin} does not add up: {} bytes in {count} chunks are here, its end says {} bytes; not applied",
+                batch.bytes, end.length
+            );
+            self.trouble(now, Trouble::Diverged, text, fx);
+            return None;
+        }
+        Some(end)
+    }
+
+    /// The superblock names the batch, or there was no recovery point before it: the cut jumps to its end.
+    pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = self.committing.take() else { return };
+        let end = batch.end.expect("only a batch that is complete is committed");
+        let base = self.cut;
+        let text = format!(
+            "batch {} is complete: {} bytes in {} chunks; consistent again at seq {}",
+            batch.begin,
+            batch.bytes,
+            batch.have.bytes(),
+            end.seq
+        );
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
+        self.cut = end.seq;
+        self.committed = Some(Committed {
+            base,
+            begin: batch.begin,
+            end: end.seq,
+            direct: batch.direct.then_some(batch.covered),
+            chunks: batch.chunks,
+            stage: Stage::Before,
+        });
+    }
+
+    /// Places chunks that wait: staged in the spool, or straight into the volume.
+    pub(super) fn place_chunks(&mut self, fx: &mut Vec<Effect>) {
+        while let Some((index, record)) = self.intake.first_chunk() {
+            let current = self.batch.as_ref().map_or(Seq(0), |batch| batch.begin);
+            if record.seq > current.max(self.history.tail()) {
+                return;
+            }
+            let Some(batch) = self.batch.as_ref().filter(|batch| batch.begin == record.seq) else {
+                // Of a batch that is complete: here already. Of one that was given up: not wanted.
+                if let Some((index, arrival)) = self.intake.take_chunk()
+                    && (record.seq <= self.cut || self.committing.as_ref().is_some_and(|it| it.begin == record.seq))
+                {
+                    self.chunks_copied.push((arrival.conn, record.seq, index));
+                }
+                continue;
+            };
+            let (begin, direct, marked) = (batch.begin, batch.direct, batch.marked);
+            let item = Item::Chunk { batch: begin, index };
+            let known = batch.have.contains(index, 1)
+                || batch.writing.contains_key(&index)
+                || batch.unsynced.iter().any(|it| it.index == index)
+                || self.checkpoints.direct_of == begin
+                    && self.checkpoints.direct_chunks.iter().any(|it| it.index == index);
+            if known || self.also_chunk(item) {
+                let Some((index, arrival)) = self.intake.take_chunk() else { return };
+                self.chunk_again(index, &arrival.record, arrival.conn);
+                continue;
+            }
+            let ready =
+                if direct { marked && self.replay.room() } else { self.may_place(record.payload_bytes(), None) };
+            if !ready {
+                return;
+            }
+            let Some((index, arrival)) = self.intake.take_chunk() else { return };
+            if direct {
+                let action = chunk_action(item, &record, Data::Memory(arrival.data));
+                let reached = self.replay.applied();
+                self.replay.push(Step { action, reached, tag: Some(item) });
+                if let Some(batch) = &mut self.batch {
+                    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+                    batch.writing.insert(index, Placed { index, extent, conns: vec![arrival.conn] });
+                }
+            } else {
+                self.intake.store(item, arrival, &mut self.desk, fx);
+            }
+        }
+    }
+
+    fn also_chunk(&mut self, item: Item) -> bool {
+        let conn = self.intake.first_chunk_conn();
+        conn.is_some_and(|conn| self.intake.also(item, conn))
+    }
+
+    /// A chunk came twice: acknowledged (again) when it is durable.
+    fn chunk_again(&mut self, index: u64, record: &OrderRecord, conn: Conn) {
+        let Some(batch) = &mut self.batch else { return };
+        if batch.have.contains(index, 1) {
+            self.chunks_copied.push((conn, record.seq, index));
+        } else if let Some(placed) = batch.writing.get_mut(&index) {
+            placed.conns.push(conn);
+        } else if let Some(placed) = batch.unsynced.iter_mut().find(|it| it.index == index) {
+            placed.conns.push(conn);
+        }
+    }
+
+    /// A chunk of a first sync is in its volume, not yet durable there.
+    pub(super) fn chunk_written(&mut self, begin: Seq, index: u64) {
+        if let Some(batch) = self.batch.as_mut().filter(|batch| batch.begin == begin)
+            && let Some(placed) = batch.writing.remove(&index)
+        {
+            batch.unsynced.push(placed);
+        }
+    }
+
+    /// One sync of the volumes for all chunks of a first sync that wait.
+    pub(super) fn sync_direct(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = &mut self.batch else { return };
+        if batch.unsynced.is_empty() || !self.checkpoints.direct.is_empty() {
+            return;
+        }
+        self.checkpoints.direct_chunks = std::mem::take(&mut batch.unsynced);
+        self.checkpoints.direct_of = batch.begin;
+        for volume in 0..self.options.volumes.len() {
+            let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
+            let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
+            self.checkpoints.direct.insert(ticket);
+        }
+    }
+
+    /// A chunk is durable, in the spool (`pos`) or in its volume.
+    pub(super) fn chunk_stored(
+        &mut self,
+        begin: Seq,
+        index: u64,
+        pos: Option<u64>,
+        record: OrderRecord,
+        conns: &[Conn],
+    ) {
+        match &mut self.batch {
+            Some(batch) if batch.begin == begin => {
+                batch.have(index, record.length);
+                if let Some(pos) = pos {
+                    batch.chunks.insert(index, Chunk { pos, record });
+                }
+                self.chunks_copied.extend(conns.iter().map(|&conn| (conn, begin, index)));
+            }
+            _ => {
+                if let Some(pos) = pos {
+                    self.intake.spool.free(pos);
+                }
+            }
+        }
+    }
+
+    /// Acknowledges chunks whose batch has its begin in the journal.
+    pub(super) fn acknowledge_chunks(&mut self, durable: Seq, fx: &mut Vec<Effect>) {
+        if self.chunks_copied.is_empty() {
+            return;
+        }
+        let mut ready: BTreeMap<(Conn, Seq), Vec<u64>> = BTreeMap::new();
+        for (conn, batch, index) in self.chunks_copied.extract_if(.., |it| it.1 <= durable) {
+            ready.entry((conn, batch)).or_default().push(index);
+        }
+        for ((conn, batch), indexes) in ready {
+            if self.links.peers.contains_key(&conn) {
+                for indexes in indexes.chunks(LIST_ITEMS_MAX) {
+                    let message = Message::ChunksDurable { batch, indexes: indexes.to_vec() };
+                    fx.push(Effect::Send { conn, message });
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn unmaps(record: &OrderRecord) -> bool {
+    record.op == Op::Trim || record.flags & FLAG_NO_HOLE == 0
+}
+
+pub(super) fn chunk_action(item: Item, record: &OrderRecord, data: Data) -> Action {
+    if record.op == Op::Write {
+        return Action::write(item, *record, data);
+    }
+    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+    Action::Zero { extent, unmap: unmaps(record) }
+}

@@ -1,0 +1,267 @@
+//! Checkpoints: what is applied becomes durable in the volumes, and is forgotten; room comes back.
+//!
+//! | step | durable before it |
+//! |---|---|
+//! | the superblock names a checkpoint | the volumes, up to it |
+//! | records and payloads are forgotten, their room is used again | that superblock |
+//!
+//! When journal or spool is full and no checkpoint would free anything, this is where that is said, and where
+//! what can be given up is given up (I9).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::ids::{Chain, Seq, SeqRange, Ticket, Volume};
+use crate::core::machine::{DiskKind, Now};
+use crate::core::op::Op;
+use crate::dr::api::{Effect, File};
+use crate::dr::batch::Placed;
+use crate::dr::machine::{After, Machine, Trouble};
+use crate::format::superblock::{DIRECT, SYNCED};
+use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX};
+
+/// Checkpoints: what is under way, and when the next is due.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoints {
+    syncing: BTreeSet<Ticket>,
+    target: Seq,
+    /// Since when something is applied and not checkpointed.
+    pub(super) dirty_since_ns: Option<u64>,
+    bytes: u64,
+    saving: bool,
+    /// Syncs of a first sync's chunks: ticket → done when empty.
+    pub(super) direct: BTreeSet<Ticket>,
+    pub(super) direct_chunks: Vec<Placed>,
+    /// The batch they belong to.
+    pub(super) direct_of: Seq,
+    pub(super) stopped: bool,
+}
+
+impl Checkpoints {
+    fn idle(&self) -> bool {
+        self.syncing.is_empty() && !self.saving
+    }
+}
+
+impl Machine {
+    /// When the next checkpoint is due.
+    pub(super) fn checkpoint_due_ns(&self) -> Option<u64> {
+        let since = self.checkpoints.dirty_since_ns?;
+        // What a checkpoint under way has covered meanwhile needs no other: an idle site sleeps.
+        let due = self.checkpoints.idle() && self.replay.applied() > self.history.floor();
+        due.then_some(since + DR_CHECKPOINT_NS)
+    }
+
+    /// Makes what is applied durable: volumes, then the superblock; then it is forgotten.
+    pub(super) fn checkpoint(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let applied = self.replay.applied();
+        if self.checkpoints.idle() && applied > self.history.floor() && self.checkpoint_wanted(now) {
+            self.checkpoints.target = applied;
+            self.checkpoints.bytes = self.replay.applied_bytes();
+            self.checkpoints.dirty_since_ns = None;
+            self.checkpoints.saving = true;
+            for volume in 0..self.options.volumes.len() {
+                let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
+                let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
+                self.checkpoints.syncing.insert(ticket);
+            }
+        } else if self.checkpoints.saving && self.checkpoints.syncing.is_empty() && self.checkpoints.target > Seq(0) {
+            self.save_checkpoint();
+        }
+        self.stuck(now, fx);
+    }
+
+    fn checkpoint_wanted(&self, now: Now) -> bool {
+        let bytes = self.replay.applied_bytes() - self.checkpoints.bytes;
+        bytes >= DR_CHECKPOINT_BYTES.min(self.intake.spool.size() / 8)
+            || self.checkpoint_due_ns().is_some_and(|due| now.mono_ns >= due)
+            || self.intake.has_waiting()
+            || self.journal.full()
+            || self.stopping
+            || self.promotion.as_ref().is_some_and(|promotion| promotion.wants_checkpoint())
+            || self.committed.as_ref().is_some_and(|committed| self.replay.applied() >= committed.end)
+    }
+
+    /// A sync of a volume ended.
+    pub(super) fn volume_synced(&mut self, ticket: Ticket) {
+        if self.checkpoints.direct.remove(&ticket) {
+            if self.checkpoints.direct.is_empty() {
+                for placed in std::mem::take(&mut self.checkpoints.direct_chunks) {
+                    if let Some(batch) = self.batch.as_mut().filter(|batch| batch.begin == self.checkpoints.direct_of) {
+                        batch.have(placed.index, placed.extent.length);
+                        batch.covered.insert(placed.extent);
+                        let told = placed.conns.into_iter().map(|conn| (conn, batch.begin, placed.index));
+                        self.chunks_copied.extend(told);
+                    }
+                }
+            }
+            return;
+        }
+        self.checkpoints.syncing.remove(&ticket);
+    }
+
+    /// Volumes are synced up to the target: the superblock says so.
+    fn save_checkpoint(&mut self) {
+        let seq = self.checkpoints.target;
+        self.checkpoints.target = Seq(0);
+        let chain = self.history.chain_at(seq);
+        let dead: Vec<u64> = self
+            .history
+            .above(self.history.floor())
+            .take_while(|entry| entry.record.seq <= seq)
+            .filter_map(|entry| entry.payload)
+            .collect();
+        for pos in dead {
+            self.intake.spool.free(pos);
+        }
+        let over = self.committed.take_if(|committed| committed.end <= seq);
+        for chunk in over.iter().flat_map(|committed| committed.chunks.values()) {
+            self.intake.spool.free(chunk.pos);
+        }
+        let first = over.as_ref().is_some_and(|committed| committed.direct.is_some());
+        self.save(seq, chain, over.is_some(), first);
+    }
+
+    /// Has the superblock say that everything up to `seq` is in the volumes, or not needed.
+    fn save(&mut self, seq: Seq, chain: Chain, batch_over: bool, first_sync_over: bool) {
+        self.checkpoints.saving = true;
+        let spool_pos = self.intake.spool.first_live();
+        let segment = self.journal.first_needed(seq);
+        self.keeper.change(|it| {
+            it.seq = seq;
+            it.chain = chain;
+            it.spool_pos = spool_pos;
+            it.journal_segment = segment;
+            if batch_over {
+                it.batch = Seq(0);
+            }
+            if first_sync_over {
+                it.set(DIRECT, false);
+                it.set(SYNCED, true);
+            }
+        });
+        self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
+    }
+
+    /// The checkpoint is durable: what it covers is forgotten, its room is free.
+    pub(super) fn checkpointed(&mut self, now: Now, seq: Seq, spool_pos: u64, segment: u64, fx: &mut Vec<Effect>) {
+        self.checkpoints.saving = false;
+        // No change of it is made but by a checkpoint, and only one is under way at a time.
+        self.synced = self.keeper.get().has(SYNCED);
+        self.intake.spool.release(spool_pos);
+        self.journal.release(segment);
+        self.history.forget(seq);
+        if self.replay.applied() > seq {
+            self.checkpoints.dirty_since_ns = Some(now.mono_ns);
+        }
+        self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
+    }
+
+    /// Something waits for room and nothing will free any (I9): makes room if it must, and says so.
+    fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
+        if !settled || self.replay.applied() > self.history.floor() {
+            return;
+        }
+        if (self.intake.has_waiting() || self.journal.full()) && self.skip_unsynced() {
+            return;
+        }
+        if !self.intake.has_waiting() {
+            return;
+        }
+        if self.intake.spool.rewind() {
+            return self.save_floor();
+        }
+        let size = self.intake.spool.size();
+        let waiting = self.intake.first_waiting().filter(|record| record.seq <= self.history.tail());
+        let due = self.history.first_missing_above(self.due_above());
+        if waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due)) && self.evict(now, fx) {
+            return;
+        }
+        if let (true, Some(batch)) = (self.intake.has_waiting_chunks(), &self.batch)
+            && !batch.direct
+            && batch.begin <= self.history.tail()
+        {
+            let text = format!(
+                "batch {} of more than {} bytes needs more spool than {size} bytes: raise [dr] spool",
+                batch.begin, batch.bytes
+            );
+            self.trouble(now, Trouble::BatchTooLarge, text, fx);
+        } else if waiting.is_some() {
+            let text = format!("the spool ({size} bytes) is full of payloads that wait for an earlier one");
+            self.trouble(now, Trouble::SpoolFull, text, fx);
+        }
+    }
+
+    /// Without a recovery point nothing from before the first batch is needed: it copies everything. Makes
+    /// room when journal or spool is full of that. Whether it did. (What was ordered after the first batch
+    /// began is not in later ones, if its payload came.)
+    fn skip_unsynced(&mut self) -> bool {
+        if !self.never_synced() || self.committing.is_some() || !self.replay.idle() {
+            return false;
+        }
+        let durable = self.journal.durable();
+        let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.op != Op::BatchBegin);
+        let Some(last) = skipped.filter(|it| it.record.seq <= durable).last().map(|it| it.record) else { return false };
+        let held: Vec<u64> = self
+            .history
+            .above(self.history.floor())
+            .take_while(|it| it.record.seq <= last.seq)
+            .filter_map(|it| it.payload)
+            .collect();
+        for pos in held {
+            self.intake.spool.free(pos);
+        }
+        self.cut = last.seq;
+        self.fed = last.seq;
+        self.replay.skip_to(last.seq);
+        self.save(last.seq, last.chain, false, false);
+        true
+    }
+
+    /// The payload that is due has no room, and nothing will free any: the spool is full of what waits for a
+    /// batch, or of what a crash tore. The oldest payloads that are held back give way, a window of them at
+    /// once: the writer covers them by a batch.
+    fn evict(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        let held: BTreeMap<u64, Seq> =
+            self.history.above(self.cut).filter_map(|entry| Some((entry.payload?, entry.record.seq))).collect();
+        let (floor, _) = self.intake.spool.bounds();
+        let enough = floor + self.intake.window_bytes();
+        let mut given_up = BTreeSet::new();
+        while let Some(&seq) = held.get(&self.intake.spool.first_live())
+            && self.intake.spool.first_live() < enough
+        {
+            self.intake.spool.free(self.intake.spool.first_live());
+            self.history.lose(seq);
+            given_up.insert(seq);
+        }
+        if let (Some(&first), Some(batch)) = (given_up.first(), &mut self.batch) {
+            batch.cursor = batch.cursor.min(first.prev().max(batch.begin));
+        }
+        if !given_up.is_empty() {
+            let text = format!(
+                "the spool ({} bytes) is full: {} payloads that were held back are given up; a batch has to cover them",
+                self.intake.spool.size(),
+                given_up.len()
+            );
+            self.trouble(now, Trouble::SpoolFull, text, fx);
+            let ranges: Vec<SeqRange> = given_up.iter().map(|&seq| SeqRange { first: seq, last: seq }).collect();
+            for ranges in ranges.chunks(LIST_ITEMS_MAX) {
+                self.need(ranges.to_vec(), fx);
+            }
+        }
+        let moved = self.intake.spool.first_live() > floor;
+        if moved {
+            self.save_floor();
+        }
+        moved
+    }
+
+    /// Room in the spool that needs no checkpoint of the volumes.
+    fn save_floor(&mut self) {
+        self.checkpoints.saving = true;
+        let (seq, spool_pos) = (self.history.floor(), self.intake.spool.first_live());
+        self.keeper.change(|it| it.spool_pos = spool_pos);
+        let segment = self.keeper.get().journal_segment;
+        self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
+    }
+}

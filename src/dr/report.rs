@@ -1,0 +1,96 @@
+//! The report of a promotion: every write that is not in the image, and why (I4).
+//!
+//! Made once everything that can be had is durable here; from the moment it is stored its cut is final.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::status::{MissingWrite, PromoteReport, rfc3339, seconds};
+use crate::core::ids::Seq;
+use crate::core::machine::Now;
+use crate::dr::api::Effect;
+use crate::dr::machine::Machine;
+use crate::dr::promote::{LossReport, Step};
+use crate::dr::reconcile::{Known, decide};
+use crate::format::record::OrderRecord;
+
+impl Machine {
+    /// Decides what is stored in the report, and has it made durable.
+    pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let report = self.make_report(now);
+        let ticket = self.desk.ticket();
+        let tail_chain = self.history.tail_chain();
+        let group_id = self.keeper.get().group;
+        let Some(promotion) = &mut self.promotion else { return };
+        if promotion.aux_open {
+            promotion.aux_open = false;
+            fx.push(Effect::AuxClose);
+        }
+        if promotion.plan {
+            let ticket = promotion.ticket;
+            self.promotion = None;
+            fx.push(Effect::PromoteDone { ticket, result: Ok(report) });
+            return;
+        }
+        let report = LossReport { group_id, tail_chain, report };
+        promotion.step = Step::Storing(ticket);
+        fx.push(Effect::StoreReport { ticket, report: report.clone() });
+        self.report = Some(report);
+    }
+
+    /// Every write above the cut, and why it is not in the image (I4).
+    fn make_report(&self, now: Now) -> PromoteReport {
+        let Some(promotion) = &self.promotion else { return PromoteReport::default() };
+        // A plan looks at a copy of the history in which what could be fetched is held already.
+        let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
+        let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
+        let mut all: BTreeMap<Seq, (OrderRecord, bool)> = BTreeMap::new();
+        all.extend(promotion.strays.iter().map(|(&seq, &record)| (seq, (record, false))));
+        all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
+        let missing: Vec<MissingWrite> = all
+            .values()
+            .filter(|(record, _)| record.seq > cut && record.op.changes_volume())
+            .filter_map(|(record, here)| {
+                let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
+                let known = Known {
+                    in_journal: true,
+                    in_table: state.is_some(),
+                    in_image: false,
+                    has_payload: record.op.has_payload(),
+                    here: *here,
+                    in_ring: false,
+                    state: state.map(|state| state.state),
+                };
+                let missing = decide(known).missing?;
+                Some(self.missing_write(record, missing.word()))
+            })
+            .collect();
+        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail());
+        let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
+        let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
+        PromoteReport {
+            group: self.options.group_name.clone(),
+            epoch: promotion.target,
+            cut_seq: cut,
+            tail_seq: tail,
+            replayed: self.fed_writes - promotion.fed_before + due,
+            fetched_from_aux: promotion.fetched,
+            missing_bytes: missing.iter().map(|write| write.length).sum(),
+            missing,
+            aux: promotion.aux.into(),
+            duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
+        }
+    }
+
+    fn missing_write(&self, record: &OrderRecord, state: &str) -> MissingWrite {
+        let name = self.options.volumes.get(usize::from(record.volume.0)).map(|(name, _)| name.clone());
+        MissingWrite {
+            seq: record.seq,
+            volume: name.unwrap_or_else(|| format!("#{}", record.volume)),
+            op: record.op.word().into(),
+            offset: record.offset,
+            length: record.length,
+            time: rfc3339(record.time_ns),
+            state: state.into(),
+        }
+    }
+}
