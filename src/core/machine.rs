@@ -9,6 +9,8 @@
 //!   is carried out: it survives the death of the process, not the loss of power.
 //! - A `durable` write is completed only when it and its metadata are on stable storage.
 //! - A `Sync` covers every write completed before it was emitted.
+//! - Before recovery reads a file, what it holds is made durable: a process that was killed may have left
+//!   bytes that can be read and would not survive a loss of power.
 //! - Every operation is completed exactly once, by its ticket, unless the process dies.
 //! - After a failed write or sync of a file nothing more is trusted of that file until reopened.
 

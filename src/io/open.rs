@@ -103,6 +103,11 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         grow(&file, size, wanted, options.preallocate).map_err(|error| fail("cannot allocate space", error))?;
         size = wanted;
     }
+    if existed && !options.read_only {
+        // A process that was killed may have left bytes that can be read and are not durable; recovery trusts
+        // what it reads (core::machine), so it is made durable first.
+        file.sync_data().map_err(|error| fail("cannot sync", error))?;
+    }
     if options.random {
         // Advice only: a file system that takes none is as good.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM);
