@@ -124,6 +124,14 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.files.iter().any(|(name, _)| *name == file)
     }
 
+    /// Makes everything durable, as a shell does when it opens its files.
+    pub fn sync_all(&mut self) {
+        let names: Vec<F> = self.files.iter().map(|(name, _)| *name).collect();
+        for name in names {
+            self.settle(name, |_| true);
+        }
+    }
+
     /// Takes an operation; the caller completes it later by the number returned.
     pub fn submit(&mut self, op: DiskOp<F>, rng: &mut Rng) -> u64 {
         let class = self.file(op.file).class;
