@@ -46,11 +46,11 @@ pub const TABLE_SLOTS_MAX: u64 = 1 << 24;
 /// How long a link may be silent before it is taken for dead, nanoseconds.
 pub const LINK_SILENCE_NS: u64 = 3_000_000_000;
 /// How often an idle link is probed, nanoseconds.
-pub const PING_EVERY_NS: u64 = 1_000_000_000;
+pub const PING_EVERY_NS: u64 = 500_000_000;
 /// How long contact with a peer entitles the writer to acknowledge (I7, fencing by lease), nanoseconds.
-pub const LEASE_NS: u64 = 4_000_000_000;
+pub const LEASE_NS: u64 = 1_500_000_000;
 /// How much longer than the lease a promotion waits, nanoseconds.
-pub const LEASE_MARGIN_NS: u64 = 1_000_000_000;
+pub const LEASE_MARGIN_NS: u64 = 500_000_000;
 /// Writes in flight from NBD clients of one group.
 pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
 /// Requests in flight on one NBD connection; more wait in the socket.

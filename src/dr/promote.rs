@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskResult, IoFail, Level, Now};
-use crate::core::modes::{Ack, Protect, Require};
+use crate::core::modes::Require;
 use crate::dr::api::{Effect, PromoteError};
 use crate::dr::history::History;
 use crate::dr::machine::{After, Machine, Trouble};
@@ -392,11 +392,10 @@ impl Machine {
         fx.push(Effect::AuxWrite { ticket, offset: FENCE_AT, parts, fua: true });
     }
 
-    /// The fence stands, as far as one can be had: waits for the lease of whoever it does not reach (I7).
+    /// The fence stands, as far as one can be had. Answers of the auxiliary and of this site that were given
+    /// before it may still be on their way to the old writer, or in the buffers of one that was stopped: it
+    /// acknowledges by them until its lease ends, and that is waited for (I7).
     fn fenced(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let unreached = self.options.protect == Protect::Async
-            || self.options.ack == Ack::Flush
-            || self.options.require == Require::None;
         let Some(promotion) = &mut self.promotion else { return };
         if promotion.plan {
             promotion.step = Step::Records;
@@ -406,9 +405,7 @@ impl Machine {
             let text = "require = none: an old primary that is cut off goes on acknowledging; make sure it is down";
             fx.push(Effect::Log { level: Level::Warn, text: text.into() });
         }
-        let wait = unreached || !promotion.fencing || promotion.aux != "read";
-        let wait_ns = if wait { LEASE_NS + LEASE_MARGIN_NS } else { 0 };
-        promotion.step = Step::Lease(now.mono_ns + wait_ns);
+        promotion.step = Step::Lease(now.mono_ns + LEASE_NS + LEASE_MARGIN_NS);
     }
 
     /// A promoted site applies nothing any more: its volumes belong to the new epoch.

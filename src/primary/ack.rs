@@ -90,9 +90,8 @@ impl Machine {
     }
 
     pub(super) fn note_frozen(&mut self, fx: &mut Vec<Effect>) {
-        let first = self.window.get(self.window.first());
-        let waiting = first.is_some_and(|entry| entry.req.is_some()) || self.flushes_waiting();
-        let cut_off = waiting && (!self.may_acknowledge() || self.protected == NOTHING);
+        let stuck = !self.may_acknowledge() || self.protected == NOTHING;
+        let cut_off = stuck && (self.flushes_waiting() || self.window.unanswered() > 0);
         match (cut_off, self.frozen_since_ns) {
             (true, None) => {
                 self.frozen_since_ns = Some(self.now.mono_ns);

@@ -358,6 +358,8 @@ impl Shell {
             return self.region_said();
         }
         match event {
+            // A region in a file that was let go of: nobody waits for it any more.
+            Event::Disk { file, .. } if !self.opened.owns(file) => Ok(()),
             Event::Disk { ticket, result, .. } => {
                 self.disk_inflight -= 1;
                 self.step(Input::Disk { ticket, result })

@@ -1,11 +1,13 @@
 //! What an operator is told of a primary (I9: status says which policy acts).
 
 use super::batch::{Batch, Mode};
+use super::intake::Room;
 use super::machine::Machine;
 use super::policy;
 use crate::cluster::status::{BatchStatus, Degraded, LinkStatus, PrimaryStatus, VolumeStatus};
 use crate::core::machine::Now;
 use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::limits::BLOCK_BYTES;
 
 impl Machine {
     /// Where this primary stands. Addresses, clients and received bytes are the shell's to fill in.
@@ -45,7 +47,7 @@ impl Machine {
                 Overflow::Refuse => "refuse",
             }
             .into(),
-            overflow: self.held() > 0 || (self.lost_any() && !self.options.standalone),
+            overflow: self.held() > 0 || self.refuses() || (self.lost_any() && !self.options.standalone),
             frozen: self.frozen_since_ns.map(|_| self.frozen_why().into()),
             fenced: self.fenced.clone(),
             fifo_bytes: self.memory_bytes + disk,
@@ -67,6 +69,11 @@ impl Machine {
     #[must_use]
     pub fn in_full(&self) -> bool {
         policy::in_full(self.options.protect, self.standing())
+    }
+
+    /// Whether an ordinary write would be refused now.
+    fn refuses(&self) -> bool {
+        !self.options.standalone && matches!(self.room(BLOCK_BYTES as u64), Room::No)
     }
 
     fn batch(&self) -> Option<&Batch> {
@@ -142,6 +149,9 @@ impl Machine {
         if matches!(self.mode, Mode::Coalescing) {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
+        if self.refuses() {
+            out.push(Degraded::new("the FIFO is full: writes are refused (ENOSPC)", now.wall_ns, now.wall_ns));
         }
         if self.dr.ready() && !self.dr.synced {
             out.push(Degraded::new(

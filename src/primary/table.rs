@@ -215,7 +215,10 @@ impl Machine {
         if matches!(self.aux.phase, Phase::Ready | Phase::Preparing { .. }) || self.aux.since_ns == 0 {
             self.aux.since_ns = self.now.wall_ns;
         }
-        self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + RETRY_NS };
+        // Whoever was just cut off asks at once why: it may have been fenced (I7).
+        let patience = if self.aux.phase == Phase::Ready { RETRY_NS / 50 } else { RETRY_NS };
+        self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + patience };
+        self.due_ns = self.due_ns.min(self.now.mono_ns + patience);
         self.aux.ops.clear();
         self.aux.commits.clear();
         self.aux.backfill.clear();

@@ -34,6 +34,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Whether this is one of its files.
+    pub fn owns(&self, file: FileId) -> bool {
+        [self.superblock, self.map, self.log, self.fifo].contains(&file) || self.volumes.contains(&file)
+    }
+
     /// What recovery reads.
     pub fn views(&self) -> Files<'_> {
         let [superblock, map, log, fifo] = &self.readers;
@@ -69,6 +74,7 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
         exclusive_lock: true,
         ..OpenOptions::default()
     };
+    lost_superblock(&path)?;
     let superblock = kept(path("superblock"), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
     let superblock = reactor.open(&superblock)?;
     let map_bytes = MapLayout::new(&sizes).total_bytes();
@@ -86,6 +92,22 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
     Ok(Opened { superblock, map, log, fifo, volumes, readers })
+}
+
+/// A directory with everything but its superblock is not a new one.
+fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
+    let there = |name: &str| std::fs::metadata(path(name)).is_ok_and(|found| found.len() > 0);
+    let left = ["intent.map", "intent.log", "fifo"].into_iter().find(|name| there(name));
+    if let (false, Some(left)) = (there("superblock"), left) {
+        let text = format!(
+            "{} is missing or empty, but {} is there: the superblock was lost; restore it, or empty the directory of \
+             this primary, its auxiliary and its DR and let everything be copied anew",
+            path("superblock").display(),
+            path(left).display()
+        );
+        return Err(Refused(text).into());
+    }
+    Ok(())
 }
 
 fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Direct) -> anyhow::Result<FileId> {
