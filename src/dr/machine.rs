@@ -12,7 +12,7 @@
 //! Every input is followed by one pass over all parts ([`Machine::settle`]), which starts whatever has
 //! become possible. So no part needs to know who waits for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
@@ -105,6 +105,9 @@ pub struct Machine {
     /// Since when no order connection is up.
     pub(super) alone_since_ns: u64,
     pub(super) started: bool,
+    /// Syncs of what recovery found.
+    starting: BTreeSet<Ticket>,
+    superblock_stands: bool,
     ready: bool,
     pub(super) stopping: bool,
     /// A fatal error was reported: nothing is done any more.
@@ -160,6 +163,8 @@ impl Machine {
             synced: superblock.has(SYNCED),
             alone_since_ns: 0,
             started: false,
+            starting: BTreeSet::new(),
+            superblock_stands: false,
             ready: false,
             stopping: false,
             dead: false,
@@ -183,12 +188,24 @@ impl Machine {
         }
         self.mark_direct();
         self.keeper.then(After::Started);
-        if self.keeper.get().has(PROMOTED) {
-            self.serve(fx);
+        // What recovery read may be in a cache only: a process that was killed left it there.
+        for file in [File::Superblock, File::Journal, File::Spool] {
+            let ticket = self.desk.disk(fx, file, DiskKind::Sync);
+            self.starting.insert(ticket);
         }
     }
 
-    /// Whether hellos may be accepted: the directory is durable and the journal repaired.
+    /// What recovery found is durable, and so is the superblock: from here on it may be relied on.
+    fn started(&mut self, fx: &mut Vec<Effect>) {
+        if !self.ready && self.superblock_stands && self.starting.is_empty() {
+            self.ready = true;
+            if self.keeper.get().has(PROMOTED) {
+                self.serve(fx);
+            }
+        }
+    }
+
+    /// Whether hellos may be accepted: what recovery found is durable and the journal repaired.
     pub(super) fn is_ready(&self) -> bool {
         self.ready && self.journal.repaired() && !self.stopping
     }
@@ -246,6 +263,9 @@ impl Machine {
                 return self.fatal(text, fx);
             }
         };
+        if self.starting.remove(&ticket) {
+            return;
+        }
         match file {
             File::Superblock => {
                 self.keeper.done(ticket);
@@ -288,16 +308,19 @@ impl Machine {
             for after in self.keeper.ready() {
                 self.after(now, after, fx);
             }
+            self.started(fx);
             self.place_waiting(now, fx);
             self.intake.sync(&mut self.desk, fx);
             while let Some(write) = self.journal.next_write(self.desk.next()) {
                 let kind = DiskKind::Write { offset: write.offset, parts: write.parts, durable: true };
                 self.desk.disk(fx, File::Journal, kind);
             }
-            self.advance_cut(now, fx);
-            self.feed(now, fx);
-            self.acknowledge(fx);
-            self.checkpoint(now, fx);
+            if self.ready {
+                self.advance_cut(now, fx);
+                self.feed(now, fx);
+                self.acknowledge(fx);
+                self.checkpoint(now, fx);
+            }
             self.promote_waiting(now, fx);
             let again = self.promote_step(now, fx);
             if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
@@ -316,7 +339,7 @@ impl Machine {
     /// Carries out what waited for a superblock.
     fn after(&mut self, now: Now, after: After, fx: &mut Vec<Effect>) {
         match after {
-            After::Started => self.ready = true,
+            After::Started => self.superblock_stands = true,
             After::Welcome(conn) => self.welcome(now, conn, fx),
             After::DirectMarked => self.direct_marked(),
             After::Committed => self.committed(fx),
@@ -363,7 +386,8 @@ impl Machine {
         if !self.stopping || self.dead || self.checkpoints.stopped {
             return;
         }
-        let quiet = self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
+        let quiet =
+            self.ready && self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
         if quiet && self.replay.applied() <= self.history.floor() {
             self.checkpoints.stopped = true;
             self.keeper.change_cleanly();

@@ -46,20 +46,20 @@ pub struct Store {
     /// What survives a crash.
     pub stable: Vec<u8>,
     /// What reads see.
-    cache: Vec<u8>,
+    pub cache: Vec<u8>,
     /// Written and not synced: number of the write, offset, bytes.
     dirty: Vec<(u64, usize, Vec<u8>)>,
 }
 
 impl ReadAt for Store {
     fn size(&self) -> u64 {
-        self.stable.len() as u64
+        self.cache.len() as u64
     }
 
     fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        let from = (offset as usize).min(self.stable.len());
-        let to = (from + length).min(self.stable.len());
-        let mut out = self.stable[from..to].to_vec();
+        let from = (offset as usize).min(self.cache.len());
+        let to = (from + length).min(self.cache.len());
+        let mut out = self.cache[from..to].to_vec();
         out.resize(length, 0);
         Ok(out.into())
     }
@@ -96,30 +96,40 @@ impl Disk {
             return None;
         }
         let (op, emitted) = self.inflight.swap_remove(rng.index(self.inflight.len()));
+        Some(self.apply(op, emitted))
+    }
+
+    fn apply(&mut self, op: DiskOp<File>, emitted: u64) -> (Ticket, DiskResult) {
         let store = self.files.get_mut(&op.file).expect("every file exists");
         let (offset, bytes, durable) = match op.kind {
             DiskKind::Read { offset, length } => {
                 let from = offset as usize;
                 let data = Bytes::copy_from_slice(&store.cache[from..from + length as usize]);
-                return Some((op.ticket, Ok(data)));
+                return (op.ticket, Ok(data));
             }
             DiskKind::Sync => {
                 for (_, offset, bytes) in store.dirty.extract_if(.., |write| write.0 <= emitted) {
                     store.stable[offset..offset + bytes.len()].copy_from_slice(&bytes);
                 }
-                return Some((op.ticket, Ok(Bytes::new())));
+                return (op.ticket, Ok(Bytes::new()));
             }
             DiskKind::Write { offset, parts, durable } => (offset as usize, parts.concat(), durable),
             DiskKind::Zero { offset, length, durable, .. } => (offset as usize, vec![0; length as usize], durable),
         };
         store.cache[offset..offset + bytes.len()].copy_from_slice(&bytes);
         if durable {
+            // What stands in the cache under it goes first.
+            let end = offset + bytes.len();
+            let under = |write: &mut (u64, usize, Vec<u8>)| write.1 < end && write.1 + write.2.len() > offset;
+            for (_, offset, bytes) in store.dirty.extract_if(.., under) {
+                store.stable[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            }
             store.stable[offset..offset + bytes.len()].copy_from_slice(&bytes);
         } else {
             self.writes += 1;
             store.dirty.push((self.writes, offset, bytes));
         }
-        Some((op.ticket, Ok(Bytes::new())))
+        (op.ticket, Ok(Bytes::new()))
     }
 
     /// Power is lost: of what was not durable, any sectors survive.
@@ -158,19 +168,18 @@ impl Disk {
         }
     }
 
-    /// The process dies, the machine lives on: what was written stays, what was in flight may or may not.
+    /// The process dies, the machine lives on: what was written stays in the cache, what was in flight may
+    /// have got there or not. Nothing of it has become durable.
     pub fn kill(&mut self, rng: &mut Rng) {
         while self.busy() {
-            if rng.chance(50) {
-                let index = rng.index(self.inflight.len());
-                self.inflight.swap_remove(index);
-            } else {
-                self.complete(rng);
+            let index = rng.index(self.inflight.len());
+            if let DiskKind::Write { durable, .. } | DiskKind::Zero { durable, .. } = &mut self.inflight[index].0.kind {
+                *durable = false;
             }
-        }
-        for store in self.files.values_mut() {
-            store.stable.clone_from(&store.cache);
-            store.dirty.clear();
+            let (op, emitted) = self.inflight.swap_remove(index);
+            if rng.chance(50) && !matches!(op.kind, DiskKind::Sync) {
+                let _ = self.apply(op, emitted);
+            }
         }
     }
 

@@ -55,6 +55,7 @@ fn a_promoted_site_answers_with_the_stored_report_and_serves_after_a_restart() {
     let first = trial.promote(false, 0, Seq(0));
     trial.served = None;
     trial.crash(true);
+    trial.drain_disk();
     assert_eq!(trial.served.map(|served| served.0), Some(Epoch(2)), "served again");
     trial.outcome = None;
     trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });

@@ -98,7 +98,7 @@ impl Trial {
 
     fn recovered(disk: &Disk, options: &Options, report: Option<LossReport>) -> crate::dr::recovery::Recovered {
         let found = Found {
-            superblock: &disk.files[&File::Superblock].stable,
+            superblock: &disk.files[&File::Superblock].cache,
             journal: &disk.files[&File::Journal],
             spool: &disk.files[&File::Spool],
             blank: true,
