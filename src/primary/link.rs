@@ -20,6 +20,11 @@ use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS};
 
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
+/// How long a stream with something unacknowledged on it may be silent, nanoseconds; DR may hold its streams
+/// back for a while when it has no room.
+const STREAM_STALL_NS: u64 = 30_000_000_000;
+/// The slowest a single stream may be, for judging its silence.
+const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
 pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 16 << 20;
 
@@ -45,9 +50,23 @@ pub(super) struct Stream {
     sent: BTreeMap<Seq, OnStream>,
     pieces: BTreeMap<u64, u64>,
     unacked: u64,
+    /// When DR last said something on it, or when it last had nothing to say.
+    heard_ns: u64,
+    pinged_ns: u64,
 }
 
 impl Stream {
+    fn new() -> Stream {
+        let phase = Phase::Idle { retry_ns: 0 };
+        Stream { phase, sent: BTreeMap::new(), pieces: BTreeMap::new(), unacked: 0, heard_ns: 0, pinged_ns: 0 }
+    }
+
+    /// How long it may be silent with something unacknowledged on it: a ping waits behind the longest payload.
+    fn patience_ns(&self) -> u64 {
+        let lengths = self.sent.values().map(|sent| sent.bytes).chain(self.pieces.values().copied());
+        STREAM_STALL_NS + lengths.max().unwrap_or(0) * 1_000_000_000 / STREAM_BYTES_PER_SECOND_MIN
+    }
+
     fn conn(&self) -> Option<Conn> {
         phase_conn(self.phase)
     }
@@ -328,8 +347,7 @@ impl Machine {
     fn connect_streams(&mut self, fx: &mut Vec<Effect>) {
         let now = self.now.mono_ns;
         while self.dr.streams.len() < self.options.streams.max(1) {
-            let phase = Phase::Idle { retry_ns: 0 };
-            self.dr.streams.push(Stream { phase, sent: BTreeMap::new(), pieces: BTreeMap::new(), unacked: 0 });
+            self.dr.streams.push(Stream::new());
         }
         for at in 0..self.dr.streams.len() {
             match self.dr.streams[at].phase {
@@ -344,8 +362,25 @@ impl Machine {
                     fx.push(Effect::DrClose { conn });
                     self.stream_lost(conn);
                 }
+                Phase::Up { conn } => self.watch_stream(at, conn, fx),
                 _ => {}
             }
+        }
+    }
+
+    /// A stream can die alone, half-open: what is on it is then sent again on a new one.
+    fn watch_stream(&mut self, at: usize, conn: Conn, fx: &mut Vec<Effect>) {
+        let now = self.now.mono_ns;
+        let stream = &mut self.dr.streams[at];
+        if stream.unacked == 0 {
+            stream.heard_ns = now;
+        } else if now > stream.heard_ns + stream.patience_ns() {
+            fx.push(Effect::Log { level: Level::Warn, text: "a stream to DR has been silent for too long".into() });
+            fx.push(Effect::DrClose { conn });
+            self.stream_lost(conn);
+        } else if now >= stream.pinged_ns + PING_EVERY_NS {
+            stream.pinged_ns = now;
+            fx.push(Effect::DrSend { conn, message: Message::Ping { nonce: now } });
         }
     }
 
@@ -444,6 +479,8 @@ impl Machine {
         }
         if order {
             self.dr.last_heard_ns = self.now.mono_ns;
+        } else if let Some(stream) = self.dr.stream_mut(conn) {
+            stream.heard_ns = self.now.mono_ns;
         }
         match message {
             Message::Welcome(welcome) if order => self.welcome(conn, &welcome, fx),
@@ -466,7 +503,9 @@ impl Machine {
             }
             Message::Ping { nonce } => fx.push(Effect::DrSend { conn, message: Message::Pong { nonce } }),
             Message::Pong { nonce } => {
-                self.dr.rtt_ns = self.now.mono_ns.saturating_sub(nonce);
+                if order {
+                    self.dr.rtt_ns = self.now.mono_ns.saturating_sub(nonce);
+                }
                 self.renew_lease(nonce.min(self.now.mono_ns));
             }
             Message::Hello(_) | Message::Orders(_) | Message::Payload { .. } | Message::Chunk { .. } => {
