@@ -736,16 +736,9 @@ impl World {
             if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
                 return Ok(());
             }
-            // A reply that was decided before the fence and comes late (a stopped process, a slow line) does no harm
-            // as long as the promotion knew of the write.
-            let seq = self.oracle.requests[asked.number].seq;
-            let tail = self.outcome.as_ref().map_or(Seq(0), |o| o.tail);
-            if seq.is_some_and(|seq| seq <= tail) || self.oracle.requests[asked.number].ask == Ask::Flush {
-                return Ok(());
-            }
             let text = format!(
-                "request {} (seq {seq:?}) is acknowledged by the old primary after the promotion with tail {tail}",
-                asked.number
+                "request {} (seq {:?}) is acknowledged by the old primary after the promotion",
+                asked.number, self.oracle.requests[asked.number].seq
             );
             return self.fail("I7", text);
         }
