@@ -16,7 +16,7 @@ use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
 
 /// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
-const GATHER_NS: u64 = 500_000;
+const GATHER_NS: u64 = 2_000_000;
 const GATHER_WRITES: u64 = 64;
 
 impl Machine {
