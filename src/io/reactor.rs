@@ -69,19 +69,25 @@ pub enum Event {
     Stop,
 }
 
+/// Longest wait without sleeping, nanoseconds.
+const SPIN_NS: u64 = 100_000;
+
 #[derive(Clone, Debug)]
 pub struct ReactorOptions {
     /// Most registered memory, bytes.
     pub arena_bytes: usize,
     /// Turn SIGTERM and SIGINT into `Event::Stop` (blocks them for this thread and those it starts).
     pub signals: bool,
+    /// Wait for events without sleeping, for at most a tenth of a millisecond, while they follow one another more
+    /// closely than that. Never when idle, never on one core.
+    pub spin: bool,
     /// Most connections at a time; more are closed as they come.
     pub connections_max: usize,
 }
 
 impl Default for ReactorOptions {
     fn default() -> ReactorOptions {
-        ReactorOptions { arena_bytes: 256 << 20, signals: false, connections_max: 1024 }
+        ReactorOptions { arena_bytes: 256 << 20, signals: false, spin: false, connections_max: 1024 }
     }
 }
 
@@ -103,6 +109,11 @@ pub struct Reactor {
     /// Events of errors that a call could not return.
     failures: VecDeque<io::Error>,
     completions: Vec<Completion>,
+    /// Whether to wait without sleeping while events follow one another closely.
+    spin: bool,
+    last_event_ns: u64,
+    /// Time between events, a moving average, nanoseconds.
+    gap_ns: u64,
     /// Last, so that it is dropped after what its operations name.
     kernel: std::mem::ManuallyDrop<Kernel>,
 }
@@ -119,6 +130,9 @@ impl Reactor {
             signals,
             failures: VecDeque::new(),
             completions: Vec::new(),
+            spin: options.spin && std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
+            last_event_ns: 0,
+            gap_ns: 8 * SPIN_NS,
             kernel: std::mem::ManuallyDrop::new(kernel),
         };
         reactor.watch(Kind::Wake)?;
@@ -286,14 +300,44 @@ impl Reactor {
             self.disk.collect(events);
             let (wait, due) = self.wait(deadline_ns, events.len() > before);
             if wait != Wait::No {
+                let closely = self.spin && self.gap_ns < SPIN_NS;
+                if closely && self.spun(deadline_ns, events, before)? {
+                    self.pace();
+                    return Ok(());
+                }
                 self.kernel.trim();
             }
             self.kernel.enter(wait)?;
             self.complete(events)?;
             if events.len() > before || due {
+                self.pace();
                 return Ok(());
             }
         }
+    }
+
+    /// Looks for something to happen without sleeping, for a moment and only while events follow one another
+    /// closely: going to sleep and being woken costs more than the wait for a disk. True when there is something.
+    fn spun(&mut self, deadline_ns: Option<u64>, events: &mut Vec<Event>, before: usize) -> io::Result<bool> {
+        let start = clock::mono_ns();
+        let until = deadline_ns.unwrap_or(u64::MAX).min(start + SPIN_NS);
+        while clock::mono_ns() < until {
+            self.kernel.enter(Wait::No)?;
+            self.complete(events)?;
+            if events.len() > before {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
+    }
+
+    /// Something happened: how closely does it follow what happened before?
+    fn pace(&mut self) {
+        let now = clock::mono_ns();
+        let gap = (now - self.last_event_ns).min(8 * SPIN_NS);
+        self.gap_ns = (7 * self.gap_ns + gap) / 8;
+        self.last_event_ns = now;
     }
 
     /// How long the turn may sleep, and whether the caller's deadline has passed already.

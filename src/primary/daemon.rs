@@ -68,8 +68,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let span = tracing::info_span!("primary", group = %config.group.name);
     let _entered = span.enter();
     let arena_bytes = usize::try_from(primary.fifo.memory)? + ARENA_EXTRA_BYTES;
-    let mut reactor = Reactor::new(ReactorOptions { arena_bytes, signals: true, ..ReactorOptions::default() })
-        .context("io_uring is needed, and the kernel does not give it")?;
+    let mut reactor =
+        Reactor::new(ReactorOptions { arena_bytes, signals: true, spin: true, ..ReactorOptions::default() })
+            .context("io_uring is needed, and the kernel does not give it")?;
     let setup = files::Setup {
         dir: &primary.dir,
         prefix: "",
