@@ -4,7 +4,7 @@
 //!   setup      what the seed draws: configuration, bounds, speeds, faults, how it ends
 //!   scenario   the story: faults, then healing, or a disaster and a promotion
 //!   cluster    hosts, clocks, the queue of events
-//!   roles      what the shells do: start machines, carry out their effects
+//!   roles, writer                what the shells do: start machines, carry out their effects
 //!   disk, network, workload, plain     what is simulated
 //!   oracle, checkers             what is right: I1 to I7, and that lag returns to zero
 //! ```
@@ -25,6 +25,7 @@ mod roles;
 mod scenario;
 mod setup;
 mod workload;
+mod writer;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -341,11 +341,11 @@ impl World {
         checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_images())?;
         checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_stable_images())
             .map_err(|v| Violation::new("I5", format!("in stable bytes: {}", v.text)))?;
-        if let Some(before) = &self.outcome {
-            if *before != outcome {
-                let text = format!("promoted again, the report differs: {before:?} then {outcome:?}");
-                return self.fail("I4", text);
-            }
+        if let Some(before) = &self.outcome
+            && *before != outcome
+        {
+            let text = format!("promoted again, the report differs: {before:?} then {outcome:?}");
+            return self.fail("I4", text);
         }
         if self.director.again {
             self.director.phase = Phase::Over;

@@ -1,0 +1,296 @@
+//! The primary's effects and its clients' acknowledgements, shown to the checkers.
+
+use std::mem::take;
+
+use bytes::Bytes;
+use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
+use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::modes::{Ack, Require};
+use farshore::core::rope::Rope;
+use farshore::format::record::OrderRecord;
+use farshore::format::wire::{self, Message};
+use farshore::limits::RECORD_BYTES;
+use farshore::{auxiliary, dr, primary};
+
+use crate::checkers::{self, Verdict, Violation};
+use crate::cluster::{Asked, Event, Table, TableLine, TableTalk, World};
+use crate::describe;
+use crate::network::{Delivery, Node, Packet};
+use crate::oracle::Promise;
+use crate::plain;
+use crate::roles::range_of;
+use crate::workload::Ask;
+
+impl World {
+    pub fn primary_step(&mut self, input: primary::machine::Input) -> Verdict {
+        let now = self.clock(Node::Primary);
+        let quiet = describe::primary_is_quiet(&input);
+        let words = self.recording.then(|| describe::primary_input(&input));
+        let turn_ends = matches!(input, primary::machine::Input::EndOfTurn | primary::machine::Input::Tick);
+        let Some(machine) = self.primary.as_mut() else { return Ok(()) };
+        let full_before = machine.in_full();
+        let mut effects = Vec::new();
+        machine.step(now, input, &mut effects);
+        self.promise_full = full_before && machine.in_full();
+        self.note_input("primary", words, quiet && effects.is_empty());
+        if !turn_ends && !self.end_of_turn_due {
+            self.end_of_turn_due = true;
+            let run = self.host(Node::Primary).run;
+            let delay_ns = self.rng.below(20_000);
+            self.after(delay_ns, Event::EndOfTurn { run });
+        }
+        self.primary_effects(effects)
+    }
+
+    pub fn primary_effects(&mut self, effects: Vec<primary::machine::Effect>) -> Verdict {
+        let run = self.host(Node::Primary).run;
+        // The shell carries effects out in their order, so a record is seen where it first leaves.
+        for effect in effects {
+            if !self.still_alive(Node::Primary, run) {
+                return Ok(());
+            }
+            self.note(|| format!("primary -> {}", describe::primary_effect(&effect)));
+            self.primary_effect(effect)?;
+        }
+        let deadline = self.primary.as_ref().and_then(|m| m.deadline_ns());
+        self.set_tick(Node::Primary, deadline);
+        Ok(())
+    }
+
+    pub fn primary_effect(&mut self, effect: primary::machine::Effect) -> Verdict {
+        use primary::machine::Effect;
+        match effect {
+            Effect::Reply { req, result } => {
+                let Some(asked) = self.asked.remove(&req.0) else {
+                    return self.fail("I3", format!("request {} is answered twice", req.0));
+                };
+                self.replied(asked, result.is_ok())?;
+            }
+            Effect::Disk(op) => {
+                self.saw_primary_write(&op)?;
+                let operation = self.primary_disk.submit(op, &mut self.rng);
+                self.schedule_disk(Node::Primary, operation);
+            }
+            Effect::AuxOpen { epoch, owner } => self.open_table(Node::Primary, epoch, owner),
+            Effect::AuxRead { ticket, offset, length } => {
+                self.ask_table(Node::Primary, TableTalk::Read { cookie: ticket.0, offset, length });
+            }
+            Effect::AuxWrite { ticket, offset, parts, fua } => {
+                let data: Bytes = parts.concat().into();
+                if offset < self.table_reach.0 {
+                    self.saw_records(&data)?;
+                }
+                self.ask_table(Node::Primary, TableTalk::Write { cookie: ticket.0, offset, data, fua });
+            }
+            Effect::AuxClose => self.close_table(Node::Primary),
+            Effect::DrConnect { conn } => {
+                let listening = self.host(Node::Dr).up;
+                self.net.connect(self.now_ns, (Node::Primary, conn), Node::Dr, listening);
+            }
+            Effect::DrSend { conn, message } => {
+                match &message {
+                    Message::Orders(records) => records.iter().try_for_each(|r| self.oracle.saw(r))?,
+                    Message::Payload { record, .. } => self.oracle.saw(record)?,
+                    _ => {}
+                }
+                self.send_message(Node::Primary, conn, &message);
+            }
+            Effect::DrClose { conn } => self.close_link(Node::Primary, conn)?,
+            Effect::ListAllocated => {
+                let at = self.disk_time(Node::Primary);
+                let run = self.host(Node::Primary).run;
+                self.at(at, Event::Allocated { run });
+            }
+            Effect::Log { level, text } => self.log(Node::Primary, level, &text),
+            Effect::Fatal { text } => return self.fail("fatal", format!("primary: {text}")),
+            Effect::Stopped => self.stopped(Node::Primary),
+        }
+        Ok(())
+    }
+
+    /// Records in a piece of the table or of the intent log.
+    pub fn saw_records(&mut self, bytes: &[u8]) -> Verdict {
+        for slot in bytes.chunks_exact(RECORD_BYTES) {
+            if let Ok(record) = OrderRecord::decode(slot) {
+                self.oracle.saw(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// I1 and I2 on the primary's own disk, before a block changes.
+    pub fn saw_primary_write(&mut self, op: &DiskOp<primary::machine::File>) -> Verdict {
+        use primary::machine::File;
+        if let (File::IntentLog, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
+            return self.saw_records(&parts.concat());
+        }
+        let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
+        if self.primary_disk.write_in_flight(op.file, offset, length) {
+            let text = format!("local write of {length} bytes at {offset} of volume {volume} over a write in flight");
+            return self.fail("I1", text);
+        }
+        if self.intent_is_durable(volume, offset, length) {
+            return Ok(());
+        }
+        let held = self.oracle.orders_of(volume, offset, length).any(|r| self.holds_at_aux(r) || self.holds_at_dr(r));
+        if held {
+            return Ok(());
+        }
+        let text = format!("{length} bytes at {offset} of volume {volume} change and no durable place knows of it");
+        self.fail("I2", text)
+    }
+
+    /// Whether every extent of the range is marked in the stable bytes of the intent map.
+    pub fn intent_is_durable(&self, volume: Volume, offset: u64, length: u64) -> bool {
+        use farshore::format::intent::{MapLayout, Page};
+        use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES};
+        let stable = self.primary_disk.file(primary::machine::File::IntentMap).stable();
+        let layout = MapLayout::new(&self.setup.volume_bytes);
+        (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
+            let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
+            let at = layout.page_offset(volume, page) as usize;
+            Page::decode(&stable[at..at + BLOCK_BYTES]).is_ok_and(|p| p.get(bit))
+        })
+    }
+
+    pub fn holds_at_aux(&self, record: &OrderRecord) -> bool {
+        self.table.holds(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record)
+    }
+
+    pub fn holds_at_dr(&self, record: &OrderRecord) -> bool {
+        self.journal.holds(self.dr_disk.file(dr::machine::File::Journal).stable(), record)
+    }
+
+    // ---- clients ---------------------------------------------------------------------------------
+
+    pub fn client_asks(&mut self, index: usize) -> Verdict {
+        let state = &mut self.clients[index];
+        if self.requests_left == 0 || state.in_flight >= state.client.depth {
+            return Ok(());
+        }
+        self.requests_left -= 1;
+        state.in_flight += 1;
+        let volume = state.client.volume;
+        let ask = state.client.ask(self.oracle.requests.len() as u64);
+        let kind = match ask.clone() {
+            Ask::Write { offset, data, fua } => primary::machine::Kind::Write { offset, data, fua },
+            Ask::Zeroes { offset, length, fua, no_hole } => {
+                primary::machine::Kind::Zeroes { offset, length, fua, no_hole }
+            }
+            Ask::Trim { offset, length, fua } => primary::machine::Kind::Trim { offset, length, fua },
+            Ask::Flush => primary::machine::Kind::Flush,
+        };
+        let number = self.oracle.submit(self.now_ns, volume, ask);
+        self.asked.insert(number as u64, Asked { client: index, number });
+        let req = primary::machine::Req(number as u64);
+        self.primary_step(primary::machine::Input::Request { req, volume, kind })
+    }
+
+    /// The primary answered: the client thinks and asks again, and the checkers look at what was promised.
+    pub fn replied(&mut self, asked: Asked, ok: bool) -> Verdict {
+        let state = &mut self.clients[asked.client];
+        state.in_flight -= 1;
+        let think_ns = state.client.think_ns();
+        let run = self.host(Node::Primary).run;
+        self.after(think_ns, Event::Ask { client: asked.client, run });
+        if !ok {
+            return Ok(());
+        }
+        if self.promoted_at_ns.is_some() {
+            // Who chose to go on alone gave I7 up (design: `require = none`, `on_isolated = continue`).
+            // And who forces a promotion past an auxiliary that the old primary still reaches.
+            if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
+                return Ok(());
+            }
+            let text = format!(
+                "request {} (seq {:?}) is acknowledged by the old primary after the promotion",
+                asked.number, self.oracle.requests[asked.number].seq
+            );
+            return self.fail("I7", text);
+        }
+        self.acknowledged(asked.number)
+    }
+
+    pub fn acknowledged(&mut self, number: usize) -> Verdict {
+        let request = &mut self.oracle.requests[number];
+        request.acked_ns = Some(self.now_ns);
+        let (volume, submitted_ns, boot) = (request.volume, request.submitted_ns, request.boot);
+        let fua = request.ask.fua();
+        let by_write = self.setup.ack == Ack::Write;
+        if request.ask == Ask::Flush {
+            let covered: Vec<usize> = (0..self.oracle.requests.len())
+                .filter(|&n| {
+                    let r = &self.oracle.requests[n];
+                    r.boot == boot
+                        && r.volume == volume
+                        && !r.settled
+                        && r.ask != Ask::Flush
+                        && r.acked_ns.is_some_and(|at| at < submitted_ns)
+                })
+                .collect();
+            self.check_flushed(volume, submitted_ns)?;
+            for n in covered {
+                self.settled(n, !by_write)?;
+            }
+            return Ok(());
+        }
+        let image = self.primary_disk.file(primary::machine::File::Volume(volume)).cache();
+        checkers::check_local(&self.oracle, number, image)?;
+        if fua {
+            let image = self.primary_disk.file(primary::machine::File::Volume(volume)).stable();
+            checkers::check_local(&self.oracle, number, image)
+                .map_err(|v| Violation::new("I3", format!("FUA: {} in stable bytes", v.text)))?;
+        }
+        if by_write {
+            self.promise(number)?;
+        }
+        if fua {
+            self.settled(number, !by_write)?;
+        }
+        Ok(())
+    }
+
+    /// An acknowledged flush: what was complete on the local disk before it was asked for is durable there.
+    pub fn check_flushed(&self, volume: Volume, submitted_ns: u64) -> Verdict {
+        let file = self.primary_disk.file(primary::machine::File::Volume(volume));
+        let left = file.unsynced().iter().find(|w| w.completed_ns.is_some_and(|at| at < submitted_ns));
+        match left {
+            Some(w) => {
+                let text = format!("a flush is acknowledged, {} bytes at {} are not durable", w.length, w.offset);
+                self.fail("I3", text)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The local disk keeps it for ever; with `ack = flush` this is the moment of the promise too.
+    pub fn settled(&mut self, number: usize, promise: bool) -> Verdict {
+        self.oracle.requests[number].settled = true;
+        if promise { self.promise(number) } else { Ok(()) }
+    }
+
+    /// I3 at the moment of an acknowledgement.
+    pub fn promise(&mut self, number: usize) -> Verdict {
+        let Some(seq) = self.oracle.requests[number].seq else {
+            return self.fail("I2", format!("request {number} is acknowledged and no record of it was ever seen"));
+        };
+        let record = *self.oracle.record(seq).expect("an ordered request has its record");
+        // Before the first sync is complete there is nothing to promote, and so nothing is promised of it (I6).
+        if !self.synced_told {
+            return Ok(());
+        }
+        // What DR's cut has passed is in every image from now on: there is nothing to report of it any more.
+        let crossed = seq <= self.cut();
+        let holders = checkers::holders(
+            crossed || self.holds_at_aux(&record),
+            crossed || self.holds_at_dr(&record),
+            self.ring.had(seq),
+            crossed || self.spool.had(seq),
+        );
+        let promise = Promise { holders, full: self.promise_full };
+        self.oracle.requests[number].promise = Some(promise);
+        checkers::check_promise(self.setup.protect, self.setup.require, &record, promise)
+    }
+
+    // ---- the shells' common parts ----------------------------------------------------------------
+}
