@@ -6,20 +6,15 @@ use std::mem::take;
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
-use farshore::core::modes::{Ack, Require};
 use farshore::core::rope::Rope;
-use farshore::format::record::OrderRecord;
 use farshore::format::wire::{self, Message};
-use farshore::limits::RECORD_BYTES;
 use farshore::{auxiliary, dr, primary};
 
-use crate::checkers::{self, Verdict, Violation};
-use crate::cluster::{Asked, Event, Table, TableLine, TableTalk, World};
+use crate::checkers::{Verdict, Violation};
+use crate::cluster::{Event, Table, TableLine, TableTalk, World};
 use crate::describe;
 use crate::network::{Delivery, Node, Packet};
-use crate::oracle::Promise;
 use crate::plain;
-use crate::workload::Ask;
 
 pub const GROUP: &str = "sim";
 
@@ -527,7 +522,7 @@ impl World {
     }
 
     /// DR's cut: what it has told, or says now.
-    fn cut(&self) -> Seq {
+    pub fn cut(&self) -> Seq {
         let now = self.clock(Node::Dr);
         self.dr.as_ref().map_or(Seq(0), |dr| dr.status(now).cut_seq).max(self.cut_told)
     }

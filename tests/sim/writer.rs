@@ -1,23 +1,19 @@
 //! The primary's effects and its clients' acknowledgements, shown to the checkers.
 
-use std::mem::take;
-
 use bytes::Bytes;
-use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
-use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::ids::Volume;
+use farshore::core::machine::{DiskKind, DiskOp, Machine as _};
 use farshore::core::modes::{Ack, Require};
-use farshore::core::rope::Rope;
 use farshore::format::record::OrderRecord;
-use farshore::format::wire::{self, Message};
+use farshore::format::wire::Message;
 use farshore::limits::RECORD_BYTES;
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{self, Verdict, Violation};
-use crate::cluster::{Asked, Event, Table, TableLine, TableTalk, World};
+use crate::cluster::{Asked, Event, TableTalk, World};
 use crate::describe;
-use crate::network::{Delivery, Node, Packet};
+use crate::network::Node;
 use crate::oracle::Promise;
-use crate::plain;
 use crate::roles::range_of;
 use crate::workload::Ask;
 
