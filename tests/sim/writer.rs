@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use farshore::core::ids::Volume;
-use farshore::core::machine::{DiskKind, DiskOp, Machine as _};
+use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::{Ack, Require};
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::Message;
