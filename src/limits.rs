@@ -94,6 +94,8 @@ pub const DR_CHECKPOINT_NS: u64 = 2_000_000_000;
 pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
 /// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.
 pub const STREAM_SILENCE_NS: u64 = 300_000_000_000;
+/// How long DR waits for a payload that is due, while none comes at all, before it asks, nanoseconds.
+pub const NEED_AFTER_NS: u64 = 30_000_000_000;
 /// Bytes of one read of the status table at a promotion, and how many of them are in flight.
 pub const TABLE_READ_BYTES: u64 = 256 << 10;
 pub const TABLE_READS_INFLIGHT_MAX: usize = 8;

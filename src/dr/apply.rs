@@ -196,6 +196,7 @@ impl Machine {
                     self.intake.spool.free(pos);
                 }
                 self.history.lose(seq);
+                self.owing.insert(seq);
                 self.fed = seq.prev();
                 self.pieces.clear();
                 match committed {

@@ -174,13 +174,14 @@ impl Machine {
         let size = self.intake.spool.size();
         let waiting = self.intake.first_waiting().filter(|record| record.seq <= self.history.tail());
         let due = self.history.first_missing_above(self.due_above());
-        if waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due)) && self.evict(now, fx) {
+        let payload_due = waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due));
+        let staged = self.batch.as_ref().is_some_and(|batch| !batch.direct && batch.begin <= self.history.tail());
+        // A chunk waits for the payloads that are due before what is stored; they make no room, but they come.
+        let chunk_due = staged && self.intake.has_waiting_chunks() && due.is_none_or(|due| due > self.intake.highest());
+        if (payload_due || chunk_due) && self.evict(now, fx) {
             return;
         }
-        if let (true, Some(batch)) = (self.intake.has_waiting_chunks(), &self.batch)
-            && !batch.direct
-            && batch.begin <= self.history.tail()
-        {
+        if let (true, Some(batch)) = (chunk_due, &self.batch) {
             let text = format!(
                 "batch {} of more than {} bytes needs more spool than {size} bytes: raise [dr] spool",
                 batch.begin, batch.bytes
@@ -218,8 +219,8 @@ impl Machine {
         true
     }
 
-    /// The payload that is due has no room, and nothing will free any: the spool is full of what waits for a
-    /// batch, or of what a crash tore. The oldest payloads that are held back give way, a window of them at
+    /// The payload or chunk that is due has no room, and nothing will free any: the spool is full of what waits
+    /// for a batch, or of what a crash tore. The oldest payloads that are held back give way, a window of them at
     /// once: the writer covers them by a batch.
     fn evict(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
         let held: BTreeMap<u64, Seq> =
@@ -233,6 +234,7 @@ impl Machine {
             self.intake.spool.free(self.intake.spool.first_live());
             self.history.lose(seq);
             given_up.insert(seq);
+            self.owing.insert(seq);
         }
         if let (Some(&first), Some(batch)) = (given_up.first(), &mut self.batch) {
             batch.cursor = batch.cursor.min(first.prev().max(batch.begin));

@@ -28,7 +28,7 @@ use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
-use crate::limits::{LINK_SILENCE_NS, STREAM_SILENCE_NS};
+use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 
@@ -98,6 +98,11 @@ pub struct Machine {
     /// Copies that wait for their order record to be durable: seq → who is to be told.
     pub(super) copied: BTreeMap<Seq, Vec<Conn>>,
     pub(super) chunks_copied: Vec<(Conn, Seq, u64)>,
+    /// Payloads that were acknowledged and are not here any more: asked for at every welcome.
+    pub(super) owing: BTreeSet<Seq>,
+    /// When a payload last came in, or was asked for; and how long to wait before asking.
+    pub(super) fed_by_link_ns: u64,
+    pub(super) ask_after_ns: u64,
     /// What the order connection was last told.
     pub(super) told: Told,
     /// The superblock with `SYNCED` is durable.
@@ -129,7 +134,7 @@ impl Machine {
     /// A machine that goes on from what recovery found.
     #[must_use]
     pub fn new(recovered: Recovered, options: Options) -> Machine {
-        let Recovered { superblock, fresh, history, journal, spool, batch, committed, report, news, damage } =
+        let Recovered { superblock, fresh, history, journal, spool, lost, batch, committed, report, news, damage } =
             recovered;
         let nonce = superblock.nonce;
         let cut = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
@@ -159,6 +164,9 @@ impl Machine {
             troubles,
             copied: BTreeMap::new(),
             chunks_copied: Vec::new(),
+            owing: lost,
+            fed_by_link_ns: 0,
+            ask_after_ns: NEED_AFTER_NS,
             told: Told::default(),
             synced: superblock.has(SYNCED),
             alone_since_ns: 0,
@@ -332,6 +340,7 @@ impl Machine {
             }
         }
         self.progress(now, fx);
+        self.ask_again(now, fx);
         self.watch(now, fx);
         self.stop_step(fx);
     }
@@ -444,6 +453,6 @@ impl crate::core::machine::Machine for Machine {
         let progress = self.progress_due_ns();
         let checkpoint = self.checkpoint_due_ns();
         let promotion = self.promotion.as_ref().and_then(Promotion::deadline_ns);
-        [silences, progress, checkpoint, promotion].into_iter().flatten().min()
+        [silences, progress, checkpoint, promotion, self.ask_due_ns()].into_iter().flatten().min()
     }
 }

@@ -26,7 +26,8 @@ use crate::format::spool::entry_bytes;
 use crate::format::superblock::BLANK;
 use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{
-    COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, PAYLOAD_BYTES_MAX, PROGRESS_EVERY_NS,
+    COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, NEED_AFTER_NS, PAYLOAD_BYTES_MAX,
+    PROGRESS_EVERY_NS,
 };
 
 impl Machine {
@@ -74,6 +75,8 @@ impl Machine {
             (Part::Stranger, Message::Hello(hello)) => self.hello(now, conn, &hello, fx),
             (Part::Order, Message::Orders(records)) => self.orders(now, conn, &records, fx),
             (Part::Stream, Message::Payload { record, data }) => {
+                self.fed_by_link_ns = now.mono_ns;
+                self.ask_after_ns = NEED_AFTER_NS;
                 self.payload(now, Arrival { conn, record, data }, fx);
             }
             (Part::Stream, Message::Chunk { index, record, data }) => {
@@ -164,10 +167,16 @@ impl Machine {
         );
         fx.push(Effect::Log { level: Level::Info, text });
         fx.push(Effect::Send { conn, message: Message::Welcome(welcome) });
-        let gaps = self.history.gaps(LIST_ITEMS_MAX);
-        if !gaps.is_empty() {
-            fx.push(Effect::Send { conn, message: Message::Need { ranges: gaps } });
+        let mut ranges = self.history.gaps(LIST_ITEMS_MAX);
+        let (history, due) = (&self.history, self.due_above());
+        self.owing.retain(|&seq| seq > due && history.is_missing(seq));
+        ranges.extend(self.owing.iter().map(|&seq| SeqRange { first: seq, last: seq }));
+        ranges.truncate(LIST_ITEMS_MAX);
+        if !ranges.is_empty() {
+            fx.push(Effect::Send { conn, message: Message::Need { ranges } });
         }
+        self.fed_by_link_ns = now.mono_ns;
+        self.ask_after_ns = NEED_AFTER_NS;
     }
 
     fn welcome_message(&self) -> Welcome {
@@ -263,6 +272,25 @@ impl Machine {
         if let Some(conn) = self.links.order {
             fx.push(Effect::Send { conn, message: Message::Need { ranges } });
         }
+    }
+
+    /// When a payload that is due is asked for, if nothing comes: the writer may believe it is here.
+    pub(super) fn ask_due_ns(&self) -> Option<u64> {
+        self.links.order.filter(|_| !self.intake.has_waiting())?;
+        self.history.first_missing_above(self.due_above())?;
+        Some(self.fed_by_link_ns + self.ask_after_ns)
+    }
+
+    pub(super) fn ask_again(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.ask_due_ns().is_none_or(|due| now.mono_ns < due) {
+            return;
+        }
+        let Some(seq) = self.history.first_missing_above(self.due_above()) else { return };
+        self.fed_by_link_ns = now.mono_ns;
+        self.ask_after_ns *= 2;
+        let text = format!("nothing has come for long, and the payload of seq {seq} is due: asked for");
+        fx.push(Effect::Log { level: Level::Info, text });
+        self.need(vec![SeqRange { first: seq, last: seq }], fx);
     }
 
     /// Stores what waited for its record or for room, lowest seq first.

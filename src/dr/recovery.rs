@@ -12,7 +12,7 @@
 //! | synced | b | all of b | cut at the end of b, which is applied again (I6) |
 //! | synced | b | not all of b | the volume is half overwritten: no recovery point, a first sync is needed |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
@@ -59,6 +59,8 @@ pub struct Recovered {
     pub(super) history: History,
     pub(super) journal: Start,
     pub(super) spool: Spool,
+    /// Payloads of which only a damaged entry is left.
+    pub(super) lost: BTreeSet<Seq>,
     pub(super) batch: Option<Batch>,
     pub(super) committed: Option<Committed>,
     pub(super) report: Option<LossReport>,
@@ -86,8 +88,10 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let mut history = History::after(superblock.seq, superblock.chain);
     let first = superblock.journal_segment.max(1);
     let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
-    let entries = scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
+    let (entries, torn) =
+        scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
     let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
+    let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage;
     let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
     Ok(Recovered {
@@ -95,6 +99,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         history,
         journal: journal.start,
         spool,
+        lost,
         batch,
         committed,
         report: found.report,
@@ -184,6 +189,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
         history: History::after(Seq(0), Chain(0)),
         journal: Start { segments, first: 1, ..Start::default() },
         spool: Spool::new(options.spool_bytes, 0, 0),
+        lost: BTreeSet::new(),
         batch: None,
         committed: None,
         report: None,

@@ -22,7 +22,7 @@ use crate::dr::journal::Start;
 use crate::format::is_zero;
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
-use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, decode_entry};
+use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, decode_entry};
 use crate::limits::{
     BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, ENTRY_ALIGN_BYTES, RECORD_BYTES, RECORDS_PER_BLOCK,
     SEGMENT_BYTES,
@@ -274,16 +274,18 @@ pub struct FoundEntry {
     pub bytes: u64,
 }
 
-/// Every whole entry of the spool from `floor` on, in the order of positions.
+/// Every whole entry of the spool from `floor` on, in the order of positions; and the seqs of payloads that are
+/// not whole.
 pub fn scan_spool(
     file: &dyn ReadAt,
     size: u64,
     floor: u64,
     nonce: u64,
     news: &mut News,
-) -> Result<Vec<FoundEntry>, ScanError> {
+) -> Result<(Vec<FoundEntry>, Vec<Seq>), ScanError> {
     let mut window = Window { file, size, at: 0, bytes: Bytes::new() };
     let mut found = Vec::new();
+    let mut torn = Vec::new();
     let mut pos = floor;
     while pos < floor + size {
         let head = window.get(pos % size, ENTRY_HEADER_BYTES as u64)?;
@@ -307,15 +309,18 @@ pub fn scan_spool(
             Err(why) => {
                 let text = format!(
                     "the {} of seq {} in the spool is not whole ({why}): left out, asked for again if it is needed",
-                    if header.kind == crate::format::spool::Kind::Payload { "payload" } else { "chunk" },
+                    if header.kind == Kind::Payload { "payload" } else { "chunk" },
                     header.record.seq
                 );
                 news.push((Level::Warn, text));
+                if header.kind == Kind::Payload {
+                    torn.push(header.record.seq);
+                }
                 pos += ENTRY_ALIGN_BYTES;
             }
         }
     }
-    Ok(found)
+    Ok((found, torn))
 }
 
 /// Reads a file in long pieces.
