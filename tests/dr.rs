@@ -270,6 +270,7 @@ fn a_promotion_that_is_killed_is_finished_by_the_next_and_serves_the_same_bytes(
     let mut site = Site::running("order");
     let mut nbd = Nbd::open(&site.path("p.sock"), "v");
     write_some(&mut nbd, &mut 7, 400).expect("writes");
+    site.wait_applied();
     kill(&mut site.primary);
     let plan = site.promote(&["--plan"]);
     assert!(plan.status.success(), "{plan:?}");
@@ -286,7 +287,7 @@ fn a_promotion_that_is_killed_is_finished_by_the_next_and_serves_the_same_bytes(
     let again = site.promote(&[]);
     let same: Value = serde_json::from_slice(&again.stdout).unwrap_or_default();
     assert_eq!(same["missing"], report["missing"], "{again:?}");
-    assert_eq!(report["missing"], serde_json::json!([]), "everything had the time to cross, or was at the auxiliary");
+    assert_eq!(report["missing"], serde_json::json!([]), "everything had crossed");
     let primary = std::fs::read(site.path("p.img")).expect("the old primary's volume");
     let mut promoted = Nbd::open(&site.path("e.sock"), "v");
     assert!(promoted.read_all() == primary, "{}", site.logs());

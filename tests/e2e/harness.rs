@@ -35,7 +35,7 @@ pub struct Group {
 pub fn small() -> Vec<(&'static str, String)> {
     vec![
         ("primary", "fifo = { memory = \"64MiB\", disk = \"256MiB\" }".into()),
-        ("aux", "slots = 32768".into()),
+        ("aux", "slots = 262144".into()),
         ("dr", "journal = \"8MiB\"\nspool = \"192MiB\"".into()),
     ]
 }
