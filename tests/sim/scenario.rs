@@ -28,6 +28,8 @@ pub struct Director {
     force: bool,
     interruptions: u64,
     attempts: u64,
+    /// When the promotion or plan under way was asked for.
+    asked_ns: u64,
     again: bool,
 }
 
@@ -300,6 +302,7 @@ impl World {
         }
         self.director.tickets += 1;
         self.director.attempts += 1;
+        self.director.asked_ns = self.now_ns;
         let ticket = Ticket((1 << 48) + self.director.tickets);
         self.director.ticket = Some((ticket, plan));
         let force = self.director.force;
@@ -328,7 +331,8 @@ impl World {
             return self.fail("I7", "promoted without the auxiliary and without --force");
         }
         let outcome = self.outcome_of(&report)?;
-        checkers::check_report(&self.oracle, self.setup.protect, &outcome)?;
+        let until_ns = if plan { self.director.asked_ns } else { u64::MAX };
+        checkers::check_report(&self.oracle, self.setup.protect, &outcome, until_ns)?;
         if plan {
             self.director.planned = true;
             return Ok(());
