@@ -120,6 +120,16 @@ pub struct Outcome {
     pub aux_read: bool,
 }
 
+/// What a promotion can be held to.
+pub struct Reach<'a> {
+    /// What was acknowledged after it is of no concern (a plan is made while the primary goes on).
+    pub until_ns: u64,
+    /// Whether a place that the promotion read has this record.
+    pub knowable: &'a dyn Fn(&OrderRecord) -> bool,
+    /// Whether the group's policy at a full status table gave this record up (`overflow = coalesce`).
+    pub given_up: &'a dyn Fn(Seq) -> bool,
+}
+
 /// One line of a loss report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
@@ -155,8 +165,7 @@ fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdic
 /// I4: the loss report is exactly the volume-changing records in (cut, tail] of the history that ends there,
 /// and every acknowledged write that DR or the table that was read held is in the image or in the report.
 ///
-/// `until_ns`: what was acknowledged after it is of no concern (a plan is made while the primary goes on).
-pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, until_ns: u64) -> Verdict {
+pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach: &Reach<'_>) -> Verdict {
     let (known, old) = oracle.changes(outcome.cut, outcome.tail);
     let possible: BTreeMap<Seq, &OrderRecord> = known.iter().chain(&old).map(|r| (r.seq, r)).collect();
     let got: BTreeMap<Seq, &Lost> = outcome.missing.iter().map(|l| (l.seq, l)).collect();
@@ -174,12 +183,12 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, until_
             return wrong(format!("the loss report says {lost:?} of {record:?}"));
         }
     }
-    if let Some(record) = known.iter().find(|r| !got.contains_key(&r.seq)) {
+    if let Some(record) = known.iter().find(|r| !got.contains_key(&r.seq) && (reach.knowable)(r)) {
         return wrong(format!("the loss report (cut {}, tail {}) leaves out {record:?}", outcome.cut, outcome.tail));
     }
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
-        if request.acked_ns.is_some_and(|at| at >= until_ns) {
+        if request.acked_ns.is_some_and(|at| at >= reach.until_ns) || (reach.given_up)(seq) {
             continue;
         }
         let known = promise.holders.dr || (promise.holders.aux && outcome.aux_read);
@@ -288,7 +297,8 @@ mod tests {
     #[test]
     fn exact_report_passes_and_every_other_one_fails() {
         let oracle = scene();
-        let check = |o: &Outcome| check_report(&oracle, Protect::Order, o, u64::MAX);
+        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false };
+        let check = |o: &Outcome| check_report(&oracle, Protect::Order, o, &reach);
         assert!(check(&outcome(1, 3, &[2, 3])).is_ok());
         assert!(check(&outcome(3, 3, &[])).is_ok());
         assert!(check(&outcome(1, 3, &[3])).is_err(), "one left out");
@@ -300,7 +310,7 @@ mod tests {
         let mut misplaced = outcome(2, 3, &[3]);
         misplaced.missing[0].offset = 0;
         assert!(check(&misplaced).is_err());
-        assert!(check_report(&oracle, Protect::Sync, &outcome(1, 3, &[2, 3]), u64::MAX).is_err(), "sync loses nothing");
+        assert!(check_report(&oracle, Protect::Sync, &outcome(1, 3, &[2, 3]), &reach).is_err(), "sync loses nothing");
     }
 
     #[test]

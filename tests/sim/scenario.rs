@@ -2,6 +2,7 @@
 //! when.
 
 use farshore::core::ids::{Ticket, Volume};
+use farshore::core::modes::Overflow;
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{self, Lost, Outcome, Verdict, Violation};
@@ -331,8 +332,7 @@ impl World {
             return self.fail("I7", "promoted without the auxiliary and without --force");
         }
         let outcome = self.outcome_of(&report)?;
-        let until_ns = if plan { self.director.asked_ns } else { u64::MAX };
-        checkers::check_report(&self.oracle, self.setup.protect, &outcome, until_ns)?;
+        self.check_report(plan, &outcome)?;
         if plan {
             self.director.planned = true;
             return Ok(());
@@ -365,6 +365,16 @@ impl World {
             self.after(SECOND, Event::Start { node: Node::Primary });
         }
         Ok(())
+    }
+
+    fn check_report(&self, plan: bool, outcome: &Outcome) -> Verdict {
+        let slots = self.setup.table_slots;
+        let reach = checkers::Reach {
+            until_ns: if plan { self.director.asked_ns } else { u64::MAX },
+            knowable: &|record| self.holds_at_dr(record) || (outcome.aux_read && self.holds_at_aux(record)),
+            given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
+        };
+        checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)
     }
 
     fn promotion_refused(&mut self, plan: bool, error: &dr::machine::PromoteError) -> Verdict {
