@@ -104,21 +104,22 @@ impl Machine {
         let seq = self.checkpoints.target;
         self.checkpoints.target = Seq(0);
         let chain = self.history.chain_at(seq);
-        let dead: Vec<u64> = self
-            .history
-            .above(self.history.floor())
-            .take_while(|entry| entry.record.seq <= seq)
-            .filter_map(|entry| entry.payload)
-            .collect();
-        for pos in dead {
-            self.intake.spool.free(pos);
-        }
+        self.free_payloads(seq);
         let over = self.committed.take_if(|committed| committed.end <= seq);
         for chunk in over.iter().flat_map(|committed| committed.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }
         let first = over.as_ref().is_some_and(|committed| committed.direct.is_some());
         self.save(seq, chain, over.is_some(), first);
+    }
+
+    /// The payloads of records up to `seq` are not needed any more.
+    fn free_payloads(&mut self, seq: Seq) {
+        let records = self.history.above(self.history.floor()).take_while(|entry| entry.record.seq <= seq);
+        let dead: Vec<u64> = records.filter_map(|entry| entry.payload).collect();
+        for pos in dead {
+            self.intake.spool.free(pos);
+        }
     }
 
     /// Has the superblock say that everything up to `seq` is in the volumes, or not needed.
@@ -149,6 +150,8 @@ impl Machine {
         self.synced = self.keeper.get().has(SYNCED);
         self.intake.spool.release(spool_pos);
         self.journal.release(segment);
+        // A payload that a batch had covered may have become durable meanwhile.
+        self.free_payloads(seq);
         self.history.forget(seq);
         if self.replay.applied() > seq {
             self.checkpoints.dirty_since_ns = Some(now.mono_ns);
@@ -203,15 +206,7 @@ impl Machine {
         let durable = self.journal.durable();
         let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.op != Op::BatchBegin);
         let Some(last) = skipped.filter(|it| it.record.seq <= durable).last().map(|it| it.record) else { return false };
-        let held: Vec<u64> = self
-            .history
-            .above(self.history.floor())
-            .take_while(|it| it.record.seq <= last.seq)
-            .filter_map(|it| it.payload)
-            .collect();
-        for pos in held {
-            self.intake.spool.free(pos);
-        }
+        self.free_payloads(last.seq);
         self.cut = last.seq;
         self.fed = last.seq;
         self.replay.skip_to(last.seq);

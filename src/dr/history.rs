@@ -291,6 +291,22 @@ impl History {
         self.missing.range(seq.next()..).next().map(|(&seq, _)| seq)
     }
 
+    /// The missing payloads above `seq` as at most `limit` ranges of neighbouring seqs.
+    #[must_use]
+    pub fn missing_ranges_above(&self, seq: Seq, limit: usize) -> Vec<SeqRange> {
+        let mut ranges: Vec<SeqRange> = Vec::new();
+        for &seq in self.missing.range(seq.next()..).map(|(seq, _)| seq) {
+            if let Some(range) = ranges.last_mut().filter(|range| range.last.next() == seq) {
+                range.last = seq;
+            } else if ranges.len() < limit {
+                ranges.push(SeqRange { first: seq, last: seq });
+            } else {
+                break;
+            }
+        }
+        ranges
+    }
+
     /// Spool bytes that the missing payloads between `low` and `high` (both exclusive) will take, and the
     /// longest of them. Stops adding once the sum is over `enough`.
     #[must_use]

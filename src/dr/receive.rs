@@ -285,12 +285,13 @@ impl Machine {
         if self.ask_due_ns().is_none_or(|due| now.mono_ns < due) {
             return;
         }
-        let Some(seq) = self.history.first_missing_above(self.due_above()) else { return };
+        let ranges = self.history.missing_ranges_above(self.due_above(), LIST_ITEMS_MAX);
+        let Some(seq) = ranges.first().map(|range| range.first) else { return };
         self.fed_by_link_ns = now.mono_ns;
         self.ask_after_ns *= 2;
-        let text = format!("nothing has come for long, and the payload of seq {seq} is due: asked for");
+        let text = format!("nothing has come for long, and the payloads from seq {seq} on are due: asked for");
         fx.push(Effect::Log { level: Level::Info, text });
-        self.need(vec![SeqRange { first: seq, last: seq }], fx);
+        self.need(ranges, fx);
     }
 
     /// Stores what waited for its record or for room, lowest seq first.

@@ -396,7 +396,7 @@ impl World {
             self.director.force = true;
             return Ok(());
         }
-        if !error.refused_for_safety && !error.text.contains("try again") {
+        if !error.refused_for_safety && !error.text.contains("try again") && !error.text.contains("stopping") {
             return self.fail("I6", format!("promotion failed: {}", error.text));
         }
         Ok(())
