@@ -184,6 +184,9 @@ impl Machine {
 
     pub(super) fn end_of_turn(&mut self, fx: &mut Vec<Effect>) {
         self.resume_held(fx);
+        if !self.marked {
+            return self.tick_if_due(fx);
+        }
         self.write_log(fx);
         self.start_local(fx);
         self.write_intent(fx);
@@ -204,11 +207,15 @@ impl Machine {
         self.settle(fx);
         self.window.trim(self.log_written);
         self.advance_local_done();
+        self.tick_if_due(fx);
+        self.go_on_stopping(fx);
+    }
+
+    fn tick_if_due(&mut self, fx: &mut Vec<Effect>) {
         if self.now.mono_ns >= self.due_ns {
             self.periodic(fx);
             self.due_ns = self.now.mono_ns + self.period();
         }
-        self.go_on_stopping(fx);
     }
 
     /// What no reply waits for goes out together: at most every [`GATHER_NS`], sooner when it is much. True when
@@ -319,7 +326,13 @@ impl Machine {
         for index in 0..self.options.volumes.len() {
             let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
             let of_volume = |flush: &&mut PendingFlush| flush.volume == volume;
-            if self.flushes.iter().any(|flush| flush.volume == volume && flush.stage == FlushStage::Syncing) {
+            if !self.flushes.iter().any(|flush| flush.volume == volume && flush.stage == FlushStage::Waiting) {
+                continue;
+            }
+            // One sync at a time, also when those that asked for it have been given up: its end must not be
+            // taken for the end of a later one.
+            let under_way = |it: &Pending| matches!(it, Pending::Flush { volume: of, .. } if *of == volume);
+            if self.pending.values().any(under_way) {
                 continue;
             }
             let mut upto = 0;

@@ -16,6 +16,7 @@ impl Machine {
             (Pending::Superblock { reserved, fifo_head }, Ok(_)) => {
                 self.fifo.saved(fifo_head);
                 self.superblock_busy = false;
+                self.marked = true;
                 self.reserved = self.reserved.max(reserved);
                 if self.stopping == Stopping::Syncing && self.stop_syncs_left == 0 {
                     self.stopping = Stopping::Stopped;

@@ -215,6 +215,9 @@ pub struct Machine {
     pub(super) options: Options,
     pub(super) superblock: Superblock,
     pub(super) superblock_busy: bool,
+    /// The superblock of this incarnation is durable: a directory that is in use never looks cleanly stopped, so
+    /// its seqs are never given out again. No record leaves before.
+    pub(super) marked: bool,
     /// Seqs up to here may be assigned: the durable reservation.
     pub(super) reserved: Seq,
     /// The `EpochStart` of this incarnation.
@@ -302,6 +305,7 @@ impl Machine {
             reserved: recovered.superblock.seq,
             superblock: recovered.superblock,
             superblock_busy: false,
+            marked: false,
             first,
             tail: recovered.tail,
             chain: recovered.chain,
