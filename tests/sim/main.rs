@@ -40,7 +40,23 @@ const SEEDS: u64 = 400;
 const SECONDS: u64 = 45;
 
 /// Seeds that once found something, by what they found.
-const REGRESSIONS: &[(u64, &str)] = &[];
+const REGRESSIONS: &[(u64, &str)] = &[
+    (4, "a primary that was asked to end never did: records of our own did not count as done"),
+    (11, "a payload durable at DR before its local write began was dropped, and the local write wrote nothing"),
+    (24, "a stream cut half-open held its payloads for ever"),
+    (31, "a piece of a batch was read over and over while payloads filled the window"),
+    (39, "a tick for payloads that the window held back, again and again"),
+    (63, "payloads that waited for the batch filled the spool, and the batch waited for them"),
+    (92, "payloads that DR had of a first sync begun anew were in no batch"),
+    (142, "a spill wrote beyond the end of the disk FIFO"),
+    (185, "pieces of a batch given up counted against the window for ever"),
+    (240, "a write was acknowledged for a journal that had jumped over its record"),
+    (643, "a bit of the intent map was trusted that a killed process had left in flight"),
+    (1160, "DR vouched for journal records that a killed process had left in flight"),
+    (2725, "a batch found the spool full of what waited for it"),
+    (4746, "seqs were given out again after a clean stop, a start and a loss of power"),
+    (5315, "the end of a sync given up was taken for the end of the next one"),
+];
 
 struct Failure {
     seed: u64,

@@ -103,6 +103,11 @@ impl Oracle {
         self.requests.len() - 1
     }
 
+    /// A request was refused: if no record of it has been seen, there will be none.
+    pub fn failed(&mut self, number: usize) {
+        self.unordered.retain(|&n| n != number);
+    }
+
     /// A record was seen in an effect of the primary.
     pub fn saw(&mut self, record: &OrderRecord) -> Verdict {
         if let Some(entry) = self.by_seq.get(&record.seq) {

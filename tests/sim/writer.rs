@@ -190,6 +190,7 @@ impl World {
         let run = self.host(Node::Primary).run;
         self.after(think_ns, Event::Ask { client: asked.client, run });
         if !ok {
+            self.oracle.failed(asked.number);
             return Ok(());
         }
         if self.promoted_at_ns.is_some() {
