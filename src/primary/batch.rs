@@ -268,7 +268,11 @@ impl Machine {
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
         let ranges = std::mem::take(&mut self.lost);
-        let holes = std::mem::take(&mut self.dr.holes);
+        let mut holes = std::mem::take(&mut self.dr.holes);
+        // What was written since the holes were listed is none any more.
+        for extent in ranges.iter() {
+            holes.remove(extent);
+        }
         self.dr.everything_listed = false;
         if std::mem::take(&mut self.dr.must_jump) {
             // The journal never gets what this jump leaves out: it protects none of that before the batch has (I3).
