@@ -76,12 +76,14 @@ pub struct Oracle {
     chapters: Vec<Chapter>,
     /// Requests of the current chapter that no record has been seen for, in order.
     unordered: Vec<usize>,
+    /// Those that were refused before a record of theirs was seen.
+    refused: Vec<usize>,
 }
 
 impl Oracle {
     pub fn new(base: Images) -> Oracle {
         let chapters = vec![Chapter { first: Some(Seq(0)), base, boot: 0 }];
-        Oracle { requests: Vec::new(), by_seq: BTreeMap::new(), chapters, unordered: Vec::new() }
+        Oracle { requests: Vec::new(), by_seq: BTreeMap::new(), chapters, unordered: Vec::new(), refused: Vec::new() }
     }
 
     /// A client's request reaches the primary; its number.
@@ -103,9 +105,13 @@ impl Oracle {
         self.requests.len() - 1
     }
 
-    /// A request was refused: if no record of it has been seen, there will be none.
+    /// A request was refused. It may have had its seq by then (a fence, a frozen group), so that its record may
+    /// still be seen; but a record that fits a request that waits for its answer is that one's.
     pub fn failed(&mut self, number: usize) {
-        self.unordered.retain(|&n| n != number);
+        if let Some(at) = self.unordered.iter().position(|&n| n == number) {
+            self.unordered.remove(at);
+            self.refused.push(number);
+        }
     }
 
     /// A record was seen in an effect of the primary.
@@ -145,15 +151,19 @@ impl Oracle {
             };
             r.volume == record.volume && r.ask.range() == Some((record.offset, record.length)) && op
         };
-        let at = self.unordered.iter().position(|&n| fits(&self.requests[n]));
-        let at = at.ok_or_else(|| Violation::new("I1", format!("a record that no request asked for: {record:?}")))?;
-        Ok(self.unordered.remove(at))
+        for waiting in [&mut self.unordered, &mut self.refused] {
+            if let Some(at) = waiting.iter().position(|&n| fits(&self.requests[n])) {
+                return Ok(waiting.remove(at));
+            }
+        }
+        Err(Violation::new("I1", format!("a record that no request asked for: {record:?}")))
     }
 
     /// The primary came up again with these images, which `power_lost` or a kill has left.
     pub fn restarted(&mut self, base: Images, power_lost: bool) -> Verdict {
         self.check_restart(&base, power_lost)?;
         self.unordered.clear();
+        self.refused.clear();
         let boot = if power_lost { self.chapters.len() } else { self.boot() };
         self.chapters.push(Chapter { first: None, base, boot });
         Ok(())
