@@ -25,7 +25,7 @@ use crate::dr::promote::LossReport;
 use crate::dr::scan::{FoundEntry, News, ScanError, scan_journal, scan_spool};
 use crate::dr::spool::Spool;
 use crate::format::is_zero;
-use crate::format::spool::Kind;
+use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{BLANK, DIRECT, Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots};
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 
@@ -116,7 +116,7 @@ fn check_options(options: &Options) -> Result<(), RecoverError> {
             "[dr] journal is {journal} bytes: it has to be a multiple of 1 MiB, at least 2"
         )));
     }
-    if !spool.is_multiple_of(1 << 20) || spool == 0 || spool >> 20 >= 1 << SIZE_BITS {
+    if !spool.is_multiple_of(1 << 20) || spool == 0 || spool >= SIZED_BYTES_MAX {
         return Err(RecoverError(format!(
             "[dr] spool is {spool} bytes: it has to be a multiple of 1 MiB, at most 16 TiB"
         )));
@@ -202,14 +202,6 @@ fn volumes(options: &Options) -> Vec<(u64, u64)> {
     options.volumes.iter().map(|(name, size)| (name_digest(name), *size)).collect()
 }
 
-/// Low bits of the spool's nonce that hold its size in MiB: a log is read only with the size it was
-/// written with.
-const SIZE_BITS: u32 = 24;
-
-fn sized_nonce(random: u64, spool_bytes: u64) -> u64 {
-    random << SIZE_BITS | spool_bytes >> 20
-}
-
 fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), RecoverError> {
     if superblock.role != Role::Dr {
         return Err(RecoverError(format!("this is the directory of a {}, not of a dr", superblock.role.word())));
@@ -228,7 +220,7 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
             sizes.len()
         )));
     }
-    let written = (superblock.nonce & ((1 << SIZE_BITS) - 1)) << 20;
+    let written = nonce_bytes(superblock.nonce);
     if written != options.spool_bytes {
         return Err(RecoverError(format!(
             "[dr] spool is {} bytes, the spool here was made with {written}: set it back; another size needs a new directory",

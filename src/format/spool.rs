@@ -192,6 +192,30 @@ pub const fn place(pos: u64, size: u64, entry_bytes: u64) -> u64 {
     if pos % size + entry_bytes > size { pos.next_multiple_of(size) } else { pos }
 }
 
+/// Low bits of a DR spool's nonce that hold its size in MiB: a log is read only with the size it was written with.
+const SIZE_BITS: u32 = 24;
+
+/// Largest size of a log whose nonce tells its size, bytes (exclusive).
+pub const SIZED_BYTES_MAX: u64 = 1 << (SIZE_BITS + 20);
+
+/// A nonce that tells the size of its log, a whole number of MiB below [`SIZED_BYTES_MAX`].
+#[must_use]
+pub const fn sized_nonce(random: u64, log_bytes: u64) -> u64 {
+    random << SIZE_BITS | log_bytes >> 20
+}
+
+/// The size, bytes, that [`sized_nonce`] put into a nonce.
+#[must_use]
+pub const fn nonce_bytes(nonce: u64) -> u64 {
+    (nonce & ((1 << SIZE_BITS) - 1)) << 20
+}
+
+/// The nonce of the log that follows this one with another size: what is left of the old one is no entry of it.
+#[must_use]
+pub const fn resized_nonce(nonce: u64, log_bytes: u64) -> u64 {
+    sized_nonce(nonce >> SIZE_BITS, log_bytes)
+}
+
 fn seeded_crc(nonce: u64, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&nonce.to_le_bytes());

@@ -9,8 +9,8 @@ use crate::core::ids::Seq;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader};
 use crate::format::table::{
-    FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, State, TableHeader,
-    TableLayout,
+    FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, NO_PAYLOAD, RECORDS_AT, STATE_BYTES, SlotState, State,
+    TableHeader, TableLayout,
 };
 use crate::format::{FormatError, is_zero};
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES};
@@ -40,7 +40,11 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
             "counter": h.counter, "time": time });
         ("heartbeat", text, fields)
     })?;
-    let Some(header) = header else { return Ok(()) };
+    let Some(header) = header else {
+        let text = "without a header nothing can be told of the slots; if nothing else lives in this region, fill its \
+                    first 16 KiB with zeroes while no primary uses it, and the primary formats it anew";
+        return if printer.damages == 0 { Ok(()) } else { printer.remark(HEADER_AT, text) };
+    };
     let layout = header.layout();
     if file.bytes < layout.total_bytes() {
         let text = format!("the file has {} bytes, the header speaks of {}", file.bytes, layout.total_bytes());
@@ -62,6 +66,10 @@ fn block<T>(
     show: impl Fn(&T) -> (&'static str, String, Value),
 ) -> Result<Option<T>, Failure> {
     let bytes = file.read(at, BLOCK_BYTES as u64)?;
+    if bytes.len() < BLOCK_BYTES {
+        let text = format!("the file ends at {}, a status table has {RECORDS_AT} bytes before its slots", file.bytes);
+        return printer.damage(file.bytes, &text).map(|()| None);
+    }
     match decode(&bytes) {
         Ok(found) => {
             let (kind, text, fields) = show(&found);

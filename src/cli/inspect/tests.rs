@@ -11,7 +11,7 @@ use crate::format::superblock::{Role, SUPERBLOCK_BYTES, Superblock};
 use crate::format::table::{Heartbeat, SlotState, State, TableHeader, TableLayout};
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 
-const NONCE: u64 = 0x1234_5678_9abc_def0;
+const NONCE: u64 = crate::format::spool::sized_nonce(0x1234, 1 << 20);
 
 /// A directory that is removed when dropped.
 struct Directory(PathBuf);
@@ -151,7 +151,7 @@ fn a_spool_is_read_with_the_superblock_beside_it_and_its_data_verified() {
         pos += entry_bytes(100);
     }
     let mut bytes = parts.concat();
-    bytes.resize(1 << 16, 0);
+    bytes.resize(1 << 20, 0);
     let path = dir.write("spool", &bytes);
     assert!(!inspect(What::Spool, &path).1, "without a superblock nothing can be told");
     dir.write("superblock", &superblock());
@@ -163,6 +163,120 @@ fn a_spool_is_read_with_the_superblock_beside_it_and_its_data_verified() {
     assert!(!sound);
     assert_eq!(kinds(&lines), ["payload", "DAMAGE", "payload", "note"]);
     assert_eq!(lines[1]["at"], json!(entry_bytes(100)));
+}
+
+/// A superblock that says the spool beside it was made with a MiB, and stands at `from`.
+fn sized(from: u64) -> (Vec<u8>, u64) {
+    let nonce = crate::format::spool::sized_nonce(77, 1 << 20);
+    let mut bytes = vec![0; SUPERBLOCK_BYTES];
+    let block = Superblock { generation: 4, nonce, spool_pos: from, ..Superblock::new(Role::Dr) };
+    let at = usize::try_from(block.offset()).expect("one of two slots");
+    bytes[at..at + BLOCK_BYTES].copy_from_slice(&block.encode()[..]);
+    (bytes, nonce)
+}
+
+fn damages(lines: &[Value]) -> Vec<(u64, String)> {
+    let damaged = lines.iter().filter(|line| line["kind"] == "DAMAGE");
+    damaged.map(|line| (line["at"].as_u64().unwrap_or(0), line["text"].to_string())).collect()
+}
+
+#[test]
+fn a_spool_that_was_cut_or_overwritten_is_damaged_and_one_that_was_never_filled_is_not() {
+    let dir = Directory::new("spool-cut");
+    let (superblock, nonce) = sized(0);
+    dir.write("superblock", &superblock);
+    let empty = vec![0; 1 << 20];
+    assert!(inspect(What::Spool, &dir.write("spool", &empty)).1, "never filled");
+    let mut whole = empty.clone();
+    let entry = usize::try_from(entry_bytes(100)).expect("small");
+    for record in history(4) {
+        let mut parts = Vec::new();
+        let at = (record.seq.0 as usize - 1) * entry;
+        let header = EntryHeader { pos: at as u64, kind: Kind::Payload, index: 0, record };
+        encode_entry(&header, nonce, payload(record.seq.0), &mut parts);
+        whole[at..at + entry].copy_from_slice(&parts.concat());
+    }
+    assert!(inspect(What::Spool, &dir.write("spool", &whole)).1);
+    for cut in [0, 700, whole.len() / 2] {
+        let (lines, sound) = inspect(What::Spool, &dir.write("spool", &whole[..cut]));
+        let found = damages(&lines);
+        assert!(!sound && found[0].0 == cut as u64 && found[0].1.contains("was made with 1048576"), "{found:?}");
+    }
+    let garbled: Vec<u8> = (0..1u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect();
+    let (lines, sound) = inspect(What::Spool, &dir.write("spool", &garbled));
+    assert!(!sound && damages(&lines)[0].1.contains("not one entry"), "{lines:?}");
+    // The header of the second entry: what follows proves that it was there.
+    let mut torn = whole.clone();
+    torn[entry + 20] ^= 1;
+    let found = damages(&inspect(What::Spool, &dir.write("spool", &torn)).0);
+    assert_eq!((found.len(), found[0].0), (1, entry as u64), "{found:?}");
+    assert!(found[0].1.contains(&format!("{entry} bytes from position {entry} on hold no entry")), "{found:?}");
+    // That of the last.
+    let mut torn = whole;
+    torn[3 * entry + 20] ^= 1;
+    let found = damages(&inspect(What::Spool, &dir.write("spool", &torn)).0);
+    assert_eq!((found.len(), found[0].0), (1, 3 * entry as u64), "{found:?}");
+}
+
+#[test]
+fn a_spool_of_a_later_round_is_sound_with_what_earlier_rounds_left() {
+    let dir = Directory::new("spool-round");
+    let (superblock, nonce) = sized((1 << 20) + 1024);
+    dir.write("superblock", &superblock);
+    // Payload bytes of an earlier round everywhere, one entry of it, and one live entry.
+    let mut bytes = vec![9; 1 << 20];
+    for (pos, record) in [(2048, history(1)[0]), ((1 << 20) + 1024, history(2)[1])] {
+        let mut parts = Vec::new();
+        encode_entry(
+            &EntryHeader { pos, kind: Kind::Payload, index: 0, record },
+            nonce,
+            payload(record.seq.0),
+            &mut parts,
+        );
+        let at = usize::try_from(pos % (1 << 20)).expect("small");
+        bytes[at..at + parts.concat().len()].copy_from_slice(&parts.concat());
+    }
+    let (lines, sound) = inspect(What::Spool, &dir.write("spool", &bytes));
+    assert!(sound, "{lines:?}");
+    assert_eq!(kinds(&lines), ["payload", "note"]);
+}
+
+#[test]
+fn a_journal_that_was_cut_overwritten_or_emptied_is_damaged() {
+    let dir = Directory::new("journal-cut");
+    let whole = journal();
+    for cut in [0, 1, 1 << 20, (1 << 20) + 5000] {
+        let (lines, sound) = inspect(What::Journal, &dir.write("journal", &whole[..cut]));
+        assert!(!sound && damages(&lines)[0].0 == cut as u64, "{cut}: {lines:?}");
+    }
+    assert!(inspect(What::Journal, &dir.write("journal", &vec![0; 2 << 20])).1, "never used");
+    for at in [BLOCK_BYTES + 6 * RECORD_BYTES, SEGMENT_BYTES as usize + 9000] {
+        let mut bytes = whole.clone();
+        bytes[at] = 1;
+        let (lines, sound) = inspect(What::Journal, &dir.write("journal", &bytes));
+        assert!(!sound && damages(&lines)[0].0 == at as u64, "{at}: {lines:?}");
+    }
+    let mut block = Superblock { generation: 1, seq: Seq(5), ..Superblock::new(Role::Dr) }.encode()[..].to_vec();
+    block.splice(..0, [0; BLOCK_BYTES]);
+    dir.write("superblock", &block);
+    assert!(inspect(What::Journal, &dir.write("journal", &whole)).1);
+    let (lines, sound) = inspect(What::Journal, &dir.write("journal", &vec![0; 2 << 20]));
+    assert!(!sound && damages(&lines)[0].1.contains("speaks of seq 5"), "{lines:?}");
+}
+
+#[test]
+fn a_table_that_was_cut_before_its_slots_is_damaged() {
+    let dir = Directory::new("table-cut");
+    let bytes = table(&TableLayout::new(1024, 1 << 20));
+    for cut in [0, 100, 5000, 40_000] {
+        let (lines, sound) = inspect(What::Table, &dir.write("table", &bytes[..cut]));
+        assert!(!sound && damages(&lines)[0].0 == cut as u64, "{cut}: {lines:?}");
+    }
+    assert!(inspect(What::Table, &dir.write("table", &vec![0; bytes.len()])).1, "never formatted");
+    let mut bad = bytes;
+    bad[30] ^= 1;
+    let (lines, sound) = inspect(What::Table, &dir.write("table", &bad));
+    assert!(!sound && lines.last().is_some_and(|line| line["text"].to_string().contains("16 KiB")), "{lines:?}");
 }
 
 fn table(layout: &TableLayout) -> Vec<u8> {
