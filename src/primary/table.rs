@@ -4,6 +4,8 @@
 //! is used again only when its write is copied (`floor`), unless the overflow policy is to coalesce. In
 //! `bunker` the payloads and the states that say where they are belong to the commit.
 
+mod anew;
+
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
@@ -47,11 +49,26 @@ enum Phase {
 enum AuxOp {
     ReadHead,
     WriteHead,
-    ReadStates { offset: u64 },
-    ReadLastRecord { pos: u64 },
-    Commit { last: Seq },
-    Heartbeat { sent_ns: u64 },
-    ReadFence { sent_ns: u64 },
+    /// Slots of a damaged table are being zeroed; where to go on.
+    Wipe {
+        next: u64,
+    },
+    FenceBeforeFormat,
+    ReadStates {
+        offset: u64,
+    },
+    ReadLastRecord {
+        pos: u64,
+    },
+    Commit {
+        last: Seq,
+    },
+    Heartbeat {
+        sent_ns: u64,
+    },
+    ReadFence {
+        sent_ns: u64,
+    },
     States,
 }
 
@@ -95,6 +112,8 @@ pub struct AuxLink {
     ring_found: Option<(Seq, u64)>,
     /// Highest seq whose record was committed without the payload it has.
     hole: Seq,
+    /// The tail when the table was first found damaged: no record in it is later.
+    unreadable: Option<Seq>,
     pub problem: Option<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
@@ -130,6 +149,7 @@ impl AuxLink {
             ring_full: false,
             ring_found: None,
             hole: Seq(0),
+            unreadable: None,
             problem: None,
             since_ns: 0,
             rtt_ns: 0,
@@ -258,6 +278,8 @@ impl Machine {
         match op {
             AuxOp::ReadHead => self.head_read(&bytes, fx),
             AuxOp::WriteHead => self.head_ready(fx),
+            AuxOp::Wipe { next } => self.wipe(next, fx),
+            AuxOp::FenceBeforeFormat => self.fence_before_format(&bytes, fx),
             AuxOp::ReadStates { offset } => self.states_read(offset, &bytes, fx),
             AuxOp::ReadLastRecord { pos } => self.last_record_read(pos, &bytes),
             AuxOp::Commit { last } => self.commit_done(last),
@@ -276,30 +298,16 @@ impl Machine {
 
     fn head_read(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {
         if bytes.iter().all(|byte| *byte == 0) {
-            let ring = if self.options.protect == Protect::Bunker { self.options.table_payload_bytes } else { 0 };
-            let wanted = TableLayout::new(self.options.table_slots, ring);
-            let layout = if wanted.total_bytes() <= self.aux.region_bytes {
-                Some(wanted)
-            } else {
-                TableLayout::fitting(self.aux.region_bytes, ring)
-            };
-            let Some(layout) = layout else {
-                let size = self.aux.region_bytes;
-                return self.aux_reject(&format!("the region of {size} bytes is too small for a status table"), fx);
-            };
-            self.aux.layout = Some(layout);
-            return self.write_head(true, fx);
+            return self.format_blank(fx);
         }
         let header = match TableHeader::decode(&bytes[..BLOCK_BYTES]) {
             Ok(header) => header,
-            Err(why) => {
-                let text = format!("{why}; if nothing else lives in that region, fill its first 16 KiB with zeroes");
-                return self.aux_reject(&text, fx);
-            }
+            Err(why) => return self.judge_unreadable(bytes, &why, fx),
         };
         if header.group != self.group() {
             let text = format!(
-                "the status table belongs to group {:016x}, not to this one ({:016x}); use another region",
+                "the status table belongs to group {:016x}, not to this one ({:016x}); name another region, or, if that \
+                 group is gone, fill the first 16 KiB of this one with zeroes",
                 header.group.0,
                 self.group().0
             );
@@ -407,6 +415,7 @@ impl Machine {
         let layout = self.aux.layout.expect("known once ready");
         self.aux.phase = Phase::Ready;
         self.aux.problem = None;
+        self.aux.unreadable = None;
         self.aux.since_ns = self.now.wall_ns;
         self.aux.last_heartbeat_ns = 0;
         let floor = self.floor().max(self.aux.found_floor.min(self.tail));

@@ -6,3 +6,4 @@ mod modes;
 mod promotion;
 mod refusals;
 mod restarts;
+mod table;

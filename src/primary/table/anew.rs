@@ -1,0 +1,121 @@
+//! A region that holds no table: whether it may be formatted, and when.
+//!
+//! | header | whose region | DR's copy | does |
+//! |---|---|---|---|
+//! | all zeroes | | | formats it: nothing was ever there, or an operator handed it over |
+//! | damaged | ours | has everything up to the tail at first sight | wipes the slots, formats it |
+//! | damaged | ours | has not | waits: a record may be known only by what is left of the table (I2, I4) |
+//! | damaged | unknown | | refuses, and says how to hand it over |
+//!
+//! Ours is what our own auxiliary granted to this epoch, or what has this primary in its fence block. The tail at
+//! first sight bounds every record that can be in the table: none is written to it before it is formatted.
+
+use bytes::Bytes;
+
+use super::{AuxOp, HEAD_BYTES};
+use crate::core::ids::Seq;
+use crate::core::machine::Level;
+use crate::core::modes::Protect;
+use crate::format::FormatError;
+use crate::format::table::{FENCE_AT, Fence, RECORDS_AT, TableLayout};
+use crate::limits::BLOCK_BYTES;
+use crate::primary::machine::{Effect, Machine};
+
+/// Bytes of slots zeroed by one write.
+const WIPE_BYTES: u64 = 1 << 20;
+
+impl Machine {
+    /// The head is all zeroes.
+    pub(super) fn format_blank(&mut self, fx: &mut Vec<Effect>) {
+        if self.choose_layout(fx) {
+            self.format(fx);
+        }
+    }
+
+    /// The header cannot be read.
+    pub(super) fn judge_unreadable(&mut self, head: &[u8], why: &FormatError, fx: &mut Vec<Effect>) {
+        let fence_at = usize::try_from(FENCE_AT).expect("the second block");
+        let fence = head.get(fence_at..fence_at + BLOCK_BYTES).and_then(|block| Fence::decode(block).ok());
+        if let Some(fence) = &fence
+            && !self.fence_is_ours(fence, fx)
+        {
+            return;
+        }
+        let (epoch, owner) = (self.superblock.epoch, self.superblock.owner);
+        if !self.aux.fencing && fence.is_none_or(|fence| (fence.epoch, fence.owner) != (epoch, owner)) {
+            let text = format!(
+                "the region holds no status table of this group ({why}), and nothing in it shows that it is ours; name \
+                 another region, or hand this one over: fill its first 16 KiB with zeroes, and it is formatted anew"
+            );
+            return self.aux_reject(&text, fx);
+        }
+        let tail = self.tail;
+        let known = *self.aux.unreadable.get_or_insert(tail);
+        if self.floor() < known {
+            let text = format!(
+                "the status table is damaged ({why}); it is formatted anew by itself once DR holds every write up to \
+                 seq {known}, so that nothing known only there is thrown away"
+            );
+            return self.aux_reject(&text, fx);
+        }
+        if self.choose_layout(fx) {
+            let text = format!(
+                "the status table is damaged ({why}): formatting it anew; DR holds every write up to seq {known}"
+            );
+            fx.push(Effect::Log { level: Level::Warn, text });
+            self.wipe(RECORDS_AT, fx);
+        }
+    }
+
+    /// Zeroes the slots from an offset on, then formats: nothing of what stands there may be taken for a record.
+    pub(super) fn wipe(&mut self, offset: u64, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("chosen before anything is wiped");
+        if offset >= layout.payload_at {
+            if self.aux.fencing {
+                return self.format(fx);
+            }
+            // Wiping takes a while, and storage that cannot fence would let the head of a taker be overwritten (I7).
+            return self.aux_read(AuxOp::FenceBeforeFormat, FENCE_AT, BLOCK_BYTES as u64, fx);
+        }
+        let length = WIPE_BYTES.min(layout.payload_at - offset);
+        let zeroes = Bytes::from(vec![0; usize::try_from(length).expect("at most a MiB")]);
+        self.aux_write(AuxOp::Wipe { next: offset + length }, offset, vec![zeroes], true, fx);
+    }
+
+    /// Everything is wiped: formats, unless somebody has taken the table meanwhile.
+    pub(super) fn fence_before_format(&mut self, block: &[u8], fx: &mut Vec<Effect>) {
+        match Fence::decode(block) {
+            Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
+            _ => self.format(fx),
+        }
+    }
+
+    /// The layout of a new table. False after refusing a region that is too small.
+    fn choose_layout(&mut self, fx: &mut Vec<Effect>) -> bool {
+        let ring = if self.options.protect == Protect::Bunker { self.options.table_payload_bytes } else { 0 };
+        let wanted = TableLayout::new(self.options.table_slots, ring);
+        let fits = wanted.total_bytes() <= self.aux.region_bytes;
+        let layout = if fits { Some(wanted) } else { TableLayout::fitting(self.aux.region_bytes, ring) };
+        if layout.is_none() {
+            let size = self.aux.region_bytes;
+            self.aux_reject(&format!("the region of {size} bytes is too small for a status table"), fx);
+            return false;
+        }
+        self.aux.layout = layout;
+        true
+    }
+
+    /// Writes the head of an empty table. What an earlier table held is not here: the records that DR does not
+    /// have are written again, and payloads of a ring that is gone count for nothing.
+    fn format(&mut self, fx: &mut Vec<Effect>) {
+        let floor = self.floor();
+        self.aux.durable = self.aux.durable.min(floor);
+        self.aux.found_floor = Seq(0);
+        self.aux.ring_live.clear();
+        self.aux.ring_found = None;
+        self.aux.ring_full = false;
+        self.write_head(true, fx);
+    }
+}
+
+const _: () = assert!(HEAD_BYTES <= RECORDS_AT, "wiping the slots leaves the head as it is");
