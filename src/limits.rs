@@ -76,6 +76,12 @@ pub const AUX_PAYLOAD_BYTES_MIN: u64 = 64 << 20;
 pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
 /// Smallest spool of a DR site, bytes.
 pub const SPOOL_BYTES_MIN: u64 = 192 << 20;
+/// A spool of this size holds any batch of volumes of `volume_bytes` together: each block at most once, the headers
+/// of pieces of ordinary length, and what is written while it crosses, up to two windows. Bytes.
+#[must_use]
+pub const fn spool_for_any_batch(volume_bytes: u64) -> u64 {
+    (volume_bytes + volume_bytes / 16 + 2 * DR_WINDOW_BYTES_MAX + SPOOL_BYTES_MIN / 4).next_multiple_of(1 << 20)
+}
 /// Writes to DR's journal in flight.
 pub const DR_APPENDS_INFLIGHT_MAX: usize = 4;
 /// Blocks of records in one of them.

@@ -113,10 +113,37 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn dr(&mut self, dr: &DrConfig) {
         let running = self.running("dr", &dr.control);
         self.directory("dr", &dr.dir, dr.journal + dr.spool);
+        self.spool(dr);
         self.backing("dr", &dr.backing, running);
         if !running {
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
+        }
+    }
+
+    /// A batch is applied all or nothing: it waits in the spool as a whole, and stalls when it does not fit.
+    fn spool(&mut self, dr: &DrConfig) {
+        let volumes = self.config.volumes.iter().map(|volume| volume.size).sum();
+        let enough = limits::spool_for_any_batch(volumes);
+        let made = std::fs::metadata(dr.dir.join("spool")).map_or(0, |data| data.len());
+        if made > 0 && made != dr.spool {
+            let text = format!(
+                "the spool in {} has {}; the next start of DR resizes it to {} with what is in it, and leaves it if that \
+                 does not fit",
+                dr.dir.display(),
+                human_size(made),
+                human_size(dr.spool)
+            );
+            self.findings.note(Weight::Ok, &["dr", "spool"], text);
+        }
+        if dr.spool < enough {
+            let text = format!(
+                "{}: after an outage that outgrows primary.fifo, more than about this much changed data does not cross \
+                 until it is raised; \"{}MiB\" holds any batch of these volumes",
+                human_size(dr.spool),
+                enough >> 20
+            );
+            self.findings.note(Weight::Warning, &["dr", "spool"], text);
         }
     }
 

@@ -7,6 +7,7 @@ use super::arguments::Init;
 use super::failure::Failure;
 use crate::cluster::config::parse;
 use crate::cluster::size::{exact_size, parse_size};
+use crate::limits;
 
 /// Writes the configuration to `--output` or to `out`.
 pub fn run(options: &Init, out: &mut dyn Write) -> Result<(), Failure> {
@@ -161,7 +162,7 @@ control = {}   # farshore promote and status ask here
 streams = 4             # connections that carry payloads
 # address = "host:port"     # where the primary connects, when it is not what `listen` says
 # journal = "64MiB"         # order records not yet applied: one million writes
-# spool   = "1GiB"          # payloads received and not yet applied
+spool   = {}   # payloads received and not yet applied; a batch after a long outage waits in it as a whole
 "#,
         under(options, "dr"),
         backing(options, volumes, "-dr"),
@@ -169,7 +170,14 @@ streams = 4             # connections that carry payloads
         socket(options, &format!("{}-dr.sock", options.group)),
         quoted("127.0.0.1:10831"),
         under(options, "dr.ctl"),
+        quoted(&format!("{}MiB", spool(volumes) >> 20)),
     )
+}
+
+/// Room for any batch, unless that is very much.
+fn spool(volumes: &[(String, u64)]) -> u64 {
+    let bytes = volumes.iter().map(|(_, size)| size).sum();
+    limits::spool_for_any_batch(bytes).clamp(1 << 30, 32 << 30)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::format::superblock::{DIRECT, SYNCED};
-use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX};
+use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX, spool_for_any_batch};
 
 /// Checkpoints: what is under way, and when the next is due.
 #[derive(Clone, Debug, Default)]
@@ -185,9 +185,14 @@ impl Machine {
             return;
         }
         if let (true, Some(batch)) = (chunk_due, &self.batch) {
+            let volumes = self.options.volumes.iter().map(|(_, size)| size).sum();
+            let enough = spool_for_any_batch(volumes) >> 20;
             let text = format!(
-                "batch {} of more than {} bytes needs more spool than {size} bytes: raise [dr] spool",
-                batch.begin, batch.bytes
+                "batch {} of more than {} bytes needs more spool than {} MiB: set [dr] spool to \"{enough}MiB\", which \
+                 holds any batch of this group, and restart DR; it keeps what is in it",
+                batch.begin,
+                batch.bytes,
+                size >> 20
             );
             self.trouble(now, Trouble::BatchTooLarge, text, fx);
         } else if waiting.is_some() {

@@ -5,6 +5,7 @@ pub mod intent;
 pub mod journal;
 mod layout;
 pub mod record;
+pub mod relocate;
 pub mod spool;
 pub mod superblock;
 pub mod table;

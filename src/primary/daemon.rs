@@ -79,8 +79,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         fifo_disk_bytes: primary.fifo.disk,
         log_slots: aux.slots,
     };
-    let expect = files::expect(config, &setup)?;
     let opened = files::open(&mut reactor, config, &setup)?;
+    let expect = files::expect(config, &setup, &opened)?;
     let recovered = recovery::recover(&expect, &opened.views())
         .map_err(|error| Refused(error.to_string()))
         .with_context(|| format!("the directory {}", primary.dir.display()))?;
@@ -88,7 +88,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         isolated_continue: config.group.on_isolated == OnIsolated::Continue,
         overflow: primary.overflow,
         fifo_memory_bytes: primary.fifo.memory,
-        fifo_disk_bytes: primary.fifo.disk,
+        fifo_disk_bytes: opened.fifo_bytes,
         streams: dr.streams,
         table_slots: aux.slots,
         table_payload_bytes: aux.payload,
@@ -129,8 +129,8 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
         fifo_disk_bytes: 0,
         log_slots: crate::limits::TABLE_SLOTS_MIN,
     };
-    let expect = files::expect(config, &setup)?;
     let opened = files::open(&mut reactor, config, &setup)?;
+    let expect = files::expect(config, &setup, &opened)?;
     let recovered = match recovery::recover(&expect, &opened.views()) {
         Ok(found) if found.superblock.epoch == epoch && found.superblock.group == group => found,
         Ok(_) => recovery::promoted(&expect, group, owner, epoch, tail, chain),

@@ -5,5 +5,6 @@ mod harness;
 mod modes;
 mod promotion;
 mod refusals;
+mod resize;
 mod restarts;
 mod table;

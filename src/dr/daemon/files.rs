@@ -8,7 +8,10 @@
 //! | volumes | one file or block device each, locked | direct where possible |
 //! | `loss-report.json` | the report of a promotion | replaced as a whole |
 //!
-//! Logs keep the size they were made with: their positions are taken modulo it.
+//! Logs keep the size they were made with, since their positions are taken modulo it; the spool is copied to a file
+//! of another size when the configuration asks for one ([`resize`]).
+
+mod resize;
 
 use std::fs::File as StdFile;
 use std::io::{ErrorKind, Write};
@@ -58,6 +61,8 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let superblock =
         reactor.open(&OpenOptions { exclusive_lock: true, ..log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64) })?;
     let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
+    let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
+    resize::resize(reactor, dir, dr.spool.next_multiple_of(PIECE_BYTES), &slots, superblock)?;
     let spool = open_log(
         reactor,
         OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },

@@ -1,5 +1,7 @@
 //! The files of a primary: opened, locked, made with their space when they are new.
 
+mod resize;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -30,6 +32,8 @@ pub struct Opened {
     pub log: FileId,
     pub fifo: FileId,
     pub volumes: Vec<FileId>,
+    /// Size of the disk FIFO; what the configuration says, unless it holds too much for that.
+    pub fifo_bytes: u64,
     readers: [FileReader; 4],
 }
 
@@ -47,12 +51,12 @@ impl Opened {
 }
 
 /// What the directory has to match.
-pub fn expect(config: &Config, setup: &Setup<'_>) -> anyhow::Result<Expect> {
+pub fn expect(config: &Config, setup: &Setup<'_>, opened: &Opened) -> anyhow::Result<Expect> {
     Ok(Expect {
         group_name: config.group.name.clone(),
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
         boot_id: entropy::boot_id().context("reading the boot id")?,
-        fifo_disk_bytes: setup.fifo_disk_bytes,
+        fifo_disk_bytes: opened.fifo_bytes,
         log_slots: setup.log_slots,
         fresh_group: GroupId(entropy::random()?),
         fresh_owner: Owner(entropy::random()?),
@@ -81,7 +85,8 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     let map = reactor.open(&kept(path("intent.map"), map_bytes, Direct::Auto, Preallocate::Written))?;
     let log_bytes = LogLayout { slots: setup.log_slots }.total_bytes();
     let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve))?;
-    let fifo = reactor.open(&kept(path("fifo"), setup.fifo_disk_bytes, Direct::Never, Preallocate::Sparse))?;
+    let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
+    let fifo = reactor.open(&kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Sparse))?;
     let mut volumes = Vec::new();
     for (volume, path) in config.volumes.iter().zip(setup.backing) {
         volumes.push(open_volume(reactor, path, volume.size, setup.direct)?);
@@ -91,7 +96,7 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
         .and_then(|dir| dir.sync_all())
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
-    Ok(Opened { superblock, map, log, fifo, volumes, readers })
+    Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, readers })
 }
 
 /// A directory with everything but its superblock is not a new one.
