@@ -34,6 +34,9 @@ pub enum MoveError {
     Damaged { pos: u64, source: FormatError },
 }
 
+/// Writes parts one after another from an offset of the new file.
+pub type WriteAt<'a> = dyn FnMut(u64, &[Bytes]) -> Result<(), IoFail> + 'a;
+
 /// The entries between two positions, which the caller has found sound.
 pub fn places(file: &dyn ReadAt, log: Log, head: u64, end: u64) -> Result<Vec<Place>, MoveError> {
     let (mut pos, mut found) = (head, Vec::new());
@@ -79,7 +82,7 @@ pub fn copy(
     to: Log,
     entries: &[Place],
     positions: &[u64],
-    write: &mut dyn FnMut(u64, &[Bytes]) -> Result<(), IoFail>,
+    write: &mut WriteAt<'_>,
 ) -> Result<(), MoveError> {
     let (file, log) = from;
     for (entry, &pos) in entries.iter().zip(positions) {
@@ -155,11 +158,11 @@ mod tests {
     #[test]
     fn entries_keep_order_and_contents_through_growth_and_wrapping() {
         let lengths = [600, 100, 3000, 1, 2000];
-        let (old, floor) = (Log { size: 8192, nonce: 5 }, 8192 * 3 + 6144);
+        let (old, floor) = (Log { size: 16 << 10, nonce: 5 }, (16 << 10) * 3 + 14336);
         let (file, end) = fill(old, floor, &lengths);
         let entries = places(&file, old, floor, end).expect("sound");
         assert_eq!(entries.len(), lengths.len());
-        for size in [16 << 10, 8704, 1 << 20] {
+        for size in [32 << 10, 17408, 1 << 20] {
             let new = Log { size, nonce: 6 };
             let Some((positions, new_end)) = plan(&entries, floor, size) else { panic!("{size} bytes are enough") };
             let mut grown = Memory(vec![0; usize::try_from(size).expect("small")]);
