@@ -70,6 +70,8 @@ pub struct History {
     chain: Chain,
     /// Entry bytes in the spool that each missing payload will take.
     missing: BTreeMap<Seq, u64>,
+    /// Their sum.
+    missing_total: u64,
     /// Begin of the last batch in the history, and the record that ends it.
     batch: Option<Seq>,
     batch_end: Option<OrderRecord>,
@@ -156,7 +158,7 @@ impl History {
             self.batch_end = Some(record);
         }
         if record.op.has_payload() {
-            self.missing.insert(record.seq, entry_bytes(record.payload_bytes()));
+            self.miss(record.seq, entry_bytes(record.payload_bytes()));
         }
         self.entries.push_back(Entry { record, unbroken, payload: None });
         self.tail = record.seq;
@@ -235,7 +237,7 @@ impl History {
     pub fn hold(&mut self, seq: Seq, pos: u64) {
         if let Ok(index) = self.index(seq) {
             self.entries[index].payload = Some(pos);
-            self.missing.remove(&seq);
+            self.missing_total -= self.missing.remove(&seq).unwrap_or(0);
         }
     }
 
@@ -244,7 +246,8 @@ impl History {
         if let Ok(index) = self.index(seq) {
             let entry = &mut self.entries[index];
             if entry.payload.take().is_some() {
-                self.missing.insert(seq, entry_bytes(entry.record.payload_bytes()));
+                let bytes = entry_bytes(entry.record.payload_bytes());
+                self.miss(seq, bytes);
             }
         }
     }
@@ -255,9 +258,20 @@ impl History {
             self.floor_chain = self.entries.pop_front().map_or(self.floor_chain, |entry| entry.record.chain);
         }
         while self.missing.first_key_value().is_some_and(|(&missing, _)| missing <= seq) {
-            self.missing.pop_first();
+            self.missing_total -= self.missing.pop_first().map_or(0, |(_, bytes)| bytes);
         }
         self.floor = self.floor.max(seq);
+    }
+
+    fn miss(&mut self, seq: Seq, bytes: u64) {
+        let before = self.missing.insert(seq, bytes).unwrap_or(0);
+        self.missing_total = self.missing_total + bytes - before;
+    }
+
+    /// Spool bytes that all missing payloads will take together.
+    #[must_use]
+    pub fn missing_total(&self) -> u64 {
+        self.missing_total
     }
 
     /// The batch that is open after `cut`: its begin, and its end if that is known.

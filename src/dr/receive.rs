@@ -326,6 +326,10 @@ impl Machine {
         if seq.is_some_and(|seq| seq > low && seq < high) {
             return spool.fits(bytes);
         }
+        // With room for everything that is missing nothing has to be added up.
+        if spool.admits(bytes, self.history.missing_total(), entry_bytes(u64::from(PAYLOAD_BYTES_MAX))) {
+            return true;
+        }
         let (owed, longest) = self.history.missing_bytes(low, high.max(seq.unwrap_or_default()), spool.size());
         spool.admits(bytes, owed, longest)
     }

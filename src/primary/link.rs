@@ -18,6 +18,8 @@ use crate::format::record::OrderRecord;
 use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS};
 
+/// Unacknowledged bytes up to which one stream is filled before the next is used.
+const STREAM_FILL_BYTES: u64 = 128 << 10;
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
 /// How long a stream with something unacknowledged on it may be silent, nanoseconds; DR may hold its streams
@@ -202,14 +204,17 @@ impl DrLink {
         self.window_bytes.saturating_sub(self.unacked())
     }
 
-    /// The stream with the least to do, if `bytes` more may go out.
+    /// The stream for `bytes` more, if they may go out: one that has something to do but not much, so that what is
+    /// little goes out together; else the one with the least to do.
     #[must_use]
     pub(super) fn stream_for(&self, bytes: u64) -> Option<Conn> {
         let unacked = self.unacked();
         if unacked > 0 && unacked + bytes > self.window_bytes {
             return None;
         }
-        let stream = self.streams.iter().filter(|stream| stream.up().is_some()).min_by_key(|stream| stream.unacked)?;
+        let up = || self.streams.iter().filter(|stream| stream.up().is_some());
+        let light = up().filter(|stream| stream.unacked + bytes <= STREAM_FILL_BYTES);
+        let stream = light.max_by_key(|stream| stream.unacked).or_else(|| up().min_by_key(|stream| stream.unacked))?;
         stream.up()
     }
 
