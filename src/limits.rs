@@ -61,6 +61,9 @@ pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 64 << 20;
 pub const CONNECTION_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// NBD connections of one server; more are closed at once.
 pub const CONNECTIONS_MAX: usize = 256;
+/// Longest request of a metrics client, bytes, and its connections.
+pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
+pub const HTTP_CONNECTIONS_MAX: usize = 32;
 /// How long an NBD client may take over its handshake, nanoseconds.
 pub const HANDSHAKE_NS: u64 = 10_000_000_000;
 /// Longest data of an NBD option that is looked at, bytes: a name of 4096 and every information type.

@@ -15,12 +15,14 @@ use crate::auxiliary::machine::{Auxiliary, Effect, File, Input, Kind};
 use crate::auxiliary::recovery::{Recovered, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Lines, Refused, Request};
+use crate::cluster::metrics;
 use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::format::table::TableLayout;
+use crate::io::http::{Asked, HttpServer};
 use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -51,6 +53,8 @@ pub struct Shell {
     controls: HashMap<Conn, Lines>,
     peers: HashMap<Conn, String>,
     asked: Vec<(Conn, session::Event)>,
+    http: HttpServer,
+    pages: Vec<Asked>,
     effects: Vec<Effect>,
     stopped: bool,
 }
@@ -76,6 +80,7 @@ impl Shell {
         let listener = reactor.listen(&own.listen).with_context(|| format!("listening on {}", own.listen))?;
         let control_address = Address::Unix(own.control.clone());
         let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let http = HttpServer::start(&mut reactor, aux.metrics.as_ref()).context("listening on [aux] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&own.listen);
         let status = format!("serving on {address}, epoch {} is in force", machine.writer().epoch);
         tracing::info!("{status}");
@@ -91,6 +96,8 @@ impl Shell {
             controls: HashMap::new(),
             peers: HashMap::new(),
             asked: Vec::new(),
+            http,
+            pages: Vec::new(),
             effects: Vec::new(),
             stopped: false,
         })
@@ -127,6 +134,13 @@ impl Shell {
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
+            return Ok(());
+        }
+        if self.http.on_event(&mut self.reactor, &event, &mut self.pages) {
+            for asked in std::mem::take(&mut self.pages) {
+                let page = metrics::page(&asked.path, &self.status());
+                HttpServer::reply(&mut self.reactor, &asked, page.code, page.kind, &page.body);
+            }
             return Ok(());
         }
         match event {
@@ -233,7 +247,7 @@ impl Shell {
 
     fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
         Ok(match Request::parse(line) {
-            Ok(Request::Status) => Answer::status(&Status::Aux(Box::new(self.machine.status(self.reactor.now())))),
+            Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Stop) => {
                 self.stop()?;
                 Answer::done()
@@ -243,6 +257,10 @@ impl Shell {
             }
             Err(answer) => answer,
         })
+    }
+
+    fn status(&self) -> Status {
+        Status::Aux(Box::new(self.machine.status(self.reactor.now())))
     }
 
     fn stop(&mut self) -> anyhow::Result<()> {
@@ -259,6 +277,7 @@ impl Shell {
         for conn in self.controls.keys() {
             self.reactor.close(*conn, "the auxiliary stops");
         }
+        self.http.stop(&mut self.reactor);
         self.reactor.stop_listening(self.control);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {

@@ -107,6 +107,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.backing("primary", &primary.backing, running);
         if !running {
             primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
+            primary.metrics.iter().for_each(|address| self.address(&["primary", "metrics"], address));
         }
     }
 
@@ -118,6 +119,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         if !running {
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
+            dr.metrics.iter().for_each(|address| self.address(&["dr", "metrics"], address));
         }
     }
 
@@ -153,6 +155,8 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.directory("aux", &own.dir, slots * 96 + payload);
         if !running {
             self.address(&["aux", "listen"], &own.listen);
+            let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.clone());
+            metrics.iter().for_each(|address| self.address(&["aux", "metrics"], address));
         }
     }
 

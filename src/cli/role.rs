@@ -18,7 +18,8 @@ pub fn aux(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (_, own) = config.need_aux()?;
     logs::start(&config.group.name, "aux")?;
-    directories([own.control.as_path()], [&own.listen])?;
+    let metrics = config.aux.as_ref().and_then(|aux| aux.metrics.as_ref());
+    directories([own.control.as_path()], [&own.listen].into_iter().chain(metrics))?;
     ended(auxiliary::daemon::run(&config))
 }
 
@@ -27,7 +28,7 @@ pub fn dr(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (own, _) = config.need_dr()?;
     logs::start(&config.group.name, "dr")?;
-    directories([own.control.as_path()], own.export.iter().chain([&own.listen]))?;
+    directories([own.control.as_path()], own.export.iter().chain([&own.listen]).chain(&own.metrics))?;
     ended(run_dr(&config))
 }
 
@@ -46,6 +47,7 @@ fn run_dr(config: &Config) -> anyhow::Result<()> {
         chain: promoted.chain,
         control: promoted.control,
         controls: promoted.controls,
+        http: promoted.http,
         replication: Some(promoted.replication),
         replies: promoted.replies,
         loss: promoted.loss,
@@ -58,7 +60,7 @@ pub fn primary(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (own, _, _) = config.need_primary()?;
     logs::start(&config.group.name, "primary")?;
-    directories([own.control.as_path()], &own.listen)?;
+    directories([own.control.as_path()], own.listen.iter().chain(&own.metrics))?;
     ended(primary::daemon::run(&config))
 }
 

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod control;
+pub mod metrics;
 pub mod size;
 pub mod status;
 mod toml;

@@ -27,10 +27,12 @@ use super::machine::{Effect, Input, Machine, PromoteError};
 use super::promote::LossReport;
 use crate::cluster::config::{Config, TablePlace};
 use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::metrics;
 use crate::cluster::status::{PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
+use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 
@@ -61,6 +63,8 @@ pub struct Promoted {
     /// The control socket's listener in `reactor`, and its connections with what they have said of a line.
     pub control: usize,
     pub controls: HashMap<Conn, Lines>,
+    /// Metrics, for the same address.
+    pub http: HttpServer,
     /// The replication listener: whoever comes with an older epoch is to be told that it is fenced (I7).
     pub replication: usize,
     /// What is to be sent, and to whom, as soon as the volumes are served.
@@ -90,6 +94,8 @@ pub struct Shell {
     listener: usize,
     control: usize,
     controls: HashMap<Conn, Lines>,
+    http: HttpServer,
+    pages: Vec<Page>,
     table: TableTarget,
     region: Option<Region>,
     /// Whether the region may be used: between its `Opened` and its end.
@@ -130,6 +136,7 @@ impl Shell {
         let listener = reactor.listen(&dr.listen).with_context(|| format!("listening on {}", dr.listen))?;
         let control_address = Address::Unix(dr.control.clone());
         let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let http = HttpServer::start(&mut reactor, dr.metrics.as_ref()).context("listening on [dr] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
         tracing::info!("replication arrives on {address}");
         let table = match &aux.table {
@@ -145,6 +152,8 @@ impl Shell {
             listener,
             control,
             controls: HashMap::new(),
+            http,
+            pages: Vec::new(),
             table,
             region: None,
             region_open: false,
@@ -211,6 +220,13 @@ impl Shell {
             && region.on_event(&mut self.reactor, &event, &mut self.region_events)
         {
             return self.region_said();
+        }
+        if self.http.on_event(&mut self.reactor, &event, &mut self.pages) {
+            for asked in std::mem::take(&mut self.pages) {
+                let page = metrics::page(&asked.path, &self.status());
+                HttpServer::reply(&mut self.reactor, &asked, page.code, page.kind, &page.body);
+            }
+            return Ok(());
         }
         match event {
             Event::Accepted { listener, conn, .. } if listener == self.control => {
@@ -383,7 +399,7 @@ impl Shell {
     /// The answer to a request; `None` when it comes later.
     fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Option<Answer>> {
         Ok(Some(match Request::parse(line) {
-            Ok(Request::Status) => Answer::status(&Status::Dr(Box::new(self.machine.status(self.reactor.now())))),
+            Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Promote { plan, force }) => {
                 let ticket = Ticket(self.next_promotion);
                 self.next_promotion += 1;
@@ -398,6 +414,10 @@ impl Shell {
             }
             Err(answer) => answer,
         }))
+    }
+
+    fn status(&self) -> Status {
+        Status::Dr(Box::new(self.machine.status(self.reactor.now())))
     }
 
     /// A plan and a refusal are answered at once; a promotion when the volumes are served.
@@ -452,7 +472,9 @@ impl Shell {
     }
 
     fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
-        let Shell { mut reactor, mut links, files, report, control, controls, listener, mut replies, asked, .. } = self;
+        let Shell {
+            mut reactor, mut links, files, report, control, controls, http, listener, mut replies, asked, ..
+        } = self;
         // Who asked for the same while it was under way gets the same answer.
         replies.extend(asked.into_values().map(|asked| (asked.conn, loss_answer(report.as_ref()).line())));
         links.close_all(&mut reactor, "this DR was promoted");
@@ -469,6 +491,7 @@ impl Shell {
             chain,
             control,
             controls,
+            http,
             replication: listener,
             replies,
             loss: report.is_some().then(|| loss_answer(report.as_ref()).line()),
@@ -484,6 +507,7 @@ impl Shell {
         for conn in self.controls.keys() {
             self.reactor.close(*conn, "DR stops");
         }
+        self.http.stop(&mut self.reactor);
         self.reactor.stop_listening(self.control);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.links.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {

@@ -18,6 +18,7 @@ pub mod arena;
 pub mod clock;
 mod disk;
 pub mod entropy;
+pub mod http;
 mod listen;
 mod net;
 pub mod notify;

@@ -17,12 +17,14 @@ use super::machine::{Effect, File, Input, Kind, Machine, Options, Req};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Lines, Refused, Request};
+use crate::cluster::metrics;
 use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, IoFail, Level};
 use crate::core::ranges::VolumeRanges;
+use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::protocol::{REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN};
@@ -51,6 +53,7 @@ pub struct Promotion {
     /// The control socket's listener in `reactor`, and control connections that stay.
     pub control: usize,
     pub controls: HashMap<Conn, Lines>,
+    pub http: HttpServer,
     /// The replication listener: whoever comes with an older epoch is told that it is fenced (I7).
     pub replication: Option<usize>,
     /// What is sent, and to whom, as soon as the volumes are served.
@@ -108,6 +111,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     shell.listen(&primary.listen)?;
     let control = Address::Unix(primary.control.clone());
     shell.control = shell.reactor.listen(&control).with_context(|| format!("listening on {control}"))?;
+    let address = primary.metrics.as_ref();
+    shell.http = HttpServer::start(&mut shell.reactor, address).context("listening on [primary] metrics")?;
     shell.serve()
 }
 
@@ -142,6 +147,7 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
     shell.control = promotion.control;
     shell.controls = promotion.controls;
+    shell.http = promotion.http;
     shell.replication = promotion.replication;
     shell.loss = promotion.loss;
     shell.listen(&dr.export)?;
@@ -202,6 +208,8 @@ struct Shell {
     dr: DrConns,
     control: usize,
     controls: HashMap<Conn, Lines>,
+    http: HttpServer,
+    pages: Vec<Page>,
     replication: Option<usize>,
     /// Connections of the replication listener: they only hear that they are fenced.
     strangers: HashMap<Conn, ()>,
@@ -246,6 +254,8 @@ impl Shell {
             dr: DrConns::default(),
             control: usize::MAX,
             controls: HashMap::new(),
+            http: HttpServer::default(),
+            pages: Vec::new(),
             replication: None,
             strangers: HashMap::new(),
             loss: None,
@@ -351,6 +361,13 @@ impl Shell {
             return Ok(());
         }
         if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
+            return Ok(());
+        }
+        if self.http.on_event(&mut self.reactor, &event, &mut self.pages) {
+            for asked in std::mem::take(&mut self.pages) {
+                let page = metrics::page(&asked.path, &self.status());
+                HttpServer::reply(&mut self.reactor, &asked, page.code, page.kind, &page.body);
+            }
             return Ok(());
         }
         if let Some(region) = &mut self.region
@@ -721,6 +738,7 @@ impl Shell {
         }
         if self.control != usize::MAX {
             self.reactor.stop_listening(self.control);
+            self.http.stop(&mut self.reactor);
         }
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {

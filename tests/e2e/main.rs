@@ -2,6 +2,7 @@
 
 mod crash;
 mod harness;
+mod metrics;
 mod modes;
 mod promotion;
 mod refusals;

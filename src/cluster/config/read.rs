@@ -169,6 +169,9 @@ fn aux(r: &mut Reader<'_>, s: &Section<'_>, protect: Protect) -> Option<AuxConfi
     let metrics = metrics(r, s);
     if s.has("table") && !s.has("listen") {
         let table = r.required(s, "table", "where the status table is").and_then(|text| table(r, s, text))?;
+        if metrics.is_some() {
+            r.warn(s, "metrics", "is not served by anyone: with `table` and without `dir` no auxiliary of ours runs");
+        }
         return Some(AuxConfig { own: None, slots, payload, table, metrics });
     }
     let dir = path(r, s, "dir", "the directory of the status table");
@@ -342,9 +345,5 @@ fn reached(r: &mut Reader<'_>, s: &Section<'_>, listen: Option<&Address>) -> Opt
 }
 
 fn metrics(r: &mut Reader<'_>, s: &Section<'_>) -> Option<Address> {
-    let found = r.string(s, "metrics").and_then(|text| address(r, s, "metrics", text));
-    if found.is_some() {
-        r.warn(s, "metrics", "is not served by this version: nothing listens there; use `farshore status --json`");
-    }
-    found
+    r.string(s, "metrics").and_then(|text| address(r, s, "metrics", text))
 }
