@@ -48,6 +48,9 @@ pub fn read(path: &Path) -> Result<String, Failure> {
         std::io::ErrorKind::NotFound => Failure::usage(format!(
             "{shown}: there is no such file; name one with --config, or write one with `farshore init`"
         )),
+        std::io::ErrorKind::PermissionDenied => {
+            Failure::usage(format!("{shown}: cannot read the configuration: {error}; {}", crate::io::open::denied()))
+        }
         _ => Failure::usage(format!("{shown}: cannot read the configuration: {error}")),
     })?;
     String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{shown}: is not UTF-8 text")))

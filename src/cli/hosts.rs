@@ -188,7 +188,8 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             (found, missing) => {
                 if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
                     let what = if missing { "cannot be made" } else { "cannot be written to" };
-                    let text = format!("{} {what}: {}: {}", dir.display(), found.display(), error.desc());
+                    let text =
+                        format!("{} {what}: {}: {}{}", dir.display(), found.display(), error.desc(), advice(error));
                     self.findings.note(Weight::Error, &keys, text);
                     return;
                 }
@@ -207,8 +208,13 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         if !found.is_dir() {
             self.findings.note(Weight::Error, keys, format!("{} is not a directory", found.display()));
         } else if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
-            let text =
-                format!("{}: the socket cannot be made in {}: {}", socket.display(), found.display(), error.desc());
+            let text = format!(
+                "{}: the socket cannot be made in {}: {}{}",
+                socket.display(),
+                found.display(),
+                error.desc(),
+                advice(error)
+            );
             self.findings.note(Weight::Error, keys, text);
         }
     }
@@ -295,6 +301,17 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     }
 }
 
+/// What to do about an error of access.
+fn advice(error: nix::errno::Errno) -> String {
+    match error {
+        nix::errno::Errno::EACCES => {
+            let denied = crate::io::open::denied().replace("this process runs", "this runs");
+            format!("; {denied}; check as the user of the role")
+        }
+        _ => String::new(),
+    }
+}
+
 /// A usable backing store: what to say, bytes it may still take, and on which filesystem.
 struct File {
     text: String,
@@ -309,7 +326,7 @@ fn volume_file(path: &Path, size: u64, running: bool) -> Result<File, String> {
         Err(error) => return Err(error.to_string()),
     };
     access(path, AccessFlags::R_OK | AccessFlags::W_OK)
-        .map_err(|error| format!("not readable and writable: {}", error.desc()))?;
+        .map_err(|error| format!("not readable and writable: {}{}", error.desc(), advice(error)))?;
     if metadata.file_type().is_block_device() {
         return block_device(path, size, running);
     }

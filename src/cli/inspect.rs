@@ -63,6 +63,9 @@ impl Image {
     pub fn open(path: &Path) -> Result<Image, Failure> {
         let failed = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Failure::failed(format!("{}: there is no such file", path.display())),
+            ErrorKind::PermissionDenied => {
+                Failure::failed(format!("{}: cannot be read: {error}; {}", path.display(), crate::io::open::denied()))
+            }
             _ => Failure::failed(format!("{}: cannot be read: {error}", path.display())),
         };
         let mut file = File::open(path).map_err(failed)?;

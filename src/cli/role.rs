@@ -1,5 +1,6 @@
 //! `farshore aux`, `dr`, `primary`: one role in the foreground, from its configuration to its exit status.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::arguments::Role;
@@ -10,6 +11,7 @@ use crate::cluster::config::{Config, ConfigError};
 use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
 use crate::dr;
+use crate::io::open::denied as denied_advice;
 use crate::primary;
 use crate::primary::recovery::RecoveryError;
 
@@ -76,7 +78,14 @@ fn directories<'a>(
     for socket in controls.into_iter().chain(sockets) {
         let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) else { continue };
         std::fs::create_dir_all(parent).map_err(|error| {
-            Failure::failed(format!("{}: the directory of the socket cannot be made: {error}", parent.display()))
+            let advice = match error.kind() {
+                ErrorKind::PermissionDenied => format!("; {}, or make the directory for it", denied_advice()),
+                _ => String::new(),
+            };
+            Failure::failed(format!(
+                "{}: the directory of the socket cannot be made: {error}{advice}",
+                parent.display()
+            ))
         })?;
     }
     Ok(())
@@ -85,7 +94,13 @@ fn directories<'a>(
 /// The exit status of a role: what it refused or found wrong in the configuration is not a mere failure.
 fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
     let Err(error) = result else { return Ok(()) };
-    let text = format!("{error:#}");
+    let mut text = format!("{error:#}");
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    };
+    if error.chain().any(denied) {
+        text = format!("{text}; {}", denied_advice());
+    }
     tracing::error!("{text}");
     let exit = error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED);
     // The log has said it, with group and role; a second line would only repeat it.

@@ -153,11 +153,22 @@ pub fn allocated_ranges(opened: &Opened) -> io::Result<Vec<(u64, u64)>> {
 
 /// Turns an error of the system into one that names the file.
 pub fn failed(path: &Path, what: &str, error: &io::Error) -> IoFail {
-    let text = format!("{}: {what}: {error}", path.display());
+    let mut text = format!("{}: {what}: {error}", path.display());
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        text.push_str("; ");
+        text.push_str(&denied());
+    }
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoFail::NoSpace(text),
         _ => IoFail::Other(text),
     }
+}
+
+/// What to do when permission is denied.
+#[must_use]
+pub fn denied() -> String {
+    let user = nix::unistd::geteuid();
+    format!("this process runs as user {user}: give that user access (chown, chmod), or run it as the owner")
 }
 
 /// Size of a file or block device, bytes.

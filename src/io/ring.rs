@@ -324,5 +324,18 @@ fn build_ring() -> io::Result<IoUring> {
             Err(error) => refused = Some(error),
         }
     }
-    Err(refused.expect("every attempt that did not succeed left its error"))
+    let error = refused.expect("every attempt that did not succeed left its error");
+    Err(match error.raw_os_error() {
+        Some(libc::ENOMEM) => io::Error::new(
+            error.kind(),
+            format!(
+                "{error}; a ring counts as locked memory: raise `ulimit -l` (systemd: LimitMEMLOCK) to 8 MiB or more"
+            ),
+        ),
+        Some(libc::EPERM | libc::ENOSYS) => io::Error::other(format!(
+            "{error}; sysctl kernel.io_uring_disabled has to be 0 (or 1 for root), and a container's seccomp profile has to \
+             allow it"
+        )),
+        _ => error,
+    })
 }

@@ -9,3 +9,4 @@ mod refusals;
 mod resize;
 mod restarts;
 mod table;
+mod unprivileged;
