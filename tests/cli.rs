@@ -26,7 +26,7 @@ impl Directory {
     fn configured(&self) -> PathBuf {
         let output = farshore(&["init", "orders", "--volume", "db=16MiB", "--dir", &self.text("data")]);
         assert_eq!(code(&output), 0, "{}", err(&output));
-        let mut text = out(&output).replace("8GiB", "64MiB").replace("# spool   = \"1GiB\"", "spool = \"192MiB\"");
+        let mut text = out(&output).replace("8GiB", "64MiB").replace("\"1024MiB\"", "\"192MiB\"");
         for port in ["10809", "10820", "10830", "10831"] {
             text = text.replace(port, &free_port().to_string());
         }
@@ -375,4 +375,31 @@ fn output_that_nobody_reads_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert!(!err(&output).contains("panicked"), "{}", err(&output));
+}
+
+#[test]
+fn the_systemd_units_pass_their_own_check() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: needs systemd-analyze");
+        return;
+    }
+    let dir = Directory::new();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    let mut checked = 0;
+    for unit in std::fs::read_dir(units).expect("the units are there").flatten() {
+        let text = std::fs::read_to_string(unit.path()).expect("text");
+        // The check wants to find the program; an installation has it there.
+        let text = text.replace("/usr/local/bin/farshore", env!("CARGO_BIN_EXE_farshore"));
+        let path = dir.write(&unit.file_name().to_string_lossy(), &text);
+        let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output();
+        let verify = verify.expect("it runs");
+        assert!(verify.status.success() && verify.stderr.is_empty(), "{}", err(&verify));
+        // What it runs exists as a verb, with the options it names.
+        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("it runs something");
+        let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+        assert_eq!((words.len(), words[1], words[2]), (3, "--config", "/etc/farshore/farshore.toml"), "{line}");
+        assert_eq!(code(&farshore(&[words[0], "--help"])), 0, "{line}");
+        checked += 1;
+    }
+    assert_eq!(checked, 3);
 }
