@@ -128,5 +128,17 @@ fn a_foreign_region_is_refused_until_it_is_handed_over() -> Result<()> {
     bytes[..16 << 10].fill(0);
     std::fs::write(&path, bytes)?;
     until(&site, "up", |status| link(status).0 == "up")?;
+    site.settle(LONG)?;
+    // Now its fence block names this primary: a damaged header is its own affair.
+    site.stop(Role::Primary)?;
+    garble(&path, 16 << 10)?;
+    let mut bytes = std::fs::read(&path)?;
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes)?;
+    site.start(Role::Primary)?;
+    until(&site, "up again", |status| link(status).0 == "up" && status.degraded.is_empty())?;
+    ensure!(site.log(Role::Primary).contains("formatting it anew"));
+    let inspect = std::process::Command::new(program()).args(["inspect", "table"]).arg(&path).output()?;
+    ensure!(inspect.status.success(), "{}", String::from_utf8_lossy(&inspect.stdout));
     Ok(())
 }
