@@ -99,6 +99,8 @@ pub const DR_APPLY_BYTES_MAX: u64 = 16 << 20;
 /// Applied bytes after which DR makes a checkpoint, and the longest time between two while it applies.
 pub const DR_CHECKPOINT_BYTES: u64 = 64 << 20;
 pub const DR_CHECKPOINT_NS: u64 = 2_000_000_000;
+/// Longest time between an acknowledgement of orders and the superblock that says how far the journal reached.
+pub const DR_PROMISE_NS: u64 = 20_000_000;
 /// Least time between two progress messages, nanoseconds.
 pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
 /// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.

@@ -293,6 +293,7 @@ fn a_promotion_that_is_killed_is_finished_by_the_next_and_serves_the_same_bytes(
     assert!(promoted.read_all() == primary, "{}", site.logs());
     promoted.write(0, &[9; 4096]).expect("the new primary takes writes");
     site.restart_dr();
+    site.wait("the export", |site| UnixStream::connect(site.path("e.sock")).is_ok());
     let again = Nbd::open(&site.path("e.sock"), "v").read_all();
     assert!(again[..4096] == [9; 4096] && again[4096..] == primary[4096..], "{}", site.logs());
     assert_eq!(terminate(&mut site.dr), Some(0), "{}", site.logs());
@@ -342,4 +343,91 @@ fn one_process_a_directory_and_nobody_is_believed_who_talks_nonsense() {
     assert_eq!(terminate(&mut site.dr), Some(0), "{}", site.logs());
     assert_eq!(terminate(&mut site.primary), Some(0), "{}", site.logs());
     site.assert_equal();
+}
+
+/// Writes that cross and are applied; then the power of DR fails, and the primary and the auxiliary are lost.
+fn alone_with_its_disk(site: &mut Site) {
+    write_some(&mut Nbd::open(&site.path("p.sock"), "v"), &mut 11, 300).expect("writes");
+    site.wait_applied();
+    kill(&mut site.dr);
+}
+
+/// Overwrites a piece of a file.
+fn garble(path: &Path, offset: u64, length: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).expect("it is there");
+    file.write_all_at(&vec![0xA5; length], offset).expect("writes");
+}
+
+#[test]
+fn a_journal_that_is_garbled_while_dr_is_down_is_promoted_by_force_only_and_the_report_says_so() {
+    let mut site = Site::running("order");
+    alone_with_its_disk(&mut site);
+    kill(&mut site.primary);
+    kill(&mut site.aux);
+    garble(&site.path("d/journal"), 0, 4 << 20);
+    site.dr = Some(site.start("dr", "d.ctl"));
+    site.wait("DR answers", |site| site.status("d.ctl").is_some());
+    let status = site.status("d.ctl").expect("it answers");
+    assert!(status["degraded"].to_string().contains("DAMAGED"), "{status}");
+    assert!(site.logs().contains("DAMAGED: the file journal does not hold the checkpoint"), "{}", site.logs());
+    let refused = site.promote(&[]);
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("DAMAGED") && text.contains("--force"), "{text}");
+    let forced = site.promote(&["--force"]);
+    assert!(forced.status.success(), "{forced:?} {}", site.logs());
+    let report: Value = serde_json::from_slice(&forced.stdout).expect("a report");
+    assert!(report["incomplete"].as_str().is_some_and(|text| text.contains("not known")), "{report}");
+    let stored = std::fs::read_to_string(site.path("d/loss-report.json")).expect("stored");
+    assert!(stored.contains("incomplete"), "{stored}");
+    let told = site.command("loss").output().expect("runs");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(text.contains("INCOMPLETE") && !text.contains("nothing"), "{text}");
+}
+
+#[test]
+fn the_primary_makes_good_what_dr_lost_on_its_disk() {
+    let mut site = Site::running("order");
+    alone_with_its_disk(&mut site);
+    garble(&site.path("d/journal"), 0, 4 << 20);
+    garble(&site.path("d/spool"), 0, 8 << 20);
+    site.dr = Some(site.start("dr", "d.ctl"));
+    write_some(&mut Nbd::open(&site.path("p.sock"), "v"), &mut 12, 100).expect("writes go on");
+    site.wait("made good", |site| {
+        site.status("d.ctl").is_some_and(|it| it["synced"] == true && !it["degraded"].to_string().contains("DAMAGED"))
+    });
+    site.wait_applied();
+    let plan = site.promote(&["--plan"]);
+    let report: Value = serde_json::from_slice(&plan.stdout).expect("a report");
+    assert_eq!((&report["incomplete"], &report["missing"]), (&Value::Null, &serde_json::json!([])));
+    assert_eq!(terminate(&mut site.dr), Some(0), "{}", site.logs());
+    assert_eq!(terminate(&mut site.primary), Some(0), "{}", site.logs());
+    site.assert_equal();
+}
+
+#[test]
+fn a_log_that_is_gone_or_shorter_is_refused_by_name_at_the_start() {
+    let mut site = Site::running("order");
+    alone_with_its_disk(&mut site);
+    let refused = |site: &Site, words: &[&str]| {
+        let output = site.command("dr").output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+    };
+    for (name, bytes) in [("journal", 4u64 << 20), ("spool", 192 << 20)] {
+        let (path, aside) = (site.path("d").join(name), site.path("aside"));
+        std::fs::rename(&path, &aside).expect("moves");
+        refused(&site, &[name, "is missing", "Put the file back"]);
+        assert!(!path.exists(), "none is made in its place");
+        std::fs::copy(&aside, &path).expect("copies");
+        for short in [bytes / 2, bytes - 512, 0] {
+            std::fs::File::options().write(true).open(&path).expect("opens").set_len(short).expect("cuts");
+            refused(&site, &[name, &format!("is {short} bytes long, it was made with {bytes}"), "truncated"]);
+        }
+        std::fs::rename(&aside, &path).expect("moves back");
+    }
+    site.dr = Some(site.start("dr", "d.ctl"));
+    site.wait_applied();
 }

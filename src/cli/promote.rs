@@ -66,8 +66,12 @@ pub fn summary(report: &PromoteReport, volume: Option<&str>, out: &mut dyn Write
     writeln!(out, "  auxiliary        {aux}")?;
     let missing: Vec<&MissingWrite> =
         report.missing.iter().filter(|write| volume.is_none_or(|volume| volume == write.volume)).collect();
+    if let Some(text) = &report.incomplete {
+        writeln!(out, "  INCOMPLETE       {text}")?;
+    }
     if missing.is_empty() {
-        return writeln!(out, "  lost             nothing");
+        let none = if report.incomplete.is_some() { "not known: see INCOMPLETE" } else { "nothing" };
+        return writeln!(out, "  lost             {none}");
     }
     let bytes: u64 = missing.iter().map(|write| write.length).sum();
     let (first, last) = (missing.iter().map(|w| &w.time).min(), missing.iter().map(|w| &w.time).max());

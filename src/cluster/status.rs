@@ -226,6 +226,9 @@ pub struct PromoteReport {
     /// `"read"`: the status table was read; `"unreachable"`: it was not, and `--force` went on without it.
     pub aux: String,
     pub duration_seconds: f64,
+    /// The directory was damaged and the promotion forced: what this report cannot vouch for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete: Option<String>,
 }
 
 /// One write that is not in the promoted image.

@@ -39,13 +39,17 @@ impl Machine {
             return;
         }
         let (begin, direct) = (batch.begin, batch.direct);
+        let end = batch.end.map_or(Seq(0), |end| end.seq);
         self.committing = Some(batch);
         if direct {
             // There is no recovery point to go back to: whatever happens before it is applied, the first sync
             // begins again.
             return self.committed(fx);
         }
-        self.keeper.change(|it| it.batch = begin);
+        self.keeper.change(|it| {
+            it.batch = begin;
+            it.promised_cut = it.promised_cut.max(end);
+        });
         self.keeper.then(After::Committed);
     }
 
@@ -81,7 +85,8 @@ impl Machine {
             return Some(step);
         }
         let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
-            let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= self.cut)?;
+            let limit = if self.synced() { self.cut.min(self.promises.cut) } else { self.cut };
+            let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= limit)?;
             return self.record_step(&entry, entry.record.seq);
         };
         let (base, begin, end, stage) = (committed.base, committed.begin, committed.end, committed.stage);
@@ -203,7 +208,7 @@ impl Machine {
                     Some((begin, end)) if seq <= end => {
                         self.stage(if seq < begin { Stage::Before } else { Stage::After });
                     }
-                    _ => self.cut = seq.prev(),
+                    _ => self.fall_back(now, seq, fx),
                 }
                 if let Some(batch) = &mut self.batch {
                     batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));

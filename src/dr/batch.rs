@@ -162,6 +162,10 @@ impl Machine {
 
     /// The end of a batch, if everything it promises is here.
     pub(super) fn batch_complete(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> Option<OrderRecord> {
+        // What had come of it is forgotten: an end that counts no chunks is not to be taken for a copy.
+        if batch.forgotten && batch.have.is_empty() {
+            return None;
+        }
         let (begin, end) = self.history.open_batch(self.cut)?;
         let end = end?;
         if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
@@ -194,6 +198,9 @@ impl Machine {
         fx.push(Effect::Log { level: Level::Info, text });
         self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
         self.cut = end.seq;
+        if !batch.direct {
+            self.promises.cut = self.promises.cut.max(end.seq);
+        }
         self.committed = Some(Committed {
             base,
             begin: batch.begin,

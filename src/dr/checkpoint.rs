@@ -37,7 +37,7 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    fn idle(&self) -> bool {
+    pub(super) fn idle(&self) -> bool {
         self.syncing.is_empty() && !self.saving
     }
 }
@@ -127,7 +127,9 @@ impl Machine {
         self.checkpoints.saving = true;
         let spool_pos = self.intake.spool.first_live();
         let segment = self.journal.first_needed(seq);
+        let durable = self.journal.durable();
         self.keeper.change(|it| {
+            it.promised_tail = it.promised_tail.max(durable);
             it.seq = seq;
             it.chain = chain;
             it.spool_pos = spool_pos;
@@ -138,6 +140,7 @@ impl Machine {
             if first_sync_over {
                 it.set(DIRECT, false);
                 it.set(SYNCED, true);
+                it.promised_cut = seq;
             }
         });
         self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
@@ -146,8 +149,11 @@ impl Machine {
     /// The checkpoint is durable: what it covers is forgotten, its room is free.
     pub(super) fn checkpointed(&mut self, now: Now, seq: Seq, spool_pos: u64, segment: u64, fx: &mut Vec<Effect>) {
         self.checkpoints.saving = false;
-        // No change of it is made but by a checkpoint, and only one is under way at a time.
-        self.synced = self.keeper.get().has(SYNCED);
+        // Set by nothing but a checkpoint, and only one is under way at a time.
+        if !self.synced && self.keeper.get().has(SYNCED) {
+            self.synced = true;
+            self.promises.cut = seq;
+        }
         self.intake.spool.release(spool_pos);
         self.journal.release(segment);
         // A payload that a batch had covered may have become durable meanwhile.
@@ -156,11 +162,15 @@ impl Machine {
         if self.replay.applied() > seq {
             self.checkpoints.dirty_since_ns = Some(now.mono_ns);
         }
+        self.made_good(seq, fx);
         self.relieved(Trouble::SpoolFull, "the spool has room again", fx);
     }
 
     /// Something waits for room and nothing will free any (I9): makes room if it must, and says so.
     fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.promise_wanted() {
+            return;
+        }
         let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
         if !settled || self.replay.applied() > self.history.floor() {
             return;

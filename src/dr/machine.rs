@@ -19,6 +19,7 @@ use crate::core::machine::{DiskKind, DiskResult, Level, Now};
 use crate::dr::batch::{Batch, Committed};
 use crate::dr::checkpoint::Checkpoints;
 use crate::dr::desk::Desk;
+use crate::dr::doubt::{Doubt, Promises};
 use crate::dr::history::History;
 use crate::dr::intake::Intake;
 use crate::dr::journal::Journal;
@@ -49,6 +50,8 @@ pub(super) enum After {
         spool_pos: u64,
         segment: u64,
     },
+    /// Everything up to here may be applied: a start that reaches less knows that something was lost.
+    Promised(Seq),
     /// The promotion may fence.
     Promoting,
     /// The promotion was called off before anything was fenced.
@@ -65,6 +68,7 @@ pub(super) enum Trouble {
     BatchTooLarge,
     Damage,
     Diverged,
+    Doubt,
 }
 
 /// One DR site of one group.
@@ -94,6 +98,9 @@ pub struct Machine {
     /// A promotion asked for before this site was ready: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
     pub(super) report: Option<LossReport>,
+    /// Something promised was found lost.
+    pub(super) doubt: Option<Doubt>,
+    pub(super) promises: Promises,
     pub(super) troubles: BTreeMap<Trouble, (String, u64)>,
     /// Copies that wait for their order record to be durable: seq → who is to be told.
     pub(super) copied: BTreeMap<Seq, Vec<Conn>>,
@@ -113,7 +120,7 @@ pub struct Machine {
     /// Syncs of what recovery found.
     starting: BTreeSet<Ticket>,
     superblock_stands: bool,
-    ready: bool,
+    pub(super) ready: bool,
     pub(super) stopping: bool,
     /// A fatal error was reported: nothing is done any more.
     dead: bool,
@@ -134,8 +141,20 @@ impl Machine {
     /// A machine that goes on from what recovery found.
     #[must_use]
     pub fn new(recovered: Recovered, options: Options) -> Machine {
-        let Recovered { superblock, fresh, history, journal, spool, lost, batch, committed, report, news, damage } =
-            recovered;
+        let Recovered {
+            superblock,
+            fresh,
+            history,
+            journal,
+            spool,
+            lost,
+            batch,
+            committed,
+            report,
+            news,
+            damage,
+            doubt,
+        } = recovered;
         let nonce = superblock.nonce;
         let cut = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
         let fed = superblock.seq;
@@ -143,6 +162,7 @@ impl Machine {
         let highest = history.above(Seq(0)).filter(|entry| entry.payload.is_some()).map(|entry| entry.record.seq).max();
         let chain = history.tail_chain();
         let mut troubles = BTreeMap::new();
+        troubles.extend(doubt.iter().map(|doubt| (Trouble::Doubt, (doubt.text.clone(), 0))));
         troubles.extend(damage.map(|text| (Trouble::Damage, (text, 0))));
         Machine {
             desk: Desk::default(),
@@ -161,6 +181,8 @@ impl Machine {
             promotion: None,
             promote_later: None,
             report,
+            doubt,
+            promises: Promises::found(&superblock, cut),
             troubles,
             copied: BTreeMap::new(),
             chunks_copied: Vec::new(),
@@ -194,6 +216,7 @@ impl Machine {
         if self.keeper.get().has(CLEAN) {
             self.keeper.change(|_| ());
         }
+        self.mark_damaged();
         self.mark_direct();
         self.keeper.then(After::Started);
         // What recovery read may be in a cache only: a process that was killed left it there.
@@ -319,12 +342,16 @@ impl Machine {
             self.started(fx);
             self.place_waiting(now, fx);
             self.intake.sync(&mut self.desk, fx);
-            while let Some(write) = self.journal.next_write(self.desk.next()) {
+            // What a start found is durable before anything of it is mended.
+            while self.ready
+                && let Some(write) = self.journal.next_write(self.desk.next())
+            {
                 let kind = DiskKind::Write { offset: write.offset, parts: write.parts, durable: true };
                 self.desk.disk(fx, File::Journal, kind);
             }
             if self.ready {
                 self.advance_cut(now, fx);
+                self.promise(now);
                 self.feed(now, fx);
                 self.acknowledge(fx);
                 self.checkpoint(now, fx);
@@ -353,6 +380,7 @@ impl Machine {
             After::DirectMarked => self.direct_marked(),
             After::Committed => self.committed(fx),
             After::Checkpointed { seq, spool_pos, segment } => self.checkpointed(now, seq, spool_pos, segment, fx),
+            After::Promised(cut) => self.promised(cut),
             After::Promoting => self.may_fence(now, fx),
             After::Abandoned => self.abandoned(fx),
             After::Promoted => self.promoted(now, fx),
@@ -399,6 +427,8 @@ impl Machine {
             self.ready && self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
         if quiet && self.replay.applied() <= self.history.floor() {
             self.checkpoints.stopped = true;
+            let durable = self.journal.durable();
+            self.keeper.change(|it| it.promised_tail = it.promised_tail.max(durable));
             self.keeper.change_cleanly();
             self.keeper.then(After::Stopped);
             if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
@@ -452,7 +482,8 @@ impl crate::core::machine::Machine for Machine {
         let silences = self.links.peers.values().map(|peer| peer.heard_ns + self.silence_ns(peer.part)).min();
         let progress = self.progress_due_ns();
         let checkpoint = self.checkpoint_due_ns();
+        let promise = self.promise_due_ns();
         let promotion = self.promotion.as_ref().and_then(Promotion::deadline_ns);
-        [silences, progress, checkpoint, promotion, self.ask_due_ns()].into_iter().flatten().min()
+        [silences, progress, checkpoint, promise, promotion, self.ask_due_ns()].into_iter().flatten().min()
     }
 }

@@ -8,6 +8,7 @@
 //!                 │                                                │
 //!                 └───────────► replay: in order to the volumes ◄──┘──► checkpoint ──► keeper (superblock)
 //!
+//!   doubt: what was promised and is not here any more
 //!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
 //! ```
 
@@ -17,6 +18,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod daemon;
 pub mod desk;
+pub mod doubt;
 pub mod fetch;
 pub mod history;
 pub mod intake;

@@ -84,11 +84,22 @@ impl Step {
     }
 }
 
+/// What an operator asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) ticket: Ticket,
+    pub(super) plan: bool,
+    pub(super) force: bool,
+    pub(super) rehearsal: bool,
+}
+
 /// One promotion, or plan of one.
 pub(super) struct Promotion {
     pub(super) ticket: Ticket,
     pub(super) plan: bool,
     pub(super) force: bool,
+    /// A plan that is made to see whether the promotion that was asked for is safe.
+    pub(super) rehearsal: bool,
     /// An earlier attempt may have fenced already.
     pub(super) resumed: bool,
     pub(super) target: Epoch,
@@ -133,7 +144,7 @@ impl Promotion {
 }
 
 /// An error that says what would make it safe.
-fn unsafe_because(text: impl Into<String>) -> PromoteError {
+pub(super) fn unsafe_because(text: impl Into<String>) -> PromoteError {
     PromoteError { text: text.into(), refused_for_safety: true }
 }
 
@@ -152,6 +163,14 @@ impl Machine {
             self.promote_later = Some((ticket, plan, force));
             return;
         }
+        let rehearsal = !plan && !force && self.doubt.is_some() && !self.keeper.get().has(PROMOTING);
+        self.promote_now(now, Asked { ticket, plan, force, rehearsal }, fx);
+    }
+
+    /// Begins a promotion, a plan of one, or the rehearsal of one that may not be safe.
+    pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
+        let Asked { ticket, force, rehearsal, .. } = asked;
+        let plan = asked.plan || rehearsal;
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
         let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
@@ -159,6 +178,7 @@ impl Machine {
             ticket,
             plan,
             force,
+            rehearsal,
             resumed,
             target,
             step: Step::Marking,
@@ -229,10 +249,14 @@ impl Machine {
     pub(super) fn may_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(promotion) = &mut self.promotion else { return };
         let target = promotion.target;
-        // A stored report is final: everything before it was done.
-        if self.report.as_ref().is_some_and(|stored| stored.report.epoch == target) {
-            promotion.step = Step::Replaying;
-            return;
+        // A stored report is final: everything before it was done. Unless what it relies on was lost since.
+        if let Some(stored) = self.report.as_ref().filter(|stored| stored.report.epoch == target) {
+            let lost = self.doubt.is_some() && self.cut < stored.report.cut_seq;
+            if !(lost && promotion.force) {
+                promotion.step = Step::Replaying;
+                return;
+            }
+            self.report = None;
         }
         self.open_table(now, target, fx);
     }
@@ -556,8 +580,10 @@ impl Machine {
             });
             self.keeper.then(After::Promoted);
         } else if quiet && self.keeper.settled() && self.desk.idle() && self.cut < cut {
-            let text =
-                format!("the report's recovery point {cut} cannot be reached any more: only {} is here", self.cut);
+            let text = format!(
+                "the report's recovery point {cut} cannot be reached any more: only {} is here; --force promotes that",
+                self.cut
+            );
             self.promote_fails(unsafe_because(text), fx);
         }
     }

@@ -100,7 +100,7 @@ impl Machine {
         let here = Standing {
             superblock: self.keeper.get(),
             options: &self.options,
-            tail: self.history.tail(),
+            tail: self.history.tail().max(self.keeper.get().promised_tail),
             writer: self.links.writer,
             ready: self.is_ready(),
         };
@@ -117,6 +117,9 @@ impl Machine {
             Purpose::Order => {
                 peer.part = Part::Pending(Writer::of(hello));
                 peer.since_ns = now.mono_ns;
+                if let Err(text) = self.writer_is_here(hello.tail, fx) {
+                    return self.refuse(conn, RefuseCode::NotNow, text, fx);
+                }
                 self.adopt(hello);
                 self.keeper.then(After::Welcome(conn));
             }
@@ -189,12 +192,12 @@ impl Machine {
             owner: it.owner,
             journal_seq,
             journal_chain,
-            cut: self.point(self.cut),
+            cut: self.told_cut(),
             applied: self.point(self.replay.applied()),
             synced: self.synced(),
             blank: it.has(BLANK) && !self.direct(),
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
-            have: self.history.have_above(self.cut, LIST_ITEMS_MAX),
+            have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
         }
     }
@@ -394,7 +397,7 @@ impl Machine {
     /// When the next progress message is due, if there is something to say.
     pub(super) fn progress_due_ns(&self) -> Option<u64> {
         self.links.order?;
-        let changed = self.told.cut != self.point(self.cut)
+        let changed = self.told.cut != self.told_cut()
             || self.told.applied != self.point(self.replay.applied())
             || self.told.synced != self.synced();
         changed.then_some(self.told.at_ns + PROGRESS_EVERY_NS)
@@ -406,7 +409,7 @@ impl Machine {
         if now.mono_ns < due {
             return;
         }
-        let (cut, applied, synced) = (self.point(self.cut), self.point(self.replay.applied()), self.synced());
+        let (cut, applied, synced) = (self.told_cut(), self.point(self.replay.applied()), self.synced());
         self.told = Told { cut, applied, synced, at_ns: now.mono_ns, ..self.told };
         let spool_bytes = self.intake.spool.live_bytes();
         let window_bytes = self.intake.window_bytes();

@@ -19,6 +19,7 @@ use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage};
+use crate::dr::doubt::{Doubt, Seen};
 use crate::dr::history::History;
 use crate::dr::journal::Start;
 use crate::dr::promote::LossReport;
@@ -66,6 +67,7 @@ pub struct Recovered {
     pub(super) report: Option<LossReport>,
     pub(super) news: News,
     pub(super) damage: Option<String>,
+    pub(super) doubt: Option<Doubt>,
 }
 
 impl Recovered {
@@ -85,6 +87,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         return fresh(&found, options, segments, news);
     };
     check_identity(&superblock, options)?;
+    let news_before = news.len();
     let mut history = History::after(superblock.seq, superblock.chain);
     let first = superblock.journal_segment.max(1);
     let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
@@ -92,9 +95,27 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
     let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
-    let mut damage = journal.damage;
+    let mut damage = journal.damage.clone();
     let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
+    let after = committed.as_ref().map_or(superblock.seq, |it| it.end);
+    let seen = Seen {
+        anchored: journal.anchored,
+        damage: journal.damage.clone(),
+        segments,
+        reached: history.unbroken_from(after, history.tail()),
+        tail: history.tail(),
+        highest: entries.iter().map(|it| it.header.record.seq).max().unwrap_or_default(),
+        named: news[news_before..].iter().filter(|it| it.0 == Level::Warn).map(|it| it.1.clone()).collect(),
+    };
+    let doubt = Doubt::of(&superblock, &seen);
+    if let Some(doubt) = &doubt {
+        news.push((Level::Error, doubt.text.clone()));
+    }
+    if superblock.journal_bytes == 0 {
+        superblock.journal_bytes = options.journal_bytes;
+    }
     Ok(Recovered {
+        doubt,
         fresh: false,
         history,
         journal: journal.start,
@@ -182,6 +203,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
     superblock.journal_segment = 1;
     superblock.volumes = volumes(options);
     superblock.set(BLANK, found.blank);
+    superblock.journal_bytes = options.journal_bytes;
     news.push((Level::Info, format!("new directory for group {:?}", options.group_name)));
     Ok(Recovered {
         superblock,
@@ -195,6 +217,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
         report: None,
         news,
         damage: None,
+        doubt: None,
     })
 }
 
@@ -218,6 +241,13 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
             "the volumes in the configuration are not the ones this directory was made for ({} with sizes {sizes:?}): \
              names, order and sizes have to stay",
             sizes.len()
+        )));
+    }
+    if superblock.journal_bytes != 0 && superblock.journal_bytes != options.journal_bytes {
+        return Err(RecoverError(format!(
+            "the journal ([dr] journal) is {} bytes long, it was made with {}: it was truncated or replaced; put it back, or \
+             give DR a new directory",
+            options.journal_bytes, superblock.journal_bytes
         )));
     }
     let written = nonce_bytes(superblock.nonce);

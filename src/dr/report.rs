@@ -17,6 +17,9 @@ impl Machine {
     /// Decides what is stored in the report, and has it made durable.
     pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let report = self.make_report(now);
+        if self.rehearsed(now, &report, fx) {
+            return;
+        }
         let ticket = self.desk.ticket();
         let tail_chain = self.history.tail_chain();
         let group_id = self.keeper.get().group;
@@ -78,6 +81,7 @@ impl Machine {
             missing,
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
+            incomplete: self.incomplete(promotion, cut, &all),
         }
     }
 

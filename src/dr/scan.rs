@@ -15,8 +15,9 @@
 
 use bytes::Bytes;
 
-use crate::core::ids::{GroupId, Seq};
+use crate::core::ids::{Chain, GroupId, Seq};
 use crate::core::machine::{IoFail, Level, ReadAt};
+use crate::core::op::Op;
 use crate::dr::history::{History, Intake};
 use crate::dr::journal::Start;
 use crate::format::is_zero;
@@ -54,7 +55,11 @@ pub enum ScanError {
 /// One slot of the journal that is not zero.
 #[derive(Clone, Copy, Debug)]
 enum Slot {
-    Record(OrderRecord),
+    /// `hole`: zeroes stand before it where a writer leaves none.
+    Record {
+        record: OrderRecord,
+        hole: bool,
+    },
     Damaged,
 }
 
@@ -70,6 +75,8 @@ pub struct FoundJournal {
     pub start: Start,
     /// What an operator has to know, if something is damaged.
     pub damage: Option<String>,
+    /// The record of the checkpoint, or a header that names it, is here.
+    pub anchored: bool,
 }
 
 /// Reads the journal into `history`, which stands at the checkpoint.
@@ -85,14 +92,36 @@ pub fn scan_journal(
     if found > bytes {
         return Err(ScanError::Shrunk { found, bytes });
     }
-    let mut scan = Scan { file, segments, used: Vec::new(), slots: Vec::new(), damage: None };
-    scan.segments(group, first, history.floor())?;
+    let mut scan = Scan {
+        file,
+        segments,
+        used: Vec::new(),
+        slots: Vec::new(),
+        damage: None,
+        base: None,
+        anchored: false,
+        harmless: 0,
+        garbage: Vec::new(),
+        headless: Vec::new(),
+    };
+    let checkpoint = (history.floor(), history.chain_at(history.floor()));
+    scan.segments(group, first, checkpoint)?;
+    for number in &scan.headless {
+        news.push((Level::Error, format!("the header of segment {number} of the journal is damaged")));
+    }
+    if scan.harmless > 0 {
+        let text =
+            format!("the journal is damaged in {} records before the checkpoint: not needed any more", scan.harmless);
+        news.push((Level::Error, text));
+    }
     let end = scan.accept(history, news);
     let start = scan.start(first, end, history);
     if let Some(text) = &scan.damage {
         news.push((Level::Error, text.clone()));
     }
-    Ok(FoundJournal { start, damage: scan.damage })
+    let continued =
+        history.next_after(checkpoint.0).is_some_and(|it| it.record.chain_after(checkpoint.1) == it.record.chain);
+    Ok(FoundJournal { start, damage: scan.damage, anchored: scan.anchored || continued })
 }
 
 struct Scan<'a> {
@@ -101,6 +130,15 @@ struct Scan<'a> {
     used: Vec<(u64, Seq)>,
     slots: Vec<(Place, Slot)>,
     damage: Option<String>,
+    /// Place of the last record that is not above the checkpoint: what follows goes behind it.
+    base: Option<Place>,
+    anchored: bool,
+    /// Damaged slots among records that are not needed any more.
+    harmless: usize,
+    /// Places of segments that begin with neither a header nor zeroes.
+    garbage: Vec<u64>,
+    /// Segments in use whose header is not readable.
+    headless: Vec<u64>,
 }
 
 impl Scan<'_> {
@@ -113,7 +151,8 @@ impl Scan<'_> {
     }
 
     /// Finds the segments from `first` on and collects their slots.
-    fn segments(&mut self, group: GroupId, first: u64, floor: Seq) -> Result<(), ScanError> {
+    fn segments(&mut self, group: GroupId, first: u64, checkpoint: (Seq, Chain)) -> Result<(), ScanError> {
+        let floor = checkpoint.0;
         let mut headers = Vec::new();
         for slot in 0..self.segments {
             let block = self.read(slot * SEGMENT_BYTES, BLOCK_BYTES)?;
@@ -124,6 +163,9 @@ impl Scan<'_> {
             {
                 let bytes = self.segments * SEGMENT_BYTES;
                 return Err(ScanError::Resized { bytes, number: header.number, slot });
+            }
+            if header.is_err() && !is_zero(&block) {
+                self.garbage.push(slot);
             }
             headers.push((header.ok().filter(|header| header.group == group), is_zero(&block)));
         }
@@ -136,13 +178,15 @@ impl Scan<'_> {
                 break;
             }
             let before = self.slots.len();
-            self.slots_of(number, floor)?;
+            self.slots_of(number, checkpoint)?;
             let records = self.slots.len() > before;
+            self.anchored |= header.is_some_and(|it| (it.previous_seq, it.previous_chain) == checkpoint);
             match header {
                 Some(header) => self.used.push((number, header.previous_seq)),
                 // An older segment may stand here, and only a block that is neither is damage.
                 None if number < highest || !zero && records => {
-                    self.name(format!("the header of segment {number} of the journal is damaged"));
+                    // It tells where records are looked for; whether any is missing, they say themselves.
+                    self.headless.push(number);
                     self.used.push((number, floor));
                 }
                 None => break,
@@ -152,17 +196,35 @@ impl Scan<'_> {
     }
 
     /// Collects what is above the checkpoint in one segment.
-    fn slots_of(&mut self, number: u64, floor: Seq) -> Result<(), ScanError> {
+    fn slots_of(&mut self, number: u64, checkpoint: (Seq, Chain)) -> Result<(), ScanError> {
         let segment = self.read(segment_offset(number, self.segments), SEGMENT_BYTES as usize)?;
+        let mut hole = false;
         for (block, bytes) in segment.chunks_exact(BLOCK_BYTES).enumerate().skip(1) {
+            let mut zero = false;
             for (slot, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
                 if is_zero(bytes) {
+                    zero = true;
+                    // Every block that was written begins with a record.
+                    hole |= slot == 0;
                     continue;
                 }
+                hole |= std::mem::take(&mut zero);
                 let place = Place { block: number * SEGMENT_BLOCKS + block as u64, slot };
                 match OrderRecord::decode(bytes) {
-                    Ok(record) if record.seq <= floor => {}
-                    Ok(record) => self.slots.push((place, Slot::Record(record))),
+                    Ok(record) if record.seq <= checkpoint.0 => {
+                        self.anchored |= (record.seq, record.chain) == checkpoint;
+                        self.base = Some(place);
+                        // What is not needed any more may be damaged.
+                        let here = |it: &mut (Place, Slot)| {
+                            it.0.block / SEGMENT_BLOCKS == number && matches!(it.1, Slot::Damaged)
+                        };
+                        while self.slots.pop_if(here).is_some() {
+                            self.harmless += 1;
+                        }
+                    }
+                    Ok(record) => {
+                        self.slots.push((place, Slot::Record { record, hole: std::mem::take(&mut hole) }));
+                    }
                     Err(_) => self.slots.push((place, Slot::Damaged)),
                 }
             }
@@ -175,13 +237,20 @@ impl Scan<'_> {
         let mut end: Option<Place> = None;
         let mut damaged: Option<Place> = None;
         let slots = std::mem::take(&mut self.slots);
-        let last = slots.iter().rev().find(|(_, slot)| matches!(slot, Slot::Record(_))).map(|&(place, _)| place);
+        let last = slots.iter().rev().find(|(_, slot)| matches!(slot, Slot::Record { .. })).map(|&(place, _)| place);
         for (index, &(place, slot)) in slots.iter().enumerate() {
-            let Slot::Record(record) = slot else {
+            let Slot::Record { record, hole } = slot else {
                 damaged.get_or_insert(place);
                 continue;
             };
+            let tail = history.tail();
             match history.take(record) {
+                // Whoever may follow a gap was written when all before it was durable: what is missing there was here.
+                Ok(Intake::New) if (damaged.is_some() || hole || self.enters_after(place, end, tail)) => {
+                    if record.op.may_jump() && self.jumps(&record, tail) {
+                        self.name_gap(tail, record.seq);
+                    }
+                }
                 Ok(Intake::New | Intake::Known) => {}
                 Err(_) if record.seq <= history.tail() => {
                     self.name(format!("seq {} stands in the journal where it does not belong: left out", record.seq));
@@ -199,12 +268,7 @@ impl Scan<'_> {
                         news.push((Level::Info, text));
                         break;
                     }
-                    self.name(format!(
-                        "the journal is damaged between seq {} and {}: the orders between are lost here, and the \
-                         recovery point stays before them until a batch covers them",
-                        history.tail(),
-                        record.seq
-                    ));
+                    self.name_gap(history.tail(), record.seq);
                     history.take_after_gap(record);
                 }
             }
@@ -218,16 +282,47 @@ impl Scan<'_> {
         end
     }
 
+    fn name_gap(&mut self, tail: Seq, next: Seq) {
+        self.name(format!(
+            "the journal is damaged between seq {tail} and {next}: the orders between are lost here, and the recovery \
+             point stays before them until a batch covers them"
+        ));
+    }
+
+    /// Whether a record that may follow a gap does.
+    fn jumps(&self, record: &OrderRecord, tail: Seq) -> bool {
+        match record.op {
+            Op::EpochStart => Seq(record.offset) != tail,
+            _ => record.seq != tail.next(),
+        }
+    }
+
+    /// Whether the segment of `place`, of which it is the first record, was begun after a later record than `tail`.
+    fn enters_after(&self, place: Place, end: Option<Place>, tail: Seq) -> bool {
+        let segment = place.block / SEGMENT_BLOCKS;
+        let enters = end.is_none_or(|end| end.block / SEGMENT_BLOCKS < segment);
+        enters && self.used.iter().any(|&(number, previous)| number == segment && previous > tail)
+    }
+
     /// Where appending goes on, and what has to be zeroed before.
     fn start(&self, first: u64, end: Option<Place>, history: &History) -> Start {
         let mut start = Start { segments: self.segments, first, durable: history.tail(), ..Start::default() };
         let Some(&(lowest, previous)) = self.used.first() else { return start };
-        let current = end.map_or(lowest, |end| end.block / SEGMENT_BLOCKS);
+        // Without newer ones, behind the last record of the checkpoint: it is what the next start looks for.
+        let base = self.base.filter(|base| self.used.iter().any(|used| used.0 == base.block / SEGMENT_BLOCKS));
+        let last = end.or(base);
+        if last.is_none() && self.headless.contains(&lowest) {
+            // Nothing of it can be read: it is begun anew.
+            start.repairs.extend(self.used.iter().map(|used| (segment_offset(used.0, self.segments), SEGMENT_BYTES)));
+            self.clear_garbage(&mut start);
+            return start;
+        }
+        let current = last.map_or(lowest, |last| last.block / SEGMENT_BLOCKS);
         start.used = self.used.iter().copied().filter(|&(number, _)| number <= current).collect();
         if start.used.is_empty() {
             start.used.push((lowest, previous));
         }
-        start.block = end.map_or(1, |end| end.block % SEGMENT_BLOCKS + 1);
+        start.block = last.map_or(1, |last| last.block % SEGMENT_BLOCKS + 1);
         if let Some(end) = end {
             self.reuse_block(end, &mut start);
         }
@@ -242,7 +337,19 @@ impl Scan<'_> {
         for &(number, _) in self.used.iter().filter(|&&(number, _)| number > current) {
             start.repairs.push((segment_offset(number, self.segments), SEGMENT_BYTES));
         }
+        self.clear_garbage(&mut start);
         start
+    }
+
+    /// What cannot be read is in nobody's way, but the next start would take it for damage of its own time.
+    fn clear_garbage(&self, start: &mut Start) {
+        for &slot in &self.garbage {
+            let offset = slot * SEGMENT_BYTES;
+            let used = start.used.iter().any(|used| segment_offset(used.0, self.segments) == offset);
+            if !used && !start.repairs.iter().any(|repair| repair.0 == offset) {
+                start.repairs.push((offset, SEGMENT_BYTES));
+            }
+        }
     }
 
     /// The block of the last record is written again with what follows, if nothing in it is damaged.
@@ -250,7 +357,7 @@ impl Scan<'_> {
         let before = self.slots.iter().filter(|(place, _)| place.block == end.block && *place <= end);
         let records: Vec<OrderRecord> = before
             .filter_map(|(_, slot)| match slot {
-                Slot::Record(record) => Some(*record),
+                Slot::Record { record, .. } => Some(*record),
                 Slot::Damaged => None,
             })
             .collect();

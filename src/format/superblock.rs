@@ -27,7 +27,11 @@
 //! | 122 | 6 | reserved |
 //! | 128 | 64 | name of the group, padded with zeroes |
 //! | 192 | 64 × 16 | digest of the name and size of each volume |
-//! | 1216 | 2876 | reserved |
+//! | 1216 | 8 | promised recovery point |
+//! | 1224 | 8 | promised end of the journal |
+//! | 1232 | 8 | suspect up to this seq |
+//! | 1240 | 8 | bytes of the journal |
+//! | 1248 | 2844 | reserved |
 //! | 4092 | 4 | CRC-32 over bytes 0..4092 |
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -52,18 +56,22 @@ pub const CLEAN: u32 = 8;
 pub const DIRECT: u32 = 16;
 /// The volume was all zeroes when it was taken.
 pub const BLANK: u32 = 32;
-const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK;
+/// DR: a start found something lost that had been promised; nothing is promoted without force until it is made good.
+pub const DAMAGED: u32 = 64;
+const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED;
 
 const NAME_AT: usize = 128;
 const VOLUMES_AT: usize = NAME_AT + NAME_BYTES_MAX;
 const VOLUMES_END: usize = VOLUMES_AT + VOLUMES_MAX * 16;
+const PROMISES_AT: usize = VOLUMES_END;
+const PROMISES_END: usize = PROMISES_AT + 32;
 
 const SHAPE: Shape = Shape {
     what: "superblock",
     magic: *b"FSHSUPER",
-    version: 1,
+    version: 2,
     first: 10,
-    used: VOLUMES_END,
+    used: PROMISES_END,
     crc_at: BLOCK_BYTES - 4,
 };
 
@@ -121,6 +129,14 @@ pub struct Superblock {
     pub target_epoch: Epoch,
     /// [`name_digest`] of the name, and size in bytes, of each volume.
     pub volumes: Vec<(u64, u64)>,
+    /// DR: nothing above is applied; whoever recovers less has lost something that was here.
+    pub promised_cut: Seq,
+    /// DR: the journal held everything up to here durably, likewise.
+    pub promised_tail: Seq,
+    /// DR, with [`DAMAGED`]: until a checkpoint passes this seq.
+    pub suspect_until: Seq,
+    /// DR: length of the journal file; 0 = not known.
+    pub journal_bytes: u64,
 }
 
 impl Superblock {
@@ -145,6 +161,10 @@ impl Superblock {
             journal_segment: 0,
             target_epoch: Epoch(0),
             volumes: Vec::new(),
+            promised_cut: Seq(0),
+            promised_tail: Seq(0),
+            suspect_until: Seq(0),
+            journal_bytes: 0,
         }
     }
 
@@ -199,6 +219,10 @@ impl Superblock {
             put_u64(&mut out, VOLUMES_AT + index * 16, digest);
             put_u64(&mut out, VOLUMES_AT + index * 16 + 8, size);
         }
+        put_u64(&mut out, PROMISES_AT, self.promised_cut.0);
+        put_u64(&mut out, PROMISES_AT + 8, self.promised_tail.0);
+        put_u64(&mut out, PROMISES_AT + 16, self.suspect_until.0);
+        put_u64(&mut out, PROMISES_AT + 24, self.journal_bytes);
         SHAPE.seal(out)
     }
 
@@ -238,6 +262,10 @@ impl Superblock {
             journal_segment: u64_at(block, 112),
             target_epoch: Epoch(u32_at(block, 52)),
             volumes: volumes_of(block)?,
+            promised_cut: Seq(u64_at(block, PROMISES_AT)),
+            promised_tail: Seq(u64_at(block, PROMISES_AT + 8)),
+            suspect_until: Seq(u64_at(block, PROMISES_AT + 16)),
+            journal_bytes: u64_at(block, PROMISES_AT + 24),
         })
     }
 }

@@ -151,6 +151,7 @@ impl Machine {
         let given_up: Vec<Batch> = under_way.into_batch().into_iter().chain(self.closing.take()).collect();
         for batch in &given_up {
             self.lost.union(&batch.all);
+            self.dr.everything_listed |= batch.begin == self.dr.everything_in;
             if !self.dr.synced {
                 // Pieces of a first sync go straight into DR's volume, so payloads that followed the one given
                 // up cannot be applied under those of the next: their ranges go with it.
@@ -273,7 +274,9 @@ impl Machine {
         for extent in ranges.iter() {
             holes.remove(extent);
         }
-        self.dr.everything_listed = false;
+        if std::mem::take(&mut self.dr.everything_listed) {
+            self.dr.everything_in = begin;
+        }
         if std::mem::take(&mut self.dr.must_jump) {
             // The journal never gets what this jump leaves out: it protects none of that before the batch has (I3).
             if begin.prev() > self.dr.journal.max(self.first) {

@@ -117,6 +117,8 @@ pub struct DrLink {
     pub(super) wants_everything: bool,
     pub(super) listing: bool,
     pub(super) everything_listed: bool,
+    /// Begin of the last batch that was a copy of everything.
+    pub(super) everything_in: Seq,
     /// Ranges that DR must be told are zero.
     pub(super) holes: VolumeRanges,
     /// DR's journal cannot be continued: the next record it gets is the begin of a batch.
@@ -156,6 +158,7 @@ impl DrLink {
             wants_everything: false,
             listing: false,
             everything_listed: false,
+            everything_in: Seq(0),
             holes: VolumeRanges::new(),
             must_jump: false,
             problem: None,
@@ -573,9 +576,15 @@ impl Machine {
             self.coalesce("DR's journal is too far behind to be continued", fx);
             self.lost.union(&self.intent.ranges());
         }
-        let syncing = self.dr.everything_listed || self.mode.batch().is_some() || self.closing.is_some();
+        // Of a DR without a copy, only a batch of everything makes one.
+        let batches = self.mode.batch().into_iter().chain(self.closing.as_ref());
+        let syncing =
+            self.dr.everything_listed || batches.into_iter().any(|batch| batch.begin == self.dr.everything_in);
         if regressed || (!welcome.synced && !syncing) {
             self.dr.wants_everything = true;
+            if !syncing && (self.mode.batch().is_some() || self.closing.is_some()) {
+                self.coalesce("DR has no copy any more", fx);
+            }
         }
         for range in &welcome.have {
             self.mark_copied(*range);

@@ -56,7 +56,7 @@ fn superblock() {
         owner: Owner(0x3003),
         peer: Owner(0x4004),
         epoch: Epoch(0x55),
-        flags: superblock::SYNCED | superblock::PROMOTED | superblock::BLANK,
+        flags: superblock::SYNCED | superblock::PROMOTED | superblock::BLANK | superblock::DAMAGED,
         boot_id: std::array::from_fn(|i| i as u8 + 1),
         seq: Seq(0x7007),
         chain: Chain(0x8008),
@@ -66,18 +66,23 @@ fn superblock() {
         journal_segment: 0xc00c,
         target_epoch: Epoch(0x66),
         volumes: vec![(0xd00d, 0xe00e), (0xf00f, 0x1111)],
+        promised_cut: Seq(0x1212),
+        promised_tail: Seq(0x1313),
+        suspect_until: Seq(0x1414),
+        journal_bytes: 0x1515,
     };
     let golden = sparse(
         4096,
         &[
             (
                 0,
-                "46534853555045520100030525000000011000000000000002200000000000000330000000000000044000000000000055000000\
+                "46534853555045520200030565000000011000000000000002200000000000000330000000000000044000000000000055000000\
                  660000000102030405060708090a0b0c0d0e0f100770000000000000088000000000000009900000000000000aa0000000000000\
                  0bb00000000000000cc0000000000000020000000000000067726f7570",
             ),
             (192, "0dd00000000000000ee00000000000000ff00000000000001111"),
-            (4092, "a4b837c5"),
+            (1216, "1212000000000000131300000000000014140000000000001515"),
+            (4092, "3bb25bac"),
         ],
     );
     check(&value, &value.encode(), &golden, Superblock::decode);

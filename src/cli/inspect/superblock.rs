@@ -5,16 +5,19 @@ use serde_json::json;
 use super::{Image, Printer};
 use crate::cli::failure::Failure;
 use crate::format::is_zero;
-use crate::format::superblock::{BLANK, CLEAN, DIRECT, PROMOTED, PROMOTING, SUPERBLOCK_BYTES, SYNCED, Superblock};
+use crate::format::superblock::{
+    BLANK, CLEAN, DAMAGED, DIRECT, PROMOTED, PROMOTING, SUPERBLOCK_BYTES, SYNCED, Superblock,
+};
 use crate::limits::BLOCK_BYTES;
 
-const FLAGS: [(u32, &str); 6] = [
+const FLAGS: [(u32, &str); 7] = [
     (SYNCED, "synced"),
     (PROMOTING, "promoting"),
     (PROMOTED, "promoted"),
     (CLEAN, "clean"),
     (DIRECT, "direct"),
     (BLANK, "blank"),
+    (DAMAGED, "damaged"),
 ];
 
 /// Prints each slot and which one is in force.
@@ -52,6 +55,8 @@ fn one(at: u64, slot: &Superblock, in_force: bool, printer: &mut Printer<'_>) ->
         "flags": flags, "seq": slot.seq, "chain": format!("{:016x}", slot.chain.0), "batch": slot.batch,
         "spool_pos": slot.spool_pos, "nonce": format!("{:016x}", slot.nonce),
         "journal_segment": slot.journal_segment, "boot_id": boot, "volumes": volumes,
+        "promised_cut": slot.promised_cut, "promised_tail": slot.promised_tail,
+        "suspect_until": slot.suspect_until, "journal_bytes": slot.journal_bytes,
     });
     let mut text = format!("generation {}{}", slot.generation, if in_force { ", in force" } else { "" });
     for (key, value) in fields.as_object().into_iter().flatten() {

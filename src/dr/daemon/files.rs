@@ -26,6 +26,7 @@ use crate::core::machine::IoFail;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
+use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
 
@@ -60,9 +61,17 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     std::fs::create_dir_all(dir).with_context(|| format!("making the directory {}", dir.display()))?;
     let superblock =
         reactor.open(&OpenOptions { exclusive_lock: true, ..log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64) })?;
-    let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
+    if let Some(known) = superblock::newest(&slots).ok().flatten() {
+        check_log(&dir.join(JOURNAL), known.journal_bytes)?;
+    }
+    let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
     resize::resize(reactor, dir, dr.spool.next_multiple_of(PIECE_BYTES), &slots, superblock)?;
+    let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
+    let known = superblock::newest(&slots).ok().flatten();
+    if let Some(known) = &known {
+        check_log(&dir.join(SPOOL), nonce_bytes(known.nonce))?;
+    }
     let spool = open_log(
         reactor,
         OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },
@@ -71,8 +80,6 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let blank = is_blank(reactor, &volumes)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
-    let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
-    let known = superblock::newest(&slots).ok().flatten();
     let options = Options {
         group_name: config.group.name.clone(),
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
@@ -145,6 +152,26 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
         preallocate: Preallocate::Written,
         ..OpenOptions::default()
     }
+}
+
+/// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost
+/// its end holds less than was promised of it, and nothing in it would say so (I8).
+fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
+    let found = match std::fs::metadata(path) {
+        Ok(data) if made > 0 && data.len() == made => return Ok(()),
+        Ok(data) if made == 0 && data.len() > 0 && data.len().is_multiple_of(PIECE_BYTES) => return Ok(()),
+        Ok(data) => {
+            let how = if data.len() < made { "truncated" } else { "replaced or changed" };
+            format!("is {} bytes long, it was made with {made}: it was {how}", data.len())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => "is missing, the superblock beside it is there".into(),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    anyhow::bail!(Refused(format!(
+        "{} {found}. What was acknowledged here may be lost with it, so this DR does not start. Put the file back; or, \
+         if the primary is alive, empty this directory: a new first copy is made",
+        path.display()
+    )))
 }
 
 /// Opens a log as large as it was made, whatever the configuration says now.

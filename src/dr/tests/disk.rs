@@ -183,6 +183,13 @@ impl Disk {
         }
     }
 
+    /// Replaces what is stored.
+    pub fn overwrite(&mut self, file: File, offset: usize, length: usize, byte: u8) {
+        let store = self.files.get_mut(&file).expect("every file exists");
+        store.stable[offset..offset + length].fill(byte);
+        store.cache[offset..offset + length].fill(byte);
+    }
+
     /// Flips one bit of what is stored.
     pub fn flip(&mut self, file: File, offset: usize, bit: u8) {
         let store = self.files.get_mut(&file).expect("every file exists");

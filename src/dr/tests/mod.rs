@@ -2,8 +2,10 @@
 //!
 //! `disk` completes operations in random order, loses what was not synced at a crash and tears writes at
 //! sectors. `writer` is a model of a primary with an oracle of every prefix of its history. `run` drives both
-//! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4).
+//! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4). `damage` does
+//! harm to the files between a stop and a start (I8).
 
+mod damage;
 mod disk;
 mod named;
 mod run;

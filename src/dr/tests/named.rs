@@ -13,7 +13,7 @@ use crate::format::superblock::{CLEAN, PROMOTED, PROMOTING, Role, SYNCED, Superb
 use crate::format::wire::{Hello, Message, Purpose, RefuseCode};
 
 /// A site with a recovery point and some history behind it.
-fn site(seed: u64, auxiliary: bool) -> Trial {
+pub fn site(seed: u64, auxiliary: bool) -> Trial {
     let mut trial = Trial::new(seed, auxiliary);
     for _ in 0..200_000 {
         if trial.machine.status(trial.now).synced && trial.writer.tail() > Seq(120) && !trial.writer.batch_is_open() {
@@ -29,7 +29,7 @@ fn site(seed: u64, auxiliary: bool) -> Trial {
 }
 
 /// Until DR holds and has applied everything.
-fn caught_up(trial: &mut Trial) {
+pub fn caught_up(trial: &mut Trial) {
     for _ in 0..200_000 {
         let status = trial.machine.status(trial.now);
         if status.applied_seq == trial.writer.tail() {
@@ -163,6 +163,7 @@ fn a_damaged_payload_is_named_asked_for_again_and_never_applied() {
             // A restart empties the cache: payloads have to be read back.
             trial.crash(true);
             damaged = trial.damage_spool();
+            trial.writer.damaged = true;
         }
         if damaged && trial.errors.iter().any(|text| text.contains("damaged")) {
             break;

@@ -14,6 +14,8 @@ use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 use crate::dr::machine::Machine;
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, recover};
+use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader};
+use crate::format::superblock::{SYNCED, Superblock, read_slots};
 use crate::format::table::TableLayout;
 use crate::format::wire::{Message, Purpose};
 
@@ -206,7 +208,7 @@ impl Trial {
         }
     }
 
-    fn complete_disk(&mut self) {
+    pub fn complete_disk(&mut self) {
         if let Some((ticket, result)) = self.disk.complete(&mut self.rng) {
             self.step(Input::Disk { ticket, result });
         }
@@ -368,6 +370,35 @@ impl Trial {
         floor > 0
     }
 
+    /// The superblock that the next start reads.
+    pub fn superblock(&self) -> Superblock {
+        let bytes = &self.disk.files[&File::Superblock].stable;
+        read_slots(bytes).expect("valid").newest.expect("written")
+    }
+
+    /// Order records in the journal: seq and offset, ascending.
+    pub fn journal_slots(&self) -> Vec<(Seq, usize)> {
+        let bytes = &self.disk.files[&File::Journal].stable;
+        let slots = (0..bytes.len()).step_by(64).filter(|&at| at % (1 << 20) >= 4096);
+        let records = slots.filter_map(|at| {
+            crate::format::record::OrderRecord::decode(&bytes[at..at + 64]).ok().map(|record| (record.seq, at))
+        });
+        let mut records: Vec<(Seq, usize)> = records.collect();
+        records.sort_unstable();
+        records
+    }
+
+    /// Entries of payloads in the spool: seq and offset.
+    pub fn spool_entries(&self) -> Vec<(Seq, usize)> {
+        let bytes = &self.disk.files[&File::Spool].stable;
+        let nonce = self.superblock().nonce;
+        let places = (0..bytes.len()).step_by(512).filter(|&at| bytes[at..].starts_with(b"FSHENTRY"));
+        let entry = |at: usize| EntryHeader::decode(&bytes[at..at + ENTRY_HEADER_BYTES], nonce).ok();
+        let mut found: Vec<(Seq, usize)> = places.filter_map(|at| Some((entry(at)?.record.seq, at))).collect();
+        found.sort_unstable();
+        found
+    }
+
     /// Offset of the last order record in the journal.
     pub fn last_journal_slot(&self) -> usize {
         let bytes = &self.disk.files[&File::Journal].stable;
@@ -384,8 +415,44 @@ impl Trial {
             self.drop_conn(conn);
         }
         self.disk.crash(&mut self.rng);
+        self.writer.damaged = true;
         damage(self);
         self.crash(true);
+    }
+
+    /// DR is told to stop, and does.
+    pub fn stop_cleanly(&mut self) {
+        self.lose_primary();
+        self.step(Input::Stop);
+        for _ in 0..10_000 {
+            if self.stopped {
+                break;
+            }
+            self.drain_disk();
+            self.tick_on();
+        }
+        assert!(std::mem::take(&mut self.stopped));
+    }
+
+    /// What is applied, and what the writer was told, was promised durably before.
+    pub fn check_promises(&self) {
+        let status = self.machine.status(self.now);
+        let it = &self.disk.files[&File::Superblock].stable;
+        let Some(it) = read_slots(it).ok().and_then(|slots| slots.newest) else { return };
+        if status.synced && it.has(SYNCED) {
+            assert!(status.applied_seq <= it.promised_cut, "{} applied", status.applied_seq);
+            assert!(self.writer.cut <= it.promised_cut || self.writer.damaged, "{} told", self.writer.cut);
+        }
+    }
+
+    /// The report that the shell keeps.
+    pub fn stored_report(&self) -> Option<LossReport> {
+        self.report.clone()
+    }
+
+    /// Whether DR says that it is damaged.
+    pub fn in_doubt(&self) -> bool {
+        self.machine.status(self.now).degraded.iter().any(|it| it.what.contains("DAMAGED"))
     }
 
     /// The primary's process dies and starts again.
@@ -443,6 +510,43 @@ impl Trial {
 
     /// Promotes, with crashes in between if wanted, and checks image and report against the oracle.
     pub fn promote(&mut self, force: bool, crashes: u64, known_tail: Seq) -> PromoteReport {
+        let report = self.try_promote(force, crashes).expect("promoted");
+        assert_eq!(report.incomplete, None);
+        self.check_image(report.cut_seq);
+        self.check_report(&report, known_tail);
+        report
+    }
+
+    /// Promotes, without force if that is safe; whatever is claimed has to be true. `known_tail`: of the table.
+    pub fn promote_damaged(&mut self, crashes: u64, known_tail: Seq) -> PromoteReport {
+        let report = match self.try_promote(false, crashes) {
+            Ok(report) => {
+                assert_eq!(report.incomplete, None, "only by force");
+                report
+            }
+            Err(error) => {
+                assert!(error.refused_for_safety && error.text.contains("--force"), "{error}");
+                self.try_promote(true, crashes).expect("by force")
+            }
+        };
+        let Some(text) = &report.incomplete else {
+            self.check_image(report.cut_seq);
+            self.check_report(&report, known_tail);
+            return report;
+        };
+        assert!(self.errors.iter().any(|text| text.contains("INCOMPLETE")), "said loudly");
+        if !text.contains("the volumes may hold") {
+            self.check_image(report.cut_seq);
+        }
+        if !text.contains("known") {
+            self.check_report(&report, known_tail);
+        }
+        let listed: BTreeSet<u64> = report.missing.iter().map(|write| write.seq.0).collect();
+        assert!(listed.iter().all(|&seq| seq > report.cut_seq.0 && self.writer.record(Seq(seq)).seq == Seq(seq)));
+        report
+    }
+
+    fn try_promote(&mut self, force: bool, crashes: u64) -> Result<PromoteReport, PromoteError> {
         self.lose_primary();
         let mut left = crashes;
         loop {
@@ -457,10 +561,7 @@ impl Trial {
             let power = self.rng.chance(50);
             self.crash(power);
         }
-        let report = self.outcome.clone().expect("settled").expect("promoted");
-        self.check_image(report.cut_seq);
-        self.check_report(&report, known_tail);
-        report
+        self.outcome.clone().expect("settled")
     }
 
     /// A start needs its first superblock and repairs to be durable.
@@ -508,9 +609,12 @@ impl Trial {
             .map(|record| record.seq.0)
             .collect();
         assert_eq!(listed, lost, "the report is exactly what is lost");
-        assert!(report.cut_seq >= self.writer.cut, "the recovery point went back");
+        assert!(report.incomplete.is_some() || report.cut_seq >= self.writer.cut, "the recovery point went back");
         assert_eq!(report.missing_bytes, report.missing.iter().map(|write| write.length).sum::<u64>());
         assert_eq!(self.served, Some((report.epoch, report.tail_seq)));
+        if self.writer.damaged {
+            return;
+        }
         // Nothing that could be applied is missing: the first record after the cut really is not whole.
         if let Some(next) = report.missing.first().filter(|write| write.seq == report.cut_seq.next()) {
             assert!(next.state != "held" || self.writer.batch_is_open(), "{next:?}");

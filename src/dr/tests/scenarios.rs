@@ -1,5 +1,6 @@
 //! The trials themselves. A failing seed becomes a test of its own, by name.
 
+use super::damage::{EVERY_HARM, harm};
 use super::disk::Rng;
 use super::run::Trial;
 use crate::core::ids::Seq;
@@ -36,6 +37,7 @@ fn live(trial: &mut Trial, turns: usize, crashes: bool) {
             trial.crash(power);
         }
         trial.turn();
+        trial.check_promises();
     }
 }
 
@@ -104,13 +106,71 @@ fn promoted_with_a_status_table_every_known_write_is_in_the_image_or_in_the_repo
     assert!(promoted > rounds() as usize / 2, "{promoted} of {} trials got as far as a recovery point", rounds());
 }
 
+/// A life, then harm between a stop and a start, perhaps more life, and a promotion by whom is left: what is
+/// claimed is true, and what is not known is said. Whether it was promoted, and whether by force.
+fn harmed(seed: u64) -> Option<bool> {
+    println!("seed {seed}");
+    let auxiliary = seed.is_multiple_of(2);
+    let mut trial = Trial::new(seed, auxiliary);
+    trial.writer.bunker = trial.rng.chance(50);
+    start(&mut trial);
+    live(&mut trial, 2000, true);
+    if !promotable(&trial) {
+        return None;
+    }
+    assert!(!trial.in_doubt(), "nothing was harmed yet");
+    let clean = trial.rng.chance(30);
+    if clean {
+        trial.stop_cleanly();
+    }
+    trial.stop_applying(|trial| {
+        for _ in 0..=trial.rng.index(2) {
+            let what = EVERY_HARM[trial.rng.index(EVERY_HARM.len())];
+            let done = harm(trial, what);
+            println!("{what:?}: {done}, clean {clean}");
+        }
+    });
+    if trial.rng.chance(30) {
+        trial.restart_primary();
+    }
+    if trial.rng.chance(60) {
+        let (turns, crashes) = (trial.rng.index(6000), trial.rng.chance(50));
+        live(&mut trial, turns, crashes);
+    }
+    if !promotable(&trial) {
+        return None;
+    }
+    let all = trial.writer.records.len();
+    let durable = trial.writer.durable;
+    let least = trial.writer.records.partition_point(|record| record.seq <= durable);
+    let known = least + trial.rng.index(all - least + 1);
+    let mut known_tail = Seq(0);
+    if auxiliary && trial.rng.chance(70) {
+        trial.give_region(known);
+        known_tail = trial.writer.records[known - 1].seq;
+    }
+    let crashes = trial.rng.below(4);
+    let report = trial.promote_damaged(crashes, known_tail);
+    Some(report.incomplete.is_some())
+}
+
+#[test]
+fn promoted_after_damage_at_rest_what_is_claimed_is_true_and_what_is_not_known_is_said() {
+    let done: Vec<bool> = (0..rounds()).filter_map(|seed| harmed(2000 + seed)).collect();
+    let incomplete = done.iter().filter(|incomplete| **incomplete).count();
+    println!("{} promoted, {incomplete} of them incomplete", done.len());
+    assert!(done.len() > rounds() as usize / 4 && incomplete > 0 && incomplete < done.len());
+}
+
 #[test]
 #[ignore = "for a seed from the environment"]
 fn one_seed() {
     let seed: u64 = std::env::var("SEED").ok().and_then(|it| it.parse().ok()).unwrap_or(0);
     if seed < 1000 {
-        alone(seed)
+        alone(seed);
+    } else if seed < 2000 {
+        with_table(seed);
     } else {
-        with_table(seed)
-    };
+        harmed(seed);
+    }
 }

@@ -62,6 +62,10 @@ pub struct Writer {
     pub reorder: usize,
     /// DR has said that it gave up payloads.
     pub forgiving: bool,
+    /// DR's files were damaged: it may come back with less than it promised.
+    pub damaged: bool,
+    /// What was written up to here is not remembered as owed; a restart does not bring it back.
+    forgotten: Seq,
 }
 
 const BLOCK: u64 = 4096;
@@ -92,6 +96,8 @@ impl Writer {
             unsent: VecDeque::new(),
             bunker: false,
             forgiving: false,
+            damaged: false,
+            forgotten: Seq(0),
             reorder: if rng.chance(30) { 300 } else { 6 },
         }
     }
@@ -166,6 +172,10 @@ impl Writer {
             self.cut_off(conn);
         }
         self.incarnation += 1;
+        if self.damaged {
+            // A process that starts again does not know what DR told the one before it.
+            self.cut = Seq(0);
+        }
         let previous = self.tail();
         self.add_at(Seq(previous.0 + 1 + rng.below(9)), Op::EpochStart, 0, previous.0, 0, 0);
     }
@@ -192,6 +202,9 @@ impl Writer {
 
     fn mark_dirty(&mut self, seq: Seq) {
         let record = *self.record(seq);
+        if !record.op.changes_volume() {
+            return;
+        }
         let first = record.offset / BLOCK;
         for block in first..=(record.offset + record.length - 1) / BLOCK {
             self.dirty.insert((usize::from(record.volume.0), block));
@@ -338,13 +351,21 @@ impl Writer {
                 if self.order != Some(conn) {
                     return;
                 }
-                assert!(welcome.journal_seq >= self.durable, "an acknowledged order was lost");
-                assert!(welcome.cut >= self.cut, "the recovery point went back");
+                assert!(self.damaged || welcome.journal_seq >= self.durable, "an acknowledged order was lost");
+                assert!(self.damaged || welcome.cut >= self.cut, "the recovery point went back");
+                let regressed = welcome.cut < self.cut;
                 for &seq in self.copied.iter().filter(|&&seq| seq > welcome.cut && welcome.synced) {
                     let here = welcome.have.iter().any(|range| range.first <= seq && seq <= range.last);
-                    assert!(here || self.forgiving, "the acknowledged payload of {seq} was lost");
+                    assert!(here || self.forgiving || self.damaged, "the acknowledged payload of {seq} was lost");
                 }
                 self.next_order = self.records.partition_point(|record| record.seq <= welcome.journal_seq);
+                if regressed || self.synced && !welcome.synced {
+                    // What was owed up to there may be forgotten: only a copy of everything will do.
+                    self.cut = welcome.cut;
+                    self.synced = welcome.synced;
+                    self.progress(welcome.cut, welcome.synced);
+                    return self.first_sync();
+                }
                 self.progress(welcome.cut, welcome.synced);
                 let lost = self
                     .sending
@@ -375,6 +396,15 @@ impl Writer {
                 }
             }
             Message::Progress { cut, synced, .. } => self.progress(cut, synced),
+            Message::Need { .. } if self.damaged => {
+                // As the primary: everything above the cut goes into a batch, and nothing else is remembered.
+                let open: Vec<Seq> =
+                    self.records.iter().filter(|it| it.seq > self.forgotten).map(|it| it.seq).collect();
+                for seq in open {
+                    self.mark_dirty(seq);
+                }
+                self.begin_batch();
+            }
             Message::Need { ranges } => {
                 for range in ranges {
                     for seq in (range.first.0..=range.last.0).map(Seq).filter(|seq| self.data.contains_key(seq)) {
@@ -392,6 +422,7 @@ impl Writer {
     fn progress(&mut self, cut: Seq, synced: bool) {
         self.synced |= synced;
         self.cut = self.cut.max(cut);
+        self.forgotten = self.forgotten.max(cut);
         if self.sending.as_ref().is_some_and(|it| it.end.is_some_and(|end| cut >= end)) {
             self.sending = None;
             self.dirty.clear();

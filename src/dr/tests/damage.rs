@@ -1,0 +1,283 @@
+//! Damage at rest, between a stop and a start: whatever a promotion then claims is true, and what it cannot know
+//! it says.
+
+use bytes::Bytes;
+
+use super::named::{caught_up, site};
+use super::run::Trial;
+use crate::core::ids::{Seq, Ticket};
+use crate::dr::api::{File, Input};
+use crate::format::superblock::{DAMAGED, SYNCED};
+
+/// What is done to the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    JournalLost,
+    /// From the first segment header to the end.
+    JournalGarbled,
+    /// One record above the checkpoint, others behind it.
+    OrderFlipped,
+    /// One record above the checkpoint is zeroed, others behind it.
+    OrderZeroed,
+    /// Zeroes from a promised order on.
+    JournalEnds,
+    /// Of a payload that no checkpoint covers.
+    PayloadFlipped,
+    /// Of one that a checkpoint covers.
+    OldPayloadFlipped,
+    SpoolLost,
+}
+
+pub const EVERY_HARM: [Harm; 8] = [
+    Harm::JournalLost,
+    Harm::JournalGarbled,
+    Harm::OrderFlipped,
+    Harm::OrderZeroed,
+    Harm::JournalEnds,
+    Harm::PayloadFlipped,
+    Harm::OldPayloadFlipped,
+    Harm::SpoolLost,
+];
+
+/// Does it, if there is something to be harmed in this way; whether there was.
+pub fn harm(trial: &mut Trial, what: Harm) -> bool {
+    let it = trial.superblock();
+    let pick = |trial: &mut Trial, from: &[(Seq, usize)]| {
+        let index = trial.rng.index(from.len().max(1));
+        from.get(index).map(|found| found.1)
+    };
+    match what {
+        Harm::JournalLost => trial.disk.overwrite(File::Journal, 0, 4 << 20, 0),
+        Harm::JournalGarbled => trial.disk.overwrite(File::Journal, 0, 4 << 20, 0xA5),
+        Harm::OrderFlipped | Harm::OrderZeroed => {
+            let mut slots = trial.journal_slots();
+            slots.retain(|slot| slot.0 > it.seq && (what == Harm::OrderFlipped || slot.0 < it.promised_tail));
+            slots.pop();
+            let Some(at) = pick(trial, &slots) else { return false };
+            match what {
+                Harm::OrderZeroed => trial.disk.overwrite(File::Journal, at, 64, 0),
+                _ => trial.disk.flip(File::Journal, at + 20, 3),
+            }
+        }
+        Harm::JournalEnds => {
+            // Orders that were acknowledged since the last promise are the gap that the module `doubt` names.
+            let slots = trial.journal_slots();
+            let promised: Vec<_> =
+                slots.iter().copied().filter(|slot| slot.0 > it.seq && slot.0 <= it.promised_tail).collect();
+            let Some(from) = pick(trial, &promised) else { return false };
+            let first = slots.iter().find(|slot| slot.1 == from).map_or(Seq(0), |slot| slot.0);
+            for &(_, at) in slots.iter().filter(|slot| slot.0 >= first) {
+                trial.disk.overwrite(File::Journal, at, 64, 0);
+            }
+        }
+        Harm::PayloadFlipped | Harm::OldPayloadFlipped => {
+            let mut entries = trial.spool_entries();
+            entries.retain(|entry| (entry.0 > it.seq) == (what == Harm::PayloadFlipped));
+            let Some(at) = pick(trial, &entries) else { return false };
+            trial.disk.flip(File::Spool, at + 200, 1);
+        }
+        Harm::SpoolLost => trial.disk.overwrite(File::Spool, 0, 1 << 20, 0),
+    }
+    true
+}
+
+/// A site that has applied more than its last checkpoint says.
+fn beyond_its_checkpoint(seed: u64, auxiliary: bool) -> Trial {
+    let mut trial = site(seed, auxiliary);
+    caught_up(&mut trial);
+    for _ in 0..200_000 {
+        if trial.disk.busy() {
+            trial.complete_disk();
+        } else if trial.machine.status(trial.now).checkpoint_seq == trial.writer.tail() {
+            break;
+        } else {
+            trial.tick_on();
+        }
+    }
+    assert_eq!(trial.machine.status(trial.now).checkpoint_seq, trial.writer.tail());
+    for at in 0..6u8 {
+        trial.writer.write_at(0, 4096 * u64::from(at), Bytes::from(vec![at + 1; 512]));
+    }
+    for _ in 0..200_000 {
+        let status = trial.machine.status(trial.now);
+        if status.applied_seq == trial.writer.tail()
+            && status.checkpoint_seq < trial.writer.tail().prev().prev().prev()
+            && trial.superblock().promised_tail == trial.writer.tail()
+            && trial.writer.cut == trial.writer.tail()
+            && !trial.disk.busy()
+        {
+            return trial;
+        }
+        trial.turn();
+    }
+    panic!("nothing is applied between two checkpoints: {:?}", trial.machine.status(trial.now));
+}
+
+/// Stopped or killed, harmed, started again.
+fn harmed(what: Harm, clean: bool, auxiliary: bool) -> Trial {
+    let mut trial = beyond_its_checkpoint(20, auxiliary);
+    if clean {
+        trial.stop_cleanly();
+    }
+    trial.stop_applying(|trial| {
+        // Of a clean stop everything is checkpointed: what is left to be harmed may be nothing.
+        let done = harm(trial, what);
+        assert!(done || clean, "{what:?}");
+    });
+    trial.drain_disk();
+    trial
+}
+
+/// Whether something of what a promotion relies on is gone.
+fn matters(what: Harm, clean: bool) -> bool {
+    !clean && what != Harm::OldPayloadFlipped
+}
+
+#[test]
+fn what_is_lost_is_in_doubt_at_every_start_until_it_is_made_good() {
+    for what in EVERY_HARM {
+        let mut trial = harmed(what, false, false);
+        for _ in 0..2 {
+            assert_eq!(trial.in_doubt(), matters(what, false), "{what:?}");
+            assert_eq!(trial.superblock().has(DAMAGED), matters(what, false), "{what:?}");
+            trial.crash(true);
+            trial.drain_disk();
+        }
+    }
+}
+
+#[test]
+fn with_nobody_left_it_is_promoted_by_force_only_and_the_report_says_what_it_cannot_know() {
+    for (what, clean) in EVERY_HARM.into_iter().flat_map(|what| [(what, false), (what, true)]) {
+        let mut trial = harmed(what, clean, false);
+        trial.outcome = None;
+        trial.step(Input::Promote { ticket: Ticket(1), plan: true, force: false });
+        let plan = trial.outcome.take().expect("at once").expect("a plan");
+        assert_eq!(plan.incomplete.is_some(), matters(what, clean), "{what:?} clean {clean}: {plan:?}");
+        let report = trial.promote_damaged(0, Seq(0));
+        assert_eq!(report.incomplete.is_some(), matters(what, clean), "{what:?} clean {clean}: {report:?}");
+        let stored = trial.stored_report().expect("stored").report;
+        assert_eq!((&stored.incomplete, &stored.missing), (&report.incomplete, &report.missing));
+    }
+}
+
+#[test]
+fn a_promotion_that_is_refused_has_fenced_nobody() {
+    for auxiliary in [false, true] {
+        let mut trial = harmed(Harm::SpoolLost, false, auxiliary);
+        if auxiliary {
+            trial.give_region(trial.writer.records.len());
+        }
+        let region = trial.region.clone();
+        trial.outcome = None;
+        trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+        trial.settle(0);
+        let error = trial.outcome.take().expect("done").expect_err("refused");
+        assert!(error.refused_for_safety && error.text.contains("--force"), "{error}");
+        assert_eq!(trial.region, region);
+        assert_eq!(trial.machine.status(trial.now).promotion, None, "the primary may come back");
+    }
+}
+
+#[test]
+fn with_the_status_table_the_orders_are_known_and_with_the_ring_nothing_is_lost() {
+    for (what, bunker) in EVERY_HARM.into_iter().flat_map(|what| [(what, false), (what, true)]) {
+        let mut trial = harmed(what, false, true);
+        trial.writer.bunker = bunker;
+        let tail = trial.writer.tail();
+        trial.give_region(trial.writer.records.len());
+        let report = trial.promote_damaged(0, tail);
+        let text = report.incomplete.clone().unwrap_or_default();
+        assert!(!text.contains("known"), "{what:?}: {text}");
+        assert_eq!(report.tail_seq, tail);
+        // A record in the middle of others cannot be put in its place any more.
+        if bunker && !matches!(what, Harm::OrderFlipped | Harm::OrderZeroed) || !matters(what, false) {
+            assert_eq!((report.cut_seq, report.incomplete, report.missing.len()), (tail, None, 0), "{what:?}");
+        }
+    }
+}
+
+#[test]
+fn with_the_auxiliary_out_of_reach_force_says_what_is_not_known() {
+    for what in EVERY_HARM {
+        let mut trial = harmed(what, false, true);
+        let report = trial.promote_damaged(0, Seq(0));
+        assert_eq!(report.aux, "unreachable");
+        assert_eq!(report.incomplete.is_some(), matters(what, false), "{what:?}: {report:?}");
+    }
+}
+
+#[test]
+fn the_primary_makes_it_good_and_not_before_all_of_it_is_here() {
+    let cases = [(false, false), (false, true), (true, false)];
+    for (what, (clean, restarted)) in EVERY_HARM.into_iter().flat_map(|what| cases.map(|case| (what, case))) {
+        let mut trial = harmed(what, clean, false);
+        let known = trial.writer.tail();
+        if restarted {
+            trial.restart_primary();
+        }
+        for _ in 0..400_000 {
+            let status = trial.machine.status(trial.now);
+            if !trial.superblock().has(DAMAGED) && !trial.in_doubt() && status.synced {
+                break;
+            }
+            if trial.rng.chance(1) && trial.writer.records.len() < 400 {
+                trial.write();
+            }
+            trial.turn();
+        }
+        let status = trial.machine.status(trial.now);
+        assert!(!trial.in_doubt() && trial.superblock().has(SYNCED), "{what:?}: {status:?}");
+        assert!(!matters(what, clean) || status.checkpoint_seq >= known, "{what:?}: not too early");
+        trial.crash(true);
+        trial.drain_disk();
+        assert!(!trial.in_doubt(), "{what:?}: at the next start neither");
+        trial.promote(false, 0, Seq(0));
+    }
+}
+
+#[test]
+fn an_order_that_spoils_before_a_record_that_may_follow_a_gap_is_missed() {
+    // Where a checkpoint passed it in time, it is not needed any more.
+    let found = (29..60).find(|&seed| {
+        let mut trial = beyond_its_checkpoint(seed, false);
+        let last = trial.writer.tail();
+        trial.restart_primary();
+        let start = trial.writer.tail();
+        for _ in 0..5_000 {
+            if trial.superblock().promised_tail >= start {
+                break;
+            }
+            trial.turn();
+        }
+        let mut found = trial.superblock().promised_tail >= start;
+        trial.stop_applying(|trial| {
+            let slot = trial.journal_slots().into_iter().find(|slot| slot.0 == last);
+            match slot.filter(|slot| slot.0 > trial.superblock().seq) {
+                Some((_, at)) => trial.disk.flip(File::Journal, at + 20, 3),
+                None => found = false,
+            }
+        });
+        if !found {
+            return false;
+        }
+        trial.drain_disk();
+        assert!(trial.in_doubt(), "{:?}", trial.errors);
+        assert!(trial.errors.iter().any(|text| text.contains("the journal is damaged between")), "{:?}", trial.errors);
+        assert!(trial.promote_damaged(0, Seq(0)).incomplete.is_some());
+        true
+    });
+    assert!(found.is_some(), "no seed gets there");
+}
+
+#[test]
+fn a_payload_that_spoils_after_the_start_is_not_applied_and_what_volumes_hold_is_in_doubt() {
+    let mut trial = beyond_its_checkpoint(28, false);
+    trial.stop_applying(|_| ());
+    // Recovery has read it whole; the redo from the checkpoint reads it again.
+    assert!(harm(&mut trial, Harm::PayloadFlipped));
+    trial.drain_disk();
+    assert!(trial.in_doubt(), "{:?}", trial.errors);
+    let report = trial.promote_damaged(0, Seq(0));
+    assert!(report.incomplete.is_some(), "{report:?}");
+}
