@@ -36,6 +36,10 @@ pub const ENTRY_ALIGN_BYTES: u64 = 512;
 pub const STREAMS_MAX: usize = 32;
 /// Granularity of the intent map, bytes of volume for one bit.
 pub const INTENT_EXTENT_BYTES: u64 = 64 << 10;
+/// Extents of the intent map that are set together while it says little: 1 MiB.
+pub const INTENT_NEIGHBOURS: u64 = 16;
+/// Extents of the intent map up to which neighbours are set: 2 GiB.
+pub const INTENT_EAGER_EXTENTS: u64 = (2 << 30) / INTENT_EXTENT_BYTES;
 /// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.
 pub const SEQ_RESERVE: u64 = 1 << 20;
 /// Slots of a status table when nothing else is configured.

@@ -26,7 +26,7 @@ use crate::core::machine::{DiskKind, IoFail, Level};
 use crate::core::ranges::VolumeRanges;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
-use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, REQUESTS_INFLIGHT_MAX};
+use crate::limits::{BLOCK_BYTES, INTENT_NEIGHBOURS, PAYLOAD_BYTES_MAX, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::protocol::{REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
@@ -178,6 +178,7 @@ fn alone(config: &Config) -> anyhow::Result<Options> {
         table_slots: 0,
         table_payload_bytes: 0,
         standalone: true,
+        intent_neighbours: INTENT_NEIGHBOURS,
         incarnation: entropy::random()?,
     })
 }

@@ -4,13 +4,19 @@
 //! power the ranges to copy are known without a scan and without asking anybody. Bits are cleared
 //! lazily, in cycles: a bit may go when no write touched its extent since the cycle began, everything up
 //! to the cycle's seq is at or below DR's cut, and the local disk has been synced since.
+//!
+//! A page write costs as much as the write that waits for it. So while the map says little, a bit is set
+//! with its neighbours, which writes are likely to touch next, and neighbours are cleared together: what a
+//! loss of power makes the primary copy for nothing is bounded ([`INTENT_EAGER_EXTENTS`]).
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::ranges::VolumeRanges;
 use crate::format::intent::{MapLayout, Page};
-use crate::limits::INTENT_EXTENT_BYTES;
+use crate::limits::{INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS};
 
 /// One page in its three versions.
 #[derive(Clone, Debug)]
@@ -50,7 +56,10 @@ pub struct IntentMap {
     left: usize,
     dirty: Vec<(Volume, u64)>,
     cycle: Option<Cycle>,
-    any_set: bool,
+    /// Bits of the newest version.
+    set: u64,
+    /// Extents set together, at aligned places: a divisor of the bits of a page.
+    neighbours: u64,
 }
 
 impl IntentMap {
@@ -76,16 +85,23 @@ impl IntentMap {
             left: 0,
             dirty: Vec::new(),
             cycle: None,
-            any_set: false,
+            set: 0,
+            neighbours: INTENT_NEIGHBOURS,
         }
     }
 
     /// Takes over a page as found on disk.
     pub fn load(&mut self, page: Page) {
-        self.any_set |= !page.is_empty();
+        self.set += page.iter().count() as u64;
         let leaf = self.leaf(page.volume, page.index);
         leaf.wanted = page.clone();
         leaf.durable = page;
+    }
+
+    /// Sets other than the usual number of extents together: a power of two up to it.
+    pub fn set_neighbours(&mut self, neighbours: u64) {
+        assert!(neighbours.is_power_of_two() && neighbours <= INTENT_NEIGHBOURS, "neighbours share a page");
+        self.neighbours = neighbours;
     }
 
     /// Marks the extents of a write. True when all of them are durable already: the write may start.
@@ -98,12 +114,25 @@ impl IntentMap {
                 continue;
             }
             durable = false;
-            if leaf.wanted.set(bit) && !std::mem::replace(&mut leaf.dirty, true) {
-                self.dirty.push((extent.volume, page));
+            if !leaf.wanted.get(bit) {
+                self.set_around(extent.volume, page, bit);
             }
-            self.any_set = true;
         }
         durable
+    }
+
+    /// Sets a bit, and its neighbours while the map says little.
+    fn set_around(&mut self, volume: Volume, page: u64, bit: u64) {
+        let together = if self.set < INTENT_EAGER_EXTENTS { self.neighbours } else { 1 };
+        let size = self.sizes[usize::from(volume.0)];
+        let leaf = &mut self.volumes[usize::from(volume.0)][index(page)];
+        let first = bit / together * together;
+        for bit in (first..first + together).filter(|&bit| MapLayout::offset_of(page, bit) < size) {
+            self.set += u64::from(leaf.wanted.set(bit));
+        }
+        if !std::mem::replace(&mut leaf.dirty, true) {
+            self.dirty.push((volume, page));
+        }
     }
 
     /// Whether every extent of the range is durable in the map.
@@ -152,7 +181,7 @@ impl IntentMap {
     /// Whether a cycle of clearing could begin: something is set and none is under way.
     #[must_use]
     pub fn may_begin_cycle(&self) -> bool {
-        self.any_set && self.cycle.is_none()
+        self.set > 0 && self.cycle.is_none()
     }
 
     /// Begins a cycle: bits not touched from now on may be cleared once `upto` is copied and synced.
@@ -174,21 +203,23 @@ impl IntentMap {
         self.cycle = None;
     }
 
-    /// Ends the cycle: clears what was not touched since it began. Not while a round is in flight.
+    /// Ends the cycle: clears what was not touched since it began, neighbours together. Not while a round is in
+    /// flight.
     pub fn end_cycle(&mut self) {
         assert!(self.left == 0, "bits are never cleared under a page write");
         self.cycle = None;
-        self.any_set = false;
+        let together = if self.set <= INTENT_EAGER_EXTENTS { self.neighbours } else { 1 };
         for leaf in self.volumes.iter_mut().flatten() {
-            let stale: Vec<u64> = leaf.wanted.iter().filter(|bit| !leaf.recent.get(*bit)).collect();
+            let recent: BTreeSet<u64> = leaf.recent.iter().map(|bit| bit / together).collect();
+            let stale: Vec<u64> = leaf.wanted.iter().filter(|bit| !recent.contains(&(bit / together))).collect();
             for bit in &stale {
                 leaf.wanted.clear(*bit);
                 leaf.durable.clear(*bit);
             }
+            self.set -= stale.len() as u64;
             if !stale.is_empty() && !std::mem::replace(&mut leaf.dirty, true) {
                 self.dirty.push((leaf.wanted.volume, leaf.wanted.index));
             }
-            self.any_set |= !leaf.wanted.is_empty();
         }
     }
 
@@ -244,6 +275,13 @@ mod tests {
         Extent { volume: Volume(0), offset, length }
     }
 
+    /// A map that sets each bit by itself.
+    fn single(sizes: &[u64]) -> IntentMap {
+        let mut map = IntentMap::new(sizes);
+        map.set_neighbours(1);
+        map
+    }
+
     fn settle(map: &mut IntentMap) {
         while !map.round().is_empty() {
             while map.busy() {
@@ -254,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_write_waits_until_its_bit_is_durable() {
-        let mut map = IntentMap::new(&[SIZE]);
+        let mut map = single(&[SIZE]);
         assert!(!map.want(extent(0, 4096)));
         assert_eq!(map.round().len(), 1);
         assert!(!map.is_durable(extent(0, 4096)));
@@ -265,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_bit_wanted_during_a_round_waits_for_the_next_one_and_delays_nobody() {
-        let mut map = IntentMap::new(&[SIZE]);
+        let mut map = single(&[SIZE]);
         map.want(extent(0, 4096));
         assert_eq!(map.round().len(), 1);
         map.want(extent(INTENT_EXTENT_BYTES, 4096));
@@ -278,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_cycle_clears_only_what_was_not_touched_since_it_began() {
-        let mut map = IntentMap::new(&[SIZE]);
+        let mut map = single(&[SIZE]);
         map.want(extent(0, 4096));
         map.want(extent(INTENT_EXTENT_BYTES, 4096));
         settle(&mut map);
@@ -291,8 +329,42 @@ mod tests {
 
     #[test]
     fn ranges_are_clipped_to_the_volume() {
-        let mut map = IntentMap::new(&[INTENT_EXTENT_BYTES + 512]);
+        let mut map = single(&[INTENT_EXTENT_BYTES + 512]);
         map.want(extent(INTENT_EXTENT_BYTES, 512));
         assert_eq!(map.ranges().iter().collect::<Vec<_>>(), vec![extent(INTENT_EXTENT_BYTES, 512)]);
+    }
+
+    #[test]
+    fn neighbours_are_set_with_the_first_of_them_and_cleared_with_the_last() {
+        let mut map = IntentMap::new(&[SIZE - 512]);
+        let neighbours = INTENT_NEIGHBOURS * INTENT_EXTENT_BYTES;
+        assert!(!map.want(extent(neighbours + INTENT_EXTENT_BYTES, 4096)));
+        settle(&mut map);
+        assert_eq!(map.ranges().iter().collect::<Vec<_>>(), vec![extent(neighbours, neighbours)]);
+        assert!(map.want(extent(2 * neighbours - 4096, 4096)), "a neighbour is durable already");
+        assert!(!map.want(extent(SIZE - 4096, 100)));
+        settle(&mut map);
+        map.begin_cycle(Seq(2), 0);
+        map.want(extent(neighbours, 1));
+        map.end_cycle();
+        assert_eq!(map.ranges().iter().collect::<Vec<_>>(), vec![extent(neighbours, neighbours)]);
+        settle(&mut map);
+        map.begin_cycle(Seq(3), 0);
+        map.end_cycle();
+        assert_eq!((map.ranges().iter().count(), map.set), (0, 0));
+    }
+
+    #[test]
+    fn a_map_that_says_much_sets_no_neighbours() {
+        let bytes = 2 * INTENT_EAGER_EXTENTS * INTENT_EXTENT_BYTES;
+        let mut map = IntentMap::new(&[bytes]);
+        let mut at = 0;
+        while map.set < INTENT_EAGER_EXTENTS {
+            map.want(extent(at, 1));
+            at += INTENT_NEIGHBOURS * INTENT_EXTENT_BYTES;
+        }
+        let before = map.set;
+        map.want(extent(at, 1));
+        assert_eq!(map.set, before + 1);
     }
 }

@@ -167,6 +167,8 @@ pub struct Options {
     pub standalone: bool,
     /// Bytes of the auxiliary's region to leave for payloads when it is formatted (`bunker`).
     pub table_payload_bytes: u64,
+    /// Extents of the intent map that are set together.
+    pub intent_neighbours: u64,
     /// Drawn at each start.
     pub incarnation: u64,
 }
@@ -311,7 +313,11 @@ impl Machine {
             chain: recovered.chain,
             window: Window::new(first),
             inflight: (0..volumes).map(|_| InFlight::new()).collect(),
-            intent: recovered.intent,
+            intent: {
+                let mut intent = recovered.intent;
+                intent.set_neighbours(options.intent_neighbours);
+                intent
+            },
             unintended: VecDeque::new(),
             startable: Vec::new(),
             local_done: recovered.tail,

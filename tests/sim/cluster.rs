@@ -186,7 +186,7 @@ const HISTORY_LINES: usize = 2000;
 impl World {
     pub fn new(seed: u64, recording: bool) -> World {
         let mut rng = Rng::new(seed);
-        let setup = Setup::draw(&mut rng);
+        let setup = Setup::draw(seed, &mut rng);
         let mut net = Network::new(rng.fork());
         let (wan, lan) = (setup.wan, setup.lan);
         net.route(Node::Primary, Node::Dr, wan.delay_ns, wan.jitter_ns, wan.bytes_per_second);

@@ -308,6 +308,7 @@ impl World {
             table_slots: self.setup.table_slots,
             table_payload_bytes: self.setup.table_payload_bytes,
             standalone: false,
+            intent_neighbours: self.setup.intent_neighbours,
             incarnation: self.rng.u64(),
         };
         let now = self.clock(Node::Primary);

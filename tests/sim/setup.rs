@@ -25,6 +25,7 @@ pub struct Setup {
     pub fifo_memory_bytes: u64,
     pub fifo_disk_bytes: u64,
     pub table_slots: u64,
+    pub intent_neighbours: u64,
     pub table_payload_bytes: u64,
     /// The table stands on a server that fences nobody.
     pub plain_table: bool,
@@ -136,7 +137,7 @@ const PAIRS: [(Node, Node); 3] = [(Node::Primary, Node::Dr), (Node::Primary, Nod
 const NODES: [Node; 3] = [Node::Primary, Node::Aux, Node::Dr];
 
 impl Setup {
-    pub fn draw(rng: &mut Rng) -> Setup {
+    pub fn draw(seed: u64, rng: &mut Rng) -> Setup {
         let protect = rng.pick(&[Protect::Async, Protect::Near, Protect::Order, Protect::Bunker, Protect::Sync]);
         let volumes = rng.pick(&[1, 1, 2, 3]);
         let horizon_ns = rng.scale(2, 40) * SECOND;
@@ -152,6 +153,8 @@ impl Setup {
             planted_percent: rng.pick(&[0, 0, 30, 100]),
             fifo_memory_bytes: rng.scale(64 << 10, 8 << 20),
             fifo_disk_bytes: rng.pick(&[0, 512 << 10, 1 << 20, 4 << 20]),
+            // Not drawn: what the other seeds draw stays as it was.
+            intent_neighbours: if seed.is_multiple_of(3) { 16 } else { 1 },
             table_slots: rng.pick(&[1024, 1024, 2048, 8192]),
             table_payload_bytes: 0,
             plain_table: rng.chance(20),
