@@ -169,8 +169,15 @@ impl Shell {
             for (conn, event) in std::mem::take(&mut self.asked) {
                 self.on_asked(conn, event)?;
             }
+            // What is done already is answered in the same turn.
+            let mut completed = Vec::new();
+            self.reactor.completed(&mut completed);
+            let more = !completed.is_empty();
+            for event in completed {
+                self.on_event(event)?;
+            }
             self.nbd.flush(&mut self.reactor, &mut self.asked);
-            if self.asked.is_empty() {
+            if self.asked.is_empty() && !more {
                 return Ok(());
             }
         }

@@ -29,11 +29,13 @@ pub enum File {
 pub enum Input {
     /// A replication connection was accepted.
     Opened { conn: Conn },
-    /// A whole, verified message came in.
+    /// A whole, verified message came in. `EndOfTurn` has to follow.
     Message { conn: Conn, message: Message },
+    /// Everything that has come together was given.
+    EndOfTurn,
     /// A replication connection is gone; also given after [`Effect::Close`].
     Closed { conn: Conn },
-    /// A disk operation ended.
+    /// A disk operation ended. `EndOfTurn` has to follow.
     Disk { ticket: Ticket, result: DiskResult },
     /// `deadline_ns` has passed.
     Tick,

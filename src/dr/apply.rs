@@ -202,6 +202,7 @@ impl Machine {
                 }
                 self.history.lose(seq);
                 self.owing.insert(seq);
+                self.copied.remove(&seq);
                 self.fed = seq.prev();
                 self.pieces.clear();
                 match committed {

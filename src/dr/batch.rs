@@ -12,11 +12,12 @@
 //! | applied | records from before it where no chunk is; records after it | those records, chunks, records after it |
 //!
 //! Complete is a batch when its end is in the journal, all chunks that the end counts are durable, and every
-//! record between begin and end is durable with its payload. What does not add up is named and not applied (I8).
+//! record between begin and end is durable with its payload; and when it covers the range of every payload from
+//! before its begin that is not here (I5). What does not add up is named and not applied (I8).
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{Conn, Extent, Seq, Volume};
+use crate::core::ids::{Conn, Extent, Seq, SeqRange, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
 use crate::core::op::Op;
 use crate::core::ranges::{RangeSet, VolumeRanges};
@@ -26,7 +27,7 @@ use crate::dr::replay::{Action, Data, Item, Step};
 use crate::format::record::{FLAG_NO_HOLE, OrderRecord};
 use crate::format::superblock::DIRECT;
 use crate::format::wire::Message;
-use crate::limits::LIST_ITEMS_MAX;
+use crate::limits::{LIST_ITEMS_MAX, NEED_AFTER_NS};
 
 /// A chunk that is durable in the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +181,47 @@ impl Machine {
             self.trouble(now, Trouble::Diverged, text, fx);
             return None;
         }
+        if !batch.direct && self.hollow(now, batch, fx) {
+            return None;
+        }
         Some(end)
+    }
+
+    /// Whether the batch leaves out the range of a payload from before its begin that is not here: the writer
+    /// took it for copied when the batch began, and it was given up here meanwhile. The batch is not applied (I5);
+    /// the writer is asked for the payloads, and brings them or begins another batch.
+    fn hollow(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> bool {
+        if self.history.first_missing_above(self.cut).is_none_or(|seq| seq >= batch.begin) {
+            return false;
+        }
+        let mut covered = VolumeRanges::new();
+        for chunk in batch.chunks.values() {
+            covered.insert(Extent {
+                volume: chunk.record.volume,
+                offset: chunk.record.offset,
+                length: chunk.record.length,
+            });
+        }
+        let left_out: Vec<SeqRange> = self
+            .history
+            .above(self.cut)
+            .take_while(|entry| entry.record.seq < batch.begin)
+            .filter(|entry| self.history.is_missing(entry.record.seq))
+            .filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)))
+            .map(|entry| SeqRange { first: entry.record.seq, last: entry.record.seq })
+            .take(LIST_ITEMS_MAX)
+            .collect();
+        let Some(first) = left_out.first().map(|range| range.first) else { return false };
+        if now.mono_ns >= self.hollow_due_ns {
+            self.hollow_due_ns = now.mono_ns + NEED_AFTER_NS;
+            let text = format!(
+                "batch {} leaves out the payload of seq {first}, which is not here: not applied, it is asked for",
+                batch.begin
+            );
+            fx.push(Effect::Log { level: Level::Info, text });
+            self.need(left_out, fx);
+        }
+        true
     }
 
     /// The superblock names the batch, or there was no recovery point before it: the cut jumps to its end.

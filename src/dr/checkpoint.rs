@@ -244,6 +244,7 @@ impl Machine {
             self.intake.spool.free(self.intake.spool.first_live());
             self.history.lose(seq);
             given_up.insert(seq);
+            self.copied.remove(&seq);
             self.owing.insert(seq);
         }
         if let (Some(&first), Some(batch)) = (given_up.first(), &mut self.batch) {

@@ -184,8 +184,12 @@ impl Shell {
             let deadlines = [self.machine.deadline_ns(), self.region.as_ref().and_then(Region::deadline_ns)];
             self.links.flush(&mut self.reactor);
             self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
-            for event in events.drain(..) {
-                self.on_event(event)?;
+            while !events.is_empty() {
+                for event in events.drain(..) {
+                    self.on_event(event)?;
+                }
+                self.step(Input::EndOfTurn)?;
+                self.reactor.completed(&mut events);
             }
             if let Some(region) = &mut self.region {
                 region.tick(&mut self.reactor, &mut self.region_events);

@@ -107,6 +107,8 @@ pub struct Machine {
     pub(super) chunks_copied: Vec<(Conn, Seq, u64)>,
     /// Payloads that were acknowledged and are not here any more: asked for at every welcome.
     pub(super) owing: BTreeSet<Seq>,
+    /// When the payloads that a batch leaves out are asked for again.
+    pub(super) hollow_due_ns: u64,
     /// When a payload last came in, or was asked for; and how long to wait before asking.
     pub(super) fed_by_link_ns: u64,
     pub(super) ask_after_ns: u64,
@@ -187,6 +189,7 @@ impl Machine {
             copied: BTreeMap::new(),
             chunks_copied: Vec::new(),
             owing: lost,
+            hollow_due_ns: 0,
             fed_by_link_ns: 0,
             ask_after_ns: NEED_AFTER_NS,
             told: Told::default(),
@@ -450,6 +453,8 @@ impl crate::core::machine::Machine for Machine {
         if !self.started {
             self.start(now, fx);
         }
+        // What has come together is taken in together: one append, one sync, one answer.
+        let more = matches!(input, Input::Message { .. } | Input::Disk { .. });
         match input {
             Input::Opened { conn } => self.opened(now, conn, fx),
             Input::Message { conn, message } => self.message(now, conn, message, fx),
@@ -458,7 +463,7 @@ impl crate::core::machine::Machine for Machine {
                 self.closed(conn, fx);
             }
             Input::Disk { ticket, result } => self.disk_done(now, ticket, result, fx),
-            Input::Tick => {}
+            Input::Tick | Input::EndOfTurn => {}
             Input::Promote { ticket, plan, force } => self.promote(now, ticket, plan, force, fx),
             Input::AuxOpened { size, fencing } => self.aux_opened(now, size, fencing, fx),
             Input::AuxFailed { reason, fenced } => self.aux_failed(now, &reason, fenced, fx),
@@ -467,7 +472,7 @@ impl crate::core::machine::Machine for Machine {
             Input::ReportStored { ticket, result } => self.report_stored(now, ticket, result, fx),
             Input::Stop => self.stop(fx),
         }
-        if !self.dead {
+        if !self.dead && !more {
             self.settle(now, fx);
         }
     }

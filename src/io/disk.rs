@@ -3,7 +3,8 @@
 //! ```text
 //!   direct    aligned     WRITE_FIXED / READ_FIXED (plain outside the arena), RWF_DSYNC when durable
 //!             unaligned   read of the blocks at the edges, overlay, write
-//!   buffered  writes      pwritev in the thread (the ring would pass them to a worker thread)
+//!   buffered  writes      pwritev in the thread (the ring would pass them to a worker thread); those of one
+//!                         turn that follow one another in the file are one call
 //!             reads       preadv2 without waiting, the ring for what is not cached
 //!   both      zeroes      FALLOCATE, else zeroes are written
 //!             syncs       one fdatasync in flight a file, for all that wait
@@ -48,7 +49,21 @@ pub struct Disk {
     unsynced: Vec<usize>,
     /// A megabyte of zeroes, made when first needed.
     zeroes: Bytes,
+    /// Buffered writes not made yet: they go on where one another ended.
+    held: Option<Held>,
 }
+
+/// Buffered writes of one file that are made by one call, at the end of the turn at the latest.
+struct Held {
+    file: usize,
+    offset: u64,
+    bytes: usize,
+    parts: Vec<Bytes>,
+    tickets: Vec<(Ticket, bool)>,
+}
+
+/// Bytes of writes that are held together.
+const HELD_BYTES_MAX: usize = 1 << 20;
 
 struct DiskFile {
     opened: Opened,
@@ -211,6 +226,7 @@ impl Disk {
             ready: VecDeque::new(),
             unsynced: Vec::new(),
             zeroes: Bytes::new(),
+            held: None,
         }
     }
 
@@ -242,6 +258,7 @@ impl Disk {
 
     /// Closes a file once what is in flight is done.
     pub fn close(&mut self, file: FileId, kernel: &mut Kernel) {
+        self.write_held();
         if let Some(found) = &mut self.files[file.0] {
             found.closing = true;
         }
@@ -251,6 +268,11 @@ impl Disk {
     pub fn submit(&mut self, file: FileId, ticket: Ticket, kind: DiskKind, kernel: &mut Kernel) -> io::Result<()> {
         let found = self.files[file.0].as_ref().expect("a closed file is not used");
         assert!(!found.closing, "a closing file is not used");
+        // Whatever cannot join what is held comes after it, in its own file and in others (I2).
+        if found.opened.direct_align.is_some() || !matches!(kind, DiskKind::Write { .. }) {
+            self.write_held();
+        }
+        let found = self.files[file.0].as_ref().expect("a closed file is not used");
         if let Some(broken) = &found.broken {
             let result = Err(broken.clone());
             self.report(file.0, ticket, result);
@@ -279,8 +301,38 @@ impl Disk {
         }
     }
 
+    /// Makes the writes that are held.
+    pub fn write_held(&mut self) {
+        let Some(Held { file, offset, parts, tickets, .. }) = self.held.take() else { return };
+        let found = self.files[file].as_ref().expect("a file stays while a write of it is held");
+        match vector::write_all(&found.opened.file, &parts, offset) {
+            Ok(()) => tickets.into_iter().for_each(|(ticket, durable)| self.finish_write(file, ticket, durable)),
+            Err(error) => {
+                let fail = failed(&found.opened.path, "write failed", &error);
+                tickets.into_iter().for_each(|(ticket, _)| self.report(file, ticket, Err(fail.clone())));
+            }
+        }
+    }
+
+    /// A buffered write goes with those that it follows in the file.
+    fn hold(&mut self, file: usize, ticket: Ticket, offset: u64, mut parts: Vec<Bytes>, bytes: usize, durable: bool) {
+        if let Some(held) = &mut self.held
+            && held.file == file
+            && held.offset + held.bytes as u64 == offset
+            && held.bytes + bytes <= HELD_BYTES_MAX
+        {
+            held.bytes += bytes;
+            held.parts.append(&mut parts);
+            held.tickets.push((ticket, durable));
+            return;
+        }
+        self.write_held();
+        self.held = Some(Held { file, offset, bytes, parts, tickets: vec![(ticket, durable)] });
+    }
+
     /// Submits the syncs that are waited for.
     pub fn flush(&mut self, kernel: &mut Kernel) -> io::Result<()> {
+        self.write_held();
         for index in std::mem::take(&mut self.unsynced) {
             let Some(file) = &mut self.files[index] else { continue };
             file.listed = false;
@@ -438,13 +490,7 @@ impl Disk {
             return Ok(());
         }
         let Some(align) = found.opened.direct_align else {
-            match vector::write_all(&found.opened.file, &parts, offset) {
-                Ok(()) => self.finish_write(file, ticket, durable),
-                Err(error) => {
-                    let fail = failed(&found.opened.path, "write failed", &error);
-                    self.report(file, ticket, Err(fail));
-                }
-            }
+            self.hold(file, ticket, offset, parts, total, durable);
             return Ok(());
         };
         found.opened.size = found.opened.size.max(offset + total as u64);

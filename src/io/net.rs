@@ -54,6 +54,8 @@ pub struct Net {
     connections_max: usize,
     /// Connections with something to arm or send at the next flush.
     dirty: Vec<Conn>,
+    /// Those of them whose sends wait until the rest of the turn is on its way.
+    later: Vec<Conn>,
     /// Connections whose `Closed` was given in the last turn: their bytes can still be read until the next.
     buried: Vec<Conn>,
     /// Connections with a deadline: connecting or closing.
@@ -71,6 +73,7 @@ impl Net {
             next_conn: 1,
             connections_max,
             dirty: Vec::new(),
+            later: Vec::new(),
             buried: Vec::new(),
             timed: Vec::new(),
             nothing: Rope::new(),
@@ -149,6 +152,12 @@ impl Net {
         }
     }
 
+    pub fn bulk(&mut self, conn: Conn, bulk: bool) {
+        if let Some(socket) = self.sockets.get_mut(&conn) {
+            socket.bulk = bulk;
+        }
+    }
+
     pub fn send(&mut self, conn: Conn, bytes: Bytes) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
         // What is sent after close() or to a connection that failed goes nowhere: its Closed is coming.
@@ -215,7 +224,11 @@ impl Net {
             match socket.phase {
                 Phase::Open => {
                     receive(socket, kernel)?;
-                    send(socket, kernel)?;
+                    if socket.bulk && !socket.queue.is_empty() {
+                        self.later.push(conn);
+                    } else {
+                        send(socket, kernel)?;
+                    }
                 }
                 Phase::Draining => {
                     receive(socket, kernel)?;
@@ -239,6 +252,24 @@ impl Net {
         // Nothing above marks anything, so the list is given back for its memory.
         assert!(self.dirty.is_empty(), "a flush marks nothing");
         self.dirty = dirty;
+        Ok(())
+    }
+
+    /// Whether sends are left for the end of the turn.
+    #[must_use]
+    pub fn has_bulk(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Sends what is in no hurry.
+    pub fn flush_bulk(&mut self, kernel: &mut Kernel) -> io::Result<()> {
+        for conn in self.later.drain(..) {
+            if let Some(socket) = self.sockets.get_mut(&conn)
+                && socket.phase == Phase::Open
+            {
+                send(socket, kernel)?;
+            }
+        }
         Ok(())
     }
 

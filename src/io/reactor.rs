@@ -207,6 +207,11 @@ impl Reactor {
         self.net.send(conn, bytes);
     }
 
+    /// What this connection sends is in no hurry: it goes out once replies and disk operations of the turn have.
+    pub fn bulk(&mut self, conn: Conn, bulk: bool) {
+        self.net.bulk(conn, bulk);
+    }
+
     /// Bytes queued and not yet taken by the kernel.
     #[must_use]
     pub fn queued_bytes(&self, conn: Conn) -> usize {
@@ -284,6 +289,7 @@ impl Reactor {
 
     /// What has completed already without the ring (writes into the page cache): saves a turn.
     pub fn completed(&mut self, events: &mut Vec<Event>) {
+        self.disk.write_held();
         self.disk.collect(events);
     }
 
@@ -298,6 +304,13 @@ impl Reactor {
             self.net.flush(&mut self.kernel, events)?;
             self.disk.flush(&mut self.kernel)?;
             self.disk.collect(events);
+            if self.net.has_bulk() {
+                // The disk works while these are sent.
+                if self.kernel.queued() {
+                    self.kernel.enter(Wait::No)?;
+                }
+                self.net.flush_bulk(&mut self.kernel)?;
+            }
             let (wait, due) = self.wait(deadline_ns, events.len() > before);
             if wait != Wait::No {
                 let closely = self.spin && self.gap_ns < SPIN_NS;

@@ -225,6 +225,11 @@ impl Kernel {
         unsafe { self.push(entry, Token::new(Kind::Cancel, 0)) }
     }
 
+    /// Whether something waits to be submitted.
+    pub fn queued(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
     /// Submits what is queued and waits for a completion.
     pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
         let queued = {

@@ -62,6 +62,8 @@ pub struct Socket {
     send_message: Box<Message>,
 
     pub cancelled: bool,
+    /// What it sends is in no hurry.
+    pub bulk: bool,
     pub dirty: bool,
 }
 
@@ -97,6 +99,7 @@ impl Socket {
             shut: false,
             send_message: Box::new(Message::empty()),
             cancelled: false,
+            bulk: false,
             dirty: false,
         }
     }

@@ -120,6 +120,13 @@ impl Region {
     }
 
     /// Reads `length` bytes from `offset`.
+    /// What is written here goes out last in a turn, after disk operations.
+    pub fn bulk(&self, reactor: &mut Reactor) {
+        if let State::Remote(remote) = &self.state {
+            reactor.bulk(remote.conn, true);
+        }
+    }
+
     pub fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
         match &mut self.state {
             State::Remote(remote) if remote.info.is_some() => {

@@ -23,6 +23,7 @@ use crate::core::address::Address;
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, IoFail, Level};
+use crate::core::modes::Overflow;
 use crate::core::ranges::VolumeRanges;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
@@ -171,7 +172,7 @@ fn alone(config: &Config) -> anyhow::Result<Options> {
         require: config.group.require,
         isolated_continue: true,
         freeze_timeout_ns: config.group.freeze_timeout_seconds.saturating_mul(1_000_000_000),
-        overflow: crate::core::modes::Overflow::Coalesce,
+        overflow: Overflow::Coalesce,
         fifo_memory_bytes: 0,
         fifo_disk_bytes: 0,
         streams: 1,
@@ -449,7 +450,9 @@ impl Shell {
                     old.close(&mut self.reactor);
                 }
                 if let Some(target) = &self.table {
-                    self.region = Some(Region::open(&mut self.reactor, target, epoch, owner));
+                    let region = Region::open(&mut self.reactor, target, epoch, owner);
+                    region.bulk(&mut self.reactor);
+                    self.region = Some(region);
                 }
             }
             Effect::AuxRead { ticket, offset, length } => {

@@ -18,6 +18,8 @@ use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE
 /// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
 const GATHER_NS: u64 = 2_000_000;
 const GATHER_WRITES: u64 = 64;
+/// How much longer to wait for a turn in which a local write begins, nanoseconds.
+pub(super) const GATHER_SLACK_NS: u64 = 500_000;
 
 impl Machine {
     pub(super) fn request(&mut self, req: Req, volume: Volume, kind: Kind, fx: &mut Vec<Effect>) {
@@ -188,10 +190,11 @@ impl Machine {
             return self.tick_if_due(fx);
         }
         self.write_log(fx);
+        let started = !self.startable.is_empty();
         self.start_local(fx);
         self.write_intent(fx);
         self.issue_flushes(fx);
-        let all = self.gathered();
+        let all = self.gathered(started);
         if all || self.aux_awaited() {
             self.pump_aux(fx);
         }
@@ -219,15 +222,17 @@ impl Machine {
     }
 
     /// What no reply waits for goes out together: at most every [`GATHER_NS`], sooner when it is much. True when
-    /// its time has come.
-    fn gathered(&mut self) -> bool {
+    /// its time has come. `started`: a local write begins in this turn.
+    fn gathered(&mut self, started: bool) -> bool {
         let behind = self.orders_can_go() || self.commits_can_go() || self.payloads_can_go();
         if !behind {
             self.gather_ns = None;
             return true;
         }
         let due = *self.gather_ns.get_or_insert(self.now.mono_ns + GATHER_NS);
-        let all = self.now.mono_ns >= due || self.tail.0 - self.gathered_tail.0 >= GATHER_WRITES;
+        let much = self.tail.0 - self.gathered_tail.0 >= GATHER_WRITES;
+        // Sending costs the thread least while the disk works.
+        let all = much || self.now.mono_ns >= if started { due } else { due + GATHER_SLACK_NS };
         if all {
             self.gather_ns = None;
             self.gathered_tail = self.tail;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, Mode};
 use super::fifo::DiskFifo;
+use super::intake::GATHER_SLACK_NS;
 use super::intent::IntentMap;
 use super::link::DrLink;
 use super::policy::NOTHING;
@@ -391,7 +392,7 @@ impl Machine {
     /// When the machine wants its next `Tick`.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        let gather = self.gather_ns.unwrap_or(u64::MAX);
+        let gather = self.gather_ns.map_or(u64::MAX, |due| due + GATHER_SLACK_NS);
         (self.stopping != Stopping::Stopped).then_some(self.due_ns.min(gather))
     }
 

@@ -134,10 +134,10 @@ impl World {
                         _ => self.dr_step(dr::machine::Input::Message { conn, message })?,
                     }
                     if !self.is_running(node, run) {
-                        break;
+                        return Ok(());
                     }
                 }
-                Ok(())
+                if node == Node::Dr { self.dr_step(dr::machine::Input::EndOfTurn) } else { Ok(()) }
             }
             Delivery::Packet(Packet::Message(talk)) => panic!("table talk on a replication link: {talk:?}"),
         }
@@ -432,6 +432,14 @@ impl World {
     // ---- DR --------------------------------------------------------------------------------------
 
     pub fn dr_step(&mut self, input: dr::machine::Input) -> Verdict {
+        // Messages end their turn when all that came together were given.
+        let ends = matches!(input, dr::machine::Input::Disk { .. });
+        let run = self.host(Node::Dr).run;
+        self.dr_step_only(input)?;
+        if ends && self.is_running(Node::Dr, run) { self.dr_step_only(dr::machine::Input::EndOfTurn) } else { Ok(()) }
+    }
+
+    fn dr_step_only(&mut self, input: dr::machine::Input) -> Verdict {
         let now = self.clock(Node::Dr);
         let quiet = describe::dr_is_quiet(&input);
         let words = self.recording.then(|| describe::dr_input(&input));

@@ -109,7 +109,16 @@ impl Trial {
         recover(found, options).expect("a directory of our own is recovered")
     }
 
+    /// One input, and the end of the turn where it has to follow.
     pub fn step(&mut self, input: Input) {
+        let ends = matches!(input, Input::Message { .. } | Input::Disk { .. });
+        self.step_only(input);
+        if ends {
+            self.step_only(Input::EndOfTurn);
+        }
+    }
+
+    fn step_only(&mut self, input: Input) {
         let mut fx = Vec::new();
         self.machine.step(self.now, input, &mut fx);
         for effect in fx {
@@ -221,9 +230,13 @@ impl Trial {
             return;
         }
         let conn = ready[self.rng.index(ready.len())];
-        if let Some(message) = self.writer.conns.get_mut(&conn).and_then(std::collections::VecDeque::pop_front) {
-            self.step(Input::Message { conn, message });
+        let together = 1 + self.rng.index(3);
+        for _ in 0..together {
+            let queue = self.writer.conns.get_mut(&conn);
+            let Some(message) = queue.and_then(std::collections::VecDeque::pop_front) else { break };
+            self.step_only(Input::Message { conn, message });
         }
+        self.step_only(Input::EndOfTurn);
     }
 
     /// One message back; each connection keeps its order.

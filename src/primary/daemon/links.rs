@@ -35,6 +35,8 @@ impl DrConns {
         self.by_machine.insert(name, conn);
         self.by_reactor.insert(conn, Line { name, encoder: Encoder::new(), dirty: false, dropped: false });
         reactor.connect(conn, address);
+        // The local write is on its way before its record is: what takes longest begins first.
+        reactor.bulk(conn, true);
     }
 
     /// The machine's name of a connection that is up.
