@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::ids::{Epoch, Seq};
+use crate::core::ids::{Epoch, Seq, SeqRange};
 
 /// Whatever role answers: told apart by `role`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -226,9 +226,14 @@ pub struct PromoteReport {
     /// `"read"`: the status table was read; `"unreachable"`: it was not, and `--force` went on without it.
     pub aux: String,
     pub duration_seconds: f64,
-    /// The directory was damaged and the promotion forced: what this report cannot vouch for.
+    /// What this report cannot vouch for: the directory was damaged and the promotion forced, or `unknown` is not
+    /// empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incomplete: Option<String>,
+    /// Writes that existed and of which nothing else is known: they are lost, too. Seqs, inclusive; some of them may
+    /// never have been given out, when a primary lost power in between.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<SeqRange>,
 }
 
 /// One write that is not in the promoted image.

@@ -66,7 +66,7 @@ impl Seq {
 }
 
 /// An inclusive run of seqs, `first ≤ last`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SeqRange {
     pub first: Seq,
     pub last: Seq,

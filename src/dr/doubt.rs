@@ -64,7 +64,7 @@ pub(super) struct Doubt {
     /// What is wrong.
     reason: String,
     /// Orders up to here existed.
-    until: Seq,
+    pub(super) until: Seq,
     /// Writes up to here may be in the volumes.
     applied_until: Seq,
     /// Orders beyond `until` may have been acknowledged.
@@ -350,6 +350,11 @@ impl Machine {
         }
         let ticket = promotion.ticket;
         match &report.incomplete {
+            // Nothing is damaged: what the policy gave up is said, and no reason to wait.
+            Some(text) if self.doubt.is_none() => {
+                fx.push(Effect::Log { level: Level::Warn, text: format!("the loss report is INCOMPLETE: {text}") });
+                false
+            }
             Some(text) if !force => {
                 let reached = report.cut_seq;
                 let text = format!(
@@ -378,13 +383,15 @@ impl Machine {
 }
 
 /// Seqs between `cut` and `until` that no record names and no start of a writer explains; and the last known one.
-fn unknown(cut: Seq, until: Seq, above: &BTreeMap<Seq, (OrderRecord, bool)>) -> (Vec<SeqRange>, Seq) {
+/// Where the start itself is not known, seqs that were skipped are among them.
+pub(super) fn unknown(cut: Seq, until: Seq, above: &BTreeMap<Seq, (OrderRecord, bool)>) -> (Vec<SeqRange>, Seq) {
     let mut unknown = Vec::new();
     let mut at = cut;
     for (&seq, (record, _)) in above {
-        let explained = record.op == Op::EpochStart && Seq(record.offset) == at;
-        if seq > at.next() && !explained && at < until {
-            unknown.push(SeqRange { first: at.next(), last: seq.prev().min(until) });
+        // A start names the last seq before it: those between were never given out.
+        let last = if record.op == Op::EpochStart { Seq(record.offset).min(seq.prev()) } else { seq.prev() };
+        if last > at && at < until {
+            unknown.push(SeqRange { first: at.next(), last: last.min(until) });
         }
         at = seq;
     }

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use crate::cluster::status::{MissingWrite, PromoteReport, rfc3339, seconds};
-use crate::core::ids::Seq;
+use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::Now;
 use crate::dr::api::Effect;
+use crate::dr::doubt;
 use crate::dr::machine::Machine;
 use crate::dr::promote::{LossReport, Step};
 use crate::dr::reconcile::{Known, decide};
@@ -68,6 +69,8 @@ impl Machine {
             })
             .collect();
         let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail());
+        let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
+        let unknown = doubt::unknown(cut, until, &all).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
         let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
         PromoteReport {
@@ -81,7 +84,8 @@ impl Machine {
             missing,
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
-            incomplete: self.incomplete(promotion, cut, &all),
+            incomplete: self.incomplete(promotion, cut, &all).or_else(|| given_up(&unknown)),
+            unknown,
         }
     }
 
@@ -97,4 +101,14 @@ impl Machine {
             state: state.into(),
         }
     }
+}
+
+/// What an undamaged site says of seqs that it knows nothing of.
+fn given_up(unknown: &[SeqRange]) -> Option<String> {
+    let (first, last) = (unknown.first()?.first, unknown.last()?.last);
+    let count: u64 = unknown.iter().map(|range| range.last.0 - range.first.0 + 1).sum();
+    Some(format!(
+        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: DR was out of reach when they \
+         were made, and the auxiliary's table, which was full, went on without them (overflow = \"coalesce\")"
+    ))
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farshore::core::ids::{Seq, Volume};
+use farshore::core::ids::{Seq, SeqRange, Volume};
 use farshore::core::modes::{Protect, Require};
 use farshore::format::record::OrderRecord;
 use farshore::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind};
@@ -118,6 +118,8 @@ pub struct Outcome {
     pub missing: Vec<Lost>,
     /// The status table was read.
     pub aux_read: bool,
+    /// Seqs said to have existed, and to be lost, without more.
+    pub unknown: Vec<SeqRange>,
 }
 
 /// What a promotion can be held to.
@@ -169,9 +171,21 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     let (known, old) = oracle.changes(outcome.cut, outcome.tail);
     let possible: BTreeMap<Seq, &OrderRecord> = known.iter().chain(&old).map(|r| (r.seq, r)).collect();
     let got: BTreeMap<Seq, &Lost> = outcome.missing.iter().map(|l| (l.seq, l)).collect();
+    let unknown = |seq: Seq| outcome.unknown.iter().any(|range| (range.first..=range.last).contains(&seq));
     let wrong = |text: String| Err(Violation::new("I4", text));
     if got.len() != outcome.missing.len() {
         return wrong("a write is listed twice in the loss report".into());
+    }
+    for range in &outcome.unknown {
+        if let Some(seq) = got.range(range.first..=range.last).next().map(|(seq, _)| seq) {
+            return wrong(format!("seq {seq} is listed and said to be unknown ({range:?})"));
+        }
+        if range.last > outcome.tail || range.first <= outcome.cut {
+            return wrong(format!("{range:?} is said to be unknown, cut {}, tail {}", outcome.cut, outcome.tail));
+        }
+        if !oracle.gave_out(*range) {
+            return wrong(format!("{range:?} is said to be unknown and was never given out"));
+        }
     }
     for (seq, lost) in &got {
         let Some(record) = possible.get(seq) else {
@@ -188,7 +202,10 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     }
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
-        if request.acked_ns.is_some_and(|at| at >= reach.until_ns) || (reach.given_up)(seq) {
+        if request.acked_ns.is_some_and(|at| at >= reach.until_ns) {
+            continue;
+        }
+        if (reach.given_up)(seq) && unknown(seq) {
             continue;
         }
         let known = promise.holders.dr || (promise.holders.aux && outcome.aux_read);
@@ -291,7 +308,13 @@ mod tests {
     fn outcome(cut: u64, tail: u64, missing: &[u64]) -> Outcome {
         let lost =
             |&seq: &u64| Lost { seq: Seq(seq), volume: Volume(0), op: "write".into(), offset: seq * 512, length: 512 };
-        Outcome { cut: Seq(cut), tail: Seq(tail), missing: missing.iter().map(lost).collect(), aux_read: true }
+        Outcome {
+            cut: Seq(cut),
+            tail: Seq(tail),
+            missing: missing.iter().map(lost).collect(),
+            aux_read: true,
+            unknown: Vec::new(),
+        }
     }
 
     #[test]
@@ -310,6 +333,15 @@ mod tests {
         let mut misplaced = outcome(2, 3, &[3]);
         misplaced.missing[0].offset = 0;
         assert!(check(&misplaced).is_err());
+        let range = |first, last| SeqRange { first: Seq(first), last: Seq(last) };
+        let unknown = Outcome { unknown: vec![range(3, 3)], ..outcome(1, 3, &[2]) };
+        assert!(check(&unknown).is_err(), "unknown, and a place that was read holds it");
+        let given = Reach { until_ns: u64::MAX, knowable: &|r| r.seq < Seq(3), given_up: &|seq| seq == Seq(3) };
+        assert!(check_report(&oracle, Protect::Order, &unknown, &given).is_ok(), "given up, and said so");
+        let silent = outcome(1, 3, &[2]);
+        assert!(check_report(&oracle, Protect::Order, &silent, &given).is_err(), "given up in silence");
+        let twice = Outcome { unknown: vec![range(3, 3)], ..outcome(1, 3, &[2, 3]) };
+        assert!(check(&twice).is_err(), "listed and unknown");
         assert!(check_report(&oracle, Protect::Sync, &outcome(1, 3, &[2, 3]), &reach).is_err(), "sync loses nothing");
     }
 

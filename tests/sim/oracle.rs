@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use farshore::core::ids::{Seq, Volume};
+use farshore::core::ids::{Seq, SeqRange, Volume};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
 
@@ -112,6 +112,11 @@ impl Oracle {
             self.unordered.remove(at);
             self.refused.push(number);
         }
+    }
+
+    /// Whether a seq of the range was given out: those that a loss of power skipped may be among them.
+    pub fn gave_out(&self, range: SeqRange) -> bool {
+        self.by_seq.range(range.first..=range.last).next().is_some()
     }
 
     /// A record was seen in an effect of the primary.

@@ -436,7 +436,13 @@ impl World {
             let text = format!("the report says {} bytes are missing and lists {bytes}", report.missing_bytes);
             return Err(Violation::new("I4", text));
         }
-        Ok(Outcome { cut: report.cut_seq, tail: report.tail_seq, missing, aux_read: report.aux == "read" })
+        Ok(Outcome {
+            cut: report.cut_seq,
+            tail: report.tail_seq,
+            missing,
+            aux_read: report.aux == "read",
+            unknown: report.unknown.clone(),
+        })
     }
 
     pub fn summary(&self) -> String {
