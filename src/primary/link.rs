@@ -28,7 +28,7 @@ const STREAM_STALL_NS: u64 = 30_000_000_000;
 /// The slowest a single stream may be, for judging its silence.
 const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
-pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 10 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
