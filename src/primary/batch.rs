@@ -231,6 +231,28 @@ impl Machine {
         }
     }
 
+    /// While payloads are dropped, those in memory that wait before them would keep a record of every later write:
+    /// when that has become much they are left to the batch, too (I9).
+    pub(super) fn shorten_window(&mut self) {
+        if !self.mode.drops_payloads() || self.window.overhead() == 0 {
+            return;
+        }
+        let (mut seqs, mut extents) = (Vec::new(), Vec::new());
+        for entry in self.window.iter_mut() {
+            if matches!(entry.payload, Payload::Queued | Payload::Sent) {
+                self.memory_bytes -= entry.data.len() as u64;
+                entry.payload = Payload::Dropped;
+                if entry.local == super::window::Local::Done {
+                    entry.data = Bytes::new();
+                }
+                seqs.push(entry.record.seq);
+                extents.extend(entry.record.extent());
+            }
+        }
+        self.dr.forget_sent_seqs(&seqs);
+        extents.into_iter().for_each(|extent| self.lose(extent));
+    }
+
     /// Begins a batch when it can, sends its pieces, ends it.
     pub(super) fn pump_batch(&mut self, fx: &mut Vec<Effect>) {
         self.maybe_begin();

@@ -228,7 +228,8 @@ impl Machine {
     /// Spills from the front when memory is three quarters full; fetches back what is to be sent.
     pub(super) fn pump_spill(&mut self, fx: &mut Vec<Effect>) {
         let high = self.options.fifo_memory_bytes / 4 * 3;
-        while self.may_spill() && self.memory_bytes - self.spilling_bytes > high {
+        let overhead = self.window.overhead();
+        while self.may_spill() && self.memory_bytes - self.spilling_bytes + overhead > high {
             if !self.spill_one(fx) {
                 break;
             }

@@ -101,10 +101,12 @@ impl Machine {
         if self.aux.ring_full(self.tail, self.floor()) && self.options.overflow != Overflow::Coalesce {
             return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
         }
-        if bytes == 0 || self.mode.drops_payloads() || self.memory_bytes == 0 {
+        if self.mode.drops_payloads() || self.memory_bytes == 0 {
             return Room::Yes;
         }
-        if self.memory_bytes + bytes <= self.options.fifo_memory_bytes {
+        // Writes without payload are charged for what is kept of them while an earlier payload waits.
+        let charge = bytes + self.window.overhead();
+        if charge == 0 || self.memory_bytes + charge <= self.options.fifo_memory_bytes {
             return Room::Yes;
         }
         if self.fifo.has_room(self.memory_bytes + bytes) && self.may_spill() {
@@ -207,6 +209,7 @@ impl Machine {
         }
         self.pump_batch(fx);
         self.pump_spill(fx);
+        self.shorten_window();
         self.settle(fx);
         self.window.trim(self.log_written);
         self.advance_local_done();

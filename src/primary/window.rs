@@ -11,6 +11,9 @@ use super::machine::Req;
 use crate::core::ids::Seq;
 use crate::format::record::OrderRecord;
 
+/// Bytes of entries that are not charged to the memory FIFO.
+const OVERHEAD_FREE_BYTES: u64 = 8 << 20;
+
 /// How far the local write has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Local {
@@ -134,6 +137,12 @@ impl Window {
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
         self.entries.iter_mut()
+    }
+
+    /// Bytes that the entries take beside their payloads, above what is always allowed for.
+    #[must_use]
+    pub fn overhead(&self) -> u64 {
+        ((self.entries.len() * size_of::<Entry>()) as u64).saturating_sub(OVERHEAD_FREE_BYTES)
     }
 
     /// Entries whose client still waits.
