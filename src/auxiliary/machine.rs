@@ -115,7 +115,7 @@ pub enum Effect {
 }
 
 /// The auxiliary of one group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Auxiliary {
     superblock: Superblock,
     settled: bool,
@@ -140,7 +140,7 @@ enum State {
     Failed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Link {
     peer: String,
     /// `None`: the read-only view.
@@ -167,14 +167,14 @@ enum Stage {
     Draining,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pending {
     Request { conn: Conn, cookie: u64, write: bool, bytes: u64 },
     Superblock,
     LastSync,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counters {
     reads: u64,
     writes: u64,

@@ -47,6 +47,7 @@ pub struct Stored {
 }
 
 /// The receiving end of the spool.
+#[derive(Clone, Debug)]
 pub struct Intake {
     nonce: u64,
     pub spool: Spool,

@@ -72,6 +72,7 @@ pub(super) enum Trouble {
 }
 
 /// One DR site of one group.
+#[derive(Clone, Debug)]
 pub struct Machine {
     pub(super) options: Options,
     pub(super) desk: Desk,

@@ -34,6 +34,7 @@ pub mod replay;
 pub mod report;
 pub mod scan;
 pub mod spool;
+pub mod stored;
 pub mod table;
 pub mod view;
 

@@ -94,6 +94,7 @@ pub(super) struct Asked {
 }
 
 /// One promotion, or plan of one.
+#[derive(Clone, Debug)]
 pub(super) struct Promotion {
     pub(super) ticket: Ticket,
     pub(super) plan: bool,

@@ -78,12 +78,14 @@ pub struct Step {
     pub tag: Option<Item>,
 }
 
+#[derive(Clone, Debug)]
 struct Queued {
     step: Step,
     /// Set while its data is being read.
     reading: Option<Ticket>,
 }
 
+#[derive(Clone, Debug)]
 struct Running {
     id: u64,
     reached: Seq,
@@ -93,6 +95,7 @@ struct Running {
 }
 
 /// Steps under way.
+#[derive(Clone, Debug)]
 pub struct Replay {
     nonce: u64,
     spool_size: u64,

@@ -335,7 +335,10 @@ impl Scan<'_> {
             }
         }
         for &(number, _) in self.used.iter().filter(|&&(number, _)| number > current) {
-            start.repairs.push((segment_offset(number, self.segments), SEGMENT_BYTES));
+            // A segment without header is found by the header of a later one: the next start needs it too.
+            let keep = self.headless.iter().any(|&it| it <= current) && !self.headless.contains(&number);
+            let kept = if keep { BLOCK_BYTES as u64 } else { 0 };
+            start.repairs.push((segment_offset(number, self.segments) + kept, SEGMENT_BYTES - kept));
         }
         self.clear_garbage(&mut start);
         start

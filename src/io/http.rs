@@ -116,10 +116,11 @@ fn received(reactor: &mut Reactor, conn: Conn, taken: bool, asked: &mut Vec<Aske
     true
 }
 
-type Parsed = Result<(String, bool), (u16, &'static str)>;
+/// The path and whether only the head is wanted, or the status and words of a refusal.
+pub type Parsed = Result<(String, bool), (u16, &'static str)>;
 
 /// The path of a whole request and whether only the head is wanted; `None` while it is not whole.
-fn parse(bytes: &[u8]) -> Option<Parsed> {
+pub fn parse(bytes: &[u8]) -> Option<Parsed> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Some(Err((400, "the request is no text"))) };
     let mut words = head.split("\r\n").next().unwrap_or_default().split(' ');

@@ -25,7 +25,7 @@ use crate::format::wire::Message;
 use crate::limits::{CHUNK_BYTES_MAX, INTENT_EXTENT_BYTES};
 
 /// How payloads cross at present.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Mode {
     /// Every payload goes through the FIFO.
     Stream,
@@ -65,7 +65,7 @@ pub struct Piece {
 }
 
 /// A batch under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// Seq of its begin record: its id.
     pub begin: Seq,

@@ -39,14 +39,14 @@ pub(super) enum Phase {
 }
 
 /// A payload on a stream, not acknowledged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct OnStream {
     bytes: u64,
     /// Set when it came from the disk FIFO.
     staged: Option<Staged>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stream {
     pub(super) phase: Phase,
     sent: BTreeMap<Seq, OnStream>,
@@ -86,7 +86,7 @@ fn phase_conn(phase: Phase) -> Option<Conn> {
 }
 
 /// What the primary knows of DR and of the connections to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DrLink {
     pub(super) phase: Phase,
     pub(super) streams: Vec<Stream>,

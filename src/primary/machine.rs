@@ -213,7 +213,7 @@ pub(super) enum FlushStage {
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     pub(super) options: Options,
     pub(super) superblock: Superblock,

@@ -348,10 +348,19 @@ fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>)
     while offset < end.min(file.size()) {
         let length = usize::try_from((end - offset).min(piece)).expect("at most a MiB");
         let bytes = file.read_at(offset, length).map_err(io)?;
-        records.extend(bytes.chunks_exact(RECORD_BYTES).filter_map(|raw| OrderRecord::decode(raw).ok()));
+        let found = bytes.chunks_exact(RECORD_BYTES).filter_map(|raw| OrderRecord::decode(raw).ok());
+        records.extend(found.filter(|record| inside(record, superblock)));
         offset += length as u64;
     }
     Ok(newest_run(records).map(|records| Log { layout, boot_id: header.boot_id, watermark, records }))
+}
+
+/// Whether what a record changes is there: one that leaves its volume was never written here.
+fn inside(record: &OrderRecord, superblock: &Superblock) -> bool {
+    record.extent().is_none_or(|it| {
+        let size = superblock.volumes.get(usize::from(it.volume.0)).map(|volume| volume.1);
+        it.offset.checked_add(it.length).zip(size).is_some_and(|(end, size)| end <= size)
+    })
 }
 
 /// The contiguous run of records that ends in the newest one; `None` when there is none.

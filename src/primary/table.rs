@@ -80,7 +80,7 @@ struct Commit {
 }
 
 /// The primary's side of the table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AuxLink {
     phase: Phase,
     fencing: bool,

@@ -76,7 +76,7 @@ impl Entry {
 }
 
 /// Contiguous entries `first..=tail`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
     /// Seq of the front entry; `tail + 1` when empty.
     first: Seq,

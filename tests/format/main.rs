@@ -5,6 +5,7 @@
 //! here.
 
 mod blocks;
+mod every;
 mod orders;
 mod slots;
 mod wire;

@@ -19,7 +19,7 @@ fn range(first: u64, last: u64) -> SeqRange {
 }
 
 /// One message of each kind and its bytes.
-fn golden() -> Vec<(Message, &'static str)> {
+pub(crate) fn golden() -> Vec<(Message, &'static str)> {
     vec![
         (
             Message::Hello(Hello {

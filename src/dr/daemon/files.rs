@@ -6,7 +6,7 @@
 //! | `journal` | order records | direct, written at the start: an append changes no metadata |
 //! | `spool` | payloads and chunks | through the page cache, grouped syncs; space reserved |
 //! | volumes | one file or block device each, locked | direct where possible |
-//! | `loss-report.json` | the report of a promotion | replaced as a whole |
+//! | `loss-report.json` | the report of a promotion, with a checksum | replaced as a whole |
 //!
 //! Logs keep the size they were made with, since their positions are taken modulo it; the spool is copied to a file
 //! of another size when the configuration asks for one ([`resize`]).
@@ -26,6 +26,7 @@ use crate::core::machine::IoFail;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
+use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
@@ -122,7 +123,7 @@ impl Files {
     /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
     pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
         let store = || -> std::io::Result<()> {
-            let text = serde_json::to_vec_pretty(report).map_err(std::io::Error::other)?;
+            let text = stored::encode(report).map_err(std::io::Error::other)?;
             let (path, fresh) = (self.dir.join(REPORT), self.dir.join(format!("{REPORT}.new")));
             let mut file = StdFile::create(&fresh)?;
             file.write_all(&text)?;
@@ -220,7 +221,7 @@ fn is_blank(reactor: &Reactor, volumes: &[FileId]) -> anyhow::Result<bool> {
 fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
     let path = dir.join(REPORT);
     match std::fs::read(&path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?)),
+        Ok(text) => Ok(Some(stored::decode(&text).with_context(|| path.display().to_string())?)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| path.display().to_string()),
     }
