@@ -417,7 +417,7 @@ fn licences_and_duplicates_are_those_that_deny_toml_allows() {
 #[test]
 fn scripts_can_be_run_and_say_what_they_do() {
     use std::os::unix::fs::PermissionsExt;
-    for name in [".ci/run", "tools/test", "tools/demo", "tools/crash", "tools/sim", "tools/fuzz"] {
+    for name in [".ci/run", "tools/test", "tools/demo", "tools/crash", "tools/sim", "tools/fuzz", "tools/model"] {
         let path = root().join(name);
         let mode = std::fs::metadata(&path).unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode();
         assert!(mode & 0o111 != 0, "{name} is not executable");

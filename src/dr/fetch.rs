@@ -70,7 +70,8 @@ impl Machine {
             let ticket = self.desk.ticket();
             promotion.fetching = Some(ticket);
             fx.push(Effect::AuxRead { ticket, offset, length });
-        } else if plan || self.intake.idle() && self.journal.idle() {
+        // A batch that these records complete moves the cut: what the report says of it is final.
+        } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() {
             self.report_now(now, fx);
         }
     }

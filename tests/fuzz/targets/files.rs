@@ -64,7 +64,8 @@ pub fn journal(input: &[u8]) {
         match input.u8() % 16 {
             0..=6 => {
                 let record = input.record(last);
-                if record.seq.0 < 1 << 62 {
+                // A writer's seqs ascend.
+                if record.seq > last.0 && record.seq.0 < 1 << 62 {
                     file.put(base + at, &record.encode());
                     at += RECORD_BYTES;
                     last = (record.seq, record.chain);
