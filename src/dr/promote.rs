@@ -35,6 +35,9 @@ use crate::format::superblock::{PROMOTED, PROMOTING};
 use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
+/// Conflicts between table and journal that are named one by one.
+const CONFLICTS_NAMED_MAX: usize = 4;
+
 /// What a promotion decided, kept durably by the shell (as JSON) before anything is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossReport {
@@ -522,7 +525,13 @@ impl Machine {
                 Err(why) => conflicts.push(format!("the status table's {why}; the journal's record counts")),
             }
         }
-        for text in conflicts {
+        // A table that went on without what it had no room for gives as many as it has slots: the report names them.
+        let more = conflicts.len().saturating_sub(CONFLICTS_NAMED_MAX);
+        for text in conflicts.into_iter().take(CONFLICTS_NAMED_MAX) {
+            fx.push(Effect::Log { level: Level::Error, text });
+        }
+        if more > 0 {
+            let text = format!("{more} more records of the status table do not continue this site's history");
             fx.push(Effect::Log { level: Level::Error, text });
         }
         promotion.view = Some(view);

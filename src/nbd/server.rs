@@ -155,6 +155,13 @@ impl NbdServer {
         }
     }
 
+    /// Closes every connection at once.
+    pub fn abort_all(&mut self, reactor: &mut Reactor, reason: &str) {
+        for conn in self.clients.keys().copied().collect::<Vec<_>>() {
+            self.abort(reactor, conn, reason);
+        }
+    }
+
     /// Closes every connection after what was answered to it has been sent.
     pub fn close_all(&mut self, reactor: &mut Reactor, reason: &str) {
         for (conn, client) in &mut self.clients {

@@ -30,11 +30,17 @@ impl Machine {
 
     /// Whether the lease allows an acknowledgement (I7).
     pub(super) fn may_acknowledge(&self) -> bool {
+        self.may_answer(self.now.mono_ns)
+    }
+
+    /// Whether what was decided in this turn may still be told at `mono_ns`: the process may have been stopped since.
+    #[must_use]
+    pub fn may_answer(&self, mono_ns: u64) -> bool {
         self.fenced.is_none()
             && (self.options.standalone
                 || self.options.isolated_continue
                 || self.options.require == Require::None
-                || self.now.mono_ns <= self.lease_until_ns)
+                || mono_ns <= self.lease_until_ns)
     }
 
     /// A peer answered something that was sent at `sent_ns`, at our epoch: the lease runs from then.

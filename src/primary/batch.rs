@@ -86,12 +86,22 @@ pub struct Batch {
 
 /// Pieces being read from the local disk at once.
 const READS_MAX: usize = 4;
+/// Bytes of pieces on their way and not acknowledged.
+const PIECES_BYTES_MAX: u64 = 16 << 20;
 /// What a piece takes of the window at the most: it is read only when it can be sent.
 const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
 /// Ranges remembered exactly; beyond it they are rounded to extents (I9).
 const RANGES_MAX: usize = 32 << 10;
+/// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
+const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
+const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
 
 impl Batch {
+    /// Bytes on streams and not acknowledged, holes left out.
+    fn unacked_bytes(&self) -> u64 {
+        self.unacked.values().filter(|(piece, _)| !piece.hole).map(|(piece, _)| piece.extent.length).sum()
+    }
+
     fn new(begin: Seq, ranges: VolumeRanges, holes: VolumeRanges) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
@@ -159,9 +169,13 @@ impl Machine {
             }
         }
         if !given_up.is_empty() {
-            self.dr.forget_pieces();
+            // Pieces that were given to the streams would go out before those of the next batch, and be kept in
+            // memory until then (I9).
+            self.cut_streams(fx);
             // What is queued comes after the hole that the batch was to fill: DR could only keep it.
             self.drop_queued();
+            self.batch_pause_ns = (2 * self.batch_pause_ns).clamp(BATCH_PAUSE_NS_MIN, BATCH_PAUSE_NS_MAX);
+            self.batch_from_ns = self.now.mono_ns + self.batch_pause_ns;
         }
         self.intent.abandon_cycle();
         self.save_watermark(fx);
@@ -280,6 +294,10 @@ impl Machine {
     }
 
     fn maybe_begin(&mut self) {
+        // A load that fills the FIFO during each batch would make this one of beginnings.
+        if self.now.mono_ns < self.batch_from_ns {
+            return;
+        }
         if !self.lost_any() || self.options.standalone || !self.dr.ready() || self.dr.wants_everything {
             return;
         }
@@ -316,6 +334,8 @@ impl Machine {
             let ready = self.dr.any_stream();
             let Mode::Batch(batch) = &mut self.mode else { return };
             let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
+            // Pieces on their way are memory beside the configured FIFO (I9).
+            let window_left = window_left.min(PIECES_BYTES_MAX.saturating_sub(batch.unacked_bytes()));
             if !ready
                 || self.local_done < batch.begin
                 || self.dr.journal < batch.begin
@@ -412,6 +432,7 @@ impl Machine {
         let cut = self.dr.cut;
         if self.closing.as_ref().is_some_and(|batch| batch.end.is_some_and(|end| cut >= end)) {
             let batch = self.closing.take().expect("just seen");
+            self.batch_pause_ns = 0;
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }

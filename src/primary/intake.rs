@@ -101,6 +101,9 @@ impl Machine {
         if self.aux.ring_full(self.tail, self.floor()) && self.options.overflow != Overflow::Coalesce {
             return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
         }
+        if self.options.overflow != Overflow::Coalesce && !self.payload_ring_has_room(bytes) {
+            return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
+        }
         if self.mode.drops_payloads() || self.memory_bytes == 0 {
             return Room::Yes;
         }

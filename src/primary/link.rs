@@ -263,14 +263,6 @@ impl DrLink {
         }
     }
 
-    /// The batch was given up: its pieces are not answered any more.
-    pub(super) fn forget_pieces(&mut self) {
-        for stream in &mut self.streams {
-            stream.unacked -= stream.pieces.values().sum::<u64>();
-            stream.pieces.clear();
-        }
-    }
-
     /// Everything on the streams is left to a batch.
     pub(super) fn forget_sent(&mut self) {
         self.disk_unacked = 0;
@@ -466,6 +458,16 @@ impl Machine {
                 }
                 None => self.requeue(seq),
             }
+        }
+    }
+
+    /// Closes the streams that have anything on them: it is not wanted any more. They connect again.
+    pub(super) fn cut_streams(&mut self, fx: &mut Vec<Effect>) {
+        let busy = |stream: &&Stream| stream.unacked > 0 || !stream.pieces.is_empty();
+        let conns: Vec<Conn> = self.dr.streams.iter().filter(busy).filter_map(Stream::conn).collect();
+        for conn in conns {
+            self.stream_lost(conn);
+            fx.push(Effect::DrClose { conn });
         }
     }
 

@@ -279,6 +279,9 @@ pub struct Machine {
     /// Time of the next periodic work, monotonic.
     pub(super) due_ns: u64,
     pub(super) dropped_writes: u64,
+    /// No batch begins before this, and how long the last pause was.
+    pub(super) batch_from_ns: u64,
+    pub(super) batch_pause_ns: u64,
     /// When what is being gathered goes out; the tail when it last did.
     pub(super) gather_ns: Option<u64>,
     pub(super) gathered_tail: Seq,
@@ -354,6 +357,8 @@ impl Machine {
             next_conn: 1,
             due_ns: now.mono_ns,
             dropped_writes: 0,
+            batch_from_ns: 0,
+            batch_pause_ns: 0,
             gather_ns: None,
             gathered_tail: Seq(0),
             options,

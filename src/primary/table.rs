@@ -20,7 +20,9 @@ use crate::format::spool::{self, EntryHeader, Kind};
 use crate::format::table::{
     self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, State, TableHeader, TableLayout,
 };
-use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
+use crate::limits::{
+    BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PAYLOAD_BYTES_MAX, PING_EVERY_NS, RECORD_BYTES,
+};
 
 const HEAD_BYTES: u64 = 3 * BLOCK_BYTES as u64;
 /// Of the NBD protocol, around each commit.
@@ -606,6 +608,27 @@ impl Machine {
         self.aux.ring_pos = pos + bytes;
         self.aux.ring_live.push_back((record.seq, pos));
         Some(pos)
+    }
+
+    /// Whether the payload ring takes `bytes` more once everything that waits for it is in it. True where there is
+    /// no ring in use: that is what `require` is for.
+    pub(super) fn payload_ring_has_room(&self, bytes: u64) -> bool {
+        let Some(layout) = self.aux.layout.filter(|layout| layout.payload_bytes > 0) else { return true };
+        if self.options.protect != Protect::Bunker || bytes == 0 || !self.aux.in_reach() || self.aux.hole > Seq(0) {
+            return true;
+        }
+        let entry = spool::entry_bytes(bytes);
+        let waiting: u64 = self
+            .window
+            .from(self.aux.next)
+            .filter(|entry| entry.record.op.has_payload())
+            .map(|entry| spool::entry_bytes(entry.record.payload_bytes()))
+            .sum();
+        let oldest = self.aux.ring_live.front().map_or(self.aux.ring_pos, |(_, pos)| *pos);
+        // An entry never wraps: up to one of them may be skipped at the end of the ring.
+        let skipped = spool::entry_bytes(u64::from(PAYLOAD_BYTES_MAX)).min(layout.payload_bytes / 4);
+        let idle = self.aux.ring_live.is_empty() && waiting == 0;
+        idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= layout.payload_bytes
     }
 
     fn release_ring(&mut self) {

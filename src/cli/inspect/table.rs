@@ -7,7 +7,7 @@ use crate::cli::failure::Failure;
 use crate::cluster::status::rfc3339;
 use crate::core::ids::Seq;
 use crate::format::record::OrderRecord;
-use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader};
+use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, entry_bytes};
 use crate::format::table::{
     FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, NO_PAYLOAD, RECORDS_AT, STATE_BYTES, SlotState, State,
     TableHeader, TableLayout,
@@ -51,7 +51,8 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
         printer.damage(file.bytes, &text)?;
     }
     let floor = heartbeat.map_or(Seq(0), |heartbeat| heartbeat.floor);
-    let table = Table { file, layout, group: header.group.0, floor };
+    let mut table = Table { file, layout, group: header.group.0, floor, ring_end: 0 };
+    table.ring_end = table.find_ring_end()?;
     let first = layout.slot(floor.next());
     table.slots(first, layout.slots, printer)?;
     table.slots(0, first, printer)
@@ -87,9 +88,30 @@ struct Table<'a> {
     group: u64,
     /// Everything up to here is copied, whatever its slot says.
     floor: Seq,
+    /// Where the newest payload ends: what began a whole ring before that has been written over, which the primary
+    /// does with payloads that are copied, also where their slots do not say so yet.
+    ring_end: u64,
 }
 
 impl Table<'_> {
+    fn find_ring_end(&self) -> Result<u64, Failure> {
+        let (mut first, mut end) = (0, 0);
+        while self.layout.payload_bytes > 0 && first < self.layout.slots {
+            let count = SLOTS_AT_ONCE.min(self.layout.slots - first);
+            let records = self.file.read(self.layout.record_offset(Seq(first)), count * RECORD_BYTES as u64)?;
+            let states = self.file.read(self.layout.state_offset(Seq(first)), count * STATE_BYTES as u64)?;
+            for (record, state) in records.chunks(RECORD_BYTES).zip(states.chunks(STATE_BYTES)) {
+                if let (Ok(record), Ok(state)) = (OrderRecord::decode(record), SlotState::decode(state))
+                    && (state.seq, state.payload_pos != NO_PAYLOAD) == (record.seq, true)
+                {
+                    end = end.max(state.payload_pos + entry_bytes(record.payload_bytes()));
+                }
+            }
+            first += count;
+        }
+        Ok(end)
+    }
+
     /// Slots `first..end`, a few at a time.
     fn slots(&self, first: u64, end: u64, printer: &mut Printer<'_>) -> Result<(), Failure> {
         let mut first = first;
@@ -138,7 +160,9 @@ impl Table<'_> {
         printer.item(at, "slot", &format!("{word} {}{ring}", record_text(&record)), fields)?;
         match (known, pos) {
             // The payload of a copied write may have been overwritten: nobody needs it.
-            (Some(SlotState { state: State::Queued | State::Sent, .. }), Some(pos)) if !copied => {
+            (Some(SlotState { state: State::Queued | State::Sent, .. }), Some(pos))
+                if !copied && pos + self.layout.payload_bytes >= self.ring_end =>
+            {
                 self.payload(&record, pos, printer)
             }
             _ => Ok(()),
