@@ -29,6 +29,7 @@ use crate::core::errno::Errno;
 use crate::core::fence::{TableExport, Verdict, Writer, verdict};
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine, Now};
+use crate::core::planted::{Bug, planted};
 use crate::format::superblock::Superblock;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -309,6 +310,7 @@ impl Auxiliary {
         let stored = self.writer();
         let group = &self.superblock.group_name;
         match verdict(stored, asked) {
+            _ if planted(Bug::AuxAcceptsStaleEpoch) => None,
             Verdict::Advance | Verdict::Resume => None,
             Verdict::Fenced => Some(format!(
                 "fenced: epoch {} is in force in group {group:?}, epoch {} is over",
@@ -341,6 +343,10 @@ impl Auxiliary {
                 self.superblock.peer = writer.owner;
                 self.settled = false;
                 self.grant = Some(Grant { conn, writer, stage: Stage::Persisting(SLOTS) });
+                if planted(Bug::GrantUnpersisted) {
+                    fx.push(self.granted(conn, false));
+                    self.links.entry(conn).and_modify(|link| link.granted = true);
+                }
                 self.persist(fx);
             }
         }
@@ -372,6 +378,9 @@ impl Auxiliary {
     /// Closes every writer but the one on its way in. Those that still wait are judged in their turn.
     fn cut_others(&mut self, keep: Conn, fx: &mut Vec<Effect>) {
         let stored = self.writer();
+        if planted(Bug::AuxKeepsOldWriter) {
+            return;
+        }
         let cut =
             |(conn, link): (&Conn, &Link)| (link.granted && link.writer.is_some() && *conn != keep).then_some(*conn);
         let conns: Vec<Conn> = self.links.iter().filter_map(cut).collect();
@@ -433,7 +442,8 @@ impl Auxiliary {
                 self.counters.writes += 1;
                 self.counters.written_bytes += bytes;
                 link.written_bytes += bytes;
-                (DiskKind::Write { offset, parts: vec![data], durable: fua }, true, bytes)
+                let durable = fua && !planted(Bug::AuxIgnoresFua);
+                (DiskKind::Write { offset, parts: vec![data], durable }, true, bytes)
             }
             Kind::Flush => (DiskKind::Sync, true, 0),
         };

@@ -9,5 +9,6 @@ pub mod machine;
 pub mod modes;
 pub mod op;
 pub mod overlap;
+pub mod planted;
 pub mod ranges;
 pub mod rope;

@@ -12,6 +12,7 @@
 use crate::core::ids::{Extent, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::RangeSet;
 use crate::dr::api::Effect;
 use crate::dr::batch::{Stage, chunk_action, unmaps};
@@ -22,7 +23,8 @@ use crate::dr::replay::{Action, Data, Item, Step};
 impl Machine {
     /// Moves the cut as far as what is durable allows, and completes the batch when it can be.
     pub(super) fn advance_cut(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let durable = self.journal.durable();
+        let early = planted(Bug::CutPastJournal);
+        let durable = if early { self.history.tail() } else { self.journal.durable() };
         if self.synced() {
             self.cut = self.history.unbroken_from(self.cut, durable);
         }
@@ -85,7 +87,7 @@ impl Machine {
             return Some(step);
         }
         let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
-            let limit = if self.synced() { self.cut.min(self.promises.cut) } else { self.cut };
+            let limit = if self.synced() { self.firm_cut() } else { self.cut };
             let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= limit)?;
             return self.record_step(&entry, entry.record.seq);
         };
@@ -167,6 +169,8 @@ impl Machine {
     fn record_step(&mut self, entry: &Entry, reached: Seq) -> Option<Step> {
         let record = entry.record;
         let action = match record.op {
+            Op::Write if planted(Bug::ApplyPastMissing) && entry.payload.is_none() => Action::Nothing,
+            Op::Trim if planted(Bug::TrimNotApplied) => Action::Nothing,
             Op::Write if record.length > 0 => {
                 let pos = entry.payload?;
                 let data = self.intake.recall(record.seq).map_or(Data::Spool(pos), Data::Memory);

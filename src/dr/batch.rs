@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use crate::core::ids::{Conn, Extent, Seq, SeqRange, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{RangeSet, VolumeRanges};
 use crate::dr::api::{Effect, File};
 use crate::dr::machine::{After, Machine, Trouble};
@@ -128,7 +129,9 @@ impl Machine {
         if record.op != Op::BatchBegin {
             return;
         }
-        if let Some(old) = self.batch.take() {
+        let old = self.batch.take();
+        let kept = old.clone().filter(|_| planted(Bug::BatchKeepsOldChunks));
+        if let Some(old) = old {
             let text = format!("batch {} is given up for batch {}", old.begin, record.seq);
             fx.push(Effect::Log { level: Level::Info, text });
             for chunk in old.chunks.values() {
@@ -139,7 +142,10 @@ impl Machine {
         let direct = self.never_synced();
         let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
         fx.push(Effect::Log { level: Level::Info, text });
-        self.batch = Some(Batch::new(record.seq, direct));
+        self.batch = Some(match kept {
+            Some(old) => Batch { chunks: old.chunks, have: old.have, ..Batch::new(record.seq, direct) },
+            None => Batch::new(record.seq, direct),
+        });
         self.mark_direct();
     }
 
@@ -169,6 +175,9 @@ impl Machine {
         }
         let (begin, end) = self.history.open_batch(self.cut)?;
         let end = end?;
+        if planted(Bug::BatchIncomplete) {
+            return Some(end);
+        }
         if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
             return None;
         }
@@ -181,7 +190,7 @@ impl Machine {
             self.trouble(now, Trouble::Diverged, text, fx);
             return None;
         }
-        if !batch.direct && self.hollow(now, batch, fx) {
+        if !batch.direct && !planted(Bug::BatchHollow) && self.hollow(now, batch, fx) {
             return None;
         }
         Some(end)

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::ids::{Chain, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, Now};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
 use crate::dr::machine::{After, Machine, Trouble};
@@ -60,6 +61,9 @@ impl Machine {
             self.checkpoints.dirty_since_ns = None;
             self.checkpoints.saving = true;
             for volume in 0..self.options.volumes.len() {
+                if planted(Bug::CheckpointUnsynced) {
+                    break;
+                }
                 let volume = Volume(u16::try_from(volume).expect("at most 64 volumes"));
                 let ticket = self.desk.disk(fx, File::Volume(volume), DiskKind::Sync);
                 self.checkpoints.syncing.insert(ticket);
@@ -127,6 +131,9 @@ impl Machine {
         self.checkpoints.saving = true;
         let spool_pos = self.intake.spool.first_live();
         let segment = self.journal.first_needed(seq);
+        if planted(Bug::SpoolFreedEarly) {
+            self.intake.spool.release(spool_pos);
+        }
         let durable = self.journal.durable();
         self.keeper.change(|it| {
             it.promised_tail = it.promised_tail.max(durable);

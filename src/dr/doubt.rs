@@ -30,6 +30,7 @@ use crate::cluster::status::PromoteReport;
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::promote::{Asked, Promotion, unsafe_because};
@@ -152,7 +153,8 @@ fn reasons(it: &Superblock, seen: &Seen) -> Vec<String> {
 impl Machine {
     /// How far the writer may rely on this site: what the next start is known to find, or to miss.
     pub(super) fn firm_cut(&self) -> Seq {
-        if self.synced() { self.cut.min(self.promises.cut) } else { self.cut }
+        let unpromised = planted(Bug::AppliedUnpromised);
+        if self.synced() && !unpromised { self.cut.min(self.promises.cut) } else { self.cut }
     }
 
     /// The recovery point as the writer is told it.
@@ -185,7 +187,8 @@ impl Machine {
         }
         let settled = self.committing.is_none() && self.committed.is_none();
         let cut = if settled { self.cut.max(self.promises.cut) } else { self.promises.cut };
-        let durable = self.journal.durable();
+        let early = planted(Bug::TailPromisedEarly);
+        let durable = if early { self.history.tail() } else { self.journal.durable() };
         self.promises.writing = true;
         self.promises.made_ns = now.mono_ns;
         self.keeper.change(|it| {

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::core::ids::{Chain, Seq, SeqRange};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
 
@@ -129,11 +130,11 @@ impl History {
                 None => Err(Divergence::Absent { seq }),
             };
         }
-        if !record.op.may_jump() {
+        if !record.op.may_jump() && !planted(Bug::GapAccepted) {
             if seq != self.tail.next() {
                 return Err(Divergence::Gap { seq, expected: self.tail.next() });
             }
-            if record.chain_after(self.chain) != record.chain {
+            if record.chain_after(self.chain) != record.chain && !planted(Bug::RecordUnchecked) {
                 return Err(Divergence::Chain { seq });
             }
         }
@@ -174,7 +175,10 @@ impl History {
     /// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open here |
     /// | others | its chain continues, next seq |
     fn follows(&self, record: &OrderRecord) -> bool {
-        if record.chain_after(self.chain) != record.chain {
+        if planted(Bug::GapAccepted) && !record.op.may_jump() {
+            return true;
+        }
+        if record.chain_after(self.chain) != record.chain && !planted(Bug::RecordUnchecked) {
             return false;
         }
         let next = record.seq == self.tail.next();
@@ -225,7 +229,8 @@ impl History {
     pub fn unbroken_from(&self, seq: Seq, durable: Seq) -> Seq {
         let mut reached = seq;
         for entry in self.above(seq) {
-            if !entry.unbroken || !entry.complete() || entry.record.seq > durable {
+            let complete = entry.complete() || planted(Bug::ApplyPastMissing);
+            if !entry.unbroken || !complete || entry.record.seq > durable {
                 break;
             }
             reached = entry.record.seq;

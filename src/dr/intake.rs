@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::DiskKind;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::desk::Desk;
 use crate::dr::replay::Item;
@@ -233,7 +234,9 @@ impl Intake {
     pub fn done(&mut self, ticket: Ticket) -> Vec<Stored> {
         if let Some(item) = self.writes.remove(&ticket) {
             self.written.push(item);
-            return Vec::new();
+            let early =
+                planted(Bug::CopiedUnsynced) || planted(Bug::ChunkAckEarly) && matches!(item, Item::Chunk { .. });
+            return if early { self.storing.remove(&item).into_iter().collect() } else { Vec::new() };
         }
         match self.syncing.take() {
             Some((syncing, items)) if syncing == ticket => {

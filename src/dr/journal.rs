@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::{Chain, GroupId, Seq, Ticket};
+use crate::core::planted::{Bug, planted};
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
 use crate::limits::{
@@ -239,10 +240,15 @@ impl Journal {
         }
         let Some(append) = self.appends.iter_mut().find(|append| append.0 == ticket) else { return false };
         append.2 = true;
+        if planted(Bug::JournalOverGap)
+            && let Job::Append { last, .. } = append.1
+        {
+            self.durable = self.durable.max(last);
+        }
         while let Some(&(_, job, true)) = self.appends.front() {
             self.appends.pop_front();
             match job {
-                Job::Append { last, .. } => self.durable = last,
+                Job::Append { last, .. } => self.durable = self.durable.max(last),
                 Job::Repair => self.repairing -= 1,
             }
         }
@@ -259,7 +265,7 @@ impl Journal {
     }
 
     fn segment_free(&self, number: u64) -> bool {
-        number < self.first + self.segments
+        number < self.first + self.segments || planted(Bug::JournalReusedEarly)
     }
 
     fn segment_at(&self, number: u64) -> u64 {

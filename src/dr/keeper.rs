@@ -9,6 +9,7 @@
 use bytes::Bytes;
 
 use crate::core::ids::Ticket;
+use crate::core::planted::{Bug, planted};
 use crate::format::superblock::{CLEAN, Superblock};
 
 /// Keeps one superblock; `A` is what is to be done after a change is durable.
@@ -81,7 +82,8 @@ impl<A> Keeper<A> {
             self.intended.generation += 1;
         }
         self.writing = Some((ticket, self.changed));
-        Some((self.intended.offset(), Bytes::copy_from_slice(&self.intended.encode())))
+        let offset = if planted(Bug::SuperblockOneSlot) { 0 } else { self.intended.offset() };
+        Some((offset, Bytes::copy_from_slice(&self.intended.encode())))
     }
 
     /// A write has been completed. Whether it was the superblock's.

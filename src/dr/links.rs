@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 
 use crate::core::ids::{Conn, Epoch, Owner, Seq};
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::Options;
 use crate::format::superblock::{PROMOTED, PROMOTING, Superblock};
 use crate::format::wire::{Hello, Purpose, Refuse, RefuseCode};
@@ -120,6 +121,9 @@ pub fn judge(hello: &Hello, here: &Standing<'_>) -> Result<(), Refuse> {
             volumes_text(&hello.volumes)
         );
         return refuse(RefuseCode::Volumes, text);
+    }
+    if planted(Bug::DrAcceptsStaleEpoch) {
+        return Ok(());
     }
     if it.has(PROMOTED) {
         let text = format!("this site has been promoted: epoch {} is in force", it.epoch);

@@ -24,6 +24,7 @@ use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskResult, IoFail, Level, Now};
 use crate::core::modes::Require;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
 use crate::dr::history::History;
 use crate::dr::machine::{After, Machine, Trouble};
@@ -433,7 +434,8 @@ impl Machine {
             let text = "require = none: an old primary that is cut off goes on acknowledging; make sure it is down";
             fx.push(Effect::Log { level: Level::Warn, text: text.into() });
         }
-        promotion.step = Step::Lease(now.mono_ns + LEASE_NS + LEASE_MARGIN_NS);
+        let wait_ns = if planted(Bug::PromoteWithinLease) { 0 } else { LEASE_NS + LEASE_MARGIN_NS };
+        promotion.step = Step::Lease(now.mono_ns + wait_ns);
     }
 
     /// A promoted site applies nothing any more: its volumes belong to the new epoch.

@@ -13,6 +13,7 @@
 use crate::core::ids::{Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, Options};
 use crate::dr::batch::Batch;
 use crate::dr::history::{Divergence, Intake as Taken};
@@ -347,7 +348,8 @@ impl Machine {
     pub(super) fn stored(&mut self, stored: Stored) {
         match stored.item {
             Item::Payload(seq) => {
-                if self.history.get(seq).is_some() {
+                let forgotten = planted(Bug::PayloadForgotten) && seq.0.is_multiple_of(7);
+                if self.history.get(seq).is_some() && !forgotten {
                     self.history.hold(seq, stored.pos);
                 } else {
                     self.intake.spool.free(stored.pos);
@@ -362,7 +364,8 @@ impl Machine {
 
     /// Tells the writer what has become durable.
     pub(super) fn acknowledge(&mut self, fx: &mut Vec<Effect>) {
-        let durable = self.journal.durable();
+        let early = planted(Bug::OrdersDurableEarly);
+        let durable = if early { self.history.tail() } else { self.journal.durable() };
         if let Some(conn) = self.links.order
             && durable > self.told.journal
         {

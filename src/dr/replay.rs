@@ -21,6 +21,7 @@ use bytes::Bytes;
 use crate::core::ids::{Extent, Seq, Ticket};
 use crate::core::machine::DiskKind;
 use crate::core::overlap::InFlight;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::desk::Desk;
 use crate::format::record::OrderRecord;
@@ -209,7 +210,7 @@ impl Replay {
         self.running.push_back(Running { id, reached: step.reached, bytes, tag: step.tag, done });
         let Some(extent) = extent else { return };
         let (offset, length) = blocks(&extent);
-        if self.overlaps[usize::from(extent.volume.0)].admit(id, offset, length) {
+        if planted(Bug::ApplyOverlapped) || self.overlaps[usize::from(extent.volume.0)].admit(id, offset, length) {
             let ticket = desk.disk(fx, File::Volume(extent.volume), kind);
             self.writes.insert(ticket, (id, extent));
         } else {
@@ -250,7 +251,9 @@ impl Replay {
     pub fn written(&mut self, ticket: Ticket, desk: &mut Desk, fx: &mut Vec<Effect>) -> bool {
         let Some((id, extent)) = self.writes.remove(&ticket) else { return false };
         let mut started = Vec::new();
-        self.overlaps[usize::from(extent.volume.0)].finish(id, &mut started);
+        if !planted(Bug::ApplyOverlapped) {
+            self.overlaps[usize::from(extent.volume.0)].finish(id, &mut started);
+        }
         for next in started {
             let (extent, kind) = self.parked.remove(&next).expect("whoever waits was parked");
             let ticket = desk.disk(fx, File::Volume(extent.volume), kind);

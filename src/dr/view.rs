@@ -1,12 +1,19 @@
 //! What the site says of itself. Reads the machine, changes nothing.
 
 use crate::cluster::status::{BatchStatus, Degraded, DrStatus, LinkStatus, VolumeStatus, seconds};
+use crate::core::ids::Seq;
 use crate::core::machine::Now;
 use crate::dr::links::Part;
 use crate::dr::machine::Machine;
 use crate::format::superblock::{PROMOTED, PROMOTING};
 
 impl Machine {
+    /// The recovery point; 0 while there is none.
+    #[must_use]
+    pub fn recovery_point(&self) -> Seq {
+        self.point(self.cut)
+    }
+
     /// Where this site stands.
     #[must_use]
     pub fn status(&self, now: Now) -> DrStatus {

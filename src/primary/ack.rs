@@ -8,6 +8,7 @@ use crate::core::errno::Errno;
 use crate::core::ids::Seq;
 use crate::core::machine::Level;
 use crate::core::modes::{Ack, Require};
+use crate::core::planted::{Bug, planted};
 use crate::format::record::FLAG_FUA;
 use crate::limits::LEASE_NS;
 
@@ -40,11 +41,13 @@ impl Machine {
             && (self.options.standalone
                 || self.options.isolated_continue
                 || self.options.require == Require::None
+                || planted(Bug::AckAfterLease)
                 || mono_ns <= self.lease_until_ns)
     }
 
     /// A peer answered something that was sent at `sent_ns`, at our epoch: the lease runs from then.
     pub(super) fn renew_lease(&mut self, sent_ns: u64) {
+        let sent_ns = if planted(Bug::LeaseFromAnswer) { self.now.mono_ns } else { sent_ns };
         self.lease_until_ns = self.lease_until_ns.max(sent_ns + LEASE_NS);
     }
 
@@ -85,9 +88,14 @@ impl Machine {
     }
 
     pub(super) fn settle_flushes(&mut self, fx: &mut Vec<Effect>) {
-        let wait = if self.options.ack == Ack::Flush { self.protected } else { policy::EVERYTHING };
+        let wait = if self.options.ack == Ack::Flush && !planted(Bug::FlushUnprotected) {
+            self.protected
+        } else {
+            policy::EVERYTHING
+        };
         self.flushes.retain(|flush| {
-            let done = flush.stage == FlushStage::Synced && flush.seq <= wait;
+            let synced = flush.stage == FlushStage::Synced || planted(Bug::FlushUnsynced);
+            let done = synced && flush.seq <= wait;
             if done {
                 fx.push(Effect::Reply { req: flush.req, result: Ok(()) });
             }

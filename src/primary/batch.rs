@@ -19,6 +19,7 @@ use super::window::Payload;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::wire::Message;
@@ -145,7 +146,7 @@ impl Batch {
             && self.holes.is_empty()
             && self.again.is_empty()
             && self.reading.is_empty()
-            && self.unacked.is_empty()
+            && (self.unacked.is_empty() || planted(Bug::BatchIncomplete))
     }
 }
 
@@ -187,6 +188,9 @@ impl Machine {
             return;
         }
         self.dropped_writes += 1;
+        if planted(Bug::BatchLeavesOutRange) && self.dropped_writes.is_multiple_of(5) {
+            return;
+        }
         self.lost.insert(extent);
         if self.lost.len() > RANGES_MAX {
             for (index, (_, size)) in self.options.volumes.iter().enumerate() {
@@ -337,7 +341,7 @@ impl Machine {
             // Pieces on their way are memory beside the configured FIFO (I9).
             let window_left = window_left.min(PIECES_BYTES_MAX.saturating_sub(batch.unacked_bytes()));
             if !ready
-                || self.local_done < batch.begin
+                || self.local_done < batch.begin && !planted(Bug::BatchReadsEarly)
                 || self.dr.journal < batch.begin
                 || batch.reading.len() >= READS_MAX
                 || (window_left < waiting + PIECE_CHARGE_MAX && unacked + waiting > 0)

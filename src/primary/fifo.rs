@@ -12,6 +12,7 @@ use super::machine::{Effect, File, Machine, Pending, disk_write};
 use super::window::{Local, Payload};
 use crate::core::ids::Seq;
 use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
+use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{self, ENTRY_HEADER_BYTES, EntryHeader, Kind};
 
@@ -170,6 +171,10 @@ impl DiskFifo {
     /// Everything before `pos` is durable at DR.
     pub fn release(&mut self, oldest_in_flight: Option<u64>) {
         let staged = self.staged.front().map(|staged| staged.pos);
+        if planted(Bug::FifoFreedEarly) {
+            self.head = self.read;
+            return;
+        }
         let oldest = [oldest_in_flight, staged].into_iter().flatten().min().unwrap_or(self.read);
         self.head = self.head.max(oldest.min(self.read));
     }
@@ -250,7 +255,8 @@ impl Machine {
         }
         let (mut parts, mut seqs, mut bytes, mut start) = (Vec::new(), Vec::new(), 0, None);
         // Nothing before it is in memory: the search does not begin at the front each time.
-        let from = self.spill_next.max(self.window.first());
+        let skipped = u64::from(planted(Bug::SpillUnordered));
+        let from = Seq(self.spill_next.max(self.window.first()).0 + skipped);
         for entry in self.window.from_mut(from) {
             if !matches!(entry.payload, Payload::Queued | Payload::Sent) {
                 continue;

@@ -12,6 +12,7 @@ use crate::core::ids::{Chain, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
 use crate::core::modes::{Overflow, Protect};
 use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
 use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
 
@@ -176,7 +177,8 @@ impl Machine {
                 }
                 let (from, length) = rounded(extent);
                 let admitted = self.inflight[usize::from(extent.volume.0)].admit(record.seq, from, length);
-                let intended = self.intent.want(extent);
+                let admitted = admitted || planted(Bug::LocalOverlapped);
+                let intended = self.intent.want(extent) || planted(Bug::IntentAfterWrite);
                 if admitted && intended {
                     self.startable.push(record.seq);
                 }
@@ -307,7 +309,7 @@ impl Machine {
             let entry = self.window.get_mut(seq).expect("a write stays in the window until its local write is done");
             entry.local = Local::Running;
             let record = entry.record;
-            let durable = record.flags & FLAG_FUA != 0;
+            let durable = record.flags & FLAG_FUA != 0 && !planted(Bug::FuaUnsynced);
             let kind = match record.op {
                 Op::Write => {
                     let data = entry.data.clone();

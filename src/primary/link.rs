@@ -13,6 +13,7 @@ use super::machine::{Effect, Machine};
 use super::window::{Local, Payload};
 use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
@@ -474,6 +475,7 @@ impl Machine {
     fn requeue(&mut self, seq: Seq) {
         if let Some(entry) = self.window.get_mut(seq)
             && entry.payload == Payload::Sent
+            && !planted(Bug::RequeueForgotten)
         {
             entry.payload = Payload::Queued;
             self.dr.ship_next = self.dr.ship_next.min(seq);

@@ -16,12 +16,13 @@ use super::fifo::{self, DiskFifo};
 use super::intent::IntentMap;
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, Page, Watermark, sizes_digest};
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{self, Role, SUPERBLOCK_BYTES, Superblock};
 use crate::format::{FormatError, is_zero};
-use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES};
+use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES, SEQ_RESERVE};
 
 /// What the directory has to match, and what the shell draws for a new one.
 #[derive(Clone, Debug)]
@@ -209,7 +210,8 @@ fn resume_after_power_loss(
     fifo: DiskFifo,
     notes: &mut Vec<String>,
 ) -> Recovered {
-    let tail = superblock.seq;
+    let reserved = superblock.seq;
+    let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
     notes.push(format!(
         "the machine lost power or was restarted while this primary ran: seqs go on after {tail}, and every extent \
          of the intent map is copied"

@@ -15,6 +15,7 @@ use super::window::Payload;
 use crate::core::ids::{Epoch, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::Protect;
+use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{self, EntryHeader, Kind};
 use crate::format::table::{
@@ -176,7 +177,7 @@ impl AuxLink {
     #[must_use]
     pub fn ring_full(&self, tail: Seq, floor: Seq) -> bool {
         let slots = self.layout.map_or(u64::MAX, |layout| layout.slots);
-        self.phase == Phase::Ready && tail.0 - floor.0.min(tail.0) + 1 >= slots
+        self.phase == Phase::Ready && !planted(Bug::SlotReusedEarly) && tail.0 - floor.0.min(tail.0) + 1 >= slots
     }
 
     /// The word of status.
@@ -555,6 +556,9 @@ impl Machine {
         writes.push((layout.record_offset(first), vec![bytes.freeze()]));
         self.aux.commits.push_back(Commit { last, left: writes.len(), sent_ns: self.now.mono_ns });
         self.aux.next = last.next();
+        if planted(Bug::AuxCommitEarly) {
+            self.aux.durable = last;
+        }
         for (offset, parts) in writes {
             let bytes: usize = parts.iter().map(Bytes::len).sum();
             self.aux.order_bytes += (bytes + REQUEST_BYTES + SIMPLE_REPLY_BYTES) as u64;
@@ -591,7 +595,7 @@ impl Machine {
         }
         let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
         let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
-        self.aux.ring_full = pos + bytes - oldest > layout.payload_bytes;
+        self.aux.ring_full = pos + bytes - oldest > layout.payload_bytes && !planted(Bug::RingReusedEarly);
         if self.aux.ring_full {
             return None;
         }

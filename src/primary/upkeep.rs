@@ -7,6 +7,7 @@ use super::machine::{CYCLE_NS, Effect, File, Machine, Pending, Stopping, disk_wr
 use crate::core::errno::Errno;
 use crate::core::ids::{Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::planted::{Bug, planted};
 use crate::format::intent::{LogLayout, Watermark};
 use crate::format::superblock;
 
@@ -58,7 +59,10 @@ impl Machine {
                 self.cycle_syncing = false;
                 self.intent.begin_cycle(self.tail, self.now.mono_ns);
             }
-            Some((upto, began)) if self.now.mono_ns >= began + CYCLE_NS && self.dr.cut >= upto => {
+            Some((upto, began))
+                if self.now.mono_ns >= began + CYCLE_NS
+                    && (self.dr.cut >= upto || planted(Bug::IntentClearedEarly)) =>
+            {
                 if !self.cycle_syncing && self.local_done >= upto {
                     self.cycle_syncing = true;
                     self.cycle_syncs_left = self.options.volumes.len();

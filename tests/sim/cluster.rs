@@ -4,13 +4,16 @@
 //! Nothing here knows what is right; `roles` carries out the effects of the machines (as their shells do),
 //! `scenario` decides what happens to them, `checkers` judge.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use farshore::core::errno::Errno;
 use farshore::core::ids::{Conn, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::Now;
 use farshore::core::rope::Rope;
+use farshore::format::spool::sized_nonce;
+use farshore::format::superblock::{Superblock, newest};
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
@@ -19,6 +22,7 @@ use crate::network::{Network, Node};
 use crate::oracle::{Images, Oracle};
 use crate::plain;
 use crate::rng::Rng;
+use crate::runner::Edit;
 use crate::scenario::Director;
 use crate::setup::{MS, Setup, US};
 use crate::workload::Client;
@@ -78,6 +82,34 @@ pub enum Event {
     Director,
 }
 
+/// An event and when it happens; those of one moment in the order they were scheduled.
+struct Due {
+    at_ns: u64,
+    order: u64,
+    event: Event,
+}
+
+impl Ord for Due {
+    /// The next one is the greatest.
+    fn cmp(&self, other: &Due) -> Ordering {
+        (other.at_ns, other.order).cmp(&(self.at_ns, self.order))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Due) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Due) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Due {}
+
 /// One host and the process on it.
 pub struct Host {
     pub up: bool,
@@ -128,7 +160,7 @@ pub struct World {
     pub setup: Setup,
     pub rng: Rng,
     pub now_ns: u64,
-    queue: BTreeMap<(u64, u64), Event>,
+    queue: BinaryHeap<Due>,
     order: u64,
     pub hosts: [Host; 3],
     pub net: Network<TableTalk>,
@@ -158,6 +190,15 @@ pub struct World {
     pub ring: Payloads,
     pub table_reach: (u64, u64),
     pub group_id: u64,
+    /// Highest seq that DR called durable in its journal.
+    pub journal_told: Seq,
+    /// DR's superblock in force, by its stable bytes.
+    pub dr_superblock: Option<Superblock>,
+    /// Epochs that writers asked for at the auxiliary, and the highest that was granted.
+    pub aux_writers: BTreeMap<Conn, u32>,
+    pub aux_epoch: u32,
+    /// Bits of DR's files have flipped.
+    pub damaged: bool,
     /// Boot in which the primary last started; 0 before its first start.
     pub primary_boot: u64,
     /// Highest cut DR ever told, and whether it ever said that it has a recovery point.
@@ -184,10 +225,12 @@ pub const EVENTS_MAX: u64 = 3_000_000;
 const HISTORY_LINES: usize = 2000;
 
 impl World {
-    pub fn new(seed: u64, recording: bool) -> World {
+    pub fn new(seed: u64, edit: &Edit, recording: bool) -> World {
         let mut rng = Rng::new(seed);
-        let setup = Setup::draw(seed, &mut rng);
+        let mut setup = Setup::draw(seed, &mut rng);
+        edit.apply(&mut setup);
         let mut net = Network::new(rng.fork());
+        net.whole_pieces = setup.whole_pieces;
         let (wan, lan) = (setup.wan, setup.lan);
         net.route(Node::Primary, Node::Dr, wan.delay_ns, wan.jitter_ns, wan.bytes_per_second);
         net.route(Node::Dr, Node::Aux, wan.delay_ns, wan.jitter_ns, wan.bytes_per_second);
@@ -197,7 +240,9 @@ impl World {
             .map(|_| {
                 let volume = rng.below(setup.volume_bytes.len() as u64);
                 let bytes = setup.volume_bytes[volume as usize];
-                ClientState { client: Client::draw(&mut rng, Volume(volume as u16), bytes), in_flight: 0 }
+                let client =
+                    Client::draw(&mut rng, Volume(volume as u16), bytes, (setup.request_bytes_max, setup.think_ns_max));
+                ClientState { client, in_flight: 0 }
             })
             .collect();
         let hosts = [0, 1, 2].map(|_| Host {
@@ -214,7 +259,7 @@ impl World {
         });
         let mut world = World {
             now_ns: 0,
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             order: 0,
             hosts,
             net,
@@ -241,6 +286,11 @@ impl World {
             ring: Payloads::default(),
             table_reach: (0, 0),
             group_id: 0,
+            journal_told: Seq(0),
+            dr_superblock: None,
+            aux_writers: BTreeMap::new(),
+            aux_epoch: 0,
+            damaged: false,
             primary_boot: 0,
             cut_told: Seq(0),
             synced_told: false,
@@ -272,7 +322,7 @@ impl World {
     /// Schedules an event; never earlier than now.
     pub fn at(&mut self, at_ns: u64, event: Event) {
         self.order += 1;
-        self.queue.insert((at_ns.max(self.now_ns), self.order), event);
+        self.queue.push(Due { at_ns: at_ns.max(self.now_ns), order: self.order, event });
     }
 
     pub fn after(&mut self, delay_ns: u64, event: Event) {
@@ -283,8 +333,8 @@ impl World {
         for (at, link, side) in self.net.take_wakes() {
             self.at(at, Event::Net { link, side });
         }
-        let ((at, _), event) = self.queue.pop_first()?;
-        self.now_ns = at;
+        let Due { at_ns, event, .. } = self.queue.pop()?;
+        self.now_ns = at_ns;
         self.events += 1;
         Some(event)
     }
@@ -378,7 +428,7 @@ impl World {
                 self.settled_aux(&[Settled { file: auxiliary::machine::File::Table, offset, length }]);
             }
             Node::Dr => {
-                let files = [dr::machine::File::Journal, dr::machine::File::Spool];
+                let files = [dr::machine::File::Superblock, dr::machine::File::Journal, dr::machine::File::Spool];
                 for file in files {
                     let (offset, length) = whole(self.dr_disk.file(file).stable().len());
                     self.settled_dr(&[Settled { file, offset, length }]);
@@ -404,21 +454,16 @@ impl World {
     }
 
     pub fn settled_dr(&mut self, settled: &[Settled<dr::machine::File>]) {
-        let nonce = self.spool_nonce();
+        let nonce = sized_nonce(DR_NONCE, self.setup.spool_bytes);
         for s in settled {
             let stable = self.dr_disk.file(s.file).stable();
             match s.file {
                 dr::machine::File::Journal => self.journal.settled(stable, s.offset, s.length),
                 dr::machine::File::Spool => self.spool.settled(stable, nonce, s.offset, s.length),
-                _ => {}
+                dr::machine::File::Superblock => self.dr_superblock = newest(stable).ok().flatten(),
+                dr::machine::File::Volume(_) => {}
             }
         }
-    }
-
-    /// The number of DR's spool, from its superblock; 0 before there is one.
-    fn spool_nonce(&self) -> u64 {
-        let bytes = self.dr_disk.file(dr::machine::File::Superblock).cache();
-        farshore::format::superblock::newest(bytes).ok().flatten().map_or(0, |it| it.nonce)
     }
 
     /// The volumes of DR as a reader sees them.

@@ -12,6 +12,7 @@
 //!
 //! Not modelled yet: failing operations, full disks, flipped bits, misdirected writes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -39,7 +40,6 @@ pub struct Settled<F> {
 }
 
 /// All files of one host.
-#[derive(Clone)]
 pub struct Disk<F> {
     files: Vec<(F, SimFile)>,
     pending: BTreeMap<u64, Pending<F>>,
@@ -48,18 +48,20 @@ pub struct Disk<F> {
     settled: Vec<Settled<F>>,
 }
 
-#[derive(Clone)]
 pub struct SimFile {
     class: Class,
+    size: usize,
+    /// As long as the file, or longer: they were another file's once.
     cache: Vec<u8>,
     stable: Vec<u8>,
+    /// Sectors of `cache` that were ever written.
+    touched: Vec<bool>,
     /// Version of the write each sector of `stable` comes from.
     sector_versions: Vec<u64>,
     unsynced: Vec<Unsynced>,
 }
 
 /// A write that is in the cache and may be lost with the power.
-#[derive(Clone)]
 pub struct Unsynced {
     version: u64,
     /// Range the write itself covered, bytes.
@@ -68,17 +70,15 @@ pub struct Unsynced {
     /// When it was reported complete; `None` while in flight.
     pub completed_ns: Option<u64>,
     first_sector: usize,
-    sectors: Vec<u8>,
+    sectors: Bytes,
 }
 
-#[derive(Clone)]
 struct Pending<F> {
     ticket: Ticket,
     file: F,
     action: Action,
 }
 
-#[derive(Clone)]
 enum Action {
     Read { offset: u64, length: u64 },
     Write { offset: u64, data: Bytes, durable: bool, version: Option<u64> },
@@ -92,13 +92,14 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// Creates a file of `size` zero bytes.
     pub fn create(&mut self, file: F, size: u64, class: Class) {
-        let size = size as usize;
-        let sectors = size.div_ceil(SECTOR);
-        let bytes = vec![0; sectors * SECTOR];
+        let sectors = (size as usize).div_ceil(SECTOR);
+        let size = sectors * SECTOR;
         let made = SimFile {
             class,
-            cache: bytes.clone(),
-            stable: bytes,
+            size,
+            cache: zeroed(size),
+            stable: zeroed(size),
+            touched: vec![false; sectors],
             sector_versions: vec![0; sectors],
             unsynced: Vec::new(),
         };
@@ -110,9 +111,17 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     pub fn plant(&mut self, file: F, offset: u64, bytes: &[u8]) {
         let version = self.next_version();
         let target = self.file_mut(file);
-        target.write_cache(offset, bytes, version);
+        target.write_cache(offset, &Bytes::copy_from_slice(bytes), version);
         let settled = target.settle(|_| true);
         assert!(!settled.is_empty() || bytes.is_empty(), "planted bytes are durable");
+    }
+
+    /// A bit at rest changes, and nobody is told.
+    pub fn flip(&mut self, file: F, at: u64, bit: u8) {
+        let (target, at) = (self.file_mut(file), at as usize);
+        target.touched[at / SECTOR] = true;
+        target.cache[at] ^= 1 << bit;
+        target.stable[at] ^= 1 << bit;
     }
 
     pub fn file(&self, file: F) -> &SimFile {
@@ -161,7 +170,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     }
 
     fn begin_write(&mut self, file: F, class: Class, offset: u64, data: Bytes, durable: bool, rng: &mut Rng) -> Action {
-        let size = self.file(file).stable.len() as u64;
+        let size = self.file(file).size as u64;
         assert!(
             offset + data.len() as u64 <= size,
             "I9: write of {} bytes at {offset} of {file:?} ends beyond its {size} bytes",
@@ -197,7 +206,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                 Ok(Bytes::new())
             }
             Action::Sync { versions } => {
-                self.settle(file, |v| versions.contains(&v));
+                self.settle(file, |v| versions.binary_search(&v).is_ok());
                 Ok(Bytes::new())
             }
         };
@@ -227,7 +236,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                         let room = SECTOR - ((offset as usize + at) % SECTOR);
                         let piece = room.min(data.len() - at);
                         if rng.chance(50) {
-                            target.write_cache(offset + at as u64, &data[at..at + piece], version);
+                            target.write_cache(offset + at as u64, &data.slice(at..at + piece), version);
                         }
                         at += piece;
                     }
@@ -241,8 +250,8 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.kill(rng);
         let mood = rng.below(4);
         for (_, file) in &mut self.files {
-            let mut writes = std::mem::take(&mut file.unsynced);
-            for write in &mut writes {
+            let writes = std::mem::take(&mut file.unsynced);
+            for write in &writes {
                 let fate = match mood {
                     0 => 0,
                     1 => 1,
@@ -258,7 +267,11 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                     }
                 }
             }
-            file.cache.copy_from_slice(&file.stable);
+            // Elsewhere both are the same.
+            for write in &writes {
+                let range = write.first_sector * SECTOR..write.first_sector * SECTOR + write.sectors.len();
+                file.cache[range.clone()].copy_from_slice(&file.stable[range]);
+            }
         }
     }
 
@@ -296,41 +309,43 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 impl SimFile {
     /// What a reader sees now.
     pub fn cache(&self) -> &[u8] {
-        &self.cache
+        &self.cache[..self.size]
     }
 
     /// What is sure to survive a loss of power.
     pub fn stable(&self) -> &[u8] {
-        &self.stable
+        &self.stable[..self.size]
     }
 
     pub fn unsynced(&self) -> &[Unsynced] {
         &self.unsynced
     }
 
-    fn write_cache(&mut self, offset: u64, data: &[u8], version: u64) {
+    fn write_cache(&mut self, offset: u64, data: &Bytes, version: u64) {
         if data.is_empty() {
             return;
         }
         let start = offset as usize;
+        assert!(start + data.len() <= self.size, "a write ends in its file");
         self.cache[start..start + data.len()].copy_from_slice(data);
         let first_sector = start / SECTOR;
         let end_sector = (start + data.len()).div_ceil(SECTOR);
+        self.touched[first_sector..end_sector].fill(true);
+        let whole = start.is_multiple_of(SECTOR) && data.len().is_multiple_of(SECTOR);
+        let sectors = || Bytes::copy_from_slice(&self.cache[first_sector * SECTOR..end_sector * SECTOR]);
         self.unsynced.push(Unsynced {
             version,
             offset,
             length: data.len() as u64,
             completed_ns: None,
             first_sector,
-            sectors: self.cache[first_sector * SECTOR..end_sector * SECTOR].to_vec(),
+            sectors: if whole { data.clone() } else { sectors() },
         });
     }
 
     fn settle(&mut self, covered: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
         let mut ranges = Vec::new();
-        let (settling, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.unsynced).into_iter().partition(|w| covered(w.version));
-        self.unsynced = waiting;
+        let settling: Vec<Unsynced> = self.unsynced.extract_if(.., |w| covered(w.version)).collect();
         for write in settling {
             for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
                 self.settle_sector(write.first_sector + index, sector, write.version);
@@ -350,15 +365,52 @@ impl SimFile {
 
 impl ReadAt for SimFile {
     fn size(&self) -> u64 {
-        self.cache.len() as u64
+        self.size as u64
     }
 
     fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        let mut out = vec![0; length];
-        let start = (offset as usize).min(self.cache.len());
-        let end = (offset as usize).saturating_add(length).min(self.cache.len());
-        out[..end - start].copy_from_slice(&self.cache[start..end]);
+        let start = (offset as usize).min(self.size);
+        let end = (offset as usize).saturating_add(length).min(self.size);
+        let mut out = Vec::with_capacity(length);
+        out.extend_from_slice(&self.cache[start..end]);
+        out.resize(length, 0);
         Ok(out.into())
+    }
+}
+
+thread_local! {
+    /// Memory of the files of earlier seeds, all of it zero.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// At least `size` zero bytes. Most of a file is never written, so zeroing what was is cheaper than all of it.
+fn zeroed(size: usize) -> Vec<u8> {
+    SPARE
+        .with_borrow_mut(|spare| {
+            let fits = spare.iter().enumerate().filter(|(_, it)| it.len() >= size).min_by_key(|(_, it)| it.len());
+            fits.map(|(at, _)| at).map(|at| spare.swap_remove(at))
+        })
+        .unwrap_or_else(|| vec![0; size])
+}
+
+/// How many files' memory is kept for the next seeds.
+const SPARE_MAX: usize = 48;
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        for (sector, _) in self.touched.iter().enumerate().filter(|(_, touched)| **touched) {
+            let range = sector * SECTOR..(sector + 1) * SECTOR;
+            self.cache[range.clone()].fill(0);
+            self.stable[range].fill(0);
+        }
+        let memory = [std::mem::take(&mut self.cache), std::mem::take(&mut self.stable)];
+        SPARE.with_borrow_mut(|spare| {
+            spare.extend(memory);
+            if spare.len() > SPARE_MAX {
+                spare.sort_unstable_by_key(|it| std::cmp::Reverse(it.len()));
+                spare.truncate(SPARE_MAX);
+            }
+        });
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Network<M> {
     next_link: u64,
     next_conn: u64,
     wakes: Vec<(u64, u64, usize)>,
+    /// Streams arrive in long pieces.
+    pub whole_pieces: bool,
 }
 
 struct Link<M> {
@@ -101,6 +103,7 @@ impl<M> Network<M> {
             next_link: 1,
             next_conn: 1 << 40,
             wakes: Vec::new(),
+            whole_pieces: false,
         }
     }
 
@@ -183,7 +186,8 @@ impl<M> Network<M> {
             Packet::Message(_) => self.transmit(now_ns, id, other, key, 512, packet),
             Packet::Bytes(mut bytes) => {
                 while !bytes.is_empty() {
-                    let length = self.rng.scale(1, PIECE_BYTES_MAX).min(bytes.len() as u64);
+                    let piece = if self.whole_pieces { PIECE_BYTES_MAX } else { self.rng.scale(1, PIECE_BYTES_MAX) };
+                    let length = piece.min(bytes.len() as u64);
                     let piece = bytes.split_to(length as usize);
                     self.transmit(now_ns, id, other, key, length, Packet::Bytes(piece));
                 }

@@ -191,6 +191,18 @@ impl Oracle {
         self.by_seq.values().rev().map(|e| &e.record).filter(fits)
     }
 
+    /// Whether the request of this seq was acknowledged to its client.
+    pub fn is_acked(&self, seq: Seq) -> bool {
+        let request = self.by_seq.get(&seq).and_then(|entry| entry.request);
+        request.is_some_and(|number| self.requests[number].acked_ns.is_some())
+    }
+
+    /// Records in (from, to], the last one first.
+    pub fn back_from(&self, to: Seq, from: Seq) -> impl Iterator<Item = &OrderRecord> {
+        let range = (from < to).then(|| self.by_seq.range(from.next()..=to));
+        range.into_iter().flatten().rev().map(|(_, entry)| &entry.record)
+    }
+
     pub fn tail(&self) -> Seq {
         self.by_seq.last_key_value().map_or(Seq(0), |(&s, _)| s)
     }
@@ -272,6 +284,9 @@ impl Oracle {
             }
             for (sector, orders) in touched.iter().enumerate() {
                 let range = sector * SECTOR..((sector + 1) * SECTOR).min(image.len());
+                if orders.is_empty() && base[index][range.clone()] == image[range.clone()] {
+                    continue;
+                }
                 let mut possible = vec![base[index][range.clone()].to_vec()];
                 for &order in orders {
                     if possible.len() > POSSIBLE_MAX {

@@ -6,13 +6,17 @@ use std::mem::take;
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::planted::{Bug, planted};
 use farshore::core::rope::Rope;
+use farshore::format::spool::{EntryHeader, sized_nonce};
+use farshore::format::superblock;
 use farshore::format::wire::{self, Message};
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{Verdict, Violation};
-use crate::cluster::{Event, Table, TableLine, TableTalk, World};
+use crate::cluster::{DR_NONCE, Event, Table, TableLine, TableTalk, World};
 use crate::describe;
+use crate::disk::Settled;
 use crate::network::{Delivery, Node, Packet};
 use crate::plain;
 
@@ -81,6 +85,7 @@ impl World {
                 let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
                 let settled = self.dr_disk.take_settled();
                 self.settled_dr(&settled);
+                self.check_dr_superblock(&settled)?;
                 self.dr_step(dr::machine::Input::Disk { ticket, result })
             }
         }
@@ -205,6 +210,8 @@ impl World {
             Delivery::Up => return Ok(()),
             Delivery::Closed { .. } => Input::Closed { conn },
             Delivery::Packet(Packet::Message(TableTalk::Open { export })) => {
+                let epoch = export.split('/').nth(1).and_then(|epoch| epoch.parse().ok());
+                self.aux_writers.extend(epoch.map(|epoch| (conn, epoch)));
                 Input::Open { conn, export, peer: "sim".into() }
             }
             Delivery::Packet(Packet::Message(TableTalk::Read { cookie, offset, length })) => {
@@ -237,6 +244,16 @@ impl World {
         self.landmark(|| format!("{node:?} starts"));
         self.host_mut(node).up = true;
         self.host_mut(node).run += 1;
+        if node == Node::Dr {
+            self.damage_dr();
+        }
+        if planted(Bug::UnsyncedTrusted) {
+            return match node {
+                Node::Primary => self.start_primary(),
+                Node::Aux => self.start_aux(),
+                Node::Dr => self.start_dr(),
+            };
+        }
         match node {
             Node::Primary => {
                 self.primary_disk.sync_all();
@@ -360,7 +377,7 @@ impl World {
             require: self.setup.require,
             auxiliary: true,
             owner: World::owner(Node::Dr),
-            nonce: crate::cluster::DR_NONCE,
+            nonce: DR_NONCE,
         };
         let found = dr::recovery::Found {
             superblock: self.dr_disk.file(File::Superblock).cache(),
@@ -410,9 +427,19 @@ impl World {
         let now_ns = self.now_ns;
         let answer = |world: &mut World, conn, talk| world.net.send(now_ns, Node::Aux, conn, Packet::Message(talk));
         match effect {
-            Effect::Granted { conn, size, .. } => answer(self, conn, TableTalk::Granted { size }),
+            Effect::Granted { conn, size, .. } => {
+                self.check_grant(conn)?;
+                answer(self, conn, TableTalk::Granted { size });
+            }
             Effect::Refused { conn, text, fenced } => answer(self, conn, TableTalk::Refused { text, fenced }),
-            Effect::Reply { conn, cookie, result } => answer(self, conn, TableTalk::Reply { cookie, result }),
+            Effect::Reply { conn, cookie, result } => {
+                let epoch = self.aux_writers.get(&conn).copied().unwrap_or(u32::MAX);
+                if epoch < self.aux_epoch && result.is_ok() && !self.setup.plain_table {
+                    let text = format!("the auxiliary answers a writer of epoch {epoch}, granted {}", self.aux_epoch);
+                    return self.fail("I7", text);
+                }
+                answer(self, conn, TableTalk::Reply { cookie, result });
+            }
             Effect::Close { conn, .. } => {
                 if self.net.close(now_ns, Node::Aux, conn) {
                     return self.aux_step(auxiliary::machine::Input::Closed { conn });
@@ -427,6 +454,20 @@ impl World {
             Effect::Stopped => self.stopped(Node::Aux),
         }
         Ok(())
+    }
+
+    /// I7 at our own auxiliary: epochs are granted in ascending order, and durable when they are.
+    fn check_grant(&mut self, conn: Conn) -> Verdict {
+        let Some(&epoch) = self.aux_writers.get(&conn).filter(|_| !self.setup.plain_table) else { return Ok(()) };
+        if epoch < self.aux_epoch {
+            return self.fail("I7", format!("the auxiliary grants epoch {epoch} after epoch {}", self.aux_epoch));
+        }
+        self.aux_epoch = epoch;
+        let stable = self.aux_disk.file(auxiliary::machine::File::Superblock).stable();
+        match superblock::newest(stable) {
+            Ok(Some(it)) if it.epoch.0 >= epoch => Ok(()),
+            _ => self.fail("I7", format!("the auxiliary grants epoch {epoch}, which is not durable there")),
+        }
     }
 
     // ---- DR --------------------------------------------------------------------------------------
@@ -488,8 +529,16 @@ impl World {
                 self.at(at, Event::ReportStored { run, ticket, report: Box::new(report) });
             }
             Effect::PromoteDone { ticket, result } => return self.promote_done(ticket, result),
+            Effect::Serve { .. } if self.dr_report.is_none() => {
+                return self.fail("I4", "DR serves its volumes before its loss report is stored");
+            }
             Effect::Serve { .. } => self.serving = true,
-            Effect::Log { level, text } => self.log(Node::Dr, level, &text),
+            Effect::Log { level, text } => {
+                self.log(Node::Dr, level, &text);
+                if text.starts_with("nothing has come for long") && !self.damaged {
+                    return self.fail("liveness", format!("nobody would have sent it: {text}"));
+                }
+            }
             Effect::Fatal { text } => return self.fail("fatal", format!("dr: {text}")),
             Effect::Stopped => self.stopped(Node::Dr),
         }
@@ -502,12 +551,25 @@ impl World {
             Message::Welcome(welcome) => {
                 self.synced_told |= welcome.synced;
                 self.cut_told = self.cut_told.max(welcome.cut);
+                self.check_promised(welcome.cut)?;
+                if welcome.journal_seq < self.journal_told && !self.damaged {
+                    let text = format!("DR's journal ends at {}, it told {}", welcome.journal_seq, self.journal_told);
+                    return self.fail("I3", text);
+                }
                 self.check_journal_durable(welcome.journal_seq)
             }
             Message::Progress { cut, synced, .. } => {
                 self.synced_told |= *synced;
                 self.cut_told = self.cut_told.max(*cut);
-                Ok(())
+                self.check_promised(*cut)
+            }
+            Message::ChunksDurable { batch, indexes } if self.synced_told && *batch > self.cut() && !self.damaged => {
+                match indexes.iter().find(|index| !self.spool.had_chunk(*batch, **index)) {
+                    Some(index) => {
+                        self.fail("I3", format!("DR calls chunk {index} of batch {batch} durable, which it is not"))
+                    }
+                    None => Ok(()),
+                }
             }
             Message::OrdersDurable { journal_seq } => self.check_journal_durable(*journal_seq),
             // A first sync supersedes what came before it: that is acknowledged and not kept.
@@ -518,7 +580,7 @@ impl World {
                     for seq in range.first.0..=range.last.0 {
                         let carried = self.oracle.record(Seq(seq)).is_some_and(|r| r.payload_bytes() > 0);
                         // Before the first sync is complete nothing can be promoted: what it will bring is not kept.
-                        if carried && self.synced_told && Seq(seq) > cut && !self.spool.had(Seq(seq)) {
+                        if carried && self.synced_told && !self.damaged && Seq(seq) > cut && !self.spool.had(Seq(seq)) {
                             let text = format!("DR calls the payload of seq {seq} copied, and it is not durable");
                             return self.fail("I3", text);
                         }
@@ -532,28 +594,80 @@ impl World {
 
     /// DR's cut: what it has told, or says now.
     pub fn cut(&self) -> Seq {
-        let now = self.clock(Node::Dr);
-        self.dr.as_ref().map_or(Seq(0), |dr| dr.status(now).cut_seq).max(self.cut_told)
+        self.dr.as_ref().map_or(Seq(0), dr::machine::Machine::recovery_point).max(self.cut_told)
     }
 
-    fn check_journal_durable(&self, upto: Seq) -> Verdict {
+    /// Every record since the last one that was told, or since DR's history jumped; what the cut has passed may
+    /// have left the journal.
+    fn check_journal_durable(&mut self, upto: Seq) -> Verdict {
         let stable = self.dr_disk.file(dr::machine::File::Journal).stable();
-        match self.oracle.record(upto) {
-            Some(record) if !self.journal.holds(stable, record) => {
-                self.fail("I3", format!("DR calls its journal durable up to seq {upto}, which it is not"))
+        let from = if self.damaged { upto } else { self.journal_told.max(self.cut()) };
+        for record in self.oracle.back_from(upto, from) {
+            if !self.journal.holds(stable, record) {
+                let text = format!("DR calls its journal durable up to seq {upto}, seq {} is not", record.seq);
+                return self.fail("I3", text);
             }
-            _ => Ok(()),
+            if record.op.may_jump() {
+                break;
+            }
         }
+        self.journal_told = self.journal_told.max(upto);
+        Ok(())
+    }
+
+    /// A recovery point is told only when the superblock has promised it durably.
+    fn check_promised(&self, cut: Seq) -> Verdict {
+        let promised = self.dr_superblock.as_ref().map_or(Seq(0), |it| it.promised_cut);
+        if cut > promised {
+            return self.fail("I5", format!("DR tells recovery point {cut}, its superblock has promised {promised}"));
+        }
+        Ok(())
+    }
+
+    /// What DR's superblock promises is durable when the superblock is: orders up to both promises.
+    fn check_dr_superblock(&self, settled: &[Settled<dr::machine::File>]) -> Verdict {
+        let Some(it) = self.dr_superblock.as_ref().filter(|_| !self.damaged) else { return Ok(()) };
+        if !settled.iter().any(|s| s.file == dr::machine::File::Superblock) || !it.has(superblock::SYNCED) {
+            return Ok(());
+        }
+        let stable = self.dr_disk.file(dr::machine::File::Journal).stable();
+        for (what, upto) in [("cut", it.promised_cut), ("tail", it.promised_tail)] {
+            for record in self.oracle.back_from(upto, it.seq) {
+                if !self.journal.holds(stable, record) {
+                    let text = format!("DR's superblock promises {what} {upto}, seq {} is not durable", record.seq);
+                    return self.fail("I3", text);
+                }
+                if record.op.may_jump() {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// I1 on DR: writes to the same blocks of a volume are never in flight together.
     fn check_dr_write(&self, op: &DiskOp<dr::machine::File>) -> Verdict {
+        if let (dr::machine::File::Spool, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
+            return self.check_spool_write(parts);
+        }
         let (dr::machine::File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else {
             return Ok(());
         };
         if self.dr_disk.write_in_flight(op.file, offset, length) {
             let text = format!("DR writes {length} bytes at {offset} of volume {volume} over a write in flight");
             return self.fail("I1", text);
+        }
+        Ok(())
+    }
+
+    /// I8: nothing in the spool is overwritten that a start would still look for.
+    fn check_spool_write(&self, parts: &[Bytes]) -> Verdict {
+        let nonce = sized_nonce(DR_NONCE, self.setup.spool_bytes);
+        let Ok(header) = EntryHeader::decode(&parts[0], nonce) else { return Ok(()) };
+        let floor = self.dr_superblock.as_ref().map_or(0, |it| it.spool_pos);
+        if header.pos + header.entry_bytes() > floor + self.setup.spool_bytes {
+            let text = format!("DR writes seq {} over what its superblock still needs of the spool", header.record.seq);
+            return self.fail("I8", text);
         }
         Ok(())
     }

@@ -10,6 +10,9 @@ pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000_000_000;
 
+/// From this seed on more is drawn: earlier seeds, the named ones among them, stay as they were.
+pub const LATER_SEEDS: u64 = 10_000;
+
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -35,6 +38,13 @@ pub struct Setup {
     pub volumes_direct: bool,
     pub clients: u64,
     pub requests: u64,
+    pub request_bytes_max: u64,
+    pub think_ns_max: u64,
+    pub spool_bytes_min: u64,
+    /// Where bits flip while DR is down; 0: nowhere.
+    pub damage_seed: u64,
+    /// The network cuts streams into few pieces: less to do for each seed.
+    pub whole_pieces: bool,
     /// The faults happen within this time, then the seed's end begins.
     pub horizon_ns: u64,
     pub wan: Line,
@@ -123,6 +133,8 @@ pub enum PrimaryFate {
     CutFromDr,
     CutFromBoth,
     Alive,
+    /// What is sent to it arrives late; later seeds only.
+    Late,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +176,11 @@ impl Setup {
             volumes_direct: rng.chance(60),
             clients: rng.range(1, 4),
             requests: rng.scale(50, 3000),
+            request_bytes_max: 256 << 10,
+            think_ns_max: 200 * MS,
+            spool_bytes_min: 6 << 20,
+            damage_seed: 0,
+            whole_pieces: false,
             horizon_ns,
             wan: Line {
                 delay_ns: if long_wan { rng.scale(1, 80) * MS } else { rng.scale(20, 500) * US },
@@ -179,15 +196,68 @@ impl Setup {
             faults: Vec::new(),
             end: End::Heal,
         };
+        if seed >= LATER_SEEDS {
+            setup.draw_later(&mut Rng::new(!seed));
+        }
         if protect == Protect::Bunker || rng.chance(10) {
             setup.table_payload_bytes = rng.pick(&[1, 2, 8]) << 20;
         }
         // As in a real configuration: a spool takes the longest batch, and its window the longest piece of one.
         let volumes_bytes: u64 = setup.volume_bytes.iter().sum();
-        setup.spool_bytes = (volumes_bytes * rng.pick(&[5, 8, 16]) / 4).next_multiple_of(1 << 20).max(6 << 20);
-        setup.faults = draw_faults(rng, horizon_ns);
+        setup.spool_bytes =
+            (volumes_bytes * rng.pick(&[5, 8, 16]) / 4).next_multiple_of(1 << 20).max(setup.spool_bytes_min);
+        setup.faults = draw_faults(rng, setup.horizon_ns);
         setup.end = if rng.chance(35) { End::Heal } else { End::Disaster(Disaster::draw(rng)) };
+        if seed >= LATER_SEEDS {
+            setup.worsen(&mut Rng::new(!seed).fork());
+        }
         setup
+    }
+
+    /// What later seeds draw otherwise: mostly small, so that there are many of them, and tight bounds are met.
+    fn draw_later(&mut self, rng: &mut Rng) {
+        for bytes in &mut self.volume_bytes {
+            *bytes = rng.scale(16, 256) * 4096;
+        }
+        self.request_bytes_max = rng.pick(&[4 << 10, 16 << 10, 64 << 10, 64 << 10, 256 << 10]);
+        self.whole_pieces = rng.chance(70);
+        self.clients = rng.range(1, 5);
+        self.requests = if rng.chance(75) { rng.scale(30, 500) } else { rng.scale(500, 3000) };
+        self.think_ns_max = rng.pick(&[5 * MS, 20 * MS, 200 * MS]);
+        if rng.chance(60) {
+            self.horizon_ns = rng.scale(300, 8000) * MS;
+        }
+        self.fifo_memory_bytes = rng.scale(64 << 10, 2 << 20);
+        self.spool_bytes_min = rng.pick(&[5, 6, 8]) << 20;
+        if rng.chance(2) {
+            // More orders than table and journal hold, on a line too slow for their payloads.
+            self.requests = 24_000;
+            self.request_bytes_max = 1024;
+            self.think_ns_max = MS;
+            self.wan.bytes_per_second = rng.scale(512 << 10, 2 << 20);
+        }
+    }
+
+    /// Faults that follow from others, in later seeds.
+    fn worsen(&mut self, rng: &mut Rng) {
+        for (at, fault) in self.faults.clone() {
+            if let Fault::Kill { node, down_ns } = fault
+                && rng.chance(40)
+            {
+                // What a killed process left in flight, its successor must not trust.
+                let at = at + down_ns + rng.scale(10 * US, 500 * MS);
+                self.faults.push((at, Fault::PowerLoss { node, down_ns: rng.scale(10, 1000) * MS }));
+            }
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
+        if rng.chance(12) {
+            self.damage_seed = rng.u64() | 1;
+        }
+        if let End::Disaster(disaster) = &mut self.end
+            && rng.chance(15)
+        {
+            disaster.primary = PrimaryFate::Late;
+        }
     }
 
     pub fn speed(&self, node: Node) -> Speed {

@@ -61,7 +61,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn draw(rng: &mut Rng, volume: Volume, volume_bytes: u64) -> Client {
+    /// `max`: the longest request in bytes, the longest wait in nanoseconds.
+    pub fn draw(rng: &mut Rng, volume: Volume, volume_bytes: u64, max: (u64, u64)) -> Client {
         let pattern = match rng.below(3) {
             0 => Pattern::Uniform,
             1 => Pattern::HotSpot { at: rng.below(volume_bytes / 2) / 512 * 512, span: rng.scale(4096, 65536) },
@@ -70,10 +71,10 @@ impl Client {
         Client {
             volume,
             depth: rng.scale(1, 48),
-            think_ns_max: rng.scale(10_000, 200_000_000),
+            think_ns_max: rng.scale(10_000, max.1),
             volume_bytes,
             pattern,
-            size_max: rng.scale(512, 256 << 10).min(volume_bytes / 2),
+            size_max: rng.scale(512, max.0).min(volume_bytes / 2),
             grain: rng.pick(&[1, 512, 512, 4096]),
             fua_percent: rng.pick(&[0, 0, 5, 30]),
             flush_percent: rng.pick(&[0, 2, 10, 30]),
@@ -119,11 +120,11 @@ impl Client {
 /// Content of request `number`: never zero, different from every other request's in every 8 bytes.
 pub fn content(number: u64, length: usize) -> Bytes {
     let mut rng = Rng::new(number ^ 0x00c0_ffee_0000_0000);
-    let mut out = vec![0; length];
-    rng.fill(&mut out);
-    for byte in &mut out {
-        *byte |= 1;
+    let mut out = Vec::with_capacity(length.next_multiple_of(8));
+    while out.len() < length {
+        out.extend_from_slice(&(rng.u64() | 0x0101_0101_0101_0101).to_le_bytes());
     }
+    out.truncate(length);
     out.into()
 }
 
@@ -136,7 +137,7 @@ fn requests_stay_inside_the_volume() {
     for seed in 0..200 {
         let mut rng = Rng::new(seed);
         let bytes = rng.range(64, 512) * 4096;
-        let mut client = Client::draw(&mut rng, Volume(0), bytes);
+        let mut client = Client::draw(&mut rng, Volume(0), bytes, (256 << 10, 200_000_000));
         for number in 0..50 {
             if let Some((offset, length)) = client.ask(number).range() {
                 assert!(length > 0 && offset + length <= bytes);

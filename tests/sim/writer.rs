@@ -1,10 +1,12 @@
 //! The primary's effects and its clients' acknowledgements, shown to the checkers.
 
 use bytes::Bytes;
-use farshore::core::ids::Volume;
+use farshore::core::ids::{Seq, Volume};
 use farshore::core::machine::{DiskKind, DiskOp};
-use farshore::core::modes::{Ack, Require};
+use farshore::core::modes::{Ack, Overflow, Require};
+use farshore::format::intent::{MapLayout, Page};
 use farshore::format::record::OrderRecord;
+use farshore::format::table::RECORDS_AT;
 use farshore::format::wire::Message;
 use farshore::limits::RECORD_BYTES;
 use farshore::{auxiliary, dr, primary};
@@ -75,6 +77,7 @@ impl World {
                 let data: Bytes = parts.concat().into();
                 if offset < self.table_reach.0 {
                     self.saw_records(&data)?;
+                    self.check_slots(offset, &data)?;
                 }
                 self.ask_table(Node::Primary, TableTalk::Write { cookie: ticket.0, offset, data, fua });
             }
@@ -114,11 +117,47 @@ impl World {
         Ok(())
     }
 
+    /// I4: a slot of the table is used again when what it tells of is at DR, or the policy is to give it up.
+    fn check_slots(&self, offset: u64, data: &[u8]) -> Verdict {
+        if self.setup.overflow == Overflow::Coalesce || offset < RECORDS_AT || !self.synced_told {
+            return Ok(());
+        }
+        let cut = self.cut();
+        for record in data.chunks_exact(RECORD_BYTES).flat_map(OrderRecord::decode) {
+            let older = Seq(record.seq.0.saturating_sub(self.setup.table_slots));
+            let Some(older) = self.oracle.record(older).filter(|it| it.op.changes_volume()) else { continue };
+            let known = older.seq <= cut || self.holds_at_dr(older);
+            if !known && record.op.changes_volume() && self.holds_at_aux(older) {
+                let text =
+                    format!("the slot of seq {} is used again for {}: no other place has it", older.seq, record.seq);
+                return self.fail("I4", text);
+            }
+        }
+        Ok(())
+    }
+
+    /// I2: a bit of the intent map is cleared only when DR has everything that was written under it.
+    fn check_intent_page(&self, bytes: &[u8]) -> Verdict {
+        let Ok(page) = Page::decode(bytes) else { return Ok(()) };
+        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
+            let Some(extent) = record.extent().filter(|it| it.volume == page.volume) else { continue };
+            let (at, bit) = MapLayout::locate(extent.offset);
+            if at == page.index && !page.get(bit) && self.oracle.is_acked(record.seq) {
+                let text = format!("the bit of seq {} is cleared, and DR's cut is {}", record.seq, self.cut());
+                return self.fail("I2", text);
+            }
+        }
+        Ok(())
+    }
+
     /// I1 and I2 on the primary's own disk, before a block changes.
     pub fn saw_primary_write(&mut self, op: &DiskOp<primary::machine::File>) -> Verdict {
         use primary::machine::File;
         if let (File::IntentLog, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
             return self.saw_records(&parts.concat());
+        }
+        if let (File::IntentMap, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
+            return self.check_intent_page(&parts.concat());
         }
         let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
         if self.primary_disk.write_in_flight(op.file, offset, length) {
@@ -138,7 +177,6 @@ impl World {
 
     /// Whether every extent of the range is marked in the stable bytes of the intent map.
     pub fn intent_is_durable(&self, volume: Volume, offset: u64, length: u64) -> bool {
-        use farshore::format::intent::{MapLayout, Page};
         use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES};
         let stable = self.primary_disk.file(primary::machine::File::IntentMap).stable();
         let layout = MapLayout::new(&self.setup.volume_bytes);

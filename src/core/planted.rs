@@ -1,0 +1,160 @@
+//! Planted bugs: what the simulator has to catch, to show that its checkers check.
+//!
+//! Owns the list, and the one question asked at the places where a promise is kept. Without the feature
+//! `planted`, which nothing but the tests of the simulator turns on, the answer is a constant no and costs
+//! nothing. With it each thread has its own bug, so that threads of the simulator do not disturb each other:
+//! the only state beside the machines, and never in a binary that is shipped.
+
+macro_rules! bugs {
+    ($($(#[doc = $says:literal])+ $name:ident,)+) => {
+        /// A mistake that would break an invariant.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $($(#[doc = $says])+ $name,)+
+        }
+
+        impl Bug {
+            pub const ALL: &[Bug] = &[$(Bug::$name,)+];
+
+            /// What is wrong, in a sentence.
+            #[must_use]
+            pub fn says(self) -> &'static str {
+                match self {
+                    $(Bug::$name => concat!($($says,)+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// DR calls order records durable that its journal has only taken.
+    OrdersDurableEarly,
+    /// DR calls an append durable while an earlier one is still in flight.
+    JournalOverGap,
+    /// DR forgets the last group commit of its journal at a start.
+    JournalLosesLast,
+    /// DR takes a segment of its journal again that still holds needed records.
+    JournalReusedEarly,
+    /// The primary counts a commit to the status table as durable when it is sent.
+    AuxCommitEarly,
+    /// The auxiliary answers a FUA write that is only in the cache.
+    AuxIgnoresFua,
+    /// With `ack = flush` a flush is answered without waiting for the protection.
+    FlushUnprotected,
+    /// A flush is answered before the volume is synced.
+    FlushUnsynced,
+    /// A FUA write goes to the volume as an ordinary one.
+    FuaUnsynced,
+    /// DR calls a payload copied that is written to the spool and not synced.
+    CopiedUnsynced,
+    /// DR starts overlapping writes to its volume at once.
+    ApplyOverlapped,
+    /// The cut passes records whose payload is not here; they are left out of the image.
+    ApplyPastMissing,
+    /// The cut passes records that the journal has taken and not made durable.
+    CutPastJournal,
+    /// DR does not apply trims.
+    TrimNotApplied,
+    /// The primary starts overlapping writes to its volume at once.
+    LocalOverlapped,
+    /// A slot of the status table is used again before its write is copied, whatever the policy.
+    SlotReusedEarly,
+    /// The payload ring of the auxiliary is overwritten while payloads in it are needed.
+    RingReusedEarly,
+    /// DR accepts a writer of an epoch that is over.
+    DrAcceptsStaleEpoch,
+    /// The auxiliary grants its region to a writer of an epoch that is over.
+    AuxAcceptsStaleEpoch,
+    /// The auxiliary does not cut off the older writer when it grants a new epoch.
+    AuxKeepsOldWriter,
+    /// The auxiliary grants an epoch before it is durable.
+    GrantUnpersisted,
+    /// The primary acknowledges after its lease has ended.
+    AckAfterLease,
+    /// The lease runs from the answer, not from the question.
+    LeaseFromAnswer,
+    /// A promotion does not wait for the lease of the old writer.
+    PromoteWithinLease,
+    /// DR drops some payloads that it has called copied.
+    PayloadForgotten,
+    /// The data of a spool entry is not checked against its record.
+    PayloadUnchecked,
+    /// Neither checksum nor chain of an order record is checked.
+    RecordUnchecked,
+    /// DR takes a record after a gap for the next one.
+    GapAccepted,
+    /// DR checkpoints without a sync of the volumes.
+    CheckpointUnsynced,
+    /// The superblock of DR promises a tail that the journal has not made durable.
+    TailPromisedEarly,
+    /// DR writes every superblock to the same slot.
+    SuperblockOneSlot,
+    /// Room in the spool is used again before the checkpoint that frees it is durable.
+    SpoolFreedEarly,
+    /// DR acknowledges chunks of a batch before they are durable.
+    ChunkAckEarly,
+    /// A batch ends, and is applied, before all of its chunks are durable.
+    BatchIncomplete,
+    /// A new batch keeps the chunks of the one that was given up for it.
+    BatchKeepsOldChunks,
+    /// A batch that leaves out a payload which is not here is applied.
+    BatchHollow,
+    /// The pieces of a batch are read before the writes that it covers are on the disk.
+    BatchReadsEarly,
+    /// Some ranges of dropped payloads are not remembered for the batch.
+    BatchLeavesOutRange,
+    /// The report leaves out records of the table that the history has no place for.
+    StraysUnreported,
+    /// A promotion goes on before its report is stored.
+    ServeUnreported,
+    /// A block changes before its bit of the intent map is durable.
+    IntentAfterWrite,
+    /// Bits of the intent map are cleared before DR has what they stand for.
+    IntentClearedEarly,
+    /// After a loss of power seqs are given out again.
+    SeqReused,
+    /// Payloads on a stream that is lost are not sent again.
+    RequeueForgotten,
+    /// The disk FIFO takes payloads out of order.
+    SpillUnordered,
+    /// The head of the disk FIFO passes payloads that DR does not have yet.
+    FifoFreedEarly,
+    /// DR applies, and tells, more than its superblock has promised.
+    AppliedUnpromised,
+    /// A start trusts what it reads and a loss of power could still take.
+    UnsyncedTrusted,
+}
+
+/// Whether this mistake is to be made here.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+#[must_use]
+pub const fn planted(_: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "planted")]
+pub use chosen::{plant, planted};
+
+#[cfg(feature = "planted")]
+mod chosen {
+    use std::cell::Cell;
+
+    use super::Bug;
+
+    thread_local! {
+        static CHOSEN: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Has this thread make a mistake from now on, or none.
+    pub fn plant(bug: Option<Bug>) {
+        CHOSEN.set(bug);
+    }
+
+    /// Whether this mistake is to be made here.
+    #[must_use]
+    pub fn planted(bug: Bug) -> bool {
+        CHOSEN.get() == Some(bug)
+    }
+}
