@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use crate::cluster::status::{MissingWrite, PromoteReport, rfc3339, seconds};
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::Now;
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::doubt;
+use crate::dr::history::History;
 use crate::dr::machine::Machine;
 use crate::dr::promote::{LossReport, Step};
 use crate::dr::reconcile::{Known, decide};
@@ -36,7 +38,7 @@ impl Machine {
             return;
         }
         let report = LossReport { group_id, tail_chain, report };
-        promotion.step = Step::Storing(ticket);
+        promotion.step = if planted(Bug::ServeUnreported) { Step::Replaying } else { Step::Storing(ticket) };
         fx.push(Effect::StoreReport { ticket, report: report.clone() });
         self.report = Some(report);
     }
@@ -47,9 +49,7 @@ impl Machine {
         // A plan looks at a copy of the history in which what could be fetched is held already.
         let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
         let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
-        let mut all: BTreeMap<Seq, (OrderRecord, bool)> = BTreeMap::new();
-        all.extend(promotion.strays.iter().map(|(&seq, &record)| (seq, (record, false))));
-        all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
+        let all = above(cut, &promotion.strays, history);
         let missing: Vec<MissingWrite> = all
             .values()
             .filter(|(record, _)| record.seq > cut && record.op.changes_volume())
@@ -68,7 +68,8 @@ impl Machine {
                 Some(self.missing_write(record, missing.word()))
             })
             .collect();
-        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail());
+        // The cut may have passed what a plan looked at: the writer went on meanwhile.
+        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail()).max(cut);
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
         let unknown = doubt::unknown(cut, until, &all).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
@@ -103,6 +104,16 @@ impl Machine {
     }
 }
 
+/// Every record above the cut, and whether its payload is here. A batch may have taken the cut past strays.
+fn above(cut: Seq, strays: &BTreeMap<Seq, OrderRecord>, history: &History) -> BTreeMap<Seq, (OrderRecord, bool)> {
+    let mut all = BTreeMap::new();
+    if !planted(Bug::StraysUnreported) {
+        all.extend(strays.range(cut.next()..).map(|(&seq, &record)| (seq, (record, false))));
+    }
+    all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
+    all
+}
+
 /// What an undamaged site says of seqs that it knows nothing of.
 fn given_up(unknown: &[SeqRange]) -> Option<String> {
     let (first, last) = (unknown.first()?.first, unknown.last()?.last);
@@ -111,4 +122,34 @@ fn given_up(unknown: &[SeqRange]) -> Option<String> {
         "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: DR was out of reach when they \
          were made, and the auxiliary's table, which was full, went on without them (overflow = \"coalesce\")"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Chain, Epoch, Volume};
+    use crate::core::op::Op;
+
+    /// A plan is made while a batch takes the cut past records that only the table has.
+    #[test]
+    fn strays_that_the_cut_has_passed_are_neither_lost_nor_unknown() {
+        let record = |seq| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op: Op::Write,
+            flags: 0,
+            offset: 0,
+            length: 512,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        };
+        let strays: BTreeMap<Seq, OrderRecord> = [6, 7, 11].map(|seq| (Seq(seq), record(seq))).into();
+        let history = History::after(Seq(9), Chain(0));
+        let all = above(Seq(10), &strays, &history);
+        assert_eq!(all.keys().copied().collect::<Vec<_>>(), [Seq(11)]);
+        assert_eq!(doubt::unknown(Seq(10), Seq(11), &all).0, []);
+        assert_eq!(doubt::unknown(Seq(11), Seq(11), &above(Seq(11), &strays, &history)).0, []);
+    }
 }
