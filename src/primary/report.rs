@@ -14,7 +14,8 @@ impl Machine {
     #[must_use]
     pub fn status(&self, now: Now) -> PrimaryStatus {
         let standing = self.standing();
-        let cut = self.dr.cut.min(self.tail);
+        // A promoted site serves alone: there is nothing that anybody has yet to get.
+        let cut = if self.options.standalone { self.tail } else { self.dr.cut.min(self.tail) };
         let disk = self.fifo.bytes();
         PrimaryStatus {
             group: self.options.group_name.clone(),
@@ -23,7 +24,7 @@ impl Machine {
             tail_seq: self.tail,
             cut_seq: cut,
             acked_seq: self.protected.min(self.local_done),
-            lag_writes: if self.options.standalone { 0 } else { self.tail.0 - cut.0 },
+            lag_writes: self.tail.0 - cut.0,
             lag_bytes: self.memory_bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::bytes_left),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
@@ -56,7 +57,7 @@ impl Machine {
             fifo_memory_limit_bytes: self.options.fifo_memory_bytes,
             fifo_disk_limit_bytes: self.options.fifo_disk_bytes,
             inflight_writes: self.window.unanswered() as u64 + self.held() as u64,
-            table_slots_used: self.tail.0 - self.floor().0.min(self.tail.0),
+            table_slots_used: (self.tail.0 - self.floor().0.min(self.tail.0)).min(self.aux.slots()),
             table_slots: self.aux.slots(),
             batch: self.batch_status(),
             degraded: self.degraded(now),
