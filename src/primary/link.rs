@@ -690,6 +690,8 @@ impl Machine {
                     Some(Payload::None | Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
                         self.requeue(Seq(seq));
                     }
+                    // Left to a batch already: the one under way, or the next.
+                    Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
                     _ => {
                         self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
                         // What is queued comes after it: DR could only hold it back, and may have no room to.

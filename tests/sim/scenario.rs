@@ -287,9 +287,10 @@ impl World {
         }
     }
 
-    /// The operator said that the auxiliary is gone, and it is not: what `--force` warns of.
+    /// The operator said that the auxiliary is gone, and it is not, or comes back: what `--force` warns of.
     pub fn forced_past_a_live_aux(&self) -> bool {
         matches!(self.setup.end, End::Disaster(Disaster { aux: AuxFate::CutFromDr, .. }))
+            || self.outcome.as_ref().is_some_and(|outcome| !outcome.aux_read)
     }
 
     fn ask_promotion(&mut self) -> Verdict {
