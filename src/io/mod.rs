@@ -31,7 +31,7 @@ mod resolve;
 mod ring;
 mod signal;
 mod socket;
-mod vector;
+pub mod vector;
 
 pub use open::{Direct, OpenOptions, Preallocate};
 pub use reactor::{Event, FileId, Reactor, ReactorOptions, Stopper};

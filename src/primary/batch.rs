@@ -333,13 +333,14 @@ impl Machine {
     }
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
+        // Pieces on their way are memory beside the configured FIFO (I9). What is read here joins them later.
+        let allowed = PIECES_BYTES_MAX.saturating_sub(self.mode.batch().map_or(0, Batch::unacked_bytes));
         loop {
             let (window_left, unacked) = (self.dr.window_left(), self.dr.unacked());
             let ready = self.dr.any_stream();
             let Mode::Batch(batch) = &mut self.mode else { return };
             let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
-            // Pieces on their way are memory beside the configured FIFO (I9).
-            let window_left = window_left.min(PIECES_BYTES_MAX.saturating_sub(batch.unacked_bytes()));
+            let window_left = window_left.min(allowed);
             if !ready
                 || self.local_done < batch.begin && !planted(Bug::BatchReadsEarly)
                 || self.dr.journal < batch.begin

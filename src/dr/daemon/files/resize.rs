@@ -10,7 +10,6 @@
 //! has the size that the superblock in force tells by its nonce (I6).
 
 use std::fs::File as StdFile;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -21,7 +20,7 @@ use crate::dr::scan::scan_spool;
 use crate::format::relocate::{Log, Place, copy, plan};
 use crate::format::spool::{nonce_bytes, resized_nonce};
 use crate::format::superblock::{self, Superblock};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, vector};
 
 const COPY: &str = "spool.new";
 
@@ -111,14 +110,7 @@ fn moved(reactor: &mut Reactor, dir: &Path, wanted: u64, known: &Superblock) -> 
     }
     let file = StdFile::options().write(true).open(&copied)?;
     let failed = |error: std::io::Error| IoFail::Other(format!("{}: cannot write: {error}", copied.display()));
-    let mut write = |offset: u64, parts: &[bytes::Bytes]| -> Result<(), IoFail> {
-        let mut at = offset;
-        for part in parts {
-            file.write_all_at(part, at).map_err(failed)?;
-            at += part.len() as u64;
-        }
-        Ok(())
-    };
+    let mut write = |offset: u64, parts: &[bytes::Bytes]| vector::write_all(&file, parts, offset).map_err(failed);
     let to = Log { size: wanted, nonce: resized_nonce(known.nonce, wanted) };
     copy((&reader, Log { size: made, nonce: known.nonce }), to, &entries, &positions, &mut write)?;
     file.sync_all()?;

@@ -5,7 +5,6 @@
 
 use std::fs::File as StdFile;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -13,7 +12,7 @@ use anyhow::Context;
 use crate::core::machine::{IoFail, ReadAt};
 use crate::format::relocate::{Log, copy, places, plan};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
-use crate::io::{Direct, OpenOptions, Reactor};
+use crate::io::{Direct, OpenOptions, Reactor, vector};
 use crate::primary::fifo;
 
 /// The size the FIFO at `path` is to be opened with: `wanted`, or what it has when it cannot be changed.
@@ -52,14 +51,7 @@ pub fn resize(reactor: &mut Reactor, path: &Path, wanted: u64, superblock: &dyn 
     let new = StdFile::create(&copied).with_context(|| format!("making {}", copied.display()))?;
     new.set_len(wanted)?;
     let failed = |error: std::io::Error| IoFail::Other(format!("{}: cannot write: {error}", copied.display()));
-    let mut write = |offset: u64, parts: &[bytes::Bytes]| -> Result<(), IoFail> {
-        let mut at = offset;
-        for part in parts {
-            new.write_all_at(part, at).map_err(failed)?;
-            at += part.len() as u64;
-        }
-        Ok(())
-    };
+    let mut write = |offset: u64, parts: &[bytes::Bytes]| vector::write_all(&new, parts, offset).map_err(failed);
     copy((&reader, old), Log { size: wanted, nonce: known.nonce }, &entries, &positions, &mut write)?;
     new.sync_all()?;
     std::fs::rename(&copied, path).with_context(|| format!("renaming {}", copied.display()))?;
