@@ -109,8 +109,12 @@ pub const DR_PROMISE_NS: u64 = 20_000_000;
 pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
 /// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.
 pub const STREAM_SILENCE_NS: u64 = 300_000_000_000;
+/// How long a stream with something unacknowledged on it may be silent before the primary sends it again on another,
+/// nanoseconds, and the slowest a single stream may be; DR may hold its streams back for a while when it has no room.
+pub const STREAM_STALL_NS: u64 = 30_000_000_000;
+pub const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How long DR waits for a payload that is due, while none comes at all, before it asks, nanoseconds.
-pub const NEED_AFTER_NS: u64 = 30_000_000_000;
+pub const NEED_AFTER_NS: u64 = 60_000_000_000;
 /// Bytes of one read of the status table at a promotion, and how many of them are in flight.
 pub const TABLE_READ_BYTES: u64 = 256 << 10;
 pub const TABLE_READS_INFLIGHT_MAX: usize = 8;
@@ -145,5 +149,10 @@ const _: () =
 const _: () = assert!(
     DR_APPENDS_INFLIGHT_MAX * DR_APPEND_BLOCKS_MAX * BLOCK_BYTES < SEGMENT_BYTES as usize,
     "what a crash can tear at the end of the journal is less than a segment"
+);
+const _: () = assert!(
+    NEED_AFTER_NS
+        >= STREAM_STALL_NS + CHUNK_BYTES_MAX as u64 * 1_000_000_000 / STREAM_BYTES_PER_SECOND_MIN + LINK_SILENCE_NS,
+    "what was on a dead stream is sent again before DR asks for it"
 );
 const _: () = assert!(STREAM_SILENCE_NS > LINK_SILENCE_NS, "a stream is closed with its order connection, or later");

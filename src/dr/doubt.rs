@@ -51,6 +51,8 @@ pub(super) struct Seen {
     /// Everything up to here is whole.
     pub reached: Seq,
     pub tail: Seq,
+    /// Orders behind `tail` that stood in the journal and cannot be read any more.
+    pub spoiled: u64,
     /// Highest seq of any entry in the spool.
     pub highest: Seq,
     /// What is damaged in the spool, in words.
@@ -107,7 +109,8 @@ impl Doubt {
         }
         let reason = (!why.is_empty()).then(|| why.join("; "))?;
         let journal = !seen.anchored || seen.damage.is_some() || seen.tail < it.promised_tail;
-        let until = seen.highest.max(seen.tail).max(it.promised_cut).max(it.promised_tail).max(it.suspect_until);
+        let stood = Seq(seen.tail.0 + seen.spoiled);
+        let until = seen.highest.max(stood).max(it.promised_cut).max(it.promised_tail).max(it.suspect_until);
         Some(Doubt {
             text: advice(&reason, seen.reached),
             reason,

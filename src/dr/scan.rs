@@ -57,11 +57,9 @@ pub enum ScanError {
 #[derive(Clone, Copy, Debug)]
 enum Slot {
     /// `hole`: zeroes stand before it where a writer leaves none.
-    Record {
-        record: OrderRecord,
-        hole: bool,
-    },
-    Damaged,
+    Record { record: OrderRecord, hole: bool },
+    /// What is left of an order, if it was one: the seq it bears, and whether it has the form of one.
+    Damaged { seq: Seq, shaped: bool },
 }
 
 /// Where a slot stands: block counted over all segments, slot in the block.
@@ -78,6 +76,8 @@ pub struct FoundJournal {
     pub damage: Option<String>,
     /// The record of the checkpoint, or a header that names it, is here.
     pub anchored: bool,
+    /// Slots behind the last record that hold what is left of an order: as many that were here, at the least.
+    pub spoiled: u64,
 }
 
 /// Reads the journal into `history`, which stands at the checkpoint.
@@ -102,6 +102,7 @@ pub fn scan_journal(
         base: None,
         anchored: false,
         harmless: 0,
+        spoiled: 0,
         garbage: Vec::new(),
         headless: Vec::new(),
     };
@@ -122,7 +123,8 @@ pub fn scan_journal(
     }
     let continued =
         history.next_after(checkpoint.0).is_some_and(|it| it.record.chain_after(checkpoint.1) == it.record.chain);
-    Ok(FoundJournal { start, damage: scan.damage, anchored: scan.anchored || continued })
+    let anchored = scan.anchored || continued;
+    Ok(FoundJournal { start, damage: scan.damage, anchored, spoiled: scan.spoiled })
 }
 
 struct Scan<'a> {
@@ -136,6 +138,8 @@ struct Scan<'a> {
     anchored: bool,
     /// Damaged slots among records that are not needed any more.
     harmless: usize,
+    /// Damaged slots behind the last record that was accepted, garbage not among them.
+    spoiled: u64,
     /// Places of segments that begin with neither a header nor zeroes.
     garbage: Vec<u64>,
     /// Segments in use whose header is not readable.
@@ -217,7 +221,7 @@ impl Scan<'_> {
                         self.base = Some(place);
                         // What is not needed any more may be damaged.
                         let here = |it: &mut (Place, Slot)| {
-                            it.0.block / SEGMENT_BLOCKS == number && matches!(it.1, Slot::Damaged)
+                            it.0.block / SEGMENT_BLOCKS == number && matches!(it.1, Slot::Damaged { .. })
                         };
                         while self.slots.pop_if(here).is_some() {
                             self.harmless += 1;
@@ -226,7 +230,11 @@ impl Scan<'_> {
                     Ok(record) => {
                         self.slots.push((place, Slot::Record { record, hole: std::mem::take(&mut hole) }));
                     }
-                    Err(_) => self.slots.push((place, Slot::Damaged)),
+                    Err(_) => {
+                        let bytes = bytes.try_into().expect("a slot is a record long");
+                        let (seq, shaped) = OrderRecord::remains(bytes);
+                        self.slots.push((place, Slot::Damaged { seq, shaped }));
+                    }
                 }
             }
         }
@@ -241,9 +249,14 @@ impl Scan<'_> {
         let last = slots.iter().rev().find(|(_, slot)| matches!(slot, Slot::Record { .. })).map(|&(place, _)| place);
         let read = slots.len() - usize::from(planted(Bug::JournalLosesLast) && !slots.is_empty());
         for (index, &(place, slot)) in slots[..read].iter().enumerate() {
-            let Slot::Record { record, hole } = slot else {
-                damaged.get_or_insert(place);
-                continue;
+            let (record, hole) = match slot {
+                Slot::Record { record, hole } => (record, hole),
+                Slot::Damaged { seq, shaped } => {
+                    damaged.get_or_insert(place);
+                    let next = Seq(history.tail().0 + self.spoiled + 1);
+                    self.spoiled += u64::from(shaped || seq == next);
+                    continue;
+                }
             };
             let tail = history.tail();
             match history.take(record) {
@@ -275,6 +288,7 @@ impl Scan<'_> {
                 }
             }
             damaged = None;
+            self.spoiled = 0;
             end = Some(place);
         }
         if damaged.is_some() {
@@ -363,14 +377,14 @@ impl Scan<'_> {
         let records: Vec<OrderRecord> = before
             .filter_map(|(_, slot)| match slot {
                 Slot::Record { record, .. } => Some(*record),
-                Slot::Damaged => None,
+                Slot::Damaged { .. } => None,
             })
             .collect();
         // Slots of records below the checkpoint are missing in `records`: they need not be kept, but then the
         // block has no hole before the rest only because they stand first.
         if end.slot + 1 < RECORDS_PER_BLOCK && records.len() <= end.slot + 1 {
             let damaged =
-                self.slots.iter().any(|(place, slot)| place.block == end.block && matches!(slot, Slot::Damaged));
+                self.slots.iter().any(|(place, slot)| place.block == end.block && matches!(slot, Slot::Damaged { .. }));
             if !damaged && records.len() == end.slot + 1 {
                 start.block -= 1;
                 start.partial = records;

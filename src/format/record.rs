@@ -124,6 +124,14 @@ impl OrderRecord {
         })
     }
 
+    /// What bytes that do not decode still show of an order: the seq they bear, and whether operation and reserved
+    /// bytes are those of one. For telling a spoiled record from garbage; nothing else of it is to be trusted.
+    #[must_use]
+    pub fn remains(bytes: &[u8; RECORD_BYTES]) -> (Seq, bool) {
+        let shaped = Op::from_u8(bytes[14]).is_some() && u64_at(bytes, 52) == 0;
+        (Seq(u64_at(bytes, 0)), shaped)
+    }
+
     /// The record without its checksum.
     fn body(&self) -> [u8; RECORD_BYTES] {
         let mut out = [0; RECORD_BYTES];

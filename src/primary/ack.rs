@@ -19,14 +19,18 @@ impl Machine {
         let copied = self.dr.caught_up() && matches!(self.mode, Mode::Stream) && self.closing.is_none();
         let (aux_whole, journal_whole) = (self.aux.skipped <= self.floor(), self.dr.skipped <= self.dr.cut);
         let aux_held = if aux_whole { self.aux.durable } else { self.aux.held };
-        let journal_held = if journal_whole { self.dr.journal } else { self.dr.held };
         Standing {
             aux: (aux_whole && self.aux.in_reach()).then_some(self.aux.durable),
             aux_payload: (aux_whole && self.aux.keeps_payloads()).then_some(self.aux.durable),
             journal: (journal_whole && self.dr.caught_up()).then_some(self.dr.journal),
             copied: copied.then_some(self.copied),
-            held: aux_held.max(journal_held),
+            held: aux_held.max(self.journal_held()),
         }
+    }
+
+    /// Everything up to here is in DR's journal, without a hole that no batch has closed yet.
+    pub(super) fn journal_held(&self) -> Seq {
+        if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held }
     }
 
     /// Whether the lease allows an acknowledgement (I7).

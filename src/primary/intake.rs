@@ -99,7 +99,7 @@ impl Machine {
         if self.tail >= self.reserved {
             return Room::Wait;
         }
-        if self.aux.ring_full(self.tail, self.floor()) && self.options.overflow != Overflow::Coalesce {
+        if self.options.overflow != Overflow::Coalesce && self.table_full() {
             return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
         }
         if self.options.overflow != Overflow::Coalesce && !self.payload_ring_has_room(bytes) {

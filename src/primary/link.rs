@@ -17,17 +17,12 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
-use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS};
+use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
 const STREAM_FILL_BYTES: u64 = 128 << 10;
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
-/// How long a stream with something unacknowledged on it may be silent, nanoseconds; DR may hold its streams
-/// back for a while when it has no room.
-const STREAM_STALL_NS: u64 = 30_000_000_000;
-/// The slowest a single stream may be, for judging its silence.
-const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
 pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 10 << 20;
 

@@ -173,13 +173,6 @@ impl AuxLink {
         self.in_reach() && self.layout.is_some_and(|l| l.payload_bytes > 0) && !self.ring_full && self.hole == Seq(0)
     }
 
-    /// Every slot holds a write that is not copied yet.
-    #[must_use]
-    pub fn ring_full(&self, tail: Seq, floor: Seq) -> bool {
-        let slots = self.layout.map_or(u64::MAX, |layout| layout.slots);
-        self.phase == Phase::Ready && !planted(Bug::SlotReusedEarly) && tail.0 - floor.0.min(tail.0) + 1 >= slots
-    }
-
     /// The word of status.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -295,6 +288,24 @@ impl Machine {
             AuxOp::ReadFence { sent_ns } => self.fence_read(&bytes, sent_ns, fx),
             AuxOp::States => {}
         }
+    }
+
+    /// Whether the next write would take the slot of one that the table is still needed for (I4).
+    ///
+    /// While the table is open that is every write not copied yet. Out of reach, its slots are taken when it is back:
+    /// until then those count that only it may know, of this incarnation or an earlier one.
+    pub(super) fn table_full(&self) -> bool {
+        let slots = self.aux.layout.map_or(self.options.table_slots, |layout| layout.slots);
+        let needed_after = if self.aux.phase == Phase::Ready {
+            self.floor()
+        } else {
+            let known = self.floor().max(self.aux.found_floor).max(self.journal_held());
+            if known >= self.aux.durable.max(self.first.prev()) {
+                return false;
+            }
+            known
+        };
+        self.tail.0 - needed_after.0.min(self.tail.0) + 1 >= slots && !planted(Bug::SlotReusedEarly)
     }
 
     // ---- opening -----------------------------------------------------------------------------
