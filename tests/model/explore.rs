@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use farshore::core::modes::{Protect, Require};
@@ -50,8 +51,22 @@ pub struct Seen {
     pub cut_short: bool,
 }
 
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        self.states += other.states;
+        self.merged += other.merged;
+        self.runs += other.runs;
+        self.depth = self.depth.max(other.depth);
+        self.all_acked += other.all_acked;
+        self.none_acked += other.none_acked;
+        self.with_loss += other.with_loss;
+        self.cut_short |= other.cut_short;
+    }
+}
+
 pub struct Explorer {
-    known: HashMap<u64, u32>,
+    /// States gone on from, and with how many departures left.
+    known: Mutex<HashMap<u64, u32>>,
     pub seen: Seen,
     until: Instant,
 }
@@ -74,36 +89,63 @@ fn begin(require: Require, protect: Protect) -> World {
 
 impl Explorer {
     pub fn new(patience: Duration) -> Explorer {
-        Explorer { known: HashMap::new(), seen: Seen::default(), until: Instant::now() + patience }
+        Explorer { known: Mutex::default(), seen: Seen::default(), until: Instant::now() + patience }
     }
 
-    /// All runs with at most `departures`.
+    /// All runs with at most `departures`, on all cores.
     pub fn explore(&mut self, require: Require, protect: Protect, departures: u32) {
-        self.known.clear();
+        self.known.get_mut().expect("nothing panics while it is held").clear();
         let world = begin(require, protect);
         let start = Point { world, left: departures, crashed: [false; 3], ticks: 0, events: 0, depth: 0 };
-        let mut stack = vec![start];
-        while let Some(point) = stack.pop() {
-            if Instant::now() > self.until {
-                self.seen.cut_short = true;
-                return;
+        let (mut seen, mut first) = (Seen::default(), Vec::new());
+        self.run(start, &mut first, &mut seen);
+        let (shared, found) = (Mutex::new(first), Mutex::new(seen));
+        let this = &*self;
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    let seen = this.work(&shared);
+                    found.lock().expect("nothing panics while it is held").add(&seen);
+                });
             }
-            self.run(point, &mut stack);
+        });
+        self.seen.add(&found.into_inner().expect("nothing panics while it is held"));
+    }
+
+    /// Takes one first departure after another, and follows everything that comes of it.
+    fn work(&self, shared: &Mutex<Vec<Point>>) -> Seen {
+        let (mut seen, mut stack) = (Seen::default(), Vec::new());
+        loop {
+            let shared = || shared.lock().expect("nothing panics while it is held").pop();
+            let Some(point) = stack.pop().or_else(shared) else { return seen };
+            if Instant::now() > self.until {
+                seen.cut_short = true;
+                return seen;
+            }
+            self.run(point, &mut stack, &mut seen);
         }
     }
 
+    /// Whether a state was gone on from before, with as many departures left.
+    fn met(&self, point: &Point) -> bool {
+        let digest = point.world.digest() ^ digest_of(&point.crashed);
+        let mut known = self.known.lock().expect("nothing panics while it is held");
+        let left = known.entry(digest).or_insert(0);
+        let met = *left >= point.left;
+        *left = point.left.max(*left);
+        met
+    }
+
     /// Follows the schedule to the end; every departure from it goes onto the stack.
-    fn run(&mut self, mut point: Point, stack: &mut Vec<Point>) {
+    fn run(&self, mut point: Point, stack: &mut Vec<Point>, seen: &mut Seen) {
         loop {
             if point.left > 0 {
                 // With no departure left there is one way only: nothing to be merged with.
-                let left = self.known.entry(point.world.digest() ^ digest_of(&point.crashed)).or_insert(u32::MAX);
-                if *left != u32::MAX && *left >= point.left {
-                    self.seen.merged += 1;
+                if self.met(&point) {
+                    seen.merged += 1;
                     return;
                 }
-                *left = point.left;
-                self.seen.states += 1;
+                seen.states += 1;
                 self.depart(&point, stack);
             }
             point.depth += 1;
@@ -112,9 +154,7 @@ impl Explorer {
                 Some(&at) => {
                     point.events += 1;
                     assert!(point.events < EVENTS_MAX, "a livelock");
-                    if !guarded(&mut point.world, |world| world.happen(at)) {
-                        return;
-                    }
+                    guarded(&mut point.world, |world| world.happen(at));
                 }
                 None => {
                     point.events = 0;
@@ -127,15 +167,15 @@ impl Explorer {
                 }
             }
         }
-        self.seen.runs += 1;
-        self.seen.depth = self.seen.depth.max(point.depth);
+        seen.runs += 1;
+        seen.depth = seen.depth.max(point.depth);
         if !point.world.promoted {
             guarded(&mut point.world, disaster);
         }
         let truth = &point.world.truth;
-        self.seen.all_acked += u64::from(truth.acked.len() == truth.writes.len());
-        self.seen.none_acked += u64::from(truth.acked.is_empty());
-        self.seen.with_loss += u64::from(truth.lost > 0);
+        seen.all_acked += u64::from(truth.acked.len() == truth.writes.len());
+        seen.none_acked += u64::from(truth.acked.is_empty());
+        seen.with_loss += u64::from(truth.lost > 0);
     }
 
     /// Everything else that could happen here.
@@ -210,13 +250,12 @@ fn disaster(world: &mut World) {
 }
 
 /// Does something; a breach is told with the way that led to it.
-fn guarded(world: &mut World, act: impl FnOnce(&mut World)) -> bool {
+fn guarded(world: &mut World, act: impl FnOnce(&mut World)) {
     if let Err(breach) = catch_unwind(AssertUnwindSafe(|| act(world))) {
         let from = world.trace.len().saturating_sub(150);
         eprintln!("how it came to it:\n  {}", world.trace[from..].join("\n  "));
         std::panic::resume_unwind(breach);
     }
-    true
 }
 
 fn minutes() -> Duration {
@@ -246,6 +285,9 @@ fn every_schedule_with_more_departures_keeps_the_invariants() {
     let mut explorer = Explorer::new(minutes());
     explorer.explore(Require::Any, Protect::Order, departures);
     println!("{departures} departures: {:?}", explorer.seen);
+    if explorer.seen.cut_short {
+        println!("not seen whole: the time was over");
+    }
 }
 
 /// What comes by itself; false when it was that time passed.
