@@ -39,6 +39,10 @@ use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 /// Conflicts between table and journal that are named one by one.
 const CONFLICTS_NAMED_MAX: usize = 4;
 
+/// What a report says where the region of the table is empty.
+pub(super) const BLANK_TABLE: &str = "the status table is blank: it was wiped or replaced, or the primary never reached the \
+                                      auxiliary; writes that only the table knew would not be known";
+
 /// What a promotion decided, kept durably by the shell (as JSON) before anything is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossReport {
@@ -118,6 +122,8 @@ pub(super) struct Promotion {
     pub(super) head: Option<Ticket>,
     pub(super) fence: Option<Ticket>,
     pub(super) table: Option<TableReader>,
+    /// The region of the status table holds none.
+    pub(super) blank: bool,
     /// The history with the table's records and, in a plan, with what could be fetched.
     pub(super) view: Option<History>,
     /// Records of the table that the history has no place for: reported, never applied.
@@ -194,6 +200,7 @@ impl Machine {
             head: None,
             fence: None,
             table: None,
+            blank: false,
             view: None,
             strays: BTreeMap::new(),
             fetch: VecDeque::new(),
@@ -379,7 +386,8 @@ impl Machine {
         promotion.aux = "read";
         let header = block(HEADER_AT);
         if is_zero(header) {
-            fx.push(Effect::Log { level: Level::Warn, text: "the status table was never written to".into() });
+            promotion.blank = true;
+            fx.push(Effect::Log { level: Level::Warn, text: BLANK_TABLE.into() });
         } else {
             match TableHeader::decode(header) {
                 Ok(header) if header.group == group => {
@@ -475,8 +483,8 @@ impl Machine {
         if step == Step::States {
             return self.plan_fetch(fx);
         }
-        if let Some(table) = promotion.table.as_ref().filter(|table| table.damaged_slots > 0) {
-            let text = format!("{} slots of the status table are not readable and were left out", table.damaged_slots);
+        if let Some(damaged) = promotion.table.as_ref().map(|it| it.damaged_slots()).filter(|damaged| *damaged > 0) {
+            let text = format!("{damaged} slots of the status table are not readable and were left out");
             fx.push(Effect::Log { level: Level::Warn, text });
         }
         promotion.step = Step::Settling;

@@ -12,7 +12,7 @@ use crate::dr::api::Effect;
 use crate::dr::doubt;
 use crate::dr::history::History;
 use crate::dr::machine::Machine;
-use crate::dr::promote::{LossReport, Step};
+use crate::dr::promote::{BLANK_TABLE, LossReport, Promotion, Step};
 use crate::dr::reconcile::{Known, decide};
 use crate::format::record::OrderRecord;
 
@@ -85,9 +85,25 @@ impl Machine {
             missing,
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
-            incomplete: self.incomplete(promotion, cut, &all).or_else(|| given_up(&unknown)),
+            incomplete: self.vouched(promotion, cut, tail, &all).or_else(|| given_up(&unknown)),
             unknown,
         }
+    }
+
+    /// What the report cannot vouch for, because of damage here or at the auxiliary.
+    fn vouched(
+        &self,
+        promotion: &Promotion,
+        cut: Seq,
+        tail: Seq,
+        all: &BTreeMap<Seq, (OrderRecord, bool)>,
+    ) -> Option<String> {
+        let table = match &promotion.table {
+            Some(table) => table.doubt(cut, tail, |seq| all.contains_key(&seq)),
+            None => promotion.blank.then(|| BLANK_TABLE.to_owned()),
+        };
+        let why: Vec<String> = self.incomplete(promotion, cut, all).into_iter().chain(table).collect();
+        (!why.is_empty()).then(|| why.join("; "))
     }
 
     fn missing_write(&self, record: &OrderRecord, state: &str) -> MissingWrite {

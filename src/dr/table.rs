@@ -34,8 +34,10 @@ pub struct TableReader {
     reading: HashMap<Ticket, (Area, u64)>,
     pub records: BTreeMap<Seq, OrderRecord>,
     pub states: BTreeMap<Seq, SlotState>,
-    /// Slots that hold neither a record nor nothing.
-    pub damaged_slots: u64,
+    /// Slots of records that hold neither a record nor nothing.
+    spoiled: BTreeSet<u64>,
+    /// States that are neither one nor nothing.
+    damaged_states: u64,
 }
 
 impl TableReader {
@@ -52,7 +54,8 @@ impl TableReader {
             reading: HashMap::new(),
             records: BTreeMap::new(),
             states: BTreeMap::new(),
-            damaged_slots: 0,
+            spoiled: BTreeSet::new(),
+            damaged_states: 0,
         }
     }
 
@@ -104,7 +107,9 @@ impl TableReader {
                         self.records.insert(record.seq, record);
                     }
                 }
-                _ => self.damaged_slots += 1,
+                _ => {
+                    self.spoiled.insert(slot);
+                }
             }
         }
     }
@@ -118,9 +123,37 @@ impl TableReader {
                 Ok(state) if self.layout.slot(state.seq) == slot => {
                     self.states.insert(state.seq, state);
                 }
-                _ => self.damaged_slots += 1,
+                _ => self.damaged_states += 1,
             }
         }
+    }
+
+    /// Slots and states that could not be read.
+    #[must_use]
+    pub fn damaged_slots(&self) -> u64 {
+        self.spoiled.len() as u64 + self.damaged_states
+    }
+
+    /// What a report that ends at `tail` cannot vouch for because of damaged slots (I8). A slot is that of the last seq
+    /// up to the tail that belongs there, which may be in the image or known from elsewhere: then nothing is lost.
+    /// Damaged slots that follow the tail's may hold later orders.
+    #[must_use]
+    pub fn doubt(&self, cut: Seq, tail: Seq, known: impl Fn(Seq) -> bool) -> Option<String> {
+        let slots = self.layout.slots;
+        let last_in = |slot: u64| tail.0.checked_sub((tail.0 + slots - slot) % slots).map(Seq);
+        let lost =
+            self.spoiled.iter().filter_map(|&slot| last_in(slot)).filter(|&seq| seq > cut && !known(seq)).count();
+        let behind =
+            (1..slots).take_while(|after| self.spoiled.contains(&self.layout.slot(Seq(tail.0 + after)))).count();
+        let mut why = Vec::new();
+        if lost > 0 {
+            why.push(format!("what was written under {lost} seqs up to {tail} is not known"));
+        }
+        if behind > 0 {
+            why.push(format!("writes after seq {tail} may have been acknowledged and are not known"));
+        }
+        let damaged = self.spoiled.len();
+        (!why.is_empty()).then(|| format!("{damaged} slots of the status table are damaged: {}", why.join("; ")))
     }
 
     /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute
@@ -135,4 +168,63 @@ impl TableReader {
 fn pieces(area: Area, from: u64, to: u64) -> impl Iterator<Item = (Area, u64, u64)> {
     let step = usize::try_from(TABLE_READ_BYTES).expect("a quarter of a MiB");
     (from..to).step_by(step).map(move |at| (area, at, TABLE_READ_BYTES.min(to - at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Chain, Volume};
+    use crate::core::op::Op;
+
+    const SLOTS: u64 = 1024;
+
+    /// A table of seqs 1 to `tail`, of which the slots of `spoiled` are damaged.
+    fn table(tail: u64, spoiled: &[u64]) -> TableReader {
+        let layout = TableLayout::new(SLOTS, 0);
+        let mut bytes = vec![0; SLOTS as usize * RECORD_BYTES];
+        for seq in tail.saturating_sub(SLOTS - 1).max(1)..=tail {
+            let at = layout.slot(Seq(seq)) as usize * RECORD_BYTES;
+            let record = OrderRecord {
+                seq: Seq(seq),
+                epoch: Epoch(1),
+                volume: Volume(0),
+                op: Op::Write,
+                flags: 0,
+                offset: 0,
+                length: 512,
+                time_ns: 0,
+                chain: Chain(0),
+                payload_crc: 0,
+            };
+            bytes[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
+        }
+        spoiled.iter().for_each(|&seq| bytes[layout.slot(Seq(seq)) as usize * RECORD_BYTES + 20] ^= 4);
+        let mut reader = TableReader::new(layout, GroupId(1), Seq(0), Epoch(2));
+        reader.take_records(0, &bytes.into());
+        reader
+    }
+
+    #[test]
+    fn a_damaged_slot_is_missed_where_its_seq_is_neither_in_the_image_nor_known() {
+        for tail in [40, SLOTS - 1, SLOTS, SLOTS + 40, 7 * SLOTS + 3] {
+            let reader = table(tail, &[tail - 5]);
+            assert!(!reader.records.contains_key(&Seq(tail - 5)));
+            let doubt = |cut: u64, known: bool| reader.doubt(Seq(cut), Seq(tail), |_| known);
+            assert!(doubt(tail - 6, false).is_some_and(|text| text.contains("1 seqs")), "{tail}");
+            assert_eq!(doubt(tail - 5, false), None, "in the image");
+            assert_eq!(doubt(tail - 6, true), None, "the journal has it");
+        }
+    }
+
+    #[test]
+    fn damaged_slots_behind_the_last_record_may_hold_later_ones() {
+        for tail in [40, SLOTS - 1, SLOTS, SLOTS + 40] {
+            // The last two are damaged: what can be read ends before them.
+            let reader = table(tail, &[tail - 1, tail]);
+            assert_eq!(reader.records.last_key_value().map(|it| it.0.0), Some(tail - 2));
+            let text = reader.doubt(Seq(0), Seq(tail - 2), |_| true).expect("they may have been acknowledged");
+            assert!(text.contains(&format!("after seq {}", tail - 2)), "{text}");
+            assert_eq!(table(tail, &[]).doubt(Seq(0), Seq(tail), |_| true), None);
+        }
+    }
 }
