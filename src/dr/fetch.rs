@@ -21,8 +21,15 @@ impl Machine {
     /// The states are known: which payloads are to be fetched, in order, up to the first that cannot be had.
     pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
         let cut = self.cut;
+        let under_way = self.committing.is_some() || self.committed.is_some();
+        if !under_way && self.promotion.as_ref().is_some_and(|promotion| !promotion.plan) {
+            self.abandon_batch();
+        }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
+        if let Some(view) = promotion.view.as_mut().filter(|_| !under_way) {
+            view.pass_batches();
+        }
         let (Some(view), Some(table)) = (&promotion.view, &promotion.table) else { return };
         let decision = |entry: &Entry| {
             decide(Known {
@@ -51,6 +58,14 @@ impl Machine {
             let place = table.ring_place(entry.record.seq).filter(|_| decision(entry).fetch);
             let Some((pos, offset)) = place else { break };
             promotion.fetch.push_back((entry.record, pos, offset));
+        }
+    }
+
+    /// Nobody is left who could complete the batch that was coming in.
+    fn abandon_batch(&mut self) {
+        self.history.pass_batches();
+        for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
+            self.intake.spool.free(chunk.pos);
         }
     }
 

@@ -170,7 +170,7 @@ impl History {
     ///
     /// | op | cut may pass when |
     /// |---|---|
-    /// | `BatchBegin` | never: only its complete batch takes the cut past it |
+    /// | `BatchBegin` | never: only its complete batch takes the cut past it; but see [`History::pass_batches`] |
     /// | `EpochStart` | its chain continues, and it names the tail as the seq before it |
     /// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open here |
     /// | others | its chain continues, next seq |
@@ -187,6 +187,19 @@ impl History {
             Op::EpochStart => Seq(record.offset) == self.tail,
             Op::BatchEnd => next && self.batch == Some(Seq(record.offset)),
             _ => next,
+        }
+    }
+
+    /// With no writer left to complete it, a batch is no reason to stop: where nothing was left out before its begin, the
+    /// order goes on there as anywhere else, if what it would have brought is here by itself (from the ring).
+    pub fn pass_batches(&mut self) {
+        let mut before = (self.floor, self.floor_chain);
+        for entry in &mut self.entries {
+            let record = &entry.record;
+            if record.op == Op::BatchBegin && record.seq == before.0.next() {
+                entry.unbroken |= record.chain_after(before.1) == record.chain;
+            }
+            before = (record.seq, record.chain);
         }
     }
 
@@ -434,6 +447,21 @@ mod tests {
         let ahead = record(100, Op::EpochStart, 2, behind.tail_chain());
         assert_eq!(behind.take(ahead), Ok(Intake::New));
         assert!(!behind.get(Seq(100)).expect("taken").unbroken, "record 3 is not in the writer's history");
+    }
+
+    #[test]
+    fn the_begin_of_a_batch_is_passed_only_where_nothing_was_left_out() {
+        for jump in [0, 1] {
+            let mut history = History::after(Seq(0), Chain(0));
+            writes(&mut history, 2);
+            let begin = record(3 + jump, Op::BatchBegin, 0, history.tail_chain());
+            assert_eq!(history.take(begin), Ok(Intake::New));
+            writes(&mut history, 1);
+            [1, 2, 4 + jump].into_iter().for_each(|seq| history.hold(Seq(seq), 0));
+            assert_eq!(history.unbroken_from(Seq(0), Seq(9)), Seq(2));
+            history.pass_batches();
+            assert_eq!(history.unbroken_from(Seq(0), Seq(9)), if jump == 0 { Seq(4) } else { Seq(2) });
+        }
     }
 
     #[test]

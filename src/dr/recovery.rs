@@ -27,7 +27,9 @@ use crate::dr::scan::{FoundEntry, News, ScanError, scan_journal, scan_spool};
 use crate::dr::spool::Spool;
 use crate::format::is_zero;
 use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
-use crate::format::superblock::{BLANK, DIRECT, Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots};
+use crate::format::superblock::{
+    BLANK, DIRECT, PROMOTING, Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
+};
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 
 /// What the shell found in the directory.
@@ -98,6 +100,10 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let mut damage = journal.damage.clone();
     let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
     let after = committed.as_ref().map_or(superblock.seq, |it| it.end);
+    if superblock.has(PROMOTING) && history.unbroken_from(after, history.tail()) < superblock.promised_cut {
+        // The promotion that was under way had passed it, and may have applied what follows.
+        history.pass_batches();
+    }
     let seen = Seen {
         anchored: journal.anchored,
         damage: journal.damage.clone(),

@@ -7,6 +7,9 @@
 //!     └─────────────────────────┴────────── FIFO full again ─────────────┘
 //! ```
 //!
+//! A batch that follows one given up to a full FIFO is closed first: writes wait for room meanwhile, as long as it gets
+//! on, so that a load faster than the link does not keep both sides apart for ever.
+//!
 //! Pieces are read while writes go on. A piece may hold bytes of writes after `b`; those follow in the
 //! stream and are applied over it. Writes up to `b` must be on the local disk before the first read.
 
@@ -17,7 +20,7 @@ use bytes::Bytes;
 use super::machine::{Effect, File, Machine, Pending};
 use super::window::Payload;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
-use crate::core::machine::{DiskKind, DiskOp, Level};
+use crate::core::machine::{DiskKind, DiskOp, Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
@@ -83,6 +86,7 @@ pub struct Batch {
     pub bytes_acked: u64,
     /// Seq of its end record, once written.
     pub end: Option<Seq>,
+    began_ns: u64,
 }
 
 /// Pieces being read from the local disk at once.
@@ -96,6 +100,8 @@ const RANGES_MAX: usize = 32 << 10;
 /// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
 const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
 const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
+/// How long a batch for which writes wait may get nowhere, nanoseconds.
+const BATCH_STALL_NS: u64 = 10_000_000_000;
 
 impl Batch {
     /// Bytes on streams and not acknowledged, holes left out.
@@ -103,7 +109,7 @@ impl Batch {
         self.unacked.values().filter(|(piece, _)| !piece.hole).map(|(piece, _)| piece.extent.length).sum()
     }
 
-    fn new(begin: Seq, ranges: VolumeRanges, holes: VolumeRanges) -> Batch {
+    fn new(begin: Seq, ranges: VolumeRanges, holes: VolumeRanges, now: Now) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
         Batch {
@@ -118,7 +124,15 @@ impl Batch {
             bytes: 0,
             bytes_acked: 0,
             end: None,
+            began_ns: now.mono_ns,
         }
+    }
+
+    /// How long the rest takes at the rate of what has crossed, once some has.
+    #[must_use]
+    pub fn seconds_left(&self, now: Now) -> Option<f64> {
+        let seconds = now.mono_ns.saturating_sub(self.began_ns) as f64 / 1e9;
+        (self.bytes_acked > 0).then(|| self.bytes_left() as f64 * seconds / self.bytes_acked as f64)
     }
 
     /// Bytes that DR has not acknowledged yet.
@@ -175,11 +189,19 @@ impl Machine {
             self.cut_streams(fx);
             // What is queued comes after the hole that the batch was to fill: DR could only keep it.
             self.drop_queued();
+            self.batches_given_up += 1;
             self.batch_pause_ns = (2 * self.batch_pause_ns).clamp(BATCH_PAUSE_NS_MIN, BATCH_PAUSE_NS_MAX);
             self.batch_from_ns = self.now.mono_ns + self.batch_pause_ns;
         }
         self.intent.abandon_cycle();
         self.save_watermark(fx);
+    }
+
+    /// Whether writes wait for room rather than have the batch under way given up: one was before, and this one gets on.
+    pub(super) fn closes_batch(&self) -> bool {
+        let under_way = self.mode.batch().is_some() || self.closing.is_some();
+        let gets_on = self.now.mono_ns < self.batch_progress_ns + BATCH_STALL_NS;
+        under_way && self.batches_given_up > 0 && self.dr.ready() && gets_on
     }
 
     /// Remembers a range whose payload will not cross by itself.
@@ -227,20 +249,7 @@ impl Machine {
 
     /// Payloads in memory and on disk that a batch will cover anyway.
     pub(super) fn drop_queued(&mut self) {
-        let mut dropped = Vec::new();
-        for entry in self.window.iter_mut() {
-            if matches!(entry.payload, Payload::Queued | Payload::Sent) {
-                self.memory_bytes -= entry.data.len() as u64;
-                entry.payload = Payload::Dropped;
-                dropped.extend(entry.record.extent());
-                if entry.local == super::window::Local::Done {
-                    entry.data = Bytes::new();
-                }
-            }
-        }
-        for extent in dropped {
-            self.lose(extent);
-        }
+        self.drop_in_memory();
         self.dr.forget_sent();
         if !self.fifo.is_empty() {
             // What stands on disk is older than anything in memory; the map has every extent of it.
@@ -255,20 +264,27 @@ impl Machine {
         if !self.mode.drops_payloads() || self.window.overhead() == 0 {
             return;
         }
+        let seqs = self.drop_in_memory();
+        self.dr.forget_sent_seqs(&seqs);
+    }
+
+    /// Leaves every payload in memory to a batch; their seqs. What the auxiliary's ring has yet to get stays for it.
+    fn drop_in_memory(&mut self) -> Vec<Seq> {
+        let ring = self.ring_from();
         let (mut seqs, mut extents) = (Vec::new(), Vec::new());
         for entry in self.window.iter_mut() {
             if matches!(entry.payload, Payload::Queued | Payload::Sent) {
                 self.memory_bytes -= entry.data.len() as u64;
                 entry.payload = Payload::Dropped;
-                if entry.local == super::window::Local::Done {
+                if entry.local == super::window::Local::Done && ring.is_none_or(|from| entry.record.seq < from) {
                     entry.data = Bytes::new();
                 }
                 seqs.push(entry.record.seq);
                 extents.extend(entry.record.extent());
             }
         }
-        self.dr.forget_sent_seqs(&seqs);
         extents.into_iter().for_each(|extent| self.lose(extent));
+        seqs
     }
 
     /// Begins a batch when it can, sends its pieces, ends it.
@@ -280,6 +296,7 @@ impl Machine {
             let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
             let end = self.append_control(Op::BatchEnd, batch.begin.0, batch.bytes, count);
             batch.end = Some(end);
+            self.batch_progress_ns = self.now.mono_ns;
             let text = format!("batch {} sent: {} bytes; consistent again at seq {end}", batch.begin, batch.bytes);
             fx.push(Effect::Log { level: Level::Info, text });
             self.closing = Some(batch);
@@ -312,6 +329,7 @@ impl Machine {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        self.batch_progress_ns = self.now.mono_ns;
         let ranges = std::mem::take(&mut self.lost);
         let mut holes = std::mem::take(&mut self.dr.holes);
         // What was written since the holes were listed is none any more.
@@ -329,7 +347,7 @@ impl Machine {
             }
             self.dr.next = begin;
         }
-        self.mode = Mode::Batch(Batch::new(begin, ranges, holes));
+        self.mode = Mode::Batch(Batch::new(begin, ranges, holes, self.now));
     }
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
@@ -404,6 +422,7 @@ impl Machine {
             self.dr.piece_done(conn, *index);
             if let Some((piece, _)) = batch.unacked.remove(index) {
                 batch.bytes_acked += piece.extent.length;
+                self.batch_progress_ns = self.now.mono_ns;
             }
         }
     }
@@ -438,6 +457,7 @@ impl Machine {
         if self.closing.as_ref().is_some_and(|batch| batch.end.is_some_and(|end| cut >= end)) {
             let batch = self.closing.take().expect("just seen");
             self.batch_pause_ns = 0;
+            self.batches_given_up = 0;
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }

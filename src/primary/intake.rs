@@ -105,6 +105,9 @@ impl Machine {
         if self.options.overflow != Overflow::Coalesce && !self.payload_ring_has_room(bytes) {
             return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
         }
+        if self.ring_owed_bytes() + bytes > self.options.fifo_memory_bytes.max(bytes) {
+            return Room::Wait;
+        }
         if self.mode.drops_payloads() || self.memory_bytes == 0 {
             return Room::Yes;
         }
@@ -117,6 +120,7 @@ impl Machine {
             return Room::Wait;
         }
         match self.options.overflow {
+            Overflow::Coalesce if self.closes_batch() => Room::Wait,
             Overflow::Coalesce => Room::Coalesce,
             Overflow::Pace => Room::Wait,
             Overflow::Refuse => Room::No,
@@ -306,6 +310,7 @@ impl Machine {
     pub(super) fn start_local(&mut self, fx: &mut Vec<Effect>) {
         for seq in std::mem::take(&mut self.startable) {
             let ticket = self.ticket(Pending::Local(seq));
+            let ring = self.owes_ring(seq);
             let entry = self.window.get_mut(seq).expect("a write stays in the window until its local write is done");
             entry.local = Local::Running;
             let record = entry.record;
@@ -313,7 +318,7 @@ impl Machine {
             let kind = match record.op {
                 Op::Write => {
                     let data = entry.data.clone();
-                    if matches!(entry.payload, Payload::Dropped | Payload::Copied) {
+                    if entry.payload == Payload::Copied || entry.payload == Payload::Dropped && !ring {
                         entry.data = Bytes::new();
                     }
                     DiskKind::Write { offset: record.offset, parts: vec![data], durable }

@@ -1,5 +1,7 @@
 //! What the local disk answers: writes, intent pages, syncs.
 
+use bytes::Bytes;
+
 use super::machine::{Effect, FlushStage, Machine, Pending, PendingFlush, Stopping};
 use super::window::Local;
 use crate::core::errno::Errno;
@@ -38,9 +40,14 @@ impl Machine {
     }
 
     pub(super) fn local_done(&mut self, seq: Seq, result: DiskResult, fx: &mut Vec<Effect>) {
+        let ring = self.owes_ring(seq);
         let entry = self.window.get_mut(seq).expect("a write stays in the window until its local write is done");
         let extent = entry.record.extent().expect("only ranges are written");
         entry.local = Local::Done;
+        if entry.owed_to_ring() && !ring {
+            // Left to a batch while it was being written.
+            entry.data = Bytes::new();
+        }
         if let Err(fail) = result {
             entry.local = Local::Failed;
             let errno = if matches!(fail, IoFail::NoSpace(_)) { Errno::NoSpc } else { Errno::Io };

@@ -282,6 +282,9 @@ pub struct Machine {
     /// No batch begins before this, and how long the last pause was.
     pub(super) batch_from_ns: u64,
     pub(super) batch_pause_ns: u64,
+    /// Batches given up since both sides were last consistent, and when the present one last got on.
+    pub(super) batches_given_up: u64,
+    pub(super) batch_progress_ns: u64,
     /// When what is being gathered goes out; the tail when it last did.
     pub(super) gather_ns: Option<u64>,
     pub(super) gathered_tail: Seq,
@@ -359,6 +362,8 @@ impl Machine {
             dropped_writes: 0,
             batch_from_ns: 0,
             batch_pause_ns: 0,
+            batches_given_up: 0,
+            batch_progress_ns: 0,
             gather_ns: None,
             gathered_tail: Seq(0),
             options,

@@ -59,7 +59,7 @@ impl Machine {
             inflight_writes: self.window.unanswered() as u64 + self.held() as u64,
             table_slots_used: (self.tail.0 - self.floor().0.min(self.tail.0)).min(self.aux.slots()),
             table_slots: self.aux.slots(),
-            batch: self.batch_status(),
+            batch: self.batch_status(now),
             degraded: self.degraded(now),
             links: self.links(now),
             ..PrimaryStatus::default()
@@ -111,14 +111,14 @@ impl Machine {
         .into()
     }
 
-    fn batch_status(&self) -> Option<BatchStatus> {
+    fn batch_status(&self, now: Now) -> Option<BatchStatus> {
         let batch = self.batch().or(self.closing.as_ref())?;
         Some(BatchStatus {
             seq: batch.begin,
             total_bytes: batch.all.bytes(),
             remaining_bytes: batch.bytes_left(),
             reason: if self.dr.synced { "catch-up" } else { "first sync" }.into(),
-            remaining_seconds: None,
+            remaining_seconds: batch.seconds_left(now),
         })
     }
 
@@ -145,10 +145,23 @@ impl Machine {
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {
-            out.push(Degraded::new("the auxiliary's payload ring is full or absent", self.aux.since(now), now.wall_ns));
+            out.push(Degraded::new(self.aux.ring_problem(), self.aux.since(now), now.wall_ns));
         }
         if matches!(self.mode, Mode::Coalescing) {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
+            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
+        let catching_up = self.lost_any() || self.batch().is_some() || self.closing.is_some();
+        if matches!(self.options.protect, Protect::Sync) && catching_up {
+            let text = match self.options.require {
+                Require::Both => "sync: nothing is acknowledged until DR's batch is complete",
+                _ => "sync is not in force: data is acknowledged before it is at DR until its batch is complete",
+            };
+            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
+        if self.batches_given_up > 0 {
+            let pace = if self.closes_batch() { ": writes wait for the present one when the FIFO is full" } else { "" };
+            let text = format!("{} batches were given up to a full FIFO{pace}", self.batches_given_up);
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
         }
         if self.refuses() {

@@ -173,6 +173,18 @@ impl AuxLink {
         self.in_reach() && self.layout.is_some_and(|l| l.payload_bytes > 0) && !self.ring_full && self.hole == Seq(0)
     }
 
+    /// Why the payload ring protects nothing, for status.
+    #[must_use]
+    pub fn ring_problem(&self) -> String {
+        if self.layout.is_none_or(|layout| layout.payload_bytes == 0) {
+            return "the auxiliary has no payload ring: data is acknowledged with its order only".into();
+        }
+        if self.ring_full {
+            return "the auxiliary's payload ring is full: data is acknowledged with its order only".into();
+        }
+        format!("the auxiliary's payload ring lacks data up to seq {}, which DR has not either", self.hole)
+    }
+
     /// The word of status.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -240,6 +252,7 @@ impl Machine {
         self.aux.backfill.clear();
         self.aux.caught_up = false;
         self.aux.next = self.aux.durable.next();
+        self.forget_ring_data(self.tail);
     }
 
     /// Gives the connection up; it is tried again later.
@@ -646,6 +659,30 @@ impl Machine {
         idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= layout.payload_bytes
     }
 
+    /// From which seq on the payload ring has yet to get what is written; `None` where it takes nothing.
+    pub(super) fn ring_from(&self) -> Option<Seq> {
+        let ring = self.aux.layout.is_some_and(|layout| layout.payload_bytes > 0);
+        let takes = self.options.protect == Protect::Bunker && ring && self.aux.in_reach();
+        takes.then(|| self.aux.durable.next())
+    }
+
+    /// Whether a payload that DR does not get by the stream is kept for the ring.
+    pub(super) fn owes_ring(&self, seq: Seq) -> bool {
+        self.ring_from().is_some_and(|from| seq >= from)
+    }
+
+    /// Bytes in memory for the ring alone (I9): what DR gets is charged to the FIFO.
+    pub(super) fn ring_owed_bytes(&self) -> u64 {
+        let Some(from) = self.ring_from().filter(|_| self.mode.drops_payloads()) else { return 0 };
+        self.window.from(from).filter(|entry| entry.owed_to_ring()).map(|entry| entry.data.len() as u64).sum()
+    }
+
+    /// The ring has it, or takes nothing any more: what was kept for it alone goes.
+    fn forget_ring_data(&mut self, upto: Seq) {
+        let kept = self.window.iter_mut().take_while(|entry| entry.record.seq <= upto);
+        kept.filter(|entry| entry.owed_to_ring() && entry.local_begun()).for_each(|entry| entry.data = Bytes::new());
+    }
+
     fn release_ring(&mut self) {
         let floor = self.floor();
         while self.aux.ring_live.front().is_some_and(|(seq, _)| *seq <= floor) {
@@ -667,6 +704,9 @@ impl Machine {
         while self.aux.commits.front().is_some_and(|commit| commit.left == 0) {
             let commit = self.aux.commits.pop_front().expect("just seen");
             self.aux.durable = self.aux.durable.max(commit.last);
+        }
+        if self.options.protect == Protect::Bunker {
+            self.forget_ring_data(self.aux.durable);
         }
     }
 

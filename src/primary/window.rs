@@ -72,6 +72,19 @@ impl Entry {
         self.req.is_none()
             && matches!(self.local, Local::Done | Local::Failed)
             && !matches!(self.payload, Payload::Queued | Payload::Sent | Payload::Spilling)
+            && !self.owed_to_ring()
+    }
+
+    /// The local disk has been given what it needs.
+    #[must_use]
+    pub fn local_begun(&self) -> bool {
+        !matches!(self.local, Local::Waiting { .. })
+    }
+
+    /// Dropped for DR, and kept for the auxiliary's payload ring alone.
+    #[must_use]
+    pub fn owed_to_ring(&self) -> bool {
+        self.payload == Payload::Dropped && !self.data.is_empty()
     }
 }
 

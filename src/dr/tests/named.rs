@@ -127,6 +127,36 @@ fn what_only_the_table_knows_is_reported_with_its_state() {
     }
 }
 
+/// Payloads were dropped by the primary, whose batch never came, and all of them stand in the auxiliary's ring.
+#[test]
+fn with_the_ring_nothing_is_lost_in_the_middle_of_a_batch() {
+    let mut passed = 0;
+    for seed in 40..70 {
+        let mut trial = site(seed, true);
+        caught_up(&mut trial);
+        trial.writer.bunker = true;
+        for _ in 0..12 {
+            trial.write();
+        }
+        let mut rng = trial.rng.clone();
+        trial.writer.overflow(&mut rng);
+        for turn in 0..120 {
+            if turn % 10 == 0 {
+                trial.write();
+            }
+            trial.turn();
+        }
+        let open = trial.writer.batch_is_open();
+        trial.lose_primary();
+        trial.give_region(trial.writer.records.len());
+        let tail = trial.writer.tail();
+        let report = trial.promote(false, seed % 4, tail);
+        assert_eq!((report.cut_seq, report.missing.len()), (tail, 0), "seed {seed}: {report:?}");
+        passed += u64::from(open);
+    }
+    assert!(passed > 5, "batches were open");
+}
+
 #[test]
 fn without_the_auxiliary_a_promotion_is_refused_and_replication_goes_on() {
     let mut trial = site(6, true);
