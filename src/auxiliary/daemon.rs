@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use crate::auxiliary::machine::{Auxiliary, Effect, File, Input, Kind};
-use crate::auxiliary::recovery::{Recovered, recover};
+use crate::auxiliary::recovery::{Recovered, check_length, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Lines, Refused, Request};
 use crate::cluster::metrics;
@@ -313,8 +313,9 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     };
     let file = reactor.open(&options)?;
     let slots = reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?;
-    let head = table_head(&dir.join(TABLE))?;
+    let (head, bytes) = table_head(&dir.join(TABLE))?;
     let recovered = recover(&slots, &head, group, Owner(random()?))
+        .and_then(|recovered| check_length(&head, bytes).map(|()| recovered))
         .map_err(|error| Refused(error.to_string()))
         .with_context(|| dir.display().to_string())?;
     recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -326,14 +327,17 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     Ok((file, recovered))
 }
 
-/// The first block of the table, empty when there is none yet.
-fn table_head(path: &Path) -> anyhow::Result<Vec<u8>> {
+/// The first block of the table, empty when there is none yet, and how long the file is.
+fn table_head(path: &Path) -> anyhow::Result<(Vec<u8>, u64)> {
     use std::io::Read;
 
     let mut head = Vec::new();
     match std::fs::File::open(path) {
-        Ok(file) => file.take(BLOCK_BYTES as u64).read_to_end(&mut head).map(|_| head),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(head),
+        Ok(file) => file.metadata().and_then(|found| {
+            file.take(BLOCK_BYTES as u64).read_to_end(&mut head)?;
+            Ok((head, found.len()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((head, 0)),
         Err(error) => Err(error),
     }
     .with_context(|| format!("reading {}", path.display()))

@@ -17,6 +17,7 @@ use crate::core::fence::Writer;
 use crate::core::ids::Owner;
 use crate::format::FormatError;
 use crate::format::superblock::{self, Role, Slots, Superblock};
+use crate::format::table::TableHeader;
 use crate::limits::BLOCK_BYTES;
 
 /// What a start begins with.
@@ -44,6 +45,11 @@ pub enum RecoveryError {
              restore it, or move the whole directory away to begin anew"
     )]
     Lost,
+    #[error(
+        "the table is {found} bytes long, it was made with {made}: it was truncated or replaced, and orders that only it \
+             had would be missed at a promotion; put it back, or move the whole directory away to begin anew"
+    )]
+    Truncated { found: u64, made: u64 },
     #[error("this directory belongs to a {}, not to an auxiliary", .0.word())]
     Role(Role),
     #[error("this directory belongs to group {found:?}, the configuration says {configured:?}")]
@@ -64,6 +70,17 @@ pub fn recover(slots: &[u8], table_head: &[u8], group: &str, identity: Owner) ->
             Ok(fresh(group, identity, vec![warning]))
         }
         Err(error) => Err(RecoveryError::Damaged(error)),
+    }
+}
+
+/// Whether the table's file, `bytes` long, holds all of what its first block describes (I8). A first block that says
+/// nothing is judged by whoever reads the table.
+pub fn check_length(table_head: &[u8], bytes: u64) -> Result<(), RecoveryError> {
+    match TableHeader::decode(table_head) {
+        Ok(header) if header.layout().total_bytes() > bytes => {
+            Err(RecoveryError::Truncated { found: bytes, made: header.layout().total_bytes() })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -122,6 +139,21 @@ fn fresh(group: &str, identity: Owner, warnings: Vec<String>) -> Recovered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ids::GroupId;
+    use crate::format::table::TableLayout;
+
+    #[test]
+    fn a_table_shorter_than_its_header_says_is_refused() {
+        let layout = TableLayout::new(1024, 1 << 20);
+        let head = TableHeader::new(GroupId(1), &layout).encode();
+        let made = layout.total_bytes();
+        assert_eq!(check_length(&head, made), Ok(()));
+        assert_eq!(check_length(&head, made + 4096), Ok(()));
+        let found = made - 1;
+        assert_eq!(check_length(&head, found), Err(RecoveryError::Truncated { found, made }));
+        assert_eq!(check_length(&[0; BLOCK_BYTES], 4096), Ok(()), "nothing was written yet");
+        assert_eq!(check_length(&[], 0), Ok(()));
+    }
     use crate::core::ids::Epoch;
     use crate::format::superblock::SUPERBLOCK_BYTES;
 

@@ -33,7 +33,7 @@ use crate::dr::table::TableReader;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{PROMOTED, PROMOTING};
-use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader};
+use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
 /// Conflicts between table and journal that are named one by one.
@@ -391,7 +391,15 @@ impl Machine {
         } else {
             match TableHeader::decode(header) {
                 Ok(header) if header.group == group => {
-                    promotion.table = Some(TableReader::new(header.layout(), group, above, promotion.target));
+                    let mut table = TableReader::new(header.layout(), group, above, promotion.target);
+                    match Heartbeat::decode(block(HEARTBEAT_AT)) {
+                        Ok(beat) => table.told = beat.tail,
+                        Err(err) => {
+                            let text = format!("the heartbeat of the status table cannot be read: {err}");
+                            fx.push(Effect::Log { level: Level::Warn, text });
+                        }
+                    }
+                    promotion.table = Some(table);
                 }
                 Ok(header) => {
                     let text = format!(

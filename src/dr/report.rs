@@ -69,7 +69,8 @@ impl Machine {
             })
             .collect();
         // The cut may have passed what a plan looked at: the writer went on meanwhile.
-        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail()).max(cut);
+        let told = promotion.table.as_ref().map_or(Seq(0), |table| table.told);
+        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail()).max(told).max(cut);
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
         let unknown = doubt::unknown(cut, until, &all).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
@@ -135,8 +136,8 @@ fn given_up(unknown: &[SeqRange]) -> Option<String> {
     let (first, last) = (unknown.first()?.first, unknown.last()?.last);
     let count: u64 = unknown.iter().map(|range| range.last.0 - range.first.0 + 1).sum();
     Some(format!(
-        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: DR was out of reach when they \
-         were made, and the auxiliary's table, which was full, went on without them (overflow = \"coalesce\")"
+        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: the auxiliary's table does not \
+         hold their orders (it lost them, or was full while DR was out of reach, with overflow = \"coalesce\")"
     ))
 }
 

@@ -32,6 +32,8 @@ pub struct TableReader {
     epoch: Epoch,
     todo: VecDeque<(Area, u64, u64)>,
     reading: HashMap<Ticket, (Area, u64)>,
+    /// The table held everything up to here, its writer's last heartbeat says.
+    pub told: Seq,
     pub records: BTreeMap<Seq, OrderRecord>,
     pub states: BTreeMap<Seq, SlotState>,
     /// Slots of records that hold neither a record nor nothing.
@@ -52,6 +54,7 @@ impl TableReader {
             epoch,
             todo: pieces(Area::Records, layout.records_at, end).collect(),
             reading: HashMap::new(),
+            told: Seq(0),
             records: BTreeMap::new(),
             states: BTreeMap::new(),
             spoiled: BTreeSet::new(),

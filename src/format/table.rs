@@ -210,7 +210,7 @@ pub struct Heartbeat {
     pub wall_ns: u64,
     /// Everything up to here is copied: its slots may be used again.
     pub floor: Seq,
-    /// Highest seq in the table; there may be more after it, written since.
+    /// Highest seq durable in the table, with all before it; there may be more after it, written since.
     pub tail: Seq,
 }
 

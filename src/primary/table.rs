@@ -104,8 +104,11 @@ pub struct AuxLink {
     caught_up: bool,
     counter: u64,
     last_heartbeat_ns: u64,
-    /// Floor found in the table when it was opened.
+    /// Floor and tail found in the table when it was opened.
     found_floor: Seq,
+    found_tail: Seq,
+    /// Highest seq of a commit that is durable in the table, with all before it.
+    committed: Seq,
     states_dirty: Vec<Seq>,
     states_tail: Seq,
     /// Payload ring: next position, and the live entries (seq, position).
@@ -145,6 +148,8 @@ impl AuxLink {
             counter: 0,
             last_heartbeat_ns: 0,
             found_floor: Seq(0),
+            found_tail: Seq(0),
+            committed: Seq(0),
             states_dirty: Vec::new(),
             states_tail: Seq(0),
             ring_pos: 0,
@@ -346,6 +351,7 @@ impl Machine {
         self.aux.layout = Some(header.layout());
         let beat = Heartbeat::decode(&bytes[2 * BLOCK_BYTES..]).ok();
         self.aux.found_floor = beat.map_or(Seq(0), |beat| beat.floor);
+        self.aux.found_tail = beat.map_or(Seq(0), |beat| beat.tail);
         self.aux.counter = beat.map_or(0, |beat| beat.counter);
         match Fence::decode(&bytes[BLOCK_BYTES..2 * BLOCK_BYTES]) {
             Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
@@ -504,14 +510,16 @@ impl Machine {
         })
     }
 
+    /// Its tail is what whoever reads the table has to find there, unless a later lap has taken the slot.
     fn heartbeat(&self) -> Heartbeat {
+        let floor = self.floor().max(self.aux.found_floor);
         Heartbeat {
             epoch: self.superblock.epoch,
             owner: self.superblock.owner,
             counter: self.aux.counter,
             wall_ns: self.now.wall_ns,
-            floor: self.floor().max(self.aux.found_floor),
-            tail: self.tail,
+            floor,
+            tail: self.aux.committed.max(self.aux.found_tail).max(floor),
         }
     }
 
@@ -704,6 +712,7 @@ impl Machine {
         while self.aux.commits.front().is_some_and(|commit| commit.left == 0) {
             let commit = self.aux.commits.pop_front().expect("just seen");
             self.aux.durable = self.aux.durable.max(commit.last);
+            self.aux.committed = self.aux.committed.max(commit.last);
         }
         if self.options.protect == Protect::Bunker {
             self.forget_ring_data(self.aux.durable);
