@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use farshore::core::address::Address;
 use farshore::core::ids::{Conn, Ticket};
-use farshore::core::machine::{DiskKind, DiskResult, IoFail};
+use farshore::core::machine::{DiskKind, DiskResult, IoFail, Lease};
 use farshore::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions};
 
 /// A directory of its own for each test, removed at the end.
@@ -329,6 +329,53 @@ fn partial_sends_go_on_where_they_stopped() {
     turn_until(&mut reactor, |_, event| matches!(event, Event::Sent { .. }));
     assert_eq!(reactor.queued_bytes(conn), 0);
     assert!(peer.join().expect("the peer") == data);
+}
+
+#[test]
+fn leased_bytes_wait_for_the_lease_and_for_room_and_go_out_in_order() {
+    let scratch = Scratch::on_disk();
+    let (mut reactor, conn, mut client) = accepted(&scratch);
+    let until = |reactor: &Reactor, ns| Lease::Until(reactor.now().mono_ns + ns);
+    let data = pattern(5, 3 << 20);
+    let mut peer = client.try_clone().expect("cloned");
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; 3 << 20];
+        peer.read_exact(&mut got).expect("reads");
+        got
+    });
+    let lease = until(&reactor, 10_000_000_000);
+    reactor.lease(lease).expect("a timer");
+    for (at, part) in data.chunks(7777).enumerate() {
+        let part = Bytes::copy_from_slice(part);
+        if at % 3 == 0 { reactor.send_leased(conn, part) } else { reactor.send(conn, part) }
+    }
+    turn_until(&mut reactor, |_, event| matches!(event, Event::Sent { .. }));
+    assert_eq!(reactor.queued_bytes(conn), 0);
+    assert!(reader.join().expect("the peer") == data);
+
+    // A reactor of its own, so that its lease is short.
+    drop(reactor);
+    let (mut reactor, conn, again) = accepted(&scratch);
+    client = again;
+    let lease = until(&reactor, 30_000_000);
+    reactor.lease(lease).expect("a timer");
+    reactor.send_leased(conn, Bytes::from_static(b"in time "));
+    count_for(&mut reactor, 60_000_000, |_| false);
+    reactor.send_leased(conn, Bytes::from_static(b"held "));
+    reactor.send(conn, Bytes::from_static(b"and behind "));
+    assert_eq!(count_for(&mut reactor, 30_000_000, |event| matches!(event, Event::Sent { .. })), 0);
+    assert_eq!(reactor.queued_bytes(conn), 16);
+    let lease = until(&reactor, 1_000_000_000);
+    reactor.lease(lease).expect("a timer");
+    turn_until(&mut reactor, |_, event| matches!(event, Event::Sent { .. }));
+    reactor.lease(Lease::Over).expect("no timer needed");
+    reactor.send(conn, Bytes::from_static(b"free "));
+    count_for(&mut reactor, 10_000_000, |_| false);
+    reactor.send_leased(conn, Bytes::from_static(b"never"));
+    turn_until(&mut reactor, |_, event| matches!(event, Event::Closed { .. }));
+    let mut got = String::new();
+    client.read_to_string(&mut got).expect("the end of the stream");
+    assert_eq!(got, "in time held and behind free ");
 }
 
 #[test]

@@ -36,9 +36,20 @@ pub fn run(options: &Promote, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "{} {title}: epoch {epoch}, in {}", report.group, duration(report.duration_seconds))?;
     summary(&report, None, out)?;
     if !options.plan {
-        writeln!(out, "The volumes are served by NBD as [dr] export says. Older epochs are refused from now on.")?;
+        writeln!(out, "The volumes are served by NBD as [dr] export says. {}", fenced(&report))?;
     }
     Ok(())
+}
+
+/// Who refuses the old writer from now on (I7).
+fn fenced(report: &PromoteReport) -> &'static str {
+    match report.aux.as_str() {
+        "read" => "The auxiliary and this site refuse older epochs from now on.",
+        _ => {
+            "This site refuses older epochs from now on; the auxiliary may not know of the new one: an old primary that \
+             reaches it goes on acknowledging writes until it is shut down. Make sure that it is."
+        }
+    }
 }
 
 /// The control socket of DR: named, or that of the configuration.
@@ -179,6 +190,13 @@ mod tests {
         }
         let text = shown(&report, Some("db"));
         assert!(text.contains("lost             4 writes") && !text.contains("log:"), "{text}");
+    }
+
+    #[test]
+    fn only_a_fenced_auxiliary_is_said_to_refuse_the_old_primary() {
+        let said = |aux: &str| fenced(&PromoteReport { aux: aux.into(), ..Default::default() });
+        assert!(said("read").starts_with("The auxiliary and this site"));
+        assert!(said("unreachable").contains("until it is shut down"));
     }
 
     #[test]

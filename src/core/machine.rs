@@ -27,6 +27,17 @@ pub struct Now {
     pub wall_ns: u64,
 }
 
+/// Until when a writer may tell its clients what it promised them (I7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// At any time: nobody can take over, or the operator has answered for it.
+    Unbound,
+    /// Until then, monotonic nanoseconds.
+    Until(u64),
+    /// Never again: a newer epoch is in force.
+    Over,
+}
+
 /// A pure state machine.
 pub trait Machine {
     type Input;

@@ -19,6 +19,7 @@ pub mod clock;
 mod disk;
 pub mod entropy;
 pub mod http;
+mod lease;
 mod listen;
 mod net;
 pub mod notify;

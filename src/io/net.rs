@@ -18,6 +18,7 @@ use nix::libc;
 use nix::sys::socket::SockaddrStorage;
 
 use super::clock;
+use super::lease::{self, Sent};
 use super::listen::{self, Listener};
 use super::plan::{HEAD_BYTES_MAX, Hint};
 use super::reactor::Event;
@@ -26,6 +27,7 @@ use super::ring::{Completion, Kernel, Kind, Token, on};
 use super::socket::{Phase, Socket};
 use crate::core::address::Address;
 use crate::core::ids::Conn;
+use crate::core::machine::Lease;
 use crate::core::rope::Rope;
 use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
@@ -56,12 +58,29 @@ pub struct Net {
     dirty: Vec<Conn>,
     /// Those of them whose sends wait until the rest of the turn is on its way.
     later: Vec<Conn>,
+    promise: Promise,
+    /// Connections whose sends wait for the lease to go on.
+    held: Vec<Conn>,
     /// Connections whose `Closed` was given in the last turn: their bytes can still be read until the next.
     buried: Vec<Conn>,
     /// Connections with a deadline: connecting or closing.
     timed: Vec<Conn>,
     /// What `rx` gives for a connection that does not exist.
     nothing: Rope,
+}
+
+/// Whether leased bytes may be sent.
+enum Promise {
+    Unbound,
+    Bound(lease::Lease),
+    Over,
+}
+
+/// What became of a queue that was to be sent under a lease.
+enum Outcome {
+    Going,
+    Held,
+    Failed(io::Error),
 }
 
 impl Net {
@@ -74,6 +93,8 @@ impl Net {
             connections_max,
             dirty: Vec::new(),
             later: Vec::new(),
+            promise: Promise::Unbound,
+            held: Vec::new(),
             buried: Vec::new(),
             timed: Vec::new(),
             nothing: Rope::new(),
@@ -158,14 +179,51 @@ impl Net {
         }
     }
 
-    pub fn send(&mut self, conn: Conn, bytes: Bytes) {
+    pub fn send(&mut self, conn: Conn, bytes: Bytes, leased: bool) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
         // What is sent after close() or to a connection that failed goes nowhere: its Closed is coming.
         if !bytes.is_empty() && matches!(socket.phase, Phase::Open | Phase::Connecting) {
             socket.queued_bytes += bytes.len();
             socket.queue.push_back(bytes);
+            if leased {
+                socket.leased_bytes = socket.queued_bytes;
+            }
             mark(socket, &mut self.dirty);
         }
+    }
+
+    /// Until when leased bytes are sent.
+    pub fn lease(&mut self, lease: Lease) -> io::Result<()> {
+        let waiting = match (lease, &mut self.promise) {
+            (_, Promise::Over) => return Ok(()),
+            (Lease::Over, _) => {
+                self.promise = Promise::Over;
+                // Those that wait for room in their socket as well.
+                self.sockets.values().filter(|socket| socket.leased_bytes > 0).map(|socket| socket.conn).collect()
+            }
+            (Lease::Until(until_ns), Promise::Bound(bound)) => {
+                if !bound.extend(until_ns)? {
+                    return Ok(());
+                }
+                std::mem::take(&mut self.held)
+            }
+            (Lease::Until(until_ns), Promise::Unbound) => {
+                let mut bound = lease::Lease::new()?;
+                bound.extend(until_ns)?;
+                self.promise = Promise::Bound(bound);
+                return Ok(());
+            }
+            (Lease::Unbound, _) => {
+                self.promise = Promise::Unbound;
+                std::mem::take(&mut self.held)
+            }
+        };
+        for conn in waiting {
+            if let Some(socket) = self.sockets.get_mut(&conn) {
+                mark(socket, &mut self.dirty);
+            }
+        }
+        Ok(())
     }
 
     pub fn queued_bytes(&self, conn: Conn) -> usize {
@@ -227,12 +285,13 @@ impl Net {
                     if socket.bulk && !socket.queue.is_empty() {
                         self.later.push(conn);
                     } else {
-                        send(socket, kernel)?;
+                        self.send_queue(conn, kernel, events)?;
                     }
                 }
                 Phase::Draining => {
                     receive(socket, kernel)?;
-                    send(socket, kernel)?;
+                    self.send_queue(conn, kernel, events)?;
+                    let Some(socket) = self.sockets.get_mut(&conn) else { continue };
                     if !socket.sending && socket.queue.is_empty() {
                         if !socket.shut {
                             // The peer sees the end of the stream, and then ends its own side.
@@ -252,6 +311,42 @@ impl Net {
         // Nothing above marks anything, so the list is given back for its memory.
         assert!(self.dirty.is_empty(), "a flush marks nothing");
         self.dirty = dirty;
+        Ok(())
+    }
+
+    /// Sends the front of a queue, as far as the lease allows.
+    fn send_queue(&mut self, conn: Conn, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+        let outcome = match &self.promise {
+            Promise::Bound(lease) if socket.leased_bytes > 0 => send_leased(socket, lease, kernel)?,
+            Promise::Over if socket.leased_bytes > 0 => Outcome::Failed(io::Error::other("a newer epoch is in force")),
+            _ => {
+                send(socket, kernel)?;
+                Outcome::Going
+            }
+        };
+        match outcome {
+            Outcome::Going if socket.delayed && socket.queue.is_empty() => {
+                socket.delayed = false;
+                if socket.phase == Phase::Open {
+                    events.push(Event::Sent { conn });
+                }
+            }
+            Outcome::Going => {}
+            Outcome::Held => {
+                if !self.held.contains(&conn) {
+                    self.held.push(conn);
+                }
+            }
+            Outcome::Failed(error) => {
+                if socket.phase == Phase::Open {
+                    socket.reason = format!("send failed: {error}");
+                }
+                socket.phase = Phase::Aborting;
+                socket.drop_queue();
+                self.bury_if_quiet(conn, kernel, events)?;
+            }
+        }
         Ok(())
     }
 
@@ -453,6 +548,8 @@ impl Net {
         mark(socket, &mut self.dirty);
         if socket.phase == Phase::Aborting {
             socket.drop_queue();
+        } else if std::mem::take(&mut socket.polling) {
+            // There is room again, or an error that the next send will name.
         } else if result >= 0 {
             socket.sent(result as usize);
             if socket.queue.is_empty() && socket.phase == Phase::Open {
@@ -573,6 +670,30 @@ fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     // SAFETY: the parts stay in the queue, and the header and vectors in the socket, until `sending` is
     // false; `Bytes` are never written.
     unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }
+}
+
+/// Sends a queue with leased bytes in it from this thread: what the ring was given it would send whenever there is
+/// room for it, however late. Where there is none, room is waited for.
+fn send_leased(socket: &mut Socket, lease: &lease::Lease, kernel: &mut Kernel) -> io::Result<Outcome> {
+    socket.delayed |= socket.queued_bytes > SMALL_QUEUE_BYTES;
+    while !socket.sending && !socket.queue.is_empty() {
+        match socket.send_leased(SEND_PARTS_MAX, lease) {
+            Sent::Bytes(_) | Sent::Failed(libc::EINTR) => {}
+            Sent::Shut => {
+                socket.delayed = true;
+                return Ok(Outcome::Held);
+            }
+            Sent::Failed(libc::EAGAIN) => {
+                (socket.delayed, socket.sending, socket.polling) = (true, true, true);
+                let target = socket.target.expect("an open socket has a descriptor");
+                let entry = on!(target, |fd| opcode::PollAdd::new(fd, libc::POLLOUT as u32).build());
+                // SAFETY: no memory is named, and the descriptor stays open while `sending`.
+                unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }?;
+            }
+            Sent::Failed(errno) => return Ok(Outcome::Failed(io::Error::from_raw_os_error(errno))),
+        }
+    }
+    Ok(Outcome::Going)
 }
 
 /// Names of connections are counted up: their low bits are hash enough.

@@ -28,7 +28,7 @@ use super::ring::{Completion, Kernel, Kind, Token, Wait};
 use super::signal::{Signals, Waker};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Ticket};
-use crate::core::machine::{DiskKind, DiskResult, IoFail, Now, ReadAt};
+use crate::core::machine::{DiskKind, DiskResult, IoFail, Lease, Now, ReadAt};
 use crate::core::rope::Rope;
 
 /// Names an open file of a reactor.
@@ -204,7 +204,18 @@ impl Reactor {
 
     /// Queues bytes; they go out at the next turn, in order, with what else is queued.
     pub fn send(&mut self, conn: Conn, bytes: Bytes) {
-        self.net.send(conn, bytes);
+        self.net.send(conn, bytes, false);
+    }
+
+    /// As `send`, for what may only be told under the lease: beyond its end it waits, and what is queued behind it too;
+    /// once the lease is over the connection ends instead.
+    pub fn send_leased(&mut self, conn: Conn, bytes: Bytes) {
+        self.net.send(conn, bytes, true);
+    }
+
+    /// Until when leased bytes are sent; without a call at any time. An error means that the kernel gives no timer.
+    pub fn lease(&mut self, lease: Lease) -> io::Result<()> {
+        self.net.lease(lease)
     }
 
     /// What this connection sends is in no hurry: it goes out once replies and disk operations of the turn have.

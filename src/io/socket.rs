@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes};
 use nix::libc;
 use nix::sys::socket::SockaddrStorage;
 
+use super::lease::{Lease, Sent};
 use super::plan::{Hint, Plan, SEGMENTS_MAX};
 use super::ring::{Kernel, Target};
 use crate::core::ids::Conn;
@@ -56,7 +57,13 @@ pub struct Socket {
     /// The first parts are in flight while `sending`.
     pub queue: VecDeque<Bytes>,
     pub queued_bytes: usize,
+    /// So many bytes of the queue, up to the last that may only be told under the lease.
+    pub leased_bytes: usize,
     pub sending: bool,
+    /// What is in flight as `sending` waits for room only.
+    pub polling: bool,
+    /// The queue could not be sent at once.
+    pub delayed: bool,
     /// We have ended our stream.
     pub shut: bool,
     send_message: Box<Message>,
@@ -95,7 +102,10 @@ impl Socket {
             receive_message: Box::new(Message::empty()),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            leased_bytes: 0,
             sending: false,
+            polling: false,
+            delayed: false,
             shut: false,
             send_message: Box::new(Message::empty()),
             cancelled: false,
@@ -139,13 +149,14 @@ impl Socket {
     pub fn drop_queue(&mut self) {
         if !self.sending {
             self.queue.clear();
-            self.queued_bytes = 0;
+            (self.queued_bytes, self.leased_bytes) = (0, 0);
         }
     }
 
     /// Takes `bytes` that have gone out off the queue.
     pub fn sent(&mut self, bytes: usize) {
         self.queued_bytes -= bytes;
+        self.leased_bytes = self.leased_bytes.saturating_sub(bytes);
         let mut left = bytes;
         while left > 0 {
             let front = self.queue.front_mut().expect("no more goes out than was queued");
@@ -168,6 +179,18 @@ impl Socket {
             self.sent(sent);
         }
         self.queue.is_empty()
+    }
+
+    /// As [`Socket::send_now`], unless the lease has ended.
+    pub fn send_leased(&mut self, parts_max: usize, lease: &Lease) -> Sent {
+        self.describe_send(parts_max);
+        let Some(fd) = &self.fd else { return Sent::Failed(libc::EBADF) };
+        // The vectors name parts of the queue, which stay through the call.
+        let sent = lease.send(fd.as_raw_fd(), &mut self.send_message.vectors);
+        if let Sent::Bytes(bytes) = sent {
+            self.sent(bytes);
+        }
+        sent
     }
 
     /// The header of a receive into the plan.

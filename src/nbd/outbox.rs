@@ -9,6 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub struct Outbox {
     parts: Vec<Bytes>,
     tail: BytesMut,
+    promises: bool,
 }
 
 impl Outbox {
@@ -32,6 +33,16 @@ impl Outbox {
         }
         self.seal();
         self.parts.push(payload);
+    }
+
+    /// What is in here tells of something that is promised: it is sent as long as the promise may be given (I7).
+    pub fn promise(&mut self) {
+        self.promises = true;
+    }
+
+    /// Whether a promise was given since this was last asked.
+    pub fn take_promises(&mut self) -> bool {
+        std::mem::take(&mut self.promises)
     }
 
     #[must_use]

@@ -155,13 +155,6 @@ impl NbdServer {
         }
     }
 
-    /// Closes every connection at once.
-    pub fn abort_all(&mut self, reactor: &mut Reactor, reason: &str) {
-        for conn in self.clients.keys().copied().collect::<Vec<_>>() {
-            self.abort(reactor, conn, reason);
-        }
-    }
-
     /// Closes every connection after what was answered to it has been sent.
     pub fn close_all(&mut self, reactor: &mut Reactor, reason: &str) {
         for (conn, client) in &mut self.clients {
@@ -250,8 +243,13 @@ impl NbdServer {
 
 impl Client {
     fn send(&mut self, reactor: &mut Reactor, conn: Conn) {
+        let promises = self.out.take_promises();
         for part in self.out.drain() {
-            reactor.send(conn, part);
+            if promises {
+                reactor.send_leased(conn, part);
+            } else {
+                reactor.send(conn, part);
+            }
         }
     }
 

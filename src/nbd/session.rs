@@ -287,6 +287,9 @@ impl Session {
                 assert_eq!(data.len(), length, "a read is answered with the bytes it asked for, the rest with none");
                 out.put(&ReplyHead::encode(0, request.client_cookie));
                 out.push(data);
+                if !request.read {
+                    out.promise();
+                }
             }
             Err(errno) => out.put(&ReplyHead::encode(errno as u32, request.client_cookie)),
         }

@@ -6,7 +6,7 @@ use super::policy::{self, NOTHING, Standing};
 use super::window::Local;
 use crate::core::errno::Errno;
 use crate::core::ids::Seq;
-use crate::core::machine::Level;
+use crate::core::machine::{Lease, Level};
 use crate::core::modes::{Ack, Require};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::FLAG_FUA;
@@ -35,18 +35,28 @@ impl Machine {
 
     /// Whether the lease allows an acknowledgement (I7).
     pub(super) fn may_acknowledge(&self) -> bool {
-        self.may_answer(self.now.mono_ns)
+        match self.lease() {
+            Lease::Unbound => true,
+            Lease::Until(until_ns) => self.now.mono_ns <= until_ns,
+            Lease::Over => false,
+        }
     }
 
-    /// Whether what was decided in this turn may still be told at `mono_ns`: the process may have been stopped since.
+    /// Until when what was acknowledged may still be told: the process may be stopped in between.
     #[must_use]
-    pub fn may_answer(&self, mono_ns: u64) -> bool {
-        self.fenced.is_none()
-            && (self.options.standalone
-                || self.options.isolated_continue
-                || self.options.require == Require::None
-                || planted(Bug::AckAfterLease)
-                || mono_ns <= self.lease_until_ns)
+    pub fn lease(&self) -> Lease {
+        let options = &self.options;
+        if self.fenced.is_some() {
+            Lease::Over
+        } else if options.standalone
+            || options.isolated_continue
+            || options.require == Require::None
+            || planted(Bug::AckAfterLease)
+        {
+            Lease::Unbound
+        } else {
+            Lease::Until(self.lease_until_ns)
+        }
     }
 
     /// A peer answered something that was sent at `sent_ns`, at our epoch: the lease runs from then.

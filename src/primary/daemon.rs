@@ -196,8 +196,6 @@ struct Shell {
     machine: Machine,
     opened: Opened,
     volumes: Vec<(String, u64)>,
-    /// A request was acknowledged in this turn.
-    telling: bool,
     nbd: NbdServer,
     /// Which volume a connection has opened.
     exports: HashMap<Conn, Volume>,
@@ -245,7 +243,6 @@ impl Shell {
             machine,
             opened,
             volumes,
-            telling: false,
             nbd: NbdServer::new(),
             exports: HashMap::new(),
             requests: Slots::default(),
@@ -325,23 +322,14 @@ impl Shell {
             }
             self.region_said()?;
             self.answer()?;
-            self.keep_stale_answers();
+            // What was acknowledged is told while the lease lasts, and waits in its connection beyond (I7).
+            self.reactor.lease(self.machine.lease()).context("a timer for the lease is needed")?;
             if self.stop_by_ns.is_some_and(|by| self.reactor.now().mono_ns > by) {
                 tracing::warn!("stopping without waiting any longer; the restart recovers what is open");
                 break;
             }
         }
         self.drain(&mut events)
-    }
-
-    /// Acknowledgements that were decided before this process was stopped for longer than its lease are not sent:
-    /// a promotion may have returned meanwhile (I7). Their connections end; whoever connects again is answered by
-    /// what holds then.
-    fn keep_stale_answers(&mut self) {
-        if std::mem::take(&mut self.telling) && !self.machine.may_answer(self.reactor.now().mono_ns) {
-            tracing::warn!("the lease ended before answers were sent: their connections are closed");
-            self.nbd.abort_all(&mut self.reactor, "the lease ended before its answers were sent");
-        }
     }
 
     /// Asks the machine what clients asked, ends the turn, and sends what is answered, until all is said.
@@ -453,10 +441,7 @@ impl Shell {
 
     fn carry_out(&mut self, effect: Effect) -> anyhow::Result<()> {
         match effect {
-            Effect::Reply { req, result } => {
-                self.telling |= result.is_ok();
-                self.reply(req, result);
-            }
+            Effect::Reply { req, result } => self.reply(req, result),
             Effect::Disk(op) => {
                 self.disk_inflight += 1;
                 let file = self.opened.file(op.file);

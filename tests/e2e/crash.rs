@@ -3,7 +3,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `CRASH_ROLE` | primary, dr, aux |
+//! | `CRASH_ROLE` | primary, dr, aux; stop: the rounds of `stop.rs` |
 //! | `CRASH_ROUNDS` | how many |
 //! | `CRASH_SEED` | of the first round; each next one adds 1 |
 
@@ -129,6 +129,10 @@ fn rounds_as_asked_for() -> Result<()> {
         std::env::var(name).map_or(Ok(default), |text| text.parse()).with_context(|| format!("{name} is a number"))
     };
     let word = std::env::var("CRASH_ROLE").unwrap_or_else(|_| "primary".into());
-    let role = Role::ALL.into_iter().find(|role| role.word() == word).context("CRASH_ROLE is primary, dr or aux")?;
+    if word == "stop" {
+        return crate::stop::rounds(number("CRASH_ROUNDS", 10)?, number("CRASH_SEED", 1)?);
+    }
+    let role =
+        Role::ALL.into_iter().find(|role| role.word() == word).context("CRASH_ROLE is primary, dr, aux or stop")?;
     rounds(role, number("CRASH_ROUNDS", 10)?, number("CRASH_SEED", 1)?)
 }

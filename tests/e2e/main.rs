@@ -8,5 +8,6 @@ mod promotion;
 mod refusals;
 mod resize;
 mod restarts;
+mod stop;
 mod table;
 mod unprivileged;

@@ -171,10 +171,24 @@ impl Site {
         Ok(())
     }
 
+    /// SIGSTOP: the process stands still, its sockets stay open.
+    pub fn freeze(&self, role: Role) -> Result<()> {
+        self.signal(role, Signal::SIGSTOP)
+    }
+
+    /// SIGCONT: a frozen process goes on where it was.
+    pub fn thaw(&self, role: Role) -> Result<()> {
+        self.signal(role, Signal::SIGCONT)
+    }
+
+    fn signal(&self, role: Role, signal: Signal) -> Result<()> {
+        let child = self.children[role as usize].as_ref().with_context(|| format!("{} does not run", role.word()))?;
+        Ok(kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
+    }
+
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, role: Role) -> Result<ExitStatus> {
-        let child = self.children[role as usize].as_ref().with_context(|| format!("{} does not run", role.word()))?;
-        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        self.signal(role, Signal::SIGTERM)?;
         self.ended(role)
     }
 
