@@ -35,8 +35,8 @@ use crate::nbd::session::{self, Export, Purpose, Refusal};
 /// What kept it from starting, or from going on.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (aux, own) = config.need_aux()?;
-    let reactor = Reactor::new(ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() })
-        .context("io_uring is needed, and the kernel does not give it")?;
+    let options = ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, prompt: true, ..ReactorOptions::default() };
+    let reactor = Reactor::new(options).context("io_uring is needed, and the kernel does not give it")?;
     let shell = Shell::start(reactor, &config.group.name, aux, own)?;
     shell.serve()
 }

@@ -31,6 +31,7 @@ pub mod reader;
 mod resolve;
 mod ring;
 mod signal;
+mod slice;
 mod socket;
 pub mod vector;
 

@@ -42,8 +42,8 @@ const CONNECT_NS: u64 = 5_000_000_000;
 const ACCEPT_REST_NS: u64 = 100_000_000;
 /// Parts of one send.
 const SEND_PARTS_MAX: usize = 256;
-/// A queue of up to so many bytes is sent in the thread: through the ring, its completion would cost the
-/// turn a second system call.
+/// A queue of more bytes is sent once the disk operations of the turn are on their way: the copying takes long, and the
+/// ring would keep the disk waiting until it is done.
 const SMALL_QUEUE_BYTES: usize = 16 << 10;
 /// Shortest body worth pages of its own.
 const HINT_BODY_BYTES_MIN: usize = 512;
@@ -282,7 +282,7 @@ impl Net {
             match socket.phase {
                 Phase::Open => {
                     receive(socket, kernel)?;
-                    if socket.bulk && !socket.queue.is_empty() {
+                    if (socket.bulk && !socket.queue.is_empty()) || socket.queued_bytes > SMALL_QUEUE_BYTES {
                         self.later.push(conn);
                     } else {
                         self.send_queue(conn, kernel, events)?;
@@ -356,15 +356,15 @@ impl Net {
         !self.later.is_empty()
     }
 
-    /// Sends what is in no hurry.
-    pub fn flush_bulk(&mut self, kernel: &mut Kernel) -> io::Result<()> {
-        for conn in self.later.drain(..) {
-            if let Some(socket) = self.sockets.get_mut(&conn)
-                && socket.phase == Phase::Open
-            {
-                send(socket, kernel)?;
+    /// Sends what is in no hurry, and what is much.
+    pub fn flush_bulk(&mut self, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        let mut later = std::mem::take(&mut self.later);
+        for conn in later.drain(..) {
+            if self.sockets.get(&conn).is_some_and(|socket| socket.phase == Phase::Open) {
+                self.send_queue(conn, kernel, events)?;
             }
         }
+        self.later = later;
         Ok(())
     }
 
@@ -553,6 +553,7 @@ impl Net {
         } else if result >= 0 {
             socket.sent(result as usize);
             if socket.queue.is_empty() && socket.phase == Phase::Open {
+                socket.delayed = false;
                 events.push(Event::Sent { conn });
             }
         } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
@@ -647,13 +648,13 @@ fn receive(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     unsafe { kernel.push(entry, Token::new(Kind::Receive, socket.conn.0)) }
 }
 
-/// Sends the front of the queue unless a send is in flight. What could not be sent in the thread, and why,
-/// is for the ring to find out.
+/// Sends the front of the queue unless a send is in flight: in the thread, for the completion of a send through the ring
+/// would cost the turn a second system call. What could not be sent so, and why, is for the ring to find out.
 fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     if socket.sending || socket.queue.is_empty() {
         return Ok(());
     }
-    if socket.queued_bytes <= SMALL_QUEUE_BYTES && socket.send_now(SEND_PARTS_MAX) {
+    if socket.send_now(SEND_PARTS_MAX) {
         return Ok(());
     }
     let target = socket.target.expect("an open socket has a descriptor");
@@ -666,7 +667,7 @@ fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
         let message = socket.describe_send(SEND_PARTS_MAX);
         on!(target, |fd| opcode::SendMsg::new(fd, message).flags(flags as u32).build())
     };
-    socket.sending = true;
+    (socket.sending, socket.delayed) = (true, true);
     // SAFETY: the parts stay in the queue, and the header and vectors in the socket, until `sending` is
     // false; `Bytes` are never written.
     unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }
@@ -675,7 +676,6 @@ fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
 /// Sends a queue with leased bytes in it from this thread: what the ring was given it would send whenever there is
 /// room for it, however late. Where there is none, room is waited for.
 fn send_leased(socket: &mut Socket, lease: &lease::Lease, kernel: &mut Kernel) -> io::Result<Outcome> {
-    socket.delayed |= socket.queued_bytes > SMALL_QUEUE_BYTES;
     while !socket.sending && !socket.queue.is_empty() {
         match socket.send_leased(SEND_PARTS_MAX, lease) {
             Sent::Bytes(_) | Sent::Failed(libc::EINTR) => {}

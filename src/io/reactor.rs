@@ -50,7 +50,7 @@ pub enum Event {
     Received {
         conn: Conn,
     },
-    /// The send queue became empty. Not given for the few bytes (up to 16 KiB) that went out at once.
+    /// The send queue became empty. Not given for what went out at once.
     Sent {
         conn: Conn,
     },
@@ -81,13 +81,15 @@ pub struct ReactorOptions {
     /// Wait for events without sleeping, for at most a tenth of a millisecond, while they follow one another more
     /// closely than that. Never when idle, never on one core.
     pub spin: bool,
+    /// Run soon after a wake-up, for short moments: for who does little for each request, and is waited for.
+    pub prompt: bool,
     /// Most connections at a time; more are closed as they come.
     pub connections_max: usize,
 }
 
 impl Default for ReactorOptions {
     fn default() -> ReactorOptions {
-        ReactorOptions { arena_bytes: 256 << 20, signals: false, spin: false, connections_max: 1024 }
+        ReactorOptions { arena_bytes: 256 << 20, signals: false, spin: false, prompt: false, connections_max: 1024 }
     }
 }
 
@@ -122,6 +124,9 @@ impl Reactor {
     pub fn new(options: ReactorOptions) -> io::Result<Reactor> {
         let kernel = Kernel::new(Arena::new(options.arena_bytes)?)?;
         let waker = Waker::new()?;
+        if options.prompt {
+            super::slice::shorten();
+        }
         let signals = if options.signals { Some(Signals::new()?) } else { None };
         let mut reactor = Reactor {
             net: Net::new(Resolver::new(waker.clone()), options.connections_max),
@@ -320,7 +325,7 @@ impl Reactor {
                 if self.kernel.queued() {
                     self.kernel.enter(Wait::No)?;
                 }
-                self.net.flush_bulk(&mut self.kernel)?;
+                self.net.flush_bulk(&mut self.kernel, events)?;
             }
             let (wait, due) = self.wait(deadline_ns, events.len() > before);
             if wait != Wait::No {
