@@ -9,6 +9,9 @@
 //! | a slot that is neither record nor zero, then records | damage | named; records behind it are kept, the cut stops before them |
 //! | zeroes, then records far behind | a lost write: damage | the same |
 //!
+//! How far the journal reached is what tells a lost write from a torn one, and zeroing what is torn takes that away.
+//! So behind a lost write nothing is called torn: the next start finds what this one found.
+//!
 //! The spool is scanned whole: entries are found by their header, each at its own position and with its
 //! data verified. One that is not whole is named: torn if it was never acknowledged, damaged otherwise, which
 //! the records without payload then show.
@@ -105,6 +108,7 @@ pub fn scan_journal(
         spoiled: 0,
         garbage: Vec::new(),
         headless: Vec::new(),
+        lost_write: false,
     };
     let checkpoint = (history.floor(), history.chain_at(history.floor()));
     scan.segments(group, first, checkpoint)?;
@@ -144,6 +148,8 @@ struct Scan<'a> {
     garbage: Vec<u64>,
     /// Segments in use whose header is not readable.
     headless: Vec<u64>,
+    /// A gap was called damage by what stands far behind it.
+    lost_write: bool,
 }
 
 impl Scan<'_> {
@@ -246,7 +252,7 @@ impl Scan<'_> {
         let mut end: Option<Place> = None;
         let mut damaged: Option<Place> = None;
         let slots = std::mem::take(&mut self.slots);
-        let last = slots.iter().rev().find(|(_, slot)| matches!(slot, Slot::Record { .. })).map(|&(place, _)| place);
+        let last = last_ascending(&slots, history.floor());
         let read = slots.len() - usize::from(planted(Bug::JournalLosesLast) && !slots.is_empty());
         for (index, &(place, slot)) in slots[..read].iter().enumerate() {
             let (record, hole) = match slot {
@@ -274,7 +280,7 @@ impl Scan<'_> {
                 Err(_) => {
                     let from = end.map_or(slots[0].0.block, |end| end.block);
                     let reach = last.map_or(0, |last| last.block.saturating_sub(from));
-                    if damaged.is_none() && reach <= TORN_BLOCKS {
+                    if damaged.is_none() && reach <= TORN_BLOCKS && !self.lost_write {
                         let count = slots.len() - index;
                         let text = format!(
                             "the journal ends at seq {}: {count} records behind it were never acknowledged",
@@ -283,6 +289,7 @@ impl Scan<'_> {
                         news.push((Level::Info, text));
                         break;
                     }
+                    self.lost_write |= damaged.is_none();
                     self.name_gap(history.tail(), record.seq);
                     history.take_after_gap(record);
                 }
@@ -391,6 +398,19 @@ impl Scan<'_> {
             }
         }
     }
+}
+
+/// Place of the last record that goes on in the order of seqs: one that does not is left out, and may be zeroed.
+fn last_ascending(slots: &[(Place, Slot)], floor: Seq) -> Option<Place> {
+    let (mut last, mut highest) = (None, floor);
+    for &(place, slot) in slots {
+        if let Slot::Record { record, .. } = slot
+            && record.seq > highest
+        {
+            (last, highest) = (Some(place), record.seq);
+        }
+    }
+    last
 }
 
 /// An entry of the spool, whole and verified.

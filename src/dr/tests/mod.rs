@@ -9,5 +9,6 @@ mod damage;
 mod disk;
 mod named;
 mod run;
+mod scan;
 mod scenarios;
 mod writer;
