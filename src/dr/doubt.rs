@@ -34,6 +34,7 @@ use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::promote::{Asked, Promotion, unsafe_because};
+use crate::dr::table::TableReader;
 use crate::format::journal::segment_offset;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, DAMAGED, DIRECT, PROMOTED, SYNCED, Superblock};
@@ -333,7 +334,7 @@ impl Machine {
                 ));
             }
         }
-        let (unknown, tail) = unknown(cut, doubt.until, above);
+        let (unknown, tail) = unknown(cut, doubt.until, above, promotion.table.as_ref());
         if !unknown.is_empty() {
             let ranges: Vec<String> =
                 unknown.iter().take(NAMED_MAX).map(|range| format!("{} to {}", range.first, range.last)).collect();
@@ -390,12 +391,24 @@ impl Machine {
 
 /// Seqs between `cut` and `until` that no record names and no start of a writer explains; and the last known one.
 /// Where the start itself is not known, seqs that were skipped are among them.
-pub(super) fn unknown(cut: Seq, until: Seq, above: &BTreeMap<Seq, (OrderRecord, bool)>) -> (Vec<SeqRange>, Seq) {
+///
+/// A writer that has lost its power does not know the last seq before its start, and names none. What came before is in
+/// the status table, but for slots that the writer has used again: what those held is not known either.
+pub(super) fn unknown(
+    cut: Seq,
+    until: Seq,
+    above: &BTreeMap<Seq, (OrderRecord, bool)>,
+    table: Option<&TableReader>,
+) -> (Vec<SeqRange>, Seq) {
     let mut unknown = Vec::new();
     let mut at = cut;
     for (&seq, (record, _)) in above {
-        // A start names the last seq before it: those between were never given out.
-        let last = if record.op == Op::EpochStart { Seq(record.offset).min(seq.prev()) } else { seq.prev() };
+        let last = match (record.op, table) {
+            (Op::EpochStart, Some(table)) if record.offset == 0 => table.overwritten_after(at, seq),
+            // A start names the last seq before it: those between were never given out.
+            (Op::EpochStart, _) => Seq(record.offset).min(seq.prev()),
+            _ => seq.prev(),
+        };
         if last > at && at < until {
             unknown.push(SeqRange { first: at.next(), last: last.min(until) });
         }

@@ -72,7 +72,7 @@ impl Machine {
         let told = promotion.table.as_ref().map_or(Seq(0), |table| table.told);
         let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail()).max(told).max(cut);
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
-        let unknown = doubt::unknown(cut, until, &all).0;
+        let unknown = doubt::unknown(cut, until, &all, promotion.table.as_ref()).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
         let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
         PromoteReport {
@@ -136,16 +136,19 @@ fn given_up(unknown: &[SeqRange]) -> Option<String> {
     let (first, last) = (unknown.first()?.first, unknown.last()?.last);
     let count: u64 = unknown.iter().map(|range| range.last.0 - range.first.0 + 1).sum();
     Some(format!(
-        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: the auxiliary's table does not \
-         hold their orders (it lost them, or was full while DR was out of reach, with overflow = \"coalesce\")"
+        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: they had not reached DR, and \
+         the auxiliary's table does not hold their orders: it lost them, or went on without them (overflow = \"coalesce\") \
+         because it was full or the primary lost its power and wrote on"
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::{Chain, Epoch, Volume};
+    use crate::core::ids::{Chain, Epoch, GroupId, Volume};
     use crate::core::op::Op;
+    use crate::dr::table::TableReader;
+    use crate::format::table::TableLayout;
 
     /// A plan is made while a batch takes the cut past records that only the table has.
     #[test]
@@ -166,7 +169,39 @@ mod tests {
         let history = History::after(Seq(9), Chain(0));
         let all = above(Seq(10), &strays, &history);
         assert_eq!(all.keys().copied().collect::<Vec<_>>(), [Seq(11)]);
-        assert_eq!(doubt::unknown(Seq(10), Seq(11), &all).0, []);
-        assert_eq!(doubt::unknown(Seq(11), Seq(11), &above(Seq(11), &strays, &history)).0, []);
+        assert_eq!(doubt::unknown(Seq(10), Seq(11), &all, None).0, []);
+        assert_eq!(doubt::unknown(Seq(11), Seq(11), &above(Seq(11), &strays, &history), None).0, []);
+    }
+
+    /// Found by the matrix of tools/power: a primary lost its power, wrote over slots that DR still needed, and was lost.
+    #[test]
+    fn what_a_primary_without_power_wrote_over_in_the_table_is_unknown_and_no_more() {
+        let start = 1 << 20;
+        let record = |seq, op| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op,
+            flags: 0,
+            offset: 0,
+            length: 512,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        };
+        let layout = TableLayout::new(1024, 0);
+        // Before: up to 20, of which DR has 10. After: as many records, from slot 0 on.
+        for (count, unknown) in [(8, vec![]), (13, vec![(11, 12)]), (41, vec![(11, 40)]), (1024, vec![(11, start - 1)])]
+        {
+            let mut table = TableReader::new(layout, GroupId(1), Seq(10), Epoch(1));
+            let old = (11..=20).filter(|seq| *seq >= count).map(|seq| record(seq, Op::Write));
+            let new =
+                (start..start + count).map(|seq| record(seq, if seq == start { Op::EpochStart } else { Op::Write }));
+            table.records = old.chain(new).map(|record| (record.seq, record)).collect();
+            let all = table.records.values().map(|&record| (record.seq, (record, false))).collect();
+            let found = doubt::unknown(Seq(10), Seq(start + count - 1), &all, Some(&table)).0;
+            let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
+            assert_eq!(found, unknown, "{count} records after the start");
+        }
     }
 }

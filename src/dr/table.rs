@@ -4,7 +4,7 @@
 //! left its records in any order, and jumped (I4). Nothing that is not exactly what a writer writes is
 //! taken; damaged slots are counted and named (I8).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -157,6 +157,22 @@ impl TableReader {
         }
         let damaged = self.spoiled.len();
         (!why.is_empty()).then(|| format!("{damaged} slots of the status table are damaged: {}", why.join("; ")))
+    }
+
+    /// Up to which seq after `seq` and before `start` the table may have held records that are not in it any more:
+    /// their slots were taken by records from `start` on. Seqs have no gaps, so the first slot that was not taken and
+    /// does not hold its own says that there were no more.
+    #[must_use]
+    pub fn overwritten_after(&self, seq: Seq, start: Seq) -> Seq {
+        let taken: HashSet<u64> = self.records.range(start..).map(|(&seq, _)| self.layout.slot(seq)).collect();
+        if taken.len() as u64 == self.layout.slots {
+            return start.prev();
+        }
+        let mut last = seq;
+        while last.next() < start && taken.contains(&self.layout.slot(last.next())) {
+            last = last.next();
+        }
+        last
     }
 
     /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute

@@ -112,9 +112,13 @@ impl Asked {
     }
 }
 
-/// Whether a reply at the front of `out` may be the one to this request.
+/// Whether a reply at the front of `out` may be the one to this request. Replies without data can be as long together
+/// as one with data, so that what is read is compared, too.
 fn fits(request: &(u64, u16, u32), out: &[u8], error: u32) -> bool {
     let data = if request.1 == CMD_READ && error == 0 { request.2 as usize } else { 0 };
+    if !out.iter().skip(REPLY_BYTES).take(data).all(|&byte| byte == READ_BYTE) {
+        return false;
+    }
     out.get(REPLY_BYTES + data..).is_some_and(|rest| rest.is_empty() || rest.starts_with(&MAGIC_REPLY.to_be_bytes()))
 }
 
@@ -200,6 +204,9 @@ pub fn server(input: &[u8]) {
     asked.check(&run.out, run.named, no_zeroes);
 }
 
+/// What every read returns.
+const READ_BYTE: u8 = 0x5a;
+
 struct Server {
     session: Session,
     export: Export,
@@ -246,7 +253,7 @@ impl Server {
 
     fn answer(&mut self, out: &mut Outbox, which: usize) {
         let (cookie, length, _) = self.open.swap_remove(which % self.open.len());
-        let result = if which & 0x100 == 0 { Ok(Bytes::from(vec![0x5a; length])) } else { Err(Errno::Io) };
+        let result = if which & 0x100 == 0 { Ok(Bytes::from(vec![READ_BYTE; length])) } else { Err(Errno::Io) };
         self.session.reply(cookie, result, out);
     }
 
