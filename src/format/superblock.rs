@@ -75,6 +75,9 @@ const SHAPE: Shape = Shape {
     crc_at: BLOCK_BYTES - 4,
 };
 
+/// Boot id of a primary that ended because a disk failed it: what its caches held is not believed in any boot.
+pub const NO_BOOT: [u8; 16] = [0; 16];
+
 /// Whose directory it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

@@ -484,7 +484,12 @@ impl Shell {
                 self.machine.step(self.reactor.now(), Input::Allocated { ranges }, &mut self.effects);
             }
             Effect::Log { level, text } => log(level, &text),
-            Effect::Fatal { text } => bail!("{text}"),
+            Effect::Fatal { text, mark: (offset, block) } => {
+                if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
+                    tracing::error!("the next start is not told of this failure: {error}");
+                }
+                bail!("{text}")
+            }
             Effect::Stopped => self.stopped = true,
         }
         Ok(())

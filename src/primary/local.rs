@@ -33,9 +33,7 @@ impl Machine {
             (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
             (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
             (Pending::Chunk { index, extent }, Ok(bytes)) => self.chunk_read(index, extent, bytes, fx),
-            (pending, Err(fail)) => {
-                fx.push(Effect::Fatal { text: format!("{}: {fail}", pending.what()) });
-            }
+            (pending, Err(fail)) => self.disk_failed(format!("{}: {fail}", pending.what()), fx),
         }
     }
 
@@ -86,7 +84,7 @@ impl Machine {
             self.coalesce("a local write failed", fx);
             self.lose(extent);
         } else {
-            fx.push(Effect::Fatal { text: format!("{text}; mend the backing store and start again") });
+            self.disk_failed(format!("{text}; mend the backing store and start again"), fx);
         }
     }
 
@@ -137,9 +135,7 @@ impl Machine {
                     }
                     !failed
                 });
-                fx.push(Effect::Fatal {
-                    text: format!("flush failed: {fail}; mend the backing store and start again"),
-                });
+                self.disk_failed(format!("flush failed: {fail}; mend the backing store and start again"), fx);
             }
         }
     }

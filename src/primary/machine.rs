@@ -142,6 +142,8 @@ pub enum Effect {
     /// Nothing can be trusted any more: the process ends and a restart recovers.
     Fatal {
         text: String,
+        /// Written to the superblock before, at this offset, if that is still possible: what the next start has to know.
+        mark: (u64, Bytes),
     },
     Stopped,
 }
@@ -454,6 +456,17 @@ impl Machine {
         let offset = superblock::slot_offset(self.superblock.generation);
         let bytes = Bytes::copy_from_slice(&self.superblock.encode());
         fx.push(disk_write(ticket, File::Superblock, offset, vec![bytes], true));
+    }
+
+    /// After a failed operation nothing that only a cache may hold is believed: the next start goes on as after a loss of
+    /// power, even in the same boot. Seqs that the log forgot are never given out again, and what a volume forgot is copied.
+    pub(super) fn disk_failed(&mut self, text: String, fx: &mut Vec<Effect>) {
+        self.superblock.generation += 1;
+        self.superblock.boot_id = superblock::NO_BOOT;
+        self.superblock.flags &= !superblock::CLEAN;
+        let offset = superblock::slot_offset(self.superblock.generation);
+        let mark = (offset, Bytes::copy_from_slice(&self.superblock.encode()));
+        fx.push(Effect::Fatal { text, mark });
     }
 
     /// Everything up to here needs no slot of the table and no bit of the map any more.

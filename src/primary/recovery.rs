@@ -7,8 +7,11 @@
 //! | yes | any | yes | the intent map and the records |
 //! | no  | any | any | the intent map; seqs go on after the reservation |
 //!
-//! In the same boot the page cache is whole, so the unsynced intent log is exact. After a loss of power only
-//! what was made durable counts: the map (I2), and the reservation of seqs, which no write has passed.
+//! A log that ends before what its watermark says was done, or with a damaged record, counts for nothing.
+//!
+//! In the same boot the page cache is whole, so the unsynced intent log is exact; unless a disk failed, which the
+//! process notes in the superblock before it ends ([`superblock::NO_BOOT`]): then, as after a loss of power, only what
+//! was made durable counts: the map (I2), and the reservation of seqs, which no write has passed.
 
 use bytes::Bytes;
 
@@ -96,12 +99,18 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     let mut notes = Vec::new();
     let intent = read_map(files.map, &sizes, superblock.group, &mut notes)?;
     let log = read_log(files.log, &superblock, &mut notes)?;
-    let exact = superblock.has(superblock::CLEAN) || log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
+    let failed = superblock.boot_id == superblock::NO_BOOT;
+    let same_boot = log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
+    let exact = !failed && (superblock.has(superblock::CLEAN) || same_boot);
     let (end, last) = scan_fifo(expect, &superblock, files.fifo)?;
     let fifo = DiskFifo::resume(expect.fifo_disk_bytes, superblock.nonce, superblock.spool_pos, end, last);
     let mut recovered = match log.filter(|_| exact) {
         Some(log) => resume_exact(superblock, log, intent, fifo, last),
-        None => resume_after_power_loss(expect, superblock, intent, fifo, &mut notes),
+        None => {
+            let why = if failed { "a disk failed this primary" } else { "the machine lost power or was restarted" };
+            notes.push(format!("{why} while it ran: what its intent log says is not relied upon"));
+            resume_after_power_loss(expect, superblock, intent, fifo, &mut notes)
+        }
     };
     recovered.superblock.boot_id = expect.boot_id;
     recovered.format.extend(log_header(expect, &recovered));
@@ -213,8 +222,7 @@ fn resume_after_power_loss(
     let reserved = superblock.seq;
     let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
     notes.push(format!(
-        "the machine lost power or was restarted while this primary ran: seqs go on after {tail}, and every extent \
-         of the intent map is copied"
+        "seqs go on after {tail}, and every extent of the intent map is copied"
     ));
     let lost = intent.ranges();
     Recovered {
@@ -354,7 +362,16 @@ fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>)
         records.extend(found.filter(|record| inside(record, superblock)));
         offset += length as u64;
     }
-    Ok(newest_run(records).map(|records| Log { layout, boot_id: header.boot_id, watermark, records }))
+    let Some(records) = newest_run(records) else { return Ok(None) };
+    let newest = records.last().map_or(Seq(0), |record| record.seq);
+    let next = file.read_at(layout.record_offset(newest.next()), RECORD_BYTES).map_err(io)?;
+    if watermark.local_done > newest || !is_zero(&next) && OrderRecord::decode(&next).is_err() {
+        // Seqs that were given out are never given out again: what the log forgot is not to be guessed.
+        let at = layout.record_offset(newest.next());
+        notes.push(format!("the intent log is damaged behind seq {newest}, at offset {at}; the intent map decides"));
+        return Ok(None);
+    }
+    Ok(Some(Log { layout, boot_id: header.boot_id, watermark, records }))
 }
 
 /// Whether what a record changes is there: one that leaves its volume was never written here.

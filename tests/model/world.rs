@@ -532,7 +532,7 @@ impl World {
                     }
                 }
                 Effect::ListAllocated => self.events.push_back(Event::Allocated),
-                Effect::Fatal { text } => panic!("primary: {text}"),
+                Effect::Fatal { text, .. } => panic!("primary: {text}"),
                 Effect::Log { text, .. } => self.trace.push(format!("  primary says {text}")),
                 Effect::Stopped => {}
             }

@@ -114,9 +114,12 @@ impl Oracle {
         }
     }
 
-    /// Whether a seq of the range was given out: those that a loss of power skipped may be among them.
+    /// Whether a seq of the range was given out, or may have been as far as anybody can tell: those that a loss of power
+    /// skipped may be among them, and a start after one names no last seq.
     pub fn gave_out(&self, range: SeqRange) -> bool {
-        self.by_seq.range(range.first..=range.last).next().is_some()
+        self.by_seq.range(range.first..).next().is_some_and(|(&seq, entry)| {
+            seq <= range.last || entry.record.op == Op::EpochStart && entry.record.offset == 0
+        })
     }
 
     /// A record was seen in an effect of the primary.

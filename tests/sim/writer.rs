@@ -101,7 +101,7 @@ impl World {
                 self.at(at, Event::Allocated { run });
             }
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
-            Effect::Fatal { text } => return self.fail("fatal", format!("primary: {text}")),
+            Effect::Fatal { text, .. } => return self.fail("fatal", format!("primary: {text}")),
             Effect::Stopped => self.stopped(Node::Primary),
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::cluster::config::{self, Config};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner};
 use crate::format::intent::{LogLayout, MapLayout};
-use crate::format::superblock::SUPERBLOCK_BYTES;
+use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
 use crate::primary::recovery::{Expect, Files};
 
@@ -82,14 +82,17 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     let superblock = kept(path("superblock"), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
     let superblock = reactor.open(&superblock)?;
     let map_bytes = MapLayout::new(&sizes).total_bytes();
+    cut_short(&path("intent.map"), map_bytes)?;
     let map = reactor.open(&kept(path("intent.map"), map_bytes, Direct::Auto, Preallocate::Written))?;
     let log_bytes = LogLayout { slots: setup.log_slots }.total_bytes();
-    let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve))?;
+    let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve));
+    let log = log.inspect_err(|_| distrust(reactor, superblock))?;
     let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
     let fifo = reactor.open(&kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Sparse))?;
     let mut volumes = Vec::new();
     for (volume, path) in config.volumes.iter().zip(setup.backing) {
-        volumes.push(open_volume(reactor, path, volume.size, setup.direct)?);
+        let opened = open_volume(reactor, path, volume.size, setup.direct);
+        volumes.push(opened.inspect_err(|_| distrust(reactor, superblock))?);
     }
     // Names have to survive a loss of power as contents do.
     std::fs::File::open(setup.dir)
@@ -113,6 +116,34 @@ fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
         return Err(Refused(text).into());
     }
     Ok(())
+}
+
+/// A map that lost its end is as good as none: what it said there is not known, and grown again with zeroes it would
+/// say that nothing was written (I2). Without its header, recovery has everything copied.
+fn cut_short(map: &Path, made: u64) -> anyhow::Result<()> {
+    let found = std::fs::metadata(map).map_or(0, |data| data.len());
+    if found > 0 && found < made {
+        let name = map.display();
+        tracing::error!("{name} is {found} bytes long, it was made with {made}: truncated; it counts for nothing");
+        let file = std::fs::File::options().write(true).open(map);
+        file.and_then(|file| file.set_len(0)).with_context(|| format!("emptying {name}"))?;
+    }
+    Ok(())
+}
+
+/// A file cannot be opened, perhaps because what a cache held of it could not be written: the system tells that once,
+/// so that it is noted for the start that succeeds.
+fn distrust(reactor: &Reactor, file: FileId) {
+    let note = || -> anyhow::Result<()> {
+        let Some(mut known) = superblock::newest(&reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?)? else { return Ok(()) };
+        known.generation += 1;
+        known.boot_id = superblock::NO_BOOT;
+        known.set(superblock::CLEAN, false);
+        Ok(reactor.write_sync(file, known.offset(), &known.encode())?)
+    };
+    if let Err(error) = note() {
+        tracing::error!("the next start is not told of this failure: {error:#}");
+    }
 }
 
 fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Direct) -> anyhow::Result<FileId> {

@@ -187,6 +187,7 @@ pub fn intent(input: &[u8]) {
     superblock.epoch = Epoch(1);
     superblock.volumes = volumes.iter().map(|(name, size)| (name_digest(name), *size)).collect();
     superblock.seq = Seq(1 << 20);
+    superblock.boot_id = [1; 16];
     superblock.set(farshore::format::superblock::CLEAN, shape & 1 != 0);
     let mut slots = Memory(vec![0; 8192]);
     slots.put(superblock.offset() as usize, &superblock.encode());
