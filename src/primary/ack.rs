@@ -6,7 +6,7 @@ use super::policy::{self, NOTHING, Standing};
 use super::window::Local;
 use crate::core::errno::Errno;
 use crate::core::ids::Seq;
-use crate::core::machine::{Lease, Level};
+use crate::core::machine::{Lease, Level, Now};
 use crate::core::modes::{Ack, Require};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::FLAG_FUA;
@@ -48,15 +48,28 @@ impl Machine {
         let options = &self.options;
         if self.fenced.is_some() {
             Lease::Over
-        } else if options.standalone
-            || options.isolated_continue
-            || options.require == Require::None
-            || planted(Bug::AckAfterLease)
-        {
+        } else if options.standalone || options.isolated_continue || planted(Bug::AckAfterLease) {
             Lease::Unbound
+        } else if self.alone() {
+            Lease::Until(self.lease_until_ns.max(self.now.mono_ns + LEASE_NS))
         } else {
             Lease::Until(self.lease_until_ns)
         }
+    }
+
+    /// Whether this primary may go on by itself: nothing is required, and both peers have been found out of reach since
+    /// it last heard of them, in an attempt that would have told of a newer epoch (I7).
+    fn alone(&self) -> bool {
+        self.options.require == Require::None && self.aux.gone && self.dr.gone
+    }
+
+    /// Time has passed between two inputs. Whoever was stopped for as long as a lease asks its peers again before it
+    /// goes on alone.
+    pub(super) fn notice_time(&mut self, now: Now) {
+        if now.mono_ns > self.now.mono_ns + LEASE_NS {
+            (self.aux.gone, self.dr.gone) = (false, false);
+        }
+        self.now = now;
     }
 
     /// A peer answered something that was sent at `sent_ns`, at our epoch: the lease runs from then.

@@ -119,6 +119,8 @@ pub struct DrLink {
     pub(super) holes: VolumeRanges,
     /// DR's journal cannot be continued: the next record it gets is the begin of a batch.
     pub(super) must_jump: bool,
+    /// The last attempt to connect failed, and nothing was heard of it since.
+    pub(super) gone: bool,
     pub problem: Option<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
@@ -157,6 +159,7 @@ impl DrLink {
             everything_in: Seq(0),
             holes: VolumeRanges::new(),
             must_jump: false,
+            gone: false,
             problem: None,
             since_ns: 0,
             rtt_ns: 0,
@@ -427,6 +430,7 @@ impl Machine {
         if self.dr.ready() || self.dr.since_ns == 0 {
             self.dr.since_ns = self.now.wall_ns;
         }
+        self.dr.gone = matches!(self.dr.phase, Phase::Connecting { .. } | Phase::Greeting { .. });
         self.dr.phase = Phase::Idle { retry_ns: self.now.mono_ns + retry_ns };
         self.dr.caught_up = false;
         self.dr.commits.clear();
@@ -531,6 +535,7 @@ impl Machine {
         if phase_conn(self.dr.phase) == Some(conn) {
             let retry = if refuse.code == RefuseCode::NotNow { RETRY_NS } else { RETRY_REFUSED_NS };
             self.dr_reject(conn, &format!("DR refuses: {}", refuse.text), retry, fx);
+            self.dr.gone = false;
         } else {
             fx.push(Effect::DrClose { conn });
             self.stream_lost(conn);
@@ -539,8 +544,11 @@ impl Machine {
 
     fn welcome(&mut self, conn: Conn, welcome: &Welcome, fx: &mut Vec<Effect>) {
         if let Err(text) = self.check_welcome(welcome) {
-            return self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+            self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+            self.dr.gone = false;
+            return;
         }
+        self.dr.gone = false;
         if self.superblock.peer != welcome.owner {
             self.superblock.peer = welcome.owner;
             let reserved = self.superblock.seq;

@@ -379,7 +379,7 @@ impl Machine {
 
     /// Takes one input; what is to be done is appended to `fx`.
     pub fn step(&mut self, now: Now, input: Input, fx: &mut Vec<Effect>) {
-        self.now = now;
+        self.notice_time(now);
         match input {
             Input::Request { req, volume, kind } => self.request(req, volume, kind, fx),
             Input::EndOfTurn => self.end_of_turn(fx),

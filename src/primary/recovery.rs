@@ -221,9 +221,7 @@ fn resume_after_power_loss(
 ) -> Recovered {
     let reserved = superblock.seq;
     let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
-    notes.push(format!(
-        "seqs go on after {tail}, and every extent of the intent map is copied"
-    ));
+    notes.push(format!("seqs go on after {tail}, and every extent of the intent map is copied"));
     let lost = intent.ranges();
     Recovered {
         superblock,

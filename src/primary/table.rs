@@ -120,6 +120,8 @@ pub struct AuxLink {
     hole: Seq,
     /// The tail when the table was first found damaged: no record in it is later.
     unreadable: Option<Seq>,
+    /// The last attempt to open it failed, and nothing was heard of it since.
+    pub(super) gone: bool,
     pub problem: Option<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
@@ -158,6 +160,7 @@ impl AuxLink {
             ring_found: None,
             hole: Seq(0),
             unreadable: None,
+            gone: false,
             problem: None,
             since_ns: 0,
             rtt_ns: 0,
@@ -223,6 +226,7 @@ impl AuxLink {
 impl Machine {
     pub(super) fn aux_opened(&mut self, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
         self.aux.phase = Phase::Preparing { since_ns: self.now.mono_ns };
+        self.aux.gone = false;
         self.aux.fencing = fencing;
         self.aux.region_bytes = size;
         self.aux_read(AuxOp::ReadHead, 0, HEAD_BYTES, fx);
@@ -249,6 +253,7 @@ impl Machine {
             self.aux.since_ns = self.now.wall_ns;
         }
         // Whoever was just cut off asks at once why: it may have been fenced (I7).
+        self.aux.gone = matches!(self.aux.phase, Phase::Opening { .. } | Phase::Preparing { .. });
         let patience = if self.aux.phase == Phase::Ready { RETRY_NS / 50 } else { RETRY_NS };
         self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + patience };
         self.due_ns = self.due_ns.min(self.now.mono_ns + patience);

@@ -135,7 +135,9 @@ fn cut_short(map: &Path, made: u64) -> anyhow::Result<()> {
 /// so that it is noted for the start that succeeds.
 fn distrust(reactor: &Reactor, file: FileId) {
     let note = || -> anyhow::Result<()> {
-        let Some(mut known) = superblock::newest(&reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?)? else { return Ok(()) };
+        let Some(mut known) = superblock::newest(&reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?)? else {
+            return Ok(());
+        };
         known.generation += 1;
         known.boot_id = superblock::NO_BOOT;
         known.set(superblock::CLEAN, false);
