@@ -38,6 +38,8 @@ pub const STREAMS_MAX: usize = 32;
 pub const INTENT_EXTENT_BYTES: u64 = 64 << 10;
 /// Extents of the intent map that are set together while it says little: 1 MiB.
 pub const INTENT_NEIGHBOURS: u64 = 16;
+/// Extents set together at the most, when writes touch one unmarked place after another: 16 MiB.
+pub const INTENT_NEIGHBOURS_MAX: u64 = 256;
 /// Extents of the intent map up to which neighbours are set: 2 GiB.
 pub const INTENT_EAGER_EXTENTS: u64 = (2 << 30) / INTENT_EXTENT_BYTES;
 /// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.

@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::FormatError;
 use super::layout::{Block, Shape, array_at, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
 use crate::core::ids::{GroupId, Owner, Seq, Volume};
-use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS, RECORD_BYTES, TABLE_SLOTS_MAX};
+use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS_MAX, RECORD_BYTES, TABLE_SLOTS_MAX};
 
 /// Bits of one page of the map.
 pub const PAGE_BITS: u64 = (PAGE_BITS_BYTES * 8) as u64;
@@ -41,7 +41,7 @@ pub const PAGE_COVERS_BYTES: u64 = PAGE_BITS * INTENT_EXTENT_BYTES;
 
 const PAGE_HEADER_BYTES: usize = 32;
 const PAGE_BITS_BYTES: usize = BLOCK_BYTES - PAGE_HEADER_BYTES;
-const _: () = assert!(PAGE_BITS.is_multiple_of(INTENT_NEIGHBOURS), "neighbours share a page");
+const _: () = assert!(PAGE_BITS.is_multiple_of(INTENT_NEIGHBOURS_MAX), "neighbours share a page");
 const PAGE_WHAT: &str = "intent map page";
 const PAGE_MAGIC: [u8; 4] = *b"FSIM";
 const PAGE_VERSION: u16 = 1;

@@ -6,8 +6,9 @@
 //! to the cycle's seq is at or below DR's cut, and the local disk has been synced since.
 //!
 //! A page write costs as much as the write that waits for it. So while the map says little, a bit is set
-//! with its neighbours, which writes are likely to touch next, and neighbours are cleared together: what a
-//! loss of power makes the primary copy for nothing is bounded ([`INTENT_EAGER_EXTENTS`]).
+//! with its neighbours, which writes are likely to touch next, and neighbours are cleared together; the more
+//! places are touched in one cycle, the more neighbours. What a loss of power makes the primary copy for
+//! nothing is bounded ([`INTENT_EAGER_EXTENTS`]).
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,10 @@ use bytes::Bytes;
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::ranges::VolumeRanges;
 use crate::format::intent::{MapLayout, Page};
-use crate::limits::{INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS};
+use crate::limits::{INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS, INTENT_NEIGHBOURS_MAX};
+
+/// Unmarked places touched in a cycle after which twice as many extents are set together.
+const MISSES_DOUBLE: u32 = 4;
 
 /// One page in its three versions.
 #[derive(Clone, Debug)]
@@ -60,6 +64,8 @@ pub struct IntentMap {
     set: u64,
     /// Extents set together, at aligned places: a divisor of the bits of a page.
     neighbours: u64,
+    /// Unmarked places touched since the cycle began.
+    misses: u32,
 }
 
 impl IntentMap {
@@ -87,6 +93,7 @@ impl IntentMap {
             cycle: None,
             set: 0,
             neighbours: INTENT_NEIGHBOURS,
+            misses: 0,
         }
     }
 
@@ -123,7 +130,7 @@ impl IntentMap {
 
     /// Sets a bit, and its neighbours while the map says little.
     fn set_around(&mut self, volume: Volume, page: u64, bit: u64) {
-        let together = if self.set < INTENT_EAGER_EXTENTS { self.neighbours } else { 1 };
+        let together = if self.set < INTENT_EAGER_EXTENTS { self.spread() } else { 1 };
         let size = self.sizes[usize::from(volume.0)];
         let leaf = &mut self.volumes[usize::from(volume.0)][index(page)];
         let first = bit / together * together;
@@ -133,6 +140,17 @@ impl IntentMap {
         if !std::mem::replace(&mut leaf.dirty, true) {
             self.dirty.push((volume, page));
         }
+    }
+
+    /// How many extents the next unmarked place is set with. Writes scattered over a volume would otherwise wait for a
+    /// page write each, place by place.
+    fn spread(&mut self) -> u64 {
+        if self.neighbours < INTENT_NEIGHBOURS {
+            return self.neighbours;
+        }
+        self.misses = self.misses.saturating_add(1);
+        let doubled = (self.misses - 1) / MISSES_DOUBLE;
+        INTENT_NEIGHBOURS_MAX.min(self.neighbours << doubled.min(INTENT_NEIGHBOURS_MAX.ilog2()))
     }
 
     /// Whether every extent of the range is durable in the map.
@@ -190,6 +208,7 @@ impl IntentMap {
             leaf.recent = Page::new(leaf.recent.volume, leaf.recent.index);
         }
         self.cycle = Some(Cycle { upto, began_ns: now_ns });
+        self.misses = 0;
     }
 
     /// The seq that the present cycle waits for, and when it began.
@@ -291,6 +310,28 @@ mod tests {
     }
 
     #[test]
+    fn scattered_writes_mark_more_and_more_at_a_time() {
+        let places = 256;
+        let mut map = IntentMap::new(&[places << 20]);
+        let mut rounds = 0;
+        // Every MiB once, in an order that jumps.
+        for at in (0..places).map(|step| step * 149 % places) {
+            if !map.want(extent(at << 20, 4096)) {
+                rounds += 1;
+                settle(&mut map);
+            }
+            assert!(map.is_durable(extent(at << 20, 4096)));
+        }
+        assert!(rounds <= 32, "{rounds} page writes were waited for");
+        map.begin_cycle(Seq(1), 0);
+        map.end_cycle();
+        settle(&mut map);
+        assert!(!map.want(extent(0, 4096)));
+        settle(&mut map);
+        assert!(!map.is_durable(extent(1 << 20, 4096)), "what begins anew begins with few");
+    }
+
+    #[test]
     fn a_write_waits_until_its_bit_is_durable() {
         let mut map = single(&[SIZE]);
         assert!(!map.want(extent(0, 4096)));
@@ -364,7 +405,7 @@ mod tests {
             at += INTENT_NEIGHBOURS * INTENT_EXTENT_BYTES;
         }
         let before = map.set;
-        map.want(extent(at, 1));
+        map.want(extent(bytes - 1, 1));
         assert_eq!(map.set, before + 1);
     }
 }
