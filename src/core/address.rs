@@ -1,8 +1,8 @@
 //! Where to listen and whom to call: addresses of sockets, and URIs of NBD exports.
 //!
 //! Owns parsing and printing; nothing here resolves or connects. What `Display` prints parses back to
-//! the same value. URIs follow "NBD URIs" of the nbd project's doc/uri.md, as far as farshore speaks it:
-//! no TLS, no vsock.
+//! the same value. URIs follow "The NBD Uniform Resource Indicator (URI) format" of the nbd project's doc/uri.md:
+//! all of it but TLS, abstract sockets and user names, which are recognised and refused in words.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -68,13 +68,16 @@ impl FromStr for NbdUri {
 
     fn from_str(text: &str) -> Result<NbdUri, AddressError> {
         let wrong = |why| AddressError { text: text.into(), why };
-        if let Some(rest) = text.strip_prefix("nbd://") {
-            return tcp_uri(rest).map_err(wrong);
+        let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+        // Schemes are written in either case (RFC 3986, section 3.1).
+        match scheme.to_ascii_lowercase().as_str() {
+            "nbd" => tcp_uri(rest).map_err(wrong),
+            "nbd+unix" => unix_uri(rest).map_err(wrong),
+            "nbds" | "nbds+unix" => Err(wrong("TLS is not supported: use nbd:// or nbd+unix://, within a VPN")),
+            "nbd+vsock" | "nbds+vsock" => Err(wrong("vsock is not supported: use nbd:// or nbd+unix://")),
+            "nbd+ssh" => Err(wrong("SSH is not supported: forward a port, and use nbd://")),
+            _ => Err(wrong("expected nbd://host[:port]/export or nbd+unix:///export?socket=/path")),
         }
-        if let Some(rest) = text.strip_prefix("nbd+unix://") {
-            return unix_uri(rest).map_err(wrong);
-        }
-        Err(wrong("expected nbd://host[:port]/export or nbd+unix:///export?socket=/path"))
     }
 }
 
@@ -116,30 +119,71 @@ text_conversions!(NbdUri);
 
 /// `host[:port]/export`
 fn tcp_uri(rest: &str) -> Result<NbdUri, &'static str> {
-    let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
-    if authority.contains('@') {
-        return Err("a user name before the host is not supported");
-    }
-    if export.contains(['?', '#']) {
-        return Err("a query or fragment after the export name is not supported");
+    let Parts { authority, export, socket } = Parts::of(rest)?;
+    if socket.is_some() {
+        return Err("?socket= belongs to nbd+unix://");
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-    let host_port = if has_port { authority.to_owned() } else { format!("{authority}:{NBD_PORT}") };
+    let host_port = match authority.strip_suffix(':') {
+        // An empty port is the default one (RFC 3986, section 3.2.3).
+        Some(host) if has_port => format!("{host}:{NBD_PORT}"),
+        _ if has_port => authority.to_owned(),
+        _ => format!("{authority}:{NBD_PORT}"),
+    };
     check_host_port(&host_port)?;
-    Ok(NbdUri { address: Address::Tcp(host_port), export: percent_decode(export)? })
+    Ok(NbdUri { address: Address::Tcp(host_port), export })
 }
 
 /// `/export?socket=/path`
 fn unix_uri(rest: &str) -> Result<NbdUri, &'static str> {
-    let path = rest.strip_prefix('/').ok_or("nbd+unix takes no host: nbd+unix:///export?socket=/path")?;
-    let (export, query) = path.split_once('?').ok_or("?socket=/path is missing")?;
-    let socket = query.strip_prefix("socket=").ok_or("the one parameter allowed is socket=/path")?;
-    if socket.contains(['&', '#']) {
-        return Err("the one parameter allowed is socket=/path");
+    let Parts { authority, export, socket } = Parts::of(rest)?;
+    if !authority.is_empty() {
+        return Err("nbd+unix takes no host: nbd+unix:///export?socket=/path");
     }
-    let socket = percent_decode(socket)?;
+    let socket = socket.ok_or("?socket=/path is missing")?;
+    if socket.starts_with('\0') {
+        return Err("a socket in the abstract namespace is not supported");
+    }
     check_socket_path(&socket)?;
-    Ok(NbdUri { address: Address::Unix(socket.into()), export: percent_decode(export)? })
+    Ok(NbdUri { address: Address::Unix(socket.into()), export })
+}
+
+/// What stands behind the scheme of a URI, decoded.
+struct Parts<'a> {
+    authority: &'a str,
+    /// The path without its first slash; any further one is part of the name.
+    export: String,
+    socket: Option<String>,
+}
+
+impl Parts<'_> {
+    fn of(rest: &str) -> Result<Parts<'_>, &'static str> {
+        if rest.contains('#') {
+            return Err("a fragment (#…) means nothing in an NBD URI; in a name it is written %23");
+        }
+        let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+        let (authority, export) = path.split_once('/').unwrap_or((path, ""));
+        if authority.contains('@') {
+            return Err("a user name before the host is for TLS, which is not supported");
+        }
+        let export = percent_decode(export)?;
+        if export.contains('\0') {
+            return Err("the export name contains a zero byte");
+        }
+        let mut socket = None;
+        for parameter in query.into_iter().flat_map(|query| query.split('&')).filter(|parameter| !parameter.is_empty())
+        {
+            let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            match key {
+                "socket" if socket.is_some() => return Err("there are two parameters socket="),
+                "socket" => socket = Some(percent_decode(value)?),
+                "tls-type" | "tls-hostname" | "tls-verify-peer" | "tls-certificates" | "tls-psk-file"
+                | "tls-username" => return Err("TLS is not supported, nor are its parameters"),
+                _ => return Err("the query parameter is not known: the one allowed is socket=/path, of nbd+unix://"),
+            }
+        }
+        Ok(Parts { authority, export, socket })
+    }
 }
 
 fn check_socket_path(path: &str) -> Result<(), &'static str> {
@@ -246,6 +290,18 @@ mod tests {
             assert_eq!(uri.to_string(), text);
         }
         assert_eq!("nbd://h".parse::<NbdUri>().expect("no path").export, "");
+        for (text, shown) in [
+            ("nbd://example.com//disk", "nbd://example.com//disk"),
+            ("NBD://h/e", "nbd://h/e"),
+            ("nbd://h:/e", "nbd://h/e"),
+            ("nbd://[2001:db8::7]/e", "nbd://[2001:db8::7]/e"),
+            ("nbd://[2001:db8::7]:10810/", "nbd://[2001:db8::7]:10810/"),
+            ("nbd+unix://?socket=/s", "nbd+unix:///?socket=/s"),
+            ("nbd+unix:///a/b?socket=relative.sock", "nbd+unix:///a/b?socket=relative.sock"),
+            ("nbd://h/%68%65%6c%6c%6f%20world%3F%23", "nbd://h/hello%20world%3F%23"),
+        ] {
+            assert_eq!(text.parse::<NbdUri>().expect(text).to_string(), shown);
+        }
         assert_eq!("nbd://h:10809/e".parse::<NbdUri>().expect("port").to_string(), "nbd://h/e");
     }
 
@@ -253,11 +309,21 @@ mod tests {
     fn wrong_uris_say_what_is_wrong() {
         for (text, why) in [
             ("http://h/e", "nbd://"),
-            ("nbds://h/e", "nbd://"),
+            ("h/e", "nbd://"),
+            ("nbds://h/e", "TLS is not supported"),
+            ("NBDS+UNIX:///e?socket=/x", "TLS is not supported"),
+            ("nbd+vsock://2/e", "vsock"),
+            ("nbd+ssh://h/e", "SSH"),
+            ("nbd://h/e?tls-type=x509", "TLS"),
+            ("nbd://h/e?socket=/x", "nbd+unix"),
+            ("nbd://h/e#f", "fragment"),
+            ("nbd://h/a%00b", "zero byte"),
+            ("nbd+unix:///e?socket=%00/abstract", "abstract"),
+            ("nbd+unix:///e?socket=/x&socket=/y", "two"),
             ("nbd:///e", "host is missing"),
             ("nbd://h:x/e", "port"),
             ("nbd://u@h/e", "user"),
-            ("nbd://h/e?x=1", "query"),
+            ("nbd://h/e?x=1", "query parameter"),
             ("nbd://h/%4", "hex"),
             ("nbd://h/%+1", "hex"),
             ("nbd://h/%ff", "UTF-8"),
@@ -265,6 +331,7 @@ mod tests {
             ("nbd+unix:///e", "missing"),
             ("nbd+unix:///e?socket=", "missing"),
             ("nbd+unix:///e?path=/x", "socket=/path"),
+            ("nbd+unix://host?socket=/x", "no host"),
         ] {
             let error = text.parse::<NbdUri>().expect_err(text).to_string();
             assert!(error.contains(why), "{error}");
@@ -273,7 +340,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_export_and_socket_round_trips(export in ".{0,30}", socket in "[^\0]{1,25}", port in 0u16..) {
+        fn any_export_and_socket_round_trips(export in "[^\0]{0,30}", socket in "[^\0]{1,25}", port in 0u16..) {
             let unix = Address::Unix(socket.into());
             for address in [unix, Address::Tcp(format!("[::1]:{port}")), Address::Tcp(format!("host:{port}"))] {
                 assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));

@@ -192,7 +192,7 @@ fn aux(r: &mut Reader<'_>, s: &Section<'_>, protect: Protect) -> Option<AuxConfi
 }
 
 fn table(r: &mut Reader<'_>, s: &Section<'_>, text: &str) -> Option<TablePlace> {
-    if text.starts_with("nbd") && text.contains("://") {
+    if text.contains("://") {
         return match text.parse::<NbdUri>() {
             Ok(uri) => Some(TablePlace::Nbd(uri)),
             Err(error) => {
