@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   cargo bench --bench reader -- --socket PATH --export NAME --size BYTES [--depth 32] [--seconds 3]
+//!                                 [--style simple|structured|extended]
 //! ```
 //!
 //! Keeps `depth` reads of 4 KiB in flight on one connection: what has been answered is asked anew in one call.
@@ -14,7 +15,35 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 const BLOCK: usize = 4096;
-const REPLY: usize = 16 + BLOCK;
+
+/// The heads that are negotiated ("Simple reply message" and those that follow it).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Simple,
+    Structured,
+    Extended,
+}
+
+impl Style {
+    /// Bytes of a reply to a read.
+    fn reply(self) -> usize {
+        BLOCK
+            + match self {
+                Style::Simple => 16,
+                Style::Structured => 28,
+                Style::Extended => 40,
+            }
+    }
+
+    /// What a reply to a read begins with: no error, and the last chunk.
+    fn begins(self) -> [u8; 8] {
+        match self {
+            Style::Simple => [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0],
+            Style::Structured => [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1],
+            Style::Extended => [0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 1],
+        }
+    }
+}
 
 struct Options {
     socket: String,
@@ -22,6 +51,7 @@ struct Options {
     size: u64,
     depth: usize,
     seconds: u64,
+    style: Style,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -29,13 +59,14 @@ fn main() -> anyhow::Result<()> {
     let mut stream =
         UnixStream::connect(&options.socket).with_context(|| format!("cannot connect to {}", options.socket))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    attach(&mut stream, &options.export)?;
+    attach(&mut stream, &options)?;
     println!("{:.0}", run(&mut stream, &options)?);
     Ok(())
 }
 
 fn options() -> anyhow::Result<Options> {
-    let mut found = Options { socket: String::new(), export: "v".into(), size: 256 << 20, depth: 32, seconds: 3 };
+    let (socket, export) = (String::new(), "v".into());
+    let mut found = Options { socket, export, size: 256 << 20, depth: 32, seconds: 3, style: Style::Simple };
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
         let value = words.next().with_context(|| format!("{word} needs a value"))?;
@@ -45,6 +76,14 @@ fn options() -> anyhow::Result<Options> {
             "--size" => found.size = value.parse()?,
             "--depth" => found.depth = value.parse()?,
             "--seconds" => found.seconds = value.parse()?,
+            "--style" => {
+                found.style = match value.as_str() {
+                    "simple" => Style::Simple,
+                    "structured" => Style::Structured,
+                    "extended" => Style::Extended,
+                    other => bail!("unknown style {other}"),
+                }
+            }
             other => bail!("unknown option {other}"),
         }
     }
@@ -53,19 +92,38 @@ fn options() -> anyhow::Result<Options> {
     Ok(found)
 }
 
-/// Fixed newstyle by EXPORT_NAME, without the zeroes (NBD protocol, "Fixed newstyle negotiation").
-fn attach(stream: &mut UnixStream, export: &str) -> anyhow::Result<()> {
+/// Fixed newstyle, by EXPORT_NAME without the zeroes, or by GO where extended headers demand it (NBD protocol, "Fixed
+/// newstyle negotiation").
+fn attach(stream: &mut UnixStream, options: &Options) -> anyhow::Result<()> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;
     ensure!(&greeting[..8] == b"NBDMAGIC" && &greeting[8..16] == b"IHAVEOPT", "not an NBD server");
-    let mut out = 3u32.to_be_bytes().to_vec();
-    out.extend_from_slice(b"IHAVEOPT");
-    out.extend_from_slice(&1u32.to_be_bytes());
-    out.extend_from_slice(&u32::try_from(export.len())?.to_be_bytes());
-    out.extend_from_slice(export.as_bytes());
-    stream.write_all(&out)?;
-    let mut answer = [0; 10];
-    stream.read_exact(&mut answer).context("the server refuses the export")?;
+    stream.write_all(&3u32.to_be_bytes())?;
+    let mut option = |number: u32, data: &[u8]| -> anyhow::Result<()> {
+        let length = u32::try_from(data.len())?.to_be_bytes();
+        Ok(stream.write_all(&[&b"IHAVEOPT"[..], &number.to_be_bytes(), &length, data].concat())?)
+    };
+    let name = options.export.as_bytes();
+    let mut answers = match options.style {
+        Style::Simple => 0,
+        Style::Structured => {
+            option(8, &[])?;
+            20
+        }
+        Style::Extended => {
+            option(11, &[])?;
+            20
+        }
+    };
+    if options.style == Style::Extended {
+        option(7, &[&u32::try_from(name.len())?.to_be_bytes()[..], name, &[0, 0]].concat())?;
+        // Size and flags, and the end.
+        answers += 20 + 12 + 20;
+    } else {
+        option(1, name)?;
+        answers += 10;
+    }
+    stream.read_exact(&mut vec![0; answers]).context("the server refuses the export, or the style")?;
     Ok(())
 }
 
@@ -77,27 +135,30 @@ fn run(stream: &mut UnixStream, options: &Options) -> anyhow::Result<f64> {
         random ^= random >> 7;
         random ^= random << 17;
         let offset = random % (options.size / BLOCK as u64) * BLOCK as u64;
-        out.extend_from_slice(&0x2560_9513u32.to_be_bytes());
+        let extended = options.style == Style::Extended;
+        out.extend_from_slice(&if extended { 0x21e4_1c71u32 } else { 0x2560_9513 }.to_be_bytes());
         out.extend_from_slice(&0u32.to_be_bytes());
         out.extend_from_slice(&(cookie as u64).to_be_bytes());
         out.extend_from_slice(&offset.to_be_bytes());
-        out.extend_from_slice(&(BLOCK as u32).to_be_bytes());
+        let length = (BLOCK as u64).to_be_bytes();
+        out.extend_from_slice(if extended { &length } else { &length[4..] });
         outstanding[cookie] = true;
     };
     let mut out = Vec::new();
     (0..options.depth).for_each(|cookie| ask(cookie, &mut outstanding, &mut out));
     stream.write_all(&out)?;
-    let (mut buffer, mut have, mut done) = (vec![0; options.depth * REPLY], 0, 0u64);
+    let (size, begins) = (options.style.reply(), options.style.begins());
+    let (mut buffer, mut have, mut done) = (vec![0; options.depth * size], 0, 0u64);
     let start = Instant::now();
     let length = Duration::from_secs(options.seconds);
     while start.elapsed() < length {
         let got = stream.read(&mut buffer[have..])?;
         ensure!(got > 0, "the server closed the connection");
         have += got;
-        let whole = have / REPLY * REPLY;
+        let whole = have / size * size;
         out.clear();
-        for reply in buffer[..whole].chunks_exact(REPLY) {
-            ensure!(reply[..8] == [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "not a simple reply without an error");
+        for reply in buffer[..whole].chunks_exact(size) {
+            ensure!(reply[..8] == begins, "not a reply without an error");
             let cookie = usize::try_from(u64::from_be_bytes(reply[8..16].try_into()?))?;
             ensure!(outstanding.get(cookie) == Some(&true), "a reply to nothing that was asked");
             ask(cookie, &mut outstanding, &mut out);

@@ -8,8 +8,10 @@ pub const BLOCK_BYTES: usize = 4096;
 pub const RECORDS_PER_BLOCK: usize = BLOCK_BYTES / RECORD_BYTES;
 /// Longest payload of one NBD request and so of one order record, bytes (NBD: the customary 32 MiB).
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
-/// Longest range that a TRIM or WRITE_ZEROES order record covers, bytes. Longer requests are refused.
+/// Longest range that a TRIM or WRITE_ZEROES order record covers, bytes.
 pub const RANGE_BYTES_MAX: u64 = u32::MAX as u64;
+/// A longer TRIM or WRITE_ZEROES of a client becomes several order records, each up to a multiple of this, bytes.
+pub const PIECE_BYTES_MAX: u64 = 1 << 31;
 /// Volumes in a group.
 pub const VOLUMES_MAX: usize = 64;
 /// Largest volume, bytes (offsets stay positive as i64).
@@ -67,13 +69,23 @@ pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 64 << 20;
 pub const CONNECTION_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// NBD connections of one server; more are closed at once.
 pub const CONNECTIONS_MAX: usize = 256;
+/// All NBD connections of one server together, bytes: reads in flight and replies that were not taken; writes in flight;
+/// what was received of requests that are not complete.
+pub const SERVER_READ_BYTES_MAX: u64 = 256 << 20;
+pub const SERVER_WRITE_BYTES_MAX: u64 = 256 << 20;
+pub const SERVER_KEPT_BYTES_MAX: u64 = 256 << 20;
+/// How long a client that holds up others may take nothing of its replies, nanoseconds.
+pub const UNTAKEN_NS: u64 = 5_000_000_000;
 /// Longest request of a metrics client, bytes, and its connections.
 pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
 /// How long an NBD client may take over its handshake, nanoseconds.
 pub const HANDSHAKE_NS: u64 = 10_000_000_000;
-/// Longest data of an NBD option that is looked at, bytes: a name of 4096 and every information type.
-pub const NBD_OPTION_BYTES_MAX: usize = 8 << 10;
+/// Longest data of an NBD option that is looked at, bytes: a name of 4096 and every information type, or two queries of
+/// metadata contexts as long as a name may be.
+pub const NBD_OPTION_BYTES_MAX: usize = 16 << 10;
+/// Stretches in one answer to a block status: a client that wants more asks again from there on.
+pub const STATUS_STRETCHES_MAX: usize = 4096;
 
 /// Smallest memory part of a FIFO, bytes.
 pub const FIFO_MEMORY_BYTES_MIN: u64 = 1 << 20;
@@ -127,12 +139,17 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub const REGION_PIECE_BYTES: u32 = 8 << 20;
 
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
+const _: () = assert!(PIECE_BYTES_MAX <= RANGE_BYTES_MAX, "a piece fits an order record");
 const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
 const _: () =
     assert!(COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX >= REQUESTS_INFLIGHT_MAX, "commits never hold requests back");
 const _: () = assert!(CONNECTION_REQUESTS_MAX <= REQUESTS_INFLIGHT_MAX, "one connection never exceeds the group");
 const _: () =
     assert!(CONNECTION_PAYLOAD_BYTES_MAX >= PAYLOAD_BYTES_MAX as u64, "the longest request fits a connection");
+const _: () = assert!(
+    SERVER_READ_BYTES_MAX >= CONNECTION_PAYLOAD_BYTES_MAX && SERVER_WRITE_BYTES_MAX >= CONNECTION_PAYLOAD_BYTES_MAX,
+    "one connection alone is not held up by what is for all of them"
+);
 const _: () = assert!(REGION_PIECE_BYTES <= PAYLOAD_BYTES_MAX, "any NBD server takes a piece");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");

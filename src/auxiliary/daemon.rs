@@ -158,7 +158,7 @@ impl Shell {
             }
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
-            Event::Connected { .. } | Event::Sent { .. } => {}
+            Event::Connected { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
         }
         Ok(())
     }
@@ -274,6 +274,7 @@ impl Shell {
         tracing::info!("stopping");
         notify::stopping();
         self.reactor.stop_listening(self.listener);
+        self.nbd.shut_down();
         self.step(Input::Stop)
     }
 
@@ -373,6 +374,9 @@ fn describe(name: String, size: u64, read_only: bool) -> Export {
         multi_conn: read_only,
         trim: false,
         zeroes: false,
+        fast_zero: false,
+        cache: false,
+        allocation: false,
         fua: true,
         flush: true,
     }
@@ -383,7 +387,10 @@ fn kind(kind: session::Kind) -> Kind {
         session::Kind::Read { offset, length } => Kind::Read { offset, length: u64::from(length) },
         session::Kind::Write { offset, data, fua } => Kind::Write { offset, data, fua },
         session::Kind::Flush => Kind::Flush,
-        session::Kind::Trim { .. } | session::Kind::Zeroes { .. } => {
+        session::Kind::Trim { .. }
+        | session::Kind::Zeroes { .. }
+        | session::Kind::Cache { .. }
+        | session::Kind::Status { .. } => {
             unreachable!("the session refuses what the export does not offer")
         }
     }

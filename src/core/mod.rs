@@ -2,6 +2,7 @@
 //! range sets and the in-flight overlap tracker. No clock, randomness, lock, socket or file.
 
 pub mod address;
+pub mod allocation;
 pub mod errno;
 pub mod fence;
 pub mod ids;

@@ -256,7 +256,7 @@ impl Shell {
             }
             Event::Disk { ticket, result, .. } => self.disk_done(ticket, result),
             Event::Stop => self.stop(),
-            Event::Connected { .. } | Event::Sent { .. } => Ok(()),
+            Event::Connected { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 

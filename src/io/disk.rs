@@ -36,6 +36,8 @@ use crate::core::machine::{DiskKind, DiskResult, IoFail};
 
 /// Bytes of one piece when zeroes have to be written out.
 const ZEROES_BYTES: usize = 1 << 20;
+/// Most bytes that one advice brings into the page cache: clients cannot drive everything else out with it.
+const READ_AHEAD_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of one system call; the kernel's own limit is just below 2 GiB.
 const TRANSFER_BYTES_MAX: u64 = 1 << 30;
 
@@ -80,6 +82,8 @@ struct DiskFile {
     /// Ways to zero that the file system has refused.
     no_punch: bool,
     no_zero_range: bool,
+    /// The file system has zeroed a range without giving its space back.
+    zero_range: bool,
 }
 
 struct Op {
@@ -128,6 +132,11 @@ enum Stage {
         at: u64,
         to: u64,
         durable: bool,
+    },
+    /// Advice that a range will be read.
+    ReadAhead {
+        offset: u64,
+        length: u64,
     },
 }
 
@@ -244,6 +253,7 @@ impl Disk {
             broken: None,
             no_punch: false,
             no_zero_range: false,
+            zero_range: false,
         }));
         FileId(self.files.len() - 1)
     }
@@ -299,6 +309,33 @@ impl Disk {
                 Ok(())
             }
         }
+    }
+
+    /// Brings the beginning of a range into the page cache, where there is one in the way.
+    pub fn read_ahead(
+        &mut self,
+        file: FileId,
+        ticket: Ticket,
+        offset: u64,
+        length: u64,
+        kernel: &mut Kernel,
+    ) -> io::Result<()> {
+        if self.opened(file).direct_align.is_some() || self.opened(file).memory_only {
+            self.report(file.0, ticket, Ok(Bytes::new()));
+            return Ok(());
+        }
+        let length = length.min(READ_AHEAD_BYTES_MAX);
+        self.begin(file.0, ticket, Stage::ReadAhead { offset, length }, kernel)
+    }
+
+    /// Whether zeroing this range is known to take no writing of zeroes. A block device does whole sectors only; ways
+    /// that cannot be tried without changing something are known once they have worked.
+    pub fn zeroes_fast(&self, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
+        let found = self.files[file.0].as_ref().expect("a closed file is not used");
+        let whole = (offset | length).is_multiple_of(super::arena::PAGE_BYTES as u64);
+        let way =
+            if unmap { !found.no_punch && found.opened.punches } else { !found.no_zero_range && found.zero_range };
+        way && (whole || !found.opened.block_device)
     }
 
     /// Makes the writes that are held.
@@ -423,8 +460,12 @@ impl Disk {
                 if result < 0 {
                     return self.op_failed(id, file, ticket, "zeroing failed", result, kernel);
                 }
+                self.files[file].as_mut().expect("a file stays while something is in flight on it").zero_range |=
+                    !unmap;
                 self.finish_write(file, ticket, durable);
             }
+            // Advice that is not taken changes nothing.
+            Stage::ReadAhead { .. } => self.report(file, ticket, Ok(Bytes::new())),
             Stage::WriteZeroes { at, to, durable } => {
                 if result <= 0 {
                     let result = if result == 0 { -libc::EIO } else { result };
@@ -536,6 +577,10 @@ impl Disk {
                 let mode = if *unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
                 let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
                 on!(target, |fd| opcode::Fallocate::new(fd, *length).offset(*offset).mode(mode).build())
+            }
+            Stage::ReadAhead { offset, length } => {
+                let advice = libc::POSIX_FADV_WILLNEED;
+                on!(target, |fd| opcode::Fadvise::new(fd, length.cast_signed(), advice).offset(*offset).build())
             }
             Stage::WriteZeroes { at, to, .. } => {
                 let length = (*to - *at).min(self.zeroes.len() as u64) as u32;

@@ -18,6 +18,7 @@ pub mod arena;
 pub mod clock;
 mod disk;
 pub mod entropy;
+mod extents;
 pub mod http;
 mod lease;
 mod listen;
@@ -35,6 +36,7 @@ mod slice;
 mod socket;
 pub mod vector;
 
+pub use extents::Range;
 pub use open::{Direct, OpenOptions, Preallocate};
 pub use reactor::{Event, FileId, Reactor, ReactorOptions, Stopper};
 pub use reader::FileReader;

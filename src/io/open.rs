@@ -6,13 +6,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
 
 use super::arena::PAGE_BYTES;
+use super::extents::seek;
 use super::patience::patiently;
 use crate::core::machine::IoFail;
 
@@ -65,6 +66,8 @@ pub struct Opened {
     /// Memory is all the storage there is: nothing to sync.
     pub memory_only: bool,
     pub block_device: bool,
+    /// A hole can be punched into it, which is how zeroes are made without writing them.
+    pub punches: bool,
     /// The file was made by this call.
     pub created: bool,
 }
@@ -118,7 +121,25 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         Direct::Auto => go_direct(&file, size),
         Direct::Never => None,
     };
-    Ok(Opened { file, path: path.clone(), size, direct_align, memory_only, block_device, created: !existed })
+    let punches = !options.read_only && can_punch(&file, size, block_device);
+    Ok(Opened { file, path: path.clone(), size, direct_align, memory_only, block_device, punches, created: !existed })
+}
+
+/// Whether holes can be punched: tried behind the end of a file, where there is nothing to lose; asked of the queue of
+/// a block device, which has nothing behind its end.
+fn can_punch(file: &File, size: u64, block_device: bool) -> bool {
+    if !block_device {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let behind = size.next_multiple_of(PAGE_BYTES as u64);
+        return fallocate(file, flags, behind.cast_signed(), PAGE_BYTES as i64).is_ok();
+    }
+    let Ok(data) = file.metadata() else { return false };
+    let device = data.rdev();
+    let dir = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    // A partition has the queue of the device that it is a part of.
+    let limit = |dir: &str| std::fs::read_to_string(format!("{dir}/queue/write_zeroes_max_bytes"));
+    let found = limit(&dir).or_else(|_| limit(&format!("{dir}/.."))).unwrap_or_default();
+    found.trim().parse::<u64>().is_ok_and(|most| most > 0)
 }
 
 /// The ranges of a file that are not holes, `(offset, length)`.
@@ -126,22 +147,11 @@ pub fn allocated_ranges(opened: &Opened) -> io::Result<Vec<(u64, u64)>> {
     if opened.block_device {
         return Ok(vec![(0, opened.size)]);
     }
-    let seek = |from: u64, whence: i32| -> io::Result<Option<u64>> {
-        // SAFETY: the descriptor is open, and lseek names no memory. Nobody uses the file position.
-        let at = unsafe { libc::lseek(opened.file.as_raw_fd(), from.cast_signed(), whence) };
-        match u64::try_from(at) {
-            Ok(at) => Ok(Some(at)),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                error => Err(error),
-            },
-        }
-    };
     let mut ranges = Vec::new();
     let mut at = 0;
     while at < opened.size {
-        let Some(data) = seek(at, libc::SEEK_DATA)? else { break };
-        let end = seek(data, libc::SEEK_HOLE)?.unwrap_or(opened.size).min(opened.size);
+        let Some(data) = seek(&opened.file, at, libc::SEEK_DATA)? else { break };
+        let end = seek(&opened.file, data, libc::SEEK_HOLE)?.unwrap_or(opened.size).min(opened.size);
         if data >= end {
             break;
         }

@@ -20,6 +20,7 @@ use nix::libc;
 use super::arena::{Arena, ArenaStatus};
 use super::clock;
 use super::disk::Disk;
+use super::extents::{Extents, Range};
 use super::net::Net;
 use super::open::{self, OpenOptions};
 use super::reader::{self, FileReader};
@@ -27,6 +28,7 @@ use super::resolve::Resolver;
 use super::ring::{Completion, Kernel, Kind, Token, Wait};
 use super::signal::{Signals, Waker};
 use crate::core::address::Address;
+use crate::core::allocation::Stretch;
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Lease, Now, ReadAt};
 use crate::core::rope::Rope;
@@ -64,6 +66,11 @@ pub enum Event {
         file: FileId,
         ticket: Ticket,
         result: DiskResult,
+    },
+    /// What has storage of a range that was asked about.
+    Extents {
+        ticket: Ticket,
+        result: Result<Vec<Stretch>, IoFail>,
     },
     /// SIGTERM, SIGINT or a [`Stopper`].
     Stop,
@@ -106,6 +113,7 @@ impl Stopper {
 pub struct Reactor {
     net: Net,
     disk: Disk,
+    extents: Extents,
     waker: Waker,
     signals: Option<Signals>,
     /// Events of errors that a call could not return.
@@ -131,6 +139,7 @@ impl Reactor {
         let mut reactor = Reactor {
             net: Net::new(Resolver::new(waker.clone()), options.connections_max),
             disk: Disk::new(),
+            extents: Extents::new(waker.clone()),
             waker,
             signals,
             failures: VecDeque::new(),
@@ -303,6 +312,23 @@ impl Reactor {
         self.keep(done);
     }
 
+    /// Begins to look which parts of a range have storage; the answer comes as `Event::Extents`.
+    pub fn extents(&mut self, file: FileId, ticket: Ticket, range: Range) {
+        self.extents.look(self.disk.opened(file), ticket, range);
+    }
+
+    /// Begins to bring a range into the page cache, where the file is read through it; comes as `Event::Disk`.
+    pub fn read_ahead(&mut self, file: FileId, ticket: Ticket, offset: u64, length: u64) {
+        let done = self.disk.read_ahead(file, ticket, offset, length, &mut self.kernel);
+        self.keep(done);
+    }
+
+    /// Whether a `DiskKind::Zero` of this range is known to be made without writing zeroes.
+    #[must_use]
+    pub fn zeroes_fast(&self, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
+        self.disk.zeroes_fast(file, offset, length, unmap)
+    }
+
     /// What has completed already without the ring (writes into the page cache): saves a turn.
     pub fn completed(&mut self, events: &mut Vec<Event>) {
         self.disk.write_held();
@@ -398,6 +424,9 @@ impl Reactor {
                         events.push(Event::Stop);
                     }
                     self.net.take_resolved(&mut self.kernel)?;
+                    while let Some((ticket, result)) = self.extents.answered() {
+                        events.push(Event::Extents { ticket, result });
+                    }
                     self.watch(Kind::Wake)?;
                 }
                 Kind::Signal => {

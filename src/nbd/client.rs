@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Owns the handshake and the pairing of replies with requests. Does not own the socket, nor any policy of
-//! reconnecting. Structured replies are not asked for, so a server must not send any.
+//! reconnecting. Structured replies and extended headers are not asked for, so a server must not send any: for reads that
+//! are answered as a whole, and without a use for holes, they would only be longer. Servers that refuse to go without
+//! them, or without TLS, are told apart in words.
 //!
 //! Invariants: I8 - bytes that are no NBD reply end the connection with words, never with a guess; every
 //! request is answered by exactly one `Done`, also when the connection ends (`abandon`).
@@ -364,6 +366,9 @@ impl ClientSession {
 fn refusal_word(code: u32) -> &'static str {
     match code {
         REP_ERR_POLICY => "refused by the policy of the server",
+        REP_ERR_PLATFORM => "the server cannot do this where it runs",
+        REP_ERR_TLS_REQD => "the server insists on TLS, which this client does not speak",
+        REP_ERR_EXT_HEADER_REQD => "the server insists on extended headers, which this client does not speak",
         REP_ERR_UNKNOWN => "the server has no export of this name",
         REP_ERR_SHUTDOWN => "the server is shutting down",
         REP_ERR_BLOCK_SIZE_REQD => "the server insists on block sizes it did not name",

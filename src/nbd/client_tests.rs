@@ -74,7 +74,7 @@ impl Server {
                 Ok(Bytes::new())
             }
             Kind::Flush => Ok(Bytes::new()),
-            Kind::Trim { .. } | Kind::Zeroes { .. } => Err(Errno::NotSup),
+            other => unreachable!("not offered: {other:?}"),
         }
     }
 
@@ -90,6 +90,9 @@ impl Server {
             multi_conn: true,
             trim: false,
             zeroes: false,
+            fast_zero: false,
+            cache: false,
+            allocation: false,
             fua: true,
             flush: true,
         }

@@ -1,50 +1,71 @@
 //! The options of a server's handshake: what their data says, and the bytes of their answers ("Option types" and
-//! "Option reply types" of the specification). What an option leads to is decided in `session`.
+//! "Option reply types" of the specification). What an option leads to is decided in `handshake`.
 
 use crate::limits::NBD_OPTION_BYTES_MAX;
+use crate::nbd::export::Export;
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
-use crate::nbd::session::Export;
+use crate::nbd::reply::Style;
 
 /// Information the client asked for beside the export's size and flags.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Infos {
     pub name: bool,
     pub description: bool,
     pub block_size: bool,
 }
 
-/// Options that are refused by their head alone, so that their data need not be kept.
-pub fn refused_option(head: &OptionHead) -> Option<(u32, &'static str)> {
+/// Options that are refused by their head alone, so that their data need not be kept. `style`: what has been
+/// negotiated so far.
+#[must_use]
+pub fn refused_option(head: &OptionHead, style: Style) -> Option<(u32, &'static str)> {
+    let long = head.length as usize > NBD_OPTION_BYTES_MAX;
     match head.option {
-        OPT_EXPORT_NAME => None,
-        OPT_ABORT | OPT_INFO | OPT_GO if head.length as usize > NBD_OPTION_BYTES_MAX => {
+        // Whatever data comes with it is ignored.
+        OPT_EXPORT_NAME | OPT_ABORT => None,
+        OPT_LIST | OPT_STARTTLS | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if head.length != 0 => {
+            Some((REP_ERR_INVALID, "this option has no data"))
+        }
+        OPT_STARTTLS => Some((REP_ERR_UNSUP, "this server does not offer TLS")),
+        OPT_STRUCTURED_REPLY if style == Style::Extended => {
+            Some((REP_ERR_EXT_HEADER_REQD, "extended headers are in force: there is no way back to structured replies"))
+        }
+        OPT_STRUCTURED_REPLY if style == Style::Structured => {
+            Some((REP_ERR_INVALID, "structured replies have been negotiated already"))
+        }
+        OPT_EXTENDED_HEADERS if style == Style::Extended => {
+            Some((REP_ERR_INVALID, "extended headers have been negotiated already"))
+        }
+        OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT if style == Style::Simple => {
+            Some((REP_ERR_INVALID, "metadata contexts need structured replies or extended headers first"))
+        }
+        OPT_INFO | OPT_GO | OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT if long => {
             Some((REP_ERR_TOO_BIG, "the data of this option is longer than this server accepts"))
         }
-        OPT_ABORT | OPT_INFO | OPT_GO => None,
-        OPT_LIST if head.length != 0 => Some((REP_ERR_INVALID, "this option has no data")),
-        OPT_LIST => None,
-        OPT_STARTTLS => Some((REP_ERR_UNSUP, "this server does not offer TLS")),
-        OPT_STRUCTURED_REPLY => Some((REP_ERR_UNSUP, "this server sends simple replies")),
+        OPT_LIST | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => None,
+        OPT_INFO | OPT_GO | OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => None,
         _ => Some((REP_ERR_UNSUP, "this server does not know this option")),
     }
 }
 
 /// The data of `OPT_GO` and `OPT_INFO`: a name and the information asked for.
+///
+/// # Errors
+/// What is malformed.
 pub fn go_data(data: &[u8]) -> Result<(String, Infos), &'static str> {
     if data.len() < 6 {
         return Err("the data of this option is shorter than its fields");
     }
     let name_length = be32(data, 0) as usize;
-    if name_length > data.len() - 6 || name_length > STRING_BYTES_MAX {
-        return Err("the export name is longer than the option that carries it, or than the protocol allows");
+    if name_length > data.len() - 6 {
+        return Err("the export name is longer than the option that carries it");
     }
     let count_at = 4 + name_length;
     let infos_at = count_at + 2;
     if data.len() - infos_at != 2 * usize::from(be16(data, count_at)) {
         return Err("the number of information requests disagrees with the length of the option");
     }
-    let name = str::from_utf8(&data[4..count_at]).map_err(|_| "the export name is not UTF-8")?.to_owned();
+    let name = text(&data[4..count_at])?.to_owned();
     let mut infos = Infos::default();
     for raw in data[infos_at..].chunks_exact(2) {
         match be16(raw, 0) {
@@ -57,26 +78,43 @@ pub fn go_data(data: &[u8]) -> Result<(String, Infos), &'static str> {
     Ok((name, infos))
 }
 
-/// Answers `OPT_GO` or `OPT_INFO`.
-pub fn describe(out: &mut Outbox, option: u32, export: &Export, infos: Infos) {
-    let mut info = |kind: u16, data: &[&[u8]]| {
-        let length: usize = data.iter().map(|part| part.len()).sum();
-        out.put(&OptionReplyHead::encode(option, REP_INFO, 2 + length as u32));
-        out.put(&kind.to_be_bytes());
-        data.iter().for_each(|part| out.put(part));
-    };
-    info(INFO_EXPORT, &[&export.size.to_be_bytes(), &export.flags().to_be_bytes()]);
+/// A string of the protocol ("Conventions"): UTF-8, without NUL, of at most 4096 bytes.
+///
+/// # Errors
+/// Which of these it is not.
+pub fn text(raw: &[u8]) -> Result<&str, &'static str> {
+    if raw.len() > STRING_BYTES_MAX {
+        return Err("a string is longer than the 4096 bytes that the protocol allows");
+    }
+    let text = str::from_utf8(raw).map_err(|_| "a string is not UTF-8")?;
+    if text.contains('\0') { Err("a string contains NUL") } else { Ok(text) }
+}
+
+/// Describes an export in the answer to `OPT_GO` or `OPT_INFO`; the end of the answer is the caller's.
+pub fn describe(out: &mut Outbox, option: u32, export: &Export, flags: u16, infos: Infos) {
+    info(out, option, INFO_EXPORT, &[&export.size.to_be_bytes(), &flags.to_be_bytes()]);
     if infos.name {
-        info(INFO_NAME, &[clip(&export.name).as_bytes()]);
+        info(out, option, INFO_NAME, &[clip(&export.name).as_bytes()]);
     }
     if infos.description && !export.description.is_empty() {
-        info(INFO_DESCRIPTION, &[clip(&export.description).as_bytes()]);
+        info(out, option, INFO_DESCRIPTION, &[clip(&export.description).as_bytes()]);
     }
     if infos.block_size {
-        let sizes = [export.block_min, export.block_preferred, export.block_max].map(u32::to_be_bytes);
-        info(INFO_BLOCK_SIZE, &[&sizes[0], &sizes[1], &sizes[2]]);
+        block_size(out, option, export);
     }
-    option_reply(out, option, REP_ACK, b"");
+}
+
+/// The size constraints of an export.
+pub fn block_size(out: &mut Outbox, option: u32, export: &Export) {
+    let sizes = [export.block_min, export.block_preferred, export.block_max].map(u32::to_be_bytes);
+    info(out, option, INFO_BLOCK_SIZE, &[&sizes[0], &sizes[1], &sizes[2]]);
+}
+
+fn info(out: &mut Outbox, option: u32, kind: u16, data: &[&[u8]]) {
+    let length: usize = data.iter().map(|part| part.len()).sum();
+    out.put(&OptionReplyHead::encode(option, REP_INFO, 2 + length as u32));
+    out.put(&kind.to_be_bytes());
+    data.iter().for_each(|part| out.put(part));
 }
 
 /// One export in the answer to `OPT_LIST`.
@@ -95,6 +133,7 @@ pub fn option_reply(out: &mut Outbox, option: u32, reply: u32, data: &[u8]) {
 }
 
 /// As much of a text as a string of the protocol may have.
+#[must_use]
 pub fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(STRING_BYTES_MAX)]
 }

@@ -12,19 +12,22 @@
 //!
 //! Owns no policy: what exports there are, and what a request does, is the daemon's. Replies of one turn go
 //! out together. Bounds (I9): requests in flight and payload bytes by the session; replies that a client does
-//! not take stop the parsing of its requests; a handshake that takes too long is ended.
+//! not take stop the parsing of its requests; a handshake that takes too long is ended, and sooner when a newer
+//! connection needs its place; what all of them hold has a `budget`, and who holds up the others by taking nothing, or
+//! by never ending a request, is cut off.
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Conn;
 use crate::io;
 use crate::io::Reactor;
-use crate::limits::{CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS};
+use crate::limits::{CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, UNTAKEN_NS};
+use crate::nbd::budget::{Budget, Held};
 use crate::nbd::outbox::Outbox;
-use crate::nbd::protocol::REQUEST_BYTES;
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
 /// The NBD connections of one daemon.
@@ -36,9 +39,16 @@ pub struct NbdServer {
     /// When each handshake has taken too long, monotonic, in the order they began.
     handshakes: VecDeque<(u64, Conn)>,
     scratch: Vec<Event>,
+    budget: Budget,
+    /// Clients whose next request waits for what others hold.
+    starved: Vec<Conn>,
+    /// Those that take nothing are looked for next at this time, while somebody waits for them.
+    look_ns: Option<u64>,
+    /// Whoever has not begun yet is told that the server is being shut down.
+    shutdown: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Client {
     session: Session,
     out: Outbox,
@@ -49,6 +59,13 @@ struct Client {
     /// Whether the reactor was told to close it.
     closing: bool,
     hint: usize,
+    held: Held,
+    /// Whether it is on the list of those that wait for others.
+    starved: bool,
+    /// Bytes that were given to the reactor for it.
+    sent: u64,
+    /// Since when it takes nothing, monotonic, and how much it had taken then.
+    untaken: Option<(u64, u64)>,
 }
 
 impl NbdServer {
@@ -59,18 +76,14 @@ impl NbdServer {
 
     /// Takes over a connection that was accepted, and greets it.
     pub fn add(&mut self, reactor: &mut Reactor, conn: Conn) {
-        if self.clients.len() >= CONNECTIONS_MAX {
+        let open = self.clients.values().filter(|client| !client.closing).count();
+        if open >= CONNECTIONS_MAX && !self.end_oldest_handshake(reactor) {
             return reactor.abort(conn, "too many NBD connections");
         }
-        let mut client = Client {
-            session: Session::new(),
-            out: Outbox::new(),
-            dirty: false,
-            paused: false,
-            done: false,
-            closing: false,
-            hint: 0,
-        };
+        let mut client = Client::default();
+        if self.shutdown {
+            client.session.shut_down();
+        }
         self.handshakes.push_back((reactor.now().mono_ns.saturating_add(HANDSHAKE_NS), conn));
         client.session.greet(&mut client.out);
         client.send(reactor, conn);
@@ -102,9 +115,8 @@ impl NbdServer {
             io::Event::Received { conn } if self.owns(*conn) => self.pump(reactor, *conn, asked),
             io::Event::Sent { conn } if self.owns(*conn) => self.mark(*conn),
             io::Event::Closed { conn, .. } => {
-                if self.clients.remove(conn).is_none() {
-                    return false;
-                }
+                let Some(client) = self.clients.remove(conn) else { return false };
+                self.budget.change(client.held, Held::default());
                 asked.push((*conn, Event::Disconnect));
             }
             _ => return false,
@@ -136,8 +148,23 @@ impl NbdServer {
         }
     }
 
+    /// Answers a request for the block status: stretches from its offset on, at least one.
+    pub fn status(&mut self, conn: Conn, cookie: u64, stretches: &[Stretch]) {
+        if let Some(client) = self.live(conn) {
+            client.session.status(cookie, stretches, &mut client.out);
+            self.mark(conn);
+        }
+    }
+
+    /// Refuses whatever is still to be negotiated; what transmits already goes on.
+    pub fn shut_down(&mut self) {
+        self.shutdown = true;
+        self.clients.values_mut().for_each(|client| client.session.shut_down());
+    }
+
     /// Sends what was answered and parses what had to wait for it. Call until `asked` stays empty.
     pub fn flush(&mut self, reactor: &mut Reactor, asked: &mut Vec<(Conn, Event)>) {
+        self.wake_starved();
         for conn in std::mem::take(&mut self.dirty) {
             if let Some(client) = self.clients.get_mut(&conn) {
                 client.dirty = false;
@@ -151,6 +178,8 @@ impl NbdServer {
         if let Some(client) = self.clients.get_mut(&conn) {
             client.out = Outbox::new();
             client.closing = true;
+            self.budget.change(client.held, Held::default());
+            client.held = Held::default();
             reactor.abort(conn, reason);
         }
     }
@@ -169,11 +198,15 @@ impl NbdServer {
     /// When `tick` wants to be called, monotonic nanoseconds.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.handshakes.front().map(|(until_ns, _)| *until_ns)
+        let handshake = self.handshakes.front().map(|(until_ns, _)| *until_ns);
+        [handshake, self.look_ns].into_iter().flatten().min()
     }
 
-    /// Ends handshakes that have taken too long.
+    /// Ends handshakes that have taken too long, and looks for who holds up the others.
     pub fn tick(&mut self, reactor: &mut Reactor) {
+        if self.look_ns.is_some_and(|at| at <= reactor.now().mono_ns) {
+            self.look_for_untaken(reactor);
+        }
         while let Some((until_ns, conn)) = self.handshakes.front().copied() {
             let late = until_ns <= reactor.now().mono_ns;
             let going = self.clients.get_mut(&conn).filter(|client| client.handshaking());
@@ -186,6 +219,65 @@ impl NbdServer {
                 None => {}
             }
             self.handshakes.pop_front();
+        }
+    }
+
+    /// Who waits for what others hold tries again when there is enough for its next request.
+    fn wake_starved(&mut self) {
+        if self.starved.is_empty() {
+            return;
+        }
+        let room = self.budget.room();
+        for conn in std::mem::take(&mut self.starved) {
+            let Some(client) = self.clients.get_mut(&conn) else { continue };
+            match client.session.wants() {
+                Some(wants) if wants.read > room.read || wants.write > room.write => self.starved.push(conn),
+                _ => {
+                    client.starved = false;
+                    self.mark(conn);
+                }
+            }
+        }
+    }
+
+    /// Makes room for a new connection; false when everybody is past the handshake.
+    fn end_oldest_handshake(&mut self, reactor: &mut Reactor) -> bool {
+        let going = |conn: &Conn| self.clients.get(conn).is_some_and(Client::handshaking);
+        let Some(conn) = self.handshakes.iter().map(|(_, conn)| *conn).find(going) else { return false };
+        self.abort(reactor, conn, "a newer NBD connection needs its place, and its handshake is not done");
+        true
+    }
+
+    /// Cuts off who has taken nothing of its replies for too long while others wait for that memory.
+    fn look_for_untaken(&mut self, reactor: &mut Reactor) {
+        let now_ns = reactor.now().mono_ns;
+        let wants = |conn: &Conn| self.clients.get(conn).and_then(|client| client.session.wants());
+        let waited_for = self.starved.iter().filter_map(wants).any(|wants| wants.read > 0);
+        self.look_ns = (!self.starved.is_empty()).then_some(now_ns + LOOK_EVERY_NS);
+        let mut late = Vec::new();
+        for (conn, client) in &mut self.clients {
+            let queued = reactor.queued_bytes(*conn) as u64;
+            let taken = client.sent - queued;
+            client.untaken = match client.untaken {
+                _ if !waited_for || queued == 0 => None,
+                Some((since_ns, before)) if taken == before => Some((since_ns, before)),
+                _ => Some((now_ns, taken)),
+            };
+            if client.untaken.is_some_and(|(since_ns, _)| now_ns >= since_ns + UNTAKEN_NS) {
+                late.push(*conn);
+            }
+        }
+        for conn in late {
+            self.abort(reactor, conn, "it takes nothing of its replies, and others wait for the memory they are in");
+        }
+    }
+
+    /// Cuts off who keeps most of requests that are not complete.
+    fn end_fullest(&mut self, reactor: &mut Reactor) {
+        let live = self.clients.iter().filter(|(_, client)| !client.closing);
+        if let Some((conn, _)) = live.max_by_key(|(_, client)| client.held.kept) {
+            let conn = *conn;
+            self.abort(reactor, conn, "too much was received of requests that are not complete");
         }
     }
 
@@ -207,12 +299,21 @@ impl NbdServer {
     fn pump(&mut self, reactor: &mut Reactor, conn: Conn, asked: &mut Vec<(Conn, Event)>) {
         let Some(client) = self.clients.get_mut(&conn).filter(|client| !client.closing) else { return };
         client.send(reactor, conn);
-        let congested = reactor.queued_bytes(conn) > CONNECTION_QUEUE_BYTES_MAX;
+        let queued = reactor.queued_bytes(conn);
+        let congested = queued > CONNECTION_QUEUE_BYTES_MAX;
         let mut parsed = Ok(());
+        let (mut kept, mut sent) = (client.held.kept, 0);
         if !congested {
-            parsed = client.session.advance(reactor.rx(conn), &mut self.scratch, &mut client.out);
-            client.send(reactor, conn);
+            client.session.set_room(self.budget.room());
+            let rx = reactor.rx(conn);
+            parsed = client.session.advance(rx, &mut self.scratch, &mut client.out);
+            kept = rx.len() as u64;
+            sent = client.send(reactor, conn);
         }
+        let inflight = client.session.inflight_bytes();
+        let held = Held { read: inflight.read + (queued + sent) as u64, write: inflight.write, kept };
+        self.budget.change(client.held, held);
+        client.held = held;
         for event in self.scratch.drain(..) {
             match event {
                 Event::Disconnect => client.done = true,
@@ -231,26 +332,42 @@ impl NbdServer {
         let hint = client.session.body_hint();
         if hint != client.hint {
             client.hint = hint;
-            reactor.hint(conn, REQUEST_BYTES, hint);
+            reactor.hint(conn, client.session.head_bytes(), hint);
         }
         let paused = congested || client.session.blocked();
         if paused != client.paused {
             client.paused = paused;
             reactor.pause(conn, paused);
         }
+        if client.session.wants().is_some() && !client.starved {
+            client.starved = true;
+            self.starved.push(conn);
+            self.look_ns.get_or_insert(reactor.now().mono_ns + LOOK_EVERY_NS);
+        }
+        if self.budget.keeps_too_much() {
+            self.end_fullest(reactor);
+        }
     }
 }
 
+/// How often who takes nothing is looked for, nanoseconds.
+const LOOK_EVERY_NS: u64 = 1_000_000_000;
+
 impl Client {
-    fn send(&mut self, reactor: &mut Reactor, conn: Conn) {
+    /// Gives what it has to say to the reactor; how many bytes that were.
+    fn send(&mut self, reactor: &mut Reactor, conn: Conn) -> usize {
         let promises = self.out.take_promises();
+        let mut bytes = 0;
         for part in self.out.drain() {
+            bytes += part.len();
             if promises {
                 reactor.send_leased(conn, part);
             } else {
                 reactor.send(conn, part);
             }
         }
+        self.sent += bytes as u64;
+        bytes
     }
 
     fn handshaking(&self) -> bool {

@@ -3,9 +3,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::NBD_OPTION_BYTES_MAX;
+use crate::limits::{CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::nbd::protocol::*;
 
-fn export() -> Export {
+/// Reads without a write after which no payload is expected any more, and some.
+const MANY_READS: usize = 20;
+
+pub fn export() -> Export {
     Export {
         name: "db".into(),
         description: "the database".into(),
@@ -17,23 +21,26 @@ fn export() -> Export {
         multi_conn: true,
         trim: true,
         zeroes: true,
+        fast_zero: true,
+        cache: true,
+        allocation: true,
         fua: true,
         flush: true,
     }
 }
 
 /// A session with a shell that answers questions at once and keeps requests.
-struct Bench {
-    session: Session,
-    rx: Rope,
-    out: Outbox,
-    sent: Vec<u8>,
-    events: Vec<Event>,
-    export: Result<Export, Refusal>,
+pub struct Bench {
+    pub session: Session,
+    pub rx: Rope,
+    pub out: Outbox,
+    pub sent: Vec<u8>,
+    pub events: Vec<Event>,
+    pub export: Result<Export, Refusal>,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let mut bench = Bench {
             session: Session::new(),
             rx: Rope::new(),
@@ -47,22 +54,23 @@ impl Bench {
     }
 
     /// In the transmission phase, with nothing sent or seen yet.
-    fn going(export: Export) -> Bench {
+    pub fn going(export: Export) -> Bench {
         let mut bench = Bench::new();
         bench.export = Ok(export);
-        bench.feed(&[client_flags(), option(OPT_GO, &go("db", &[]))].concat()).expect("a good handshake");
+        let infos = [INFO_BLOCK_SIZE];
+        bench.feed(&[client_flags(), option(OPT_GO, &go("db", &infos))].concat()).expect("a good handshake");
         assert!(bench.session.transmitting());
         bench.sent.clear();
         bench.events.clear();
         bench
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
         self.rx.push(Bytes::copy_from_slice(bytes));
         self.advance()
     }
 
-    fn advance(&mut self) -> Result<(), SessionError> {
+    pub fn advance(&mut self) -> Result<(), SessionError> {
         loop {
             let mut events = Vec::new();
             let result = self.session.advance(&mut self.rx, &mut events, &mut self.out);
@@ -89,18 +97,18 @@ impl Bench {
         }
     }
 
-    fn reply(&mut self, cookie: u64, result: Result<Bytes, Errno>) {
+    pub fn reply(&mut self, cookie: u64, result: Result<Bytes, Errno>) {
         self.session.reply(cookie, result, &mut self.out);
         self.out.drain().for_each(|part| self.sent.extend_from_slice(&part));
     }
 
-    fn requests(&mut self) -> Vec<Request> {
+    pub fn requests(&mut self) -> Vec<Request> {
         let events = self.events.drain(..);
         events.filter_map(|event| if let Event::Request(request) = event { Some(request) } else { None }).collect()
     }
 
     /// (error, cookie) of the simple replies sent; there are no payloads among them.
-    fn replies(&mut self) -> Vec<(u32, u64)> {
+    pub fn replies(&mut self) -> Vec<(u32, u64)> {
         let heads = self.sent.chunks_exact(REPLY_BYTES).map(|raw| ReplyHead::decode(raw.try_into().unwrap()));
         let replies = heads.inspect(|head| assert_eq!(head.magic, MAGIC_REPLY)).map(|head| (head.error, head.cookie));
         let replies = replies.collect();
@@ -109,15 +117,15 @@ impl Bench {
     }
 }
 
-fn client_flags() -> Vec<u8> {
+pub fn client_flags() -> Vec<u8> {
     3u32.to_be_bytes().to_vec()
 }
 
-fn option(option: u32, data: &[u8]) -> Vec<u8> {
+pub fn option(option: u32, data: &[u8]) -> Vec<u8> {
     [&OptionHead::encode(option, data.len() as u32)[..], data].concat()
 }
 
-fn go(name: &str, infos: &[u16]) -> Vec<u8> {
+pub fn go(name: &str, infos: &[u16]) -> Vec<u8> {
     let mut data = (name.len() as u32).to_be_bytes().to_vec();
     data.extend(name.as_bytes());
     data.extend((infos.len() as u16).to_be_bytes());
@@ -125,16 +133,16 @@ fn go(name: &str, infos: &[u16]) -> Vec<u8> {
     data
 }
 
-fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
     RequestHead::encode(flags, command, cookie, offset, length).to_vec()
 }
 
-fn write(cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+pub fn write(cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     [request(0, CMD_WRITE, cookie, offset, data.len() as u32), data.to_vec()].concat()
 }
 
 /// The answers to options in a server's bytes: (option, reply, data).
-fn option_replies(mut raw: &[u8]) -> Vec<(u32, u32, Vec<u8>)> {
+pub fn option_replies(mut raw: &[u8]) -> Vec<(u32, u32, Vec<u8>)> {
     let mut replies = Vec::new();
     while !raw.is_empty() {
         let head = OptionReplyHead::decode(raw[..OPTION_REPLY_BYTES].try_into().unwrap());
@@ -163,14 +171,14 @@ fn go_describes_what_was_asked_for_and_begins_transmission() {
     let kinds: Vec<_> = replies.iter().map(|(option, reply, data)| (*option, *reply, data.get(1).copied())).collect();
     let info = |kind| (OPT_INFO, REP_INFO, Some(kind));
     assert_eq!(kinds, [info(0), info(1), info(2), info(3), (OPT_INFO, REP_ACK, None)]);
-    assert_eq!(replies[0].2, [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0b1, 0b0110_1101]);
+    assert_eq!(replies[0].2, [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0b1101, 0b0110_1101]);
     assert_eq!(replies[1].2, b"\0\x01db");
     assert_eq!(replies[3].2, [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 0, 1, 0, 0]);
 
     bench.sent.clear();
-    bench.feed(&option(OPT_GO, &go("db", &[]))).unwrap();
+    bench.feed(&option(OPT_GO, &go("db", &[INFO_BLOCK_SIZE]))).unwrap();
     assert!(bench.session.transmitting());
-    assert_eq!(option_replies(&bench.sent).len(), 2);
+    assert_eq!(option_replies(&bench.sent).len(), 3);
     let purposes: Vec<_> = bench.events.iter().collect();
     let resolve = |purpose| Event::Resolve { name: "db".into(), purpose };
     assert_eq!(purposes, [&resolve(Purpose::Info), &resolve(Purpose::Go)]);
@@ -180,9 +188,10 @@ fn go_describes_what_was_asked_for_and_begins_transmission() {
 fn export_name_pads_only_for_clients_that_want_it() {
     for (flags, padding) in [(1u32, EXPORT_NAME_PADDING_BYTES), (3, 0), (0, EXPORT_NAME_PADDING_BYTES)] {
         let mut bench = Bench::new();
+        bench.export = Ok(Export { block_max: PAYLOAD_BYTES_MAX, ..export() });
         bench.feed(&[flags.to_be_bytes().to_vec(), option(OPT_EXPORT_NAME, b"db")].concat()).unwrap();
         assert_eq!(bench.sent.len(), GREETING_BYTES + EXPORT_NAME_REPLY_BYTES + padding);
-        assert_eq!(bench.sent[GREETING_BYTES..][..10], [0, 0, 0, 0, 0, 0x10, 0, 0, 0b1, 0b0110_1101]);
+        assert_eq!(bench.sent[GREETING_BYTES..][..10], [0, 0, 0, 0, 0, 0x10, 0, 0, 0b1101, 0b0110_1101]);
         assert!(bench.session.transmitting());
     }
 }
@@ -220,10 +229,15 @@ fn options_out_of_bounds_are_refused_and_the_stream_stays_in_step() {
     broken[3] = 200;
     let mut miscounted = go("db", &[INFO_NAME]);
     miscounted[7] = 9;
-    let cases: [(Vec<u8>, u32); 9] = [
+    let cases: [(Vec<u8>, u32); 14] = [
         (option(OPT_STARTTLS, b""), REP_ERR_UNSUP),
-        (option(OPT_STRUCTURED_REPLY, b""), REP_ERR_UNSUP),
-        (option(10, &[1; 300_000]), REP_ERR_UNSUP),
+        (option(OPT_STARTTLS, b"?"), REP_ERR_INVALID),
+        (option(OPT_STRUCTURED_REPLY, b"?"), REP_ERR_INVALID),
+        (option(OPT_EXTENDED_HEADERS, b"?"), REP_ERR_INVALID),
+        (option(OPT_LIST_META_CONTEXT, b"\0\0\0\0\0\0\0\0"), REP_ERR_INVALID),
+        (option(OPT_SET_META_CONTEXT, &[1; 300_000]), REP_ERR_INVALID),
+        (option(4, &[1; 300_000]), REP_ERR_UNSUP),
+        (option(OPT_GO, b"\0\0\0\x03d\0b\0\0"), REP_ERR_INVALID),
         (option(0xdead_beef, b"data"), REP_ERR_UNSUP),
         (option(OPT_GO, &broken), REP_ERR_INVALID),
         (option(OPT_GO, &miscounted), REP_ERR_INVALID),
@@ -238,7 +252,7 @@ fn options_out_of_bounds_are_refused_and_the_stream_stays_in_step() {
         bench.feed(&bytes[bytes.len() / 2..]).unwrap();
         bench.feed(&option(OPT_ABORT, b"bye")).unwrap();
         let codes: Vec<u32> = option_replies(&bench.sent[GREETING_BYTES..]).iter().map(|reply| reply.1).collect();
-        assert_eq!(codes, [code, REP_ACK]);
+        assert_eq!(codes, [code, REP_ACK], "{:?}", &bytes[..16]);
         assert_eq!(bench.events, [Event::Disconnect]);
         assert!(bench.session.finished());
     }
@@ -291,7 +305,7 @@ fn requests_come_out_as_they_were_sent() {
         Kind::Read { offset: 0, length: 4096 },
         Kind::Flush,
         Kind::Trim { offset: 4096, length: 8192, fua: true },
-        Kind::Zeroes { offset: 0, length: 1 << 20, fua: true, no_hole: true },
+        Kind::Zeroes { offset: 0, length: 1 << 20, fua: true, no_hole: true, fast: false },
         Kind::Write { offset: (1 << 20) - 2, data: Bytes::from_static(b"xy"), fua: true },
     ];
     assert_eq!(kinds, expected);
@@ -328,9 +342,14 @@ fn refused_requests_are_answered_here_with_the_error_of_the_specification() {
         (write(1, 0, &payload((64 << 10) + 1)), Errno::Inval),
         ([request(CMD_FLAG_NO_HOLE, CMD_WRITE, 1, 0, 9), payload(9)].concat(), Errno::Inval),
         ([request(1 << 15, CMD_WRITE, 1, 0, 9), payload(9)].concat(), Errno::Inval),
-        (request(1 << 4, CMD_WRITE_ZEROES, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_DF, CMD_WRITE_ZEROES, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_DF, CMD_READ, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_REQ_ONE, CMD_READ, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_FAST_ZERO, CMD_TRIM, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_PAYLOAD_LEN, CMD_READ, 1, 0, 512), Errno::Inval),
+        (request(CMD_FLAG_PAYLOAD_LEN, CMD_CACHE, 1, 0, 512), Errno::Inval),
+        (request(0, CMD_CACHE, 1, END, 512), Errno::Inval),
         (request(0, CMD_FLUSH, 1, 0, 1), Errno::Inval),
-        (request(0, 5, 1, 0, 512), Errno::Inval),
         (request(0, 7, 1, 0, 512), Errno::Inval),
         (request(0, 999, 1, 0, 512), Errno::Inval),
     ];
@@ -345,7 +364,8 @@ fn refused_requests_are_answered_here_with_the_error_of_the_specification() {
 
 #[test]
 fn what_an_export_does_not_offer_is_refused() {
-    let bare = Export { trim: false, zeroes: false, fua: false, flush: false, block_min: 512, ..export() };
+    let bare =
+        Export { trim: false, zeroes: false, fua: false, flush: false, cache: false, block_min: 512, ..export() };
     let mut bench = Bench::going(bare);
     let script = [
         request(0, CMD_TRIM, 1, 0, 512),
@@ -354,9 +374,13 @@ fn what_an_export_does_not_offer_is_refused() {
         request(CMD_FLAG_FUA, CMD_READ, 4, 0, 512),
         request(0, CMD_READ, 5, 1, 512),
         write(6, 512, &[0; 511]),
+        request(0, CMD_CACHE, 7, 0, 512),
     ];
     bench.feed(&script.concat()).unwrap();
-    assert_eq!(bench.replies(), [(22, 1), (22, 2), (22, 3), (22, 4), (22, 5), (22, 6)]);
+    assert_eq!(bench.replies(), [(22, 1), (22, 2), (22, 3), (22, 4), (22, 5), (22, 6), (22, 7)]);
+    let mut bench = Bench::going(Export { fast_zero: false, ..export() });
+    bench.feed(&request(CMD_FLAG_FAST_ZERO, CMD_WRITE_ZEROES, 1, 0, 512)).unwrap();
+    assert_eq!(bench.replies(), [(22, 1)]);
 
     let mut bench = Bench::going(Export { read_only: true, ..export() });
     let script = [write(1, 0, &[0; 512]), request(0, CMD_TRIM, 2, 0, 512), request(0, CMD_WRITE_ZEROES, 3, 0, 512)];
@@ -447,7 +471,7 @@ fn the_hint_follows_the_writes() {
     bench.feed(&request(0, CMD_WRITE, 1, 0, 4096)).unwrap();
     assert_eq!(bench.session.body_hint(), 4096, "known before the payload is there");
     bench.feed(&[0; 4096]).unwrap();
-    for _ in 0..READS_FORGET_WRITES {
+    for _ in 0..MANY_READS {
         bench.feed(&request(0, CMD_READ, 2, 0, 512)).unwrap();
     }
     assert_eq!(bench.session.body_hint(), 0);
@@ -455,7 +479,7 @@ fn the_hint_follows_the_writes() {
 
 fn any_request() -> impl Strategy<Value = Vec<u8>> {
     let flags = prop_oneof![4 => Just(0u16), 1 => Just(1u16), 1 => any::<u16>()];
-    let command = prop_oneof![6 => 0u16..7, 1 => any::<u16>()];
+    let command = prop_oneof![6 => 0u16..8, 1 => any::<u16>()];
     let offset = prop_oneof![4 => 0u64..(1 << 20) + 5000, 1 => any::<u64>()];
     let length = prop_oneof![4 => 0u32..9000, 1 => 60_000u32..70_000];
     (flags, command, any::<u64>(), offset, length).prop_map(|(flags, command, cookie, offset, length)| {
@@ -470,7 +494,7 @@ fn any_request() -> impl Strategy<Value = Vec<u8>> {
 
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        (any::<u32>().prop_filter("not a way out", |kind| !matches!(kind, 1 | 2 | 7)), 0usize..3000)
+        (any::<u32>().prop_filter("not a way out", |kind| !matches!(kind, 1 | 2 | 7 | 8 | 11)), 0usize..3000)
             .prop_map(|(kind, length)| option(kind, &vec![1; length])),
         Just(option(OPT_LIST, b"")),
         "[a-z/]{0,40}".prop_map(|name| option(OPT_INFO, &go(&name, &[INFO_NAME, INFO_BLOCK_SIZE]))),
@@ -487,7 +511,7 @@ proptest! {
     ) {
         let mut script = client_flags();
         script.extend(options.concat());
-        script.extend(option(OPT_GO, &go("db", &[])));
+        script.extend(option(OPT_GO, &go("db", &[INFO_BLOCK_SIZE])));
         script.extend(requests.concat());
         script.extend(request(0, CMD_DISC, 0, 0, 0));
         let mut whole = Bench::new();
@@ -516,7 +540,7 @@ proptest! {
         requests in prop::collection::vec(any_request(), 0..6),
     ) {
         let mut bench = if head { Bench::new() } else { Bench::going(export()) };
-        let mut script = if head { [client_flags(), option(OPT_GO, &go("db", &[]))].concat() } else { vec![] };
+        let mut script = if head { [client_flags(), option(OPT_GO, &go("db", &[INFO_BLOCK_SIZE]))].concat() } else { vec![] };
         script.extend(requests.concat());
         for (at, byte) in flips {
             if let Some(slot) = script.get_mut(at) {
@@ -526,8 +550,11 @@ proptest! {
         let _ = bench.feed(&script);
         for request in bench.requests() {
             let (offset, length) = match request.kind {
-                Kind::Read { offset, length } | Kind::Trim { offset, length, .. } => (offset, u64::from(length)),
-                Kind::Zeroes { offset, length, .. } => (offset, u64::from(length)),
+                Kind::Read { offset, length } => (offset, u64::from(length)),
+                Kind::Trim { offset, length, .. }
+                | Kind::Zeroes { offset, length, .. }
+                | Kind::Cache { offset, length }
+                | Kind::Status { offset, length, .. } => (offset, length),
                 Kind::Write { offset, data, .. } => (offset, data.len() as u64),
                 Kind::Flush => (0, 1),
             };

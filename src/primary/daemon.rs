@@ -4,6 +4,7 @@
 //! to DR, and the control socket. What is decided is decided in `machine` and `recovery`. The same shell
 //! serves a promoted DR, alone, as primary of the new epoch.
 
+mod clients;
 mod files;
 mod links;
 
@@ -13,25 +14,23 @@ use anyhow::{Context, bail};
 
 use self::files::Opened;
 use self::links::DrConns;
-use super::machine::{Effect, File, Input, Kind, Machine, Options, Req};
+use super::machine::{Effect, File, Input, Machine, Options};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Lines, Refused, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::Status;
 use crate::core::address::Address;
-use crate::core::errno::Errno;
-use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
-use crate::core::machine::{DiskKind, IoFail, Level};
+use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
+use crate::core::machine::Level;
 use crate::core::modes::Overflow;
 use crate::core::ranges::VolumeRanges;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
-use crate::limits::{BLOCK_BYTES, INTENT_NEIGHBOURS, PAYLOAD_BYTES_MAX, REQUESTS_INFLIGHT_MAX};
-use crate::nbd::protocol::{REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN};
+use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
-use crate::nbd::session::{self, Export, Purpose, Refusal};
+use crate::nbd::session;
 use crate::nbd::slots::Slots;
 
 /// Registered memory beside the FIFO's: receive buffers, reads, staging.
@@ -195,6 +194,7 @@ struct Shell {
     reactor: Reactor,
     machine: Machine,
     opened: Opened,
+    group: String,
     volumes: Vec<(String, u64)>,
     nbd: NbdServer,
     /// Which volume a connection has opened.
@@ -234,7 +234,7 @@ impl Shell {
             };
             reactor.write_sync(file, *offset, bytes)?;
         }
-        let volumes = options.volumes.clone();
+        let (group, volumes) = (options.group_name.clone(), options.volumes.clone());
         let mut effects = Vec::new();
         let now = reactor.now();
         let machine = Machine::new(options, recovered, now, &mut effects);
@@ -242,6 +242,7 @@ impl Shell {
             reactor,
             machine,
             opened,
+            group,
             volumes,
             nbd: NbdServer::new(),
             exports: HashMap::new(),
@@ -357,13 +358,17 @@ impl Shell {
     }
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
-        if let Event::Disk { ticket, .. } = &event
-            && ticket.0 & READ_TICKET != 0
-        {
-            let Event::Disk { ticket, result, .. } = event else { unreachable!("just seen") };
-            self.read_done(ticket, result);
-            return Ok(());
-        }
+        let event = match event {
+            Event::Disk { ticket, result, .. } if ticket.0 & READ_TICKET != 0 => {
+                self.read_done(ticket, result);
+                return Ok(());
+            }
+            Event::Extents { ticket, result } => {
+                self.status_done(ticket, result);
+                return Ok(());
+            }
+            other => other,
+        };
         if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
             return Ok(());
         }
@@ -409,7 +414,7 @@ impl Shell {
                 }
             }
             Event::Stop => self.stop(),
-            Event::Sent { .. } => Ok(()),
+            Event::Sent { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 
@@ -493,119 +498,6 @@ impl Shell {
             Effect::Stopped => self.stopped = true,
         }
         Ok(())
-    }
-
-    // ---- NBD clients -------------------------------------------------------------------------
-
-    fn on_asked(&mut self, conn: Conn, event: session::Event) -> anyhow::Result<()> {
-        match event {
-            session::Event::Resolve { name, purpose } => self.resolve(conn, &name, purpose),
-            session::Event::List => {
-                let list: Vec<(String, String)> =
-                    self.volumes.iter().map(|(name, _)| (name.clone(), String::new())).collect();
-                self.nbd.listed(conn, &list);
-            }
-            session::Event::Request(request) => return self.request(conn, request),
-            session::Event::Disconnect => {
-                self.exports.remove(&conn);
-            }
-        }
-        Ok(())
-    }
-
-    fn resolve(&mut self, conn: Conn, name: &str, purpose: Purpose) {
-        // The empty name is the default export: the only volume of a group that has one.
-        let index = match name {
-            "" if self.volumes.len() == 1 => Some(0),
-            _ => self.volumes.iter().position(|(known, _)| known == name),
-        };
-        let Some(index) = index else {
-            let names: Vec<&str> = self.volumes.iter().map(|(name, _)| name.as_str()).collect();
-            let text = format!("there is no volume {name:?} here; there is {}", names.join(", "));
-            return self.nbd.resolved(conn, Err(Refusal { code: REP_ERR_UNKNOWN, text }));
-        };
-        if !self.machine.readable() {
-            let text = "this primary has been fenced: a newer epoch serves the group".to_string();
-            return self.nbd.resolved(conn, Err(Refusal { code: REP_ERR_SHUTDOWN, text }));
-        }
-        if purpose != Purpose::Info {
-            self.exports.insert(conn, Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes")));
-        }
-        let (name, size) = self.volumes[index].clone();
-        let export = Export {
-            name,
-            description: String::new(),
-            size,
-            read_only: false,
-            block_min: 1,
-            block_preferred: u32::try_from(BLOCK_BYTES).expect("4096"),
-            block_max: PAYLOAD_BYTES_MAX,
-            multi_conn: true,
-            trim: true,
-            zeroes: true,
-            fua: true,
-            flush: true,
-        };
-        self.nbd.resolved(conn, Ok(export));
-    }
-
-    fn request(&mut self, conn: Conn, request: session::Request) -> anyhow::Result<()> {
-        let session::Request { cookie, kind } = request;
-        let Some(volume) = self.exports.get(&conn).copied() else {
-            self.nbd.reply(conn, cookie, Err(Errno::Inval));
-            return Ok(());
-        };
-        let bytes = if let session::Kind::Write { data, .. } = &kind { data.len() as u64 } else { 0 };
-        let number = self.requests.insert(Asked { conn, cookie, bytes });
-        let kind = match kind {
-            session::Kind::Read { offset, length } => {
-                self.read(volume, number, offset, u64::from(length));
-                return Ok(());
-            }
-            session::Kind::Write { offset, data, fua } => Kind::Write { offset, data, fua },
-            session::Kind::Flush => Kind::Flush,
-            session::Kind::Trim { offset, length, fua } => Kind::Trim { offset, length: u64::from(length), fua },
-            session::Kind::Zeroes { offset, length, fua, no_hole } => {
-                Kind::Zeroes { offset, length: u64::from(length), fua, no_hole }
-            }
-        };
-        self.step(Input::Request { req: Req(number), volume, kind })
-    }
-
-    fn read(&mut self, volume: Volume, number: u64, offset: u64, length: u64) {
-        if !self.machine.readable() {
-            return self.reply_read(number, Err(Errno::Shutdown));
-        }
-        let file = self.opened.file(File::Volume(volume));
-        self.reactor.disk(file, Ticket(number | READ_TICKET), DiskKind::Read { offset, length });
-    }
-
-    fn read_done(&mut self, ticket: Ticket, result: Result<bytes::Bytes, IoFail>) {
-        let number = ticket.0 & !READ_TICKET;
-        let result = if self.machine.readable() {
-            result.map_err(|fail| {
-                tracing::error!("a read failed: {fail}");
-                Errno::Io
-            })
-        } else {
-            Err(Errno::Shutdown)
-        };
-        self.reply_read(number, result);
-    }
-
-    fn reply_read(&mut self, number: u64, result: Result<bytes::Bytes, Errno>) {
-        if let Some(asked) = self.requests.remove(number) {
-            self.nbd.reply(asked.conn, asked.cookie, result);
-        }
-    }
-
-    fn reply(&mut self, req: Req, result: Result<(), Errno>) {
-        let Some(asked) = self.requests.remove(req.0) else { return };
-        if result.is_ok() && asked.bytes > 0 {
-            self.acknowledged.0 += 1;
-            self.acknowledged.1 += asked.bytes;
-        }
-        self.nbd.reply(asked.conn, asked.cookie, result.map(|()| bytes::Bytes::new()));
     }
 
     // ---- peers -------------------------------------------------------------------------------
@@ -736,6 +628,7 @@ impl Shell {
         for listener in std::mem::take(&mut self.listeners) {
             self.reactor.stop_listening(listener);
         }
+        self.nbd.shut_down();
         self.stop_by_ns = Some(self.reactor.now().mono_ns + DRAIN_NS);
         self.step(Input::Stop)
     }

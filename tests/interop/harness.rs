@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use farshore::core::address::Address;
+use farshore::core::allocation::Stretch;
 use farshore::core::errno::Errno;
 use farshore::core::ids::{Epoch, Owner, Ticket};
 use farshore::core::machine::DiskResult;
@@ -181,6 +182,9 @@ fn serve(mut reactor: Reactor) {
                     session::Event::List => {
                         server.listed(conn, &[("db".into(), "memory".into()), ("ro".into(), String::new())]);
                     }
+                    session::Event::Request(session::Request { cookie, kind: Kind::Status { offset, length, .. } }) => {
+                        server.status(conn, cookie, &stretches(&disk, offset as usize, length as usize));
+                    }
                     session::Event::Request(request) => {
                         let result = carry_out(&mut disk, request.kind);
                         server.reply(conn, request.cookie, result);
@@ -212,6 +216,9 @@ fn export(name: &str) -> Result<Export, Refusal> {
         multi_conn: true,
         trim: true,
         zeroes: true,
+        fast_zero: true,
+        cache: true,
+        allocation: true,
         fua: true,
         flush: true,
     })
@@ -223,12 +230,29 @@ fn carry_out(disk: &mut [u8], kind: Kind) -> Result<Bytes, Errno> {
             return Ok(Bytes::copy_from_slice(&disk[offset as usize..][..length as usize]));
         }
         Kind::Write { offset, data, .. } => disk[offset as usize..][..data.len()].copy_from_slice(&data),
-        Kind::Flush => {}
+        Kind::Flush | Kind::Cache { .. } => {}
+        Kind::Status { .. } => unreachable!("answered before"),
         Kind::Trim { offset, length, .. } | Kind::Zeroes { offset, length, .. } => {
             disk[offset as usize..][..length as usize].fill(0);
         }
     }
     Ok(Bytes::new())
+}
+
+/// Blocks of zeroes are taken for holes.
+fn stretches(disk: &[u8], offset: usize, length: usize) -> Vec<Stretch> {
+    let mut found: Vec<Stretch> = Vec::new();
+    let mut at = offset;
+    while at < offset + length {
+        let end = ((at / 4096 + 1) * 4096).min(offset + length);
+        let (hole, bytes) = (disk[at..end].iter().all(|byte| *byte == 0), (end - at) as u64);
+        match found.last_mut() {
+            Some(last) if last.hole == hole => last.length += bytes,
+            _ => found.push(Stretch { length: bytes, hole }),
+        }
+        at = end;
+    }
+    found
 }
 
 /// A region and the reactor that carries it.

@@ -1,7 +1,11 @@
-//! Our NBD against the NBD of others: our server driven by qemu, libnbd and fio, our client against nbdkit and
-//! qemu-nbd, and the auxiliary as a process with its fencing. A test whose tool is missing says so and passes.
+//! Our NBD against the NBD of others: our server driven by qemu, libnbd, nbdkit, nbd-client and fio, and by clients that
+//! mean harm; our client against nbdkit and qemu-nbd; the auxiliary as a process with its fencing. A test whose tool is
+//! missing says so and passes.
 
 mod aux;
+mod clients;
 mod harness;
+mod hostile;
+mod raw;
 mod region;
 mod server;

@@ -211,6 +211,12 @@ impl Site {
         matches!(self.children[role as usize].as_mut().map(Child::try_wait), Some(Ok(None)))
     }
 
+    /// The process of a role, while it runs.
+    #[must_use]
+    pub fn pid(&self, role: Role) -> Option<u32> {
+        self.children[role as usize].as_ref().map(Child::id)
+    }
+
     /// What a role says of itself.
     pub fn status(&self, role: Role) -> Result<Status> {
         let control = self.path(&format!("{}.ctl", role.word()));

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use farshore::core::allocation::Stretch;
 use farshore::core::errno::Errno;
 use farshore::core::rope::Rope;
 use farshore::limits::{
-    CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX,
 };
 use farshore::nbd::client::{self, ClientSession};
 use farshore::nbd::outbox::Outbox;
@@ -20,11 +21,11 @@ use super::Input;
 
 const SIZE: u64 = 1 << 20;
 
-fn export(shape: u8) -> Export {
+fn export(shape: u8, more: u8) -> Export {
     Export {
         name: "orders".into(),
         description: "a volume".into(),
-        size: SIZE,
+        size: if more & 4 != 0 { 1 << 40 } else { SIZE },
         read_only: shape & 1 != 0,
         block_min: if shape & 2 != 0 { 512 } else { 1 },
         block_preferred: 4096,
@@ -32,22 +33,65 @@ fn export(shape: u8) -> Export {
         multi_conn: true,
         trim: shape & 8 != 0,
         zeroes: shape & 16 != 0,
+        fast_zero: more & 8 != 0,
+        cache: more & 16 != 0,
+        allocation: more & 32 != 0,
         fua: shape & 32 != 0,
         flush: shape & 64 != 0,
     }
+}
+
+/// What was negotiated, by the answers to options: bytes of the heads of requests and replies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Simple,
+    Structured,
+    Extended,
+}
+
+impl Style {
+    fn negotiated(out: &[u8]) -> Style {
+        let acknowledged = |option| options(out).any(|head| head.option == option && head.reply == REP_ACK);
+        if acknowledged(OPT_EXTENDED_HEADERS) {
+            Style::Extended
+        } else if acknowledged(OPT_STRUCTURED_REPLY) {
+            Style::Structured
+        } else {
+            Style::Simple
+        }
+    }
+}
+
+/// The heads of the answers to options at the beginning of a server's bytes.
+fn options(out: &[u8]) -> impl Iterator<Item = OptionReplyHead> + '_ {
+    let mut rest = &out[GREETING_BYTES.min(out.len())..];
+    std::iter::from_fn(move || {
+        let head = OptionReplyHead::decode(rest.first_chunk::<OPTION_REPLY_BYTES>()?);
+        rest = &rest[OPTION_REPLY_BYTES + head.length as usize..];
+        Some(head)
+    })
+    .take_while(|head| head.magic == MAGIC_OPTION_REPLY)
+}
+
+/// A request as it was sent.
+#[derive(Clone, Copy)]
+struct Sent {
+    cookie: u64,
+    command: u16,
+    offset: u64,
+    length: u64,
 }
 
 /// What a client's bytes ask for.
 #[derive(Default)]
 struct Asked {
     options: Vec<u32>,
-    /// Cookie, command and length.
-    requests: Vec<(u64, u16, u32)>,
+    requests: Vec<Sent>,
 }
 
 impl Asked {
     /// Reads the bytes of a whole connection; the handshake ends with the option number `handshake`, if it does.
-    fn read(bytes: &[u8], handshake: Option<usize>) -> Asked {
+    fn read(bytes: &[u8], handshake: Option<usize>, style: Style) -> Asked {
         let mut asked = Asked::default();
         let Some(mut rest) = bytes.get(4..) else { return asked };
         while asked.options.len() != handshake.unwrap_or(usize::MAX) {
@@ -61,13 +105,9 @@ impl Asked {
                 None => return asked,
             }
         }
-        while let Some(head) = rest.first_chunk::<REQUEST_BYTES>().map(RequestHead::decode) {
-            if head.magic != MAGIC_REQUEST {
-                break;
-            }
-            asked.requests.push((head.cookie, head.command, head.length));
-            let payload = if head.command == CMD_WRITE { head.length as usize } else { 0 };
-            match rest.get(REQUEST_BYTES + payload..) {
+        while let Some((sent, bytes)) = request(rest, style) {
+            asked.requests.push(sent);
+            match usize::try_from(bytes).ok().and_then(|bytes| rest.get(bytes..)) {
                 Some(after) => rest = after,
                 None => break,
             }
@@ -76,62 +116,122 @@ impl Asked {
     }
 
     /// Every answer in `out` is to something asked, and to nothing twice.
-    fn check(self, out: &[u8], named: bool, no_zeroes: bool) {
-        let mut out = &out[GREETING_BYTES..];
+    fn check(self, out: &[u8], named: bool, no_zeroes: bool, style: Style) {
         let mut answered = 0;
-        while let Some(head) = out.first_chunk::<OPTION_REPLY_BYTES>().map(OptionReplyHead::decode) {
-            if head.magic != MAGIC_OPTION_REPLY {
-                break;
-            }
-            out = &out[OPTION_REPLY_BYTES + head.length as usize..];
+        let mut rest = &out[GREETING_BYTES..];
+        for head in options(out) {
+            rest = &rest[OPTION_REPLY_BYTES + head.length as usize..];
             assert_eq!(Some(&head.option), self.options.get(answered), "an option is answered that was not asked");
-            answered += usize::from(!matches!(head.reply, REP_INFO | REP_SERVER));
+            answered += usize::from(!matches!(head.reply, REP_INFO | REP_SERVER | REP_META_CONTEXT));
         }
         if named {
             let padding = if no_zeroes { 0 } else { EXPORT_NAME_PADDING_BYTES };
-            out = &out[EXPORT_NAME_REPLY_BYTES + padding..];
+            rest = &rest[EXPORT_NAME_REPLY_BYTES + padding..];
         }
         // Clients may use one cookie for many requests: what is counted is answers by cookie and length.
-        let mut answers: BTreeMap<(u64, usize), usize> = BTreeMap::new();
-        while !out.is_empty() {
-            let head = ReplyHead::decode(out.first_chunk().expect("replies are whole"));
-            assert_eq!(head.magic, MAGIC_REPLY);
-            let fit = self.requests.iter().find(|request| request.0 == head.cookie && fits(request, out, head.error));
-            let (_, command, length) = fit.expect("a reply to nothing that was asked");
-            let data = if *command == CMD_READ && head.error == 0 { *length as usize } else { 0 };
-            *answers.entry((head.cookie, data)).or_default() += 1;
-            out = &out[REPLY_BYTES + data..];
+        let mut answers: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+        while !rest.is_empty() {
+            let (cookie, data, length) =
+                if be32(rest, 0) == MAGIC_REPLY { self.simple(rest, style) } else { self.chunk(rest, style) };
+            *answers.entry((cookie, data)).or_default() += 1;
+            rest = &rest[length..];
         }
         for (&(cookie, data), &count) in &answers {
-            let of_cookie = self.requests.iter().filter(|request| request.0 == cookie);
-            let asked = of_cookie.clone().filter(|it| data == 0 || it.1 == CMD_READ && it.2 as usize == data).count();
-            assert!(count <= asked, "{count} answers with {data} bytes to {asked} requests with cookie {cookie}");
-            let all: usize = answers.range((cookie, 0)..=(cookie, usize::MAX)).map(|(_, count)| count).sum();
+            let of_cookie = self.requests.iter().filter(|request| request.cookie == cookie);
+            let reads = of_cookie.clone().filter(|it| data == 0 || it.command == CMD_READ && it.length == data).count();
+            assert!(count <= reads, "{count} answers with {data} bytes to {reads} requests with cookie {cookie}");
+            let all: usize = answers.range((cookie, 0)..=(cookie, u64::MAX)).map(|(_, count)| count).sum();
             assert!(all <= of_cookie.count(), "more answers than requests with cookie {cookie}");
         }
     }
+
+    /// A simple reply at the front: its cookie, the bytes of data, and all of its bytes.
+    fn simple(&self, rest: &[u8], style: Style) -> (u64, u64, usize) {
+        assert!(style != Style::Extended, "no simple replies with extended headers");
+        let head = ReplyHead::decode(rest.first_chunk().expect("replies are whole"));
+        let fit = self.requests.iter().find(|request| {
+            // Once structured replies have been negotiated, no read has a simple one.
+            request.cookie == head.cookie
+                && (style == Style::Simple || request.command != CMD_READ)
+                && fits(request, rest, head.error)
+        });
+        let request = fit.expect("a reply to nothing that was asked");
+        let data = if request.command == CMD_READ && head.error == 0 { request.length } else { 0 };
+        (head.cookie, data, REPLY_BYTES + data as usize)
+    }
+
+    /// A chunk at the front, as `simple`. It is the only one of its reply.
+    fn chunk(&self, rest: &[u8], style: Style) -> (u64, u64, usize) {
+        let extended = style == Style::Extended;
+        let (magic, head) =
+            if extended { (MAGIC_REPLY_EXTENDED, CHUNK_EXTENDED_BYTES) } else { (MAGIC_REPLY_STRUCTURED, CHUNK_BYTES) };
+        assert!(style != Style::Simple && be32(rest, 0) == magic && be16(rest, 4) == REPLY_FLAG_DONE);
+        let (kind, cookie) = (be16(rest, 6), be64(rest, 8));
+        let length = if extended { be64(rest, 24) as usize } else { be32(rest, 16) as usize };
+        let data = &rest[head..head + length];
+        let of_cookie = self.requests.iter().filter(|sent| sent.cookie == cookie);
+        let mut of_cookie = of_cookie.filter(|sent| !extended || sent.offset == be64(rest, 16)).copied();
+        let fit = of_cookie.find(|sent| match kind {
+            REPLY_NONE => length == 0 && (extended || sent.command == CMD_READ && sent.length == 0),
+            REPLY_OFFSET_DATA => {
+                sent.command == CMD_READ && length as u64 == 8 + sent.length && be64(data, 0) == sent.offset
+            }
+            REPLY_BLOCK_STATUS => !extended && sent.command == CMD_BLOCK_STATUS && length > 4 && (length - 4) % 8 == 0,
+            REPLY_BLOCK_STATUS_EXT => {
+                extended && sent.command == CMD_BLOCK_STATUS && length == 8 + 16 * be32(data, 4) as usize
+            }
+            REPLY_ERROR => be32(data, 0) != 0 && length == 6 + usize::from(be16(data, 4)),
+            REPLY_ERROR_OFFSET => {
+                let at = be64(data, length - 8);
+                let inside = at >= sent.offset && (at - sent.offset < sent.length || sent.command == CMD_BLOCK_STATUS);
+                be32(data, 0) != 0 && length == 14 + usize::from(be16(data, 4)) && inside
+            }
+            _ => false,
+        });
+        assert!(fit.is_some(), "a chunk of type {kind} that answers nothing that was asked");
+        (cookie, if kind == REPLY_OFFSET_DATA { length as u64 - 8 } else { 0 }, head + length)
+    }
 }
 
-/// Whether a reply at the front of `out` may be the one to this request. Replies without data can be as long together
-/// as one with data, so that what is read is compared, too.
-fn fits(request: &(u64, u16, u32), out: &[u8], error: u32) -> bool {
-    let data = if request.1 == CMD_READ && error == 0 { request.2 as usize } else { 0 };
+/// The request at the front, and all of its bytes.
+fn request(rest: &[u8], style: Style) -> Option<(Sent, u64)> {
+    if style == Style::Extended {
+        let raw = rest.first_chunk::<REQUEST_EXTENDED_BYTES>()?;
+        let (flags, command, length) = (be16(raw, 4), be16(raw, 6), be64(raw, 24));
+        let payload = if flags & CMD_FLAG_PAYLOAD_LEN != 0 { length } else { 0 };
+        let sent = Sent { cookie: be64(raw, 8), command, offset: be64(raw, 16), length };
+        let bytes = payload.saturating_add(REQUEST_EXTENDED_BYTES as u64);
+        return (be32(raw, 0) == MAGIC_REQUEST_EXTENDED).then_some((sent, bytes));
+    }
+    let head = RequestHead::decode(rest.first_chunk::<REQUEST_BYTES>()?);
+    let payload = if head.command == CMD_WRITE { head.length } else { 0 };
+    let RequestHead { cookie, command, offset, length, .. } = head;
+    let sent = Sent { cookie, command, offset, length: u64::from(length) };
+    (head.magic == MAGIC_REQUEST).then_some((sent, REQUEST_BYTES as u64 + u64::from(payload)))
+}
+
+/// Whether a simple reply at the front of `out` may be the one to this request. Replies without data can be as long
+/// together as one with data, so that what is read is compared, too.
+fn fits(request: &Sent, out: &[u8], error: u32) -> bool {
+    let data = if request.command == CMD_READ && error == 0 { request.length as usize } else { 0 };
     if !out.iter().skip(REPLY_BYTES).take(data).all(|&byte| byte == READ_BYTE) {
         return false;
     }
-    out.get(REPLY_BYTES + data..).is_some_and(|rest| rest.is_empty() || rest.starts_with(&MAGIC_REPLY.to_be_bytes()))
+    let next = [MAGIC_REPLY, MAGIC_REPLY_STRUCTURED].map(u32::to_be_bytes);
+    out.get(REPLY_BYTES + data..)
+        .is_some_and(|rest| rest.is_empty() || next.iter().any(|magic| rest.starts_with(magic)))
 }
 
 /// Appends what a client could send, well formed or not.
-fn client_bytes(input: &mut Input<'_>, stream: &mut Vec<u8>) {
+fn client_bytes(input: &mut Input<'_>, stream: &mut Vec<u8>, extended: bool) {
     let action = input.u8();
-    match action % 6 {
+    match action % 7 {
         0 => {
             let count = usize::from(input.u8() % 64);
             stream.extend_from_slice(input.bytes(count));
         }
         1 => {
-            let option = u32::from(input.u8() % 10);
+            let option = u32::from(input.u8() % 13);
             let count = usize::from(input.u8());
             let data = input.bytes(count);
             stream.extend_from_slice(&OptionHead::encode(option, data.len() as u32));
@@ -147,40 +247,69 @@ fn client_bytes(input: &mut Input<'_>, stream: &mut Vec<u8>) {
             stream.extend_from_slice(&(infos as u16).to_be_bytes());
             (0..infos).for_each(|_| stream.extend_from_slice(&u16::from(input.u8() % 5).to_be_bytes()));
         }
+        3 => contexts(input, stream),
         _ => {
-            let (flags, command, cookie) = (u16::from(action >> 6), u16::from(input.u8() % 9), u64::from(input.u8()));
+            let (more, command) = (input.u8(), u16::from(input.u8() % 10));
+            let (flags, cookie) = (u16::from(more & 0x3f), u64::from(input.u8()));
             let offset = input.number() << if action & 8 != 0 { 9 } else { 0 };
-            let length = if action & 16 != 0 { input.number() as u32 } else { u32::from(input.u8()) << 9 };
-            stream.extend_from_slice(&RequestHead::encode(flags, command, cookie, offset, length));
-            if command == CMD_WRITE && length <= 1 << 14 {
-                stream.resize(stream.len() + length as usize, 0xab);
+            let length = if action & 16 != 0 { input.number() } else { u64::from(input.u8()) << 9 };
+            if extended != (more & 0xc0 == 0xc0) {
+                let length = length << if action & 32 != 0 { 24 } else { 0 };
+                stream.extend_from_slice(&RequestHead::encode_extended(flags, command, cookie, offset, length));
+                if flags & CMD_FLAG_PAYLOAD_LEN != 0 && length <= 1 << 14 {
+                    let payload = [&512u64.to_be_bytes()[..], &1u32.to_be_bytes()].concat();
+                    let filler = stream.len() + length as usize;
+                    stream.extend_from_slice(&payload[..payload.len().min(length as usize)]);
+                    stream.resize(filler, 0xab);
+                }
+            } else {
+                let length = length as u32;
+                stream.extend_from_slice(&RequestHead::encode(flags, command, cookie, offset, length));
+                if command == CMD_WRITE && length <= 1 << 14 {
+                    stream.resize(stream.len() + length as usize, 0xab);
+                }
             }
         }
     }
 }
 
+/// Appends an option about metadata contexts.
+fn contexts(input: &mut Input<'_>, stream: &mut Vec<u8>) {
+    let shape = input.u8();
+    let option = if shape & 1 == 0 { OPT_LIST_META_CONTEXT } else { OPT_SET_META_CONTEXT };
+    let queries = [&b"base:allocation"[..], b"base:", b"base:x", b"x-y:z", b"none", b":", b""];
+    let count = u32::from(shape >> 1 & 3);
+    let mut data = [&6u32.to_be_bytes()[..], b"orders", &(count + u32::from(shape >> 7)).to_be_bytes()].concat();
+    for _ in 0..count {
+        let query = queries[usize::from(input.u8()) % queries.len()];
+        data.extend_from_slice(&(query.len() as u32).to_be_bytes());
+        data.extend_from_slice(query);
+    }
+    if shape & 0x40 != 0 {
+        data.truncate(usize::from(input.u8()));
+    }
+    stream.extend_from_slice(&OptionHead::encode(option, data.len() as u32));
+    stream.extend_from_slice(&data);
+}
+
 /// The server's session, with an application behind it that answers in any order.
 pub fn server(input: &[u8]) {
     let mut input = Input::new(input);
-    let (shape, cut) = (input.u8(), 1 + usize::from(input.u8()) * 7);
-    let export = export(shape);
+    let (shape, cut, more) = (input.u8(), 1 + usize::from(input.u8()) * 7, input.u8());
+    let export = export(shape, more);
     let mut stream = Vec::new();
     if shape & 0x80 == 0 {
         stream.extend_from_slice(&u32::from(cut as u16 & 3).to_be_bytes());
+        if let option @ (OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS) = [0, 0, 8, 11][usize::from(more & 3)] {
+            stream.extend_from_slice(&OptionHead::encode(option, 0));
+        }
     }
     let order = input.u64();
     while !input.is_empty() && stream.len() < 1 << 16 {
-        client_bytes(&mut input, &mut stream);
+        client_bytes(&mut input, &mut stream, more & 3 == 3);
     }
-    let mut run = Server {
-        session: Session::new(),
-        export,
-        open: Vec::new(),
-        out: Vec::new(),
-        handshake: None,
-        named: false,
-        resolves: 0,
-    };
+    let mut run =
+        Server { session: Session::new(), export, open: Vec::new(), out: Vec::new(), handshake: None, named: false };
     let mut out = Outbox::new();
     run.session.greet(&mut out);
     let (mut rope, mut given, mut order) = (Rope::new(), 0, order);
@@ -200,8 +329,9 @@ pub fn server(input: &[u8]) {
     assert!(!whole || run.session.inflight() == 0);
     run.out.extend(out.drain().flatten());
     let no_zeroes = stream.get(3).is_some_and(|flags| flags & 2 != 0);
-    let asked = Asked::read(&stream[..given], run.handshake);
-    asked.check(&run.out, run.named, no_zeroes);
+    let style = Style::negotiated(&run.out);
+    let asked = Asked::read(&stream[..given], run.handshake, style);
+    asked.check(&run.out, run.named, no_zeroes, style);
 }
 
 /// What every read returns.
@@ -210,13 +340,22 @@ const READ_BYTE: u8 = 0x5a;
 struct Server {
     session: Session,
     export: Export,
-    /// Requests not answered: number, bytes of a read, bytes that count against the bound.
-    open: Vec<(u64, usize, u64)>,
+    open: Vec<Open>,
     out: Vec<u8>,
     /// Options up to the one that ended the handshake.
     handshake: Option<usize>,
     named: bool,
-    resolves: usize,
+}
+
+/// A request that is not answered.
+struct Open {
+    number: u64,
+    /// Bytes of a read.
+    read: usize,
+    /// Bytes that count against the bound.
+    moved: u64,
+    /// What a block status may cover.
+    status: Option<u64>,
 }
 
 impl Server {
@@ -235,10 +374,11 @@ impl Server {
             }
             assert_eq!(self.session.inflight(), self.open.len());
             assert!(self.open.len() <= CONNECTION_REQUESTS_MAX);
-            let bytes: u64 = self.open.iter().map(|request| request.2).sum();
+            let bytes: u64 = self.open.iter().map(|request| request.moved).sum();
             assert!(bytes <= CONNECTION_PAYLOAD_BYTES_MAX || self.open.len() == 1, "{bytes} bytes in flight");
             if quiet {
-                let waits = OPTION_BYTES + NBD_OPTION_BYTES_MAX.max(REQUEST_BYTES + self.export.block_max as usize);
+                let waits =
+                    OPTION_BYTES + NBD_OPTION_BYTES_MAX.max(REQUEST_EXTENDED_BYTES + self.export.block_max as usize);
                 assert!(self.session.blocked() || rope.len() < waits, "{} bytes are kept", rope.len());
                 if !self.session.blocked() {
                     return true;
@@ -252,24 +392,33 @@ impl Server {
     }
 
     fn answer(&mut self, out: &mut Outbox, which: usize) {
-        let (cookie, length, _) = self.open.swap_remove(which % self.open.len());
-        let result = if which & 0x100 == 0 { Ok(Bytes::from(vec![READ_BYTE; length])) } else { Err(Errno::Io) };
-        self.session.reply(cookie, result, out);
+        let Open { number, read, status, .. } = self.open.swap_remove(which % self.open.len());
+        if which & 0x100 != 0 {
+            return self.session.reply(number, Err(Errno::Io), out);
+        }
+        match status {
+            Some(length) => {
+                let first = 1 + (which as u64 >> 9) % length;
+                let rest = Stretch { length: length - first, hole: true };
+                let stretches = [Stretch { length: first, hole: false }, rest];
+                self.session.status(number, &stretches[..1 + usize::from(rest.length > 0)], out);
+            }
+            None => self.session.reply(number, Ok(Bytes::from(vec![READ_BYTE; read])), out),
+        }
     }
 
     fn event(&mut self, event: Event, out: &mut Outbox, order: u64) {
         match event {
             Event::Resolve { name, purpose } => {
                 assert!(name.len() <= STRING_BYTES_MAX);
-                self.resolves += 1;
                 self.out.extend(out.drain().flatten());
                 let accepted = order & 0x30 != 0x30;
                 let refusal = Refusal { code: REP_ERR_UNKNOWN, text: "there is none".into() };
                 self.session.resolved(if accepted { Ok(self.export.clone()) } else { Err(refusal) }, out);
-                if accepted && purpose != Purpose::Info {
+                if self.session.transmitting() {
+                    assert!(accepted && purpose != Purpose::Info);
                     self.named = purpose == Purpose::ExportName;
-                    let before = count_options(&self.out);
-                    self.handshake = Some(before + 1);
+                    self.handshake = Some(count_options(&self.out) + 1);
                 }
             }
             Event::List => self.session.listed(&[("orders".into(), String::new())], out),
@@ -284,12 +433,20 @@ impl Server {
             Kind::Read { offset, length } => (Some((*offset, u64::from(*length))), u64::from(*length), false, false),
             Kind::Write { offset, data, fua } => (Some((*offset, data.len() as u64)), data.len() as u64, true, *fua),
             Kind::Flush => (None, 0, !self.export.flush, false),
-            Kind::Trim { offset, length, fua } => (Some((*offset, u64::from(*length))), 0, true, *fua),
-            Kind::Zeroes { offset, length, fua, .. } => (Some((*offset, u64::from(*length))), 0, true, *fua),
+            Kind::Trim { offset, length, fua } | Kind::Zeroes { offset, length, fua, .. } => {
+                assert!(*length <= RANGE_BYTES_MAX, "longer than a record");
+                (Some((*offset, *length)), 0, true, *fua)
+            }
+            Kind::Cache { offset, length } | Kind::Status { offset, length, .. } => {
+                (Some((*offset, *length)), 0, false, false)
+            }
         };
         assert!(!(changes && read_only) && (!fua || self.export.fua), "{request:?} was not offered");
         assert!(!matches!(request.kind, Kind::Trim { .. }) || self.export.trim);
         assert!(!matches!(request.kind, Kind::Zeroes { .. }) || self.export.zeroes);
+        assert!(!matches!(request.kind, Kind::Zeroes { fast: true, .. }) || self.export.fast_zero);
+        assert!(!matches!(request.kind, Kind::Cache { .. }) || self.export.cache);
+        assert!(!matches!(request.kind, Kind::Status { .. }) || self.export.allocation);
         if let Some((offset, length)) = range {
             assert!(
                 length > 0 && offset.checked_add(length).is_some_and(|end| end <= size),
@@ -297,21 +454,16 @@ impl Server {
             );
             assert!((offset | length).is_multiple_of(u64::from(block_min)) && moved <= u64::from(block_max));
         }
-        assert!(self.open.iter().all(|open| open.0 != request.cookie), "a number is used twice");
-        let read = if matches!(request.kind, Kind::Read { .. }) { moved } else { 0 };
-        self.open.push((request.cookie, read as usize, moved));
+        assert!(self.open.iter().all(|open| open.number != request.cookie), "a number is used twice");
+        let read = if matches!(request.kind, Kind::Read { .. }) { moved as usize } else { 0 };
+        let status = if let Kind::Status { length, .. } = request.kind { Some(length) } else { None };
+        self.open.push(Open { number: request.cookie, read, moved, status });
     }
 }
 
 /// Options answered to the end so far.
 fn count_options(out: &[u8]) -> usize {
-    let mut out = &out[GREETING_BYTES..];
-    let mut count = 0;
-    while let Some(head) = out.first_chunk::<OPTION_REPLY_BYTES>().map(OptionReplyHead::decode) {
-        count += usize::from(!matches!(head.reply, REP_INFO | REP_SERVER));
-        out = &out[OPTION_REPLY_BYTES + head.length as usize..];
-    }
-    count
+    options(out).filter(|head| !matches!(head.reply, REP_INFO | REP_SERVER | REP_META_CONTEXT)).count()
 }
 
 /// The client's session against a server that sends anything.

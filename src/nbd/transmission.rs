@@ -1,0 +1,387 @@
+//! The transmission phase of a server, pure: requests in, each checked; replies out, each once.
+//!
+//! Owns the requests in flight. What is refused is answered here, and its payload passes by without being kept, so that
+//! the stream stays in step. A range that is longer than an order record's (only extended headers can say one) is asked
+//! for in pieces, one after another; its client hears of it once, when all is done or at the first failure.
+//!
+//! Invariants: I9 - requests and payload bytes in flight are bounded, `step` stops parsing at the bound; a request is
+//! answered exactly once, and the number that answers it is never taken for another one.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::core::allocation::Stretch;
+use crate::core::errno::Errno;
+use crate::core::rope::Rope;
+use crate::limits::{CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX};
+use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
+use crate::nbd::export::Export;
+use crate::nbd::outbox::Outbox;
+use crate::nbd::protocol::{CMD_READ, CMD_WRITE};
+use crate::nbd::reply::{Failure, Style, To};
+use crate::nbd::session::{Event, Kind, Request, Room, SessionError, Step, skip};
+use crate::nbd::slots::Slots;
+
+#[derive(Debug)]
+pub struct Transmission {
+    terms: Terms,
+    tasks: Slots<Task>,
+    /// Payload bytes of the requests in flight, from and to the client.
+    inflight: Room,
+    /// Payload bytes that may be in flight beside those.
+    room: Room,
+    /// Tasks whose next piece is to be asked for.
+    resumed: VecDeque<u64>,
+    /// The payload of a refused request is passing by.
+    skipping: Option<Skipping>,
+    blocked: bool,
+    /// What the next request needs of `room`, when it is not there.
+    wants: Option<Room>,
+    /// The client has said goodbye.
+    over: bool,
+    write_bytes: u32,
+    reads_since_write: u32,
+}
+
+#[derive(Debug)]
+struct Task {
+    to: To,
+    /// Payload bytes, one way or the other.
+    bytes: u32,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Read,
+    Change,
+    Status { one: bool },
+    Long(Box<Long>),
+}
+
+/// A range in pieces.
+#[derive(Debug)]
+struct Long {
+    /// What has not been asked for yet.
+    rest: Kind,
+    /// Where the piece that is asked for begins.
+    at: u64,
+}
+
+#[derive(Debug)]
+struct Skipping {
+    left: u64,
+    to: To,
+    failure: Failure<'static>,
+}
+
+impl Transmission {
+    #[must_use]
+    pub fn new(export: Export, style: Style, allocation: bool) -> Transmission {
+        Transmission {
+            terms: Terms { export, style, allocation },
+            tasks: Slots::default(),
+            inflight: Room { read: 0, write: 0 },
+            room: Room::default(),
+            resumed: VecDeque::new(),
+            skipping: None,
+            blocked: false,
+            wants: None,
+            over: false,
+            write_bytes: 0,
+            reads_since_write: 0,
+        }
+    }
+
+    /// Asks for the next pieces of what is in pieces.
+    pub fn resume(&mut self, events: &mut Vec<Event>) {
+        while let Some(cookie) = self.resumed.pop_front() {
+            let task = self.tasks.get_mut(cookie).expect("a task in pieces stays until its last one");
+            let What::Long(long) = &mut task.what else { unreachable!("only what is in pieces is resumed") };
+            let kind = first_piece(&mut long.rest);
+            long.at = start(&kind);
+            events.push(Event::Request(Request { cookie, kind }));
+        }
+    }
+
+    /// Parses one step of what has arrived.
+    ///
+    /// # Errors
+    /// What leaves the stream out of step.
+    pub fn step(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
+        self.blocked = false;
+        self.wants = None;
+        if self.over {
+            rx.skip(rx.len());
+            return Ok(Step::Stop);
+        }
+        if let Some(Skipping { left, to, failure }) = &mut self.skipping {
+            skip(rx, left);
+            if *left > 0 {
+                return Ok(Step::Stop);
+            }
+            self.terms.style.failed(out, *to, *failure);
+            self.skipping = None;
+        }
+        let Some(asked) = Asked::peek(rx, &self.terms)? else { return Ok(Step::Stop) };
+        let to = To { cookie: asked.cookie, offset: asked.offset };
+        match check(&self.terms, &asked) {
+            Verdict::Accepted => return Ok(self.accept(asked, to, rx, events, out)),
+            Verdict::Disconnect => {
+                rx.skip(rx.len());
+                self.over = true;
+                events.push(Event::Disconnect);
+                return Ok(Step::Stop);
+            }
+            Verdict::Refused(failure) => {
+                rx.skip(asked.head);
+                self.skipping = Some(Skipping { left: asked.payload, to, failure });
+            }
+            Verdict::Nothing => {
+                rx.skip(asked.head);
+                self.terms.style.done(out, to, asked.command == CMD_READ);
+            }
+        }
+        Ok(Step::Again)
+    }
+
+    /// Answers a request: the bytes of a read, nothing otherwise.
+    ///
+    /// # Panics
+    /// When it is answered twice, or with what it did not ask for.
+    pub fn reply(&mut self, cookie: u64, result: Result<Bytes, Errno>, out: &mut Outbox) {
+        let task = self.tasks.get_mut(cookie).expect("a request is answered once, by the cookie it came with");
+        if let (What::Long(long), true) = (&task.what, result.is_ok())
+            && length(&long.rest) > 0
+        {
+            return self.resumed.push_back(cookie);
+        }
+        let Task { to, bytes, what } = self.retire(cookie);
+        match result {
+            Ok(data) => {
+                let read = matches!(what, What::Read);
+                assert!(!matches!(what, What::Status { .. }), "a block status is answered with one");
+                assert_eq!(
+                    data.len(),
+                    if read { bytes as usize } else { 0 },
+                    "a read is answered with what it asked for"
+                );
+                if read {
+                    self.terms.style.data(out, to, data);
+                } else {
+                    self.terms.style.done(out, to, false);
+                    out.promise();
+                }
+            }
+            Err(errno) => {
+                // What came before the piece that failed is done.
+                let at = if let What::Long(long) = &what { Some(long.at) } else { None };
+                self.terms.style.failed(out, to, Failure { errno, at, text: words(errno) });
+            }
+        }
+    }
+
+    /// Answers a [`Kind::Status`] with stretches from its offset on, at least one and not more than it asked for.
+    ///
+    /// # Panics
+    /// When it is answered twice, or with what it did not ask for.
+    pub fn status(&mut self, cookie: u64, stretches: &[Stretch], out: &mut Outbox) {
+        let Task { to, what, .. } = self.retire(cookie);
+        let What::Status { one } = what else { panic!("a block status for a request that did not ask for it") };
+        assert!(stretches.iter().all(|stretch| stretch.length > 0) && !stretches.is_empty(), "a status makes progress");
+        self.terms.style.status(out, to, if one { &stretches[..1] } else { stretches });
+    }
+
+    /// Payload bytes that may be in flight beside those that are.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+    }
+
+    /// Payload bytes in flight.
+    #[must_use]
+    pub fn inflight(&self) -> Room {
+        self.inflight
+    }
+
+    /// Requests not answered yet.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Payload length of the next write, guessed from the last one: 0 when the client has turned to reading.
+    #[must_use]
+    pub fn body_hint(&self) -> usize {
+        if self.reads_since_write < READS_FORGET_WRITES { self.write_bytes as usize } else { 0 }
+    }
+
+    /// Bytes of the head of a request.
+    #[must_use]
+    pub fn head_bytes(&self) -> usize {
+        use crate::nbd::protocol::{REQUEST_BYTES, REQUEST_EXTENDED_BYTES};
+        if self.terms.style == Style::Extended { REQUEST_EXTENDED_BYTES } else { REQUEST_BYTES }
+    }
+
+    /// Whether parsing stopped because too much is in flight, with a request left to be parsed.
+    #[must_use]
+    pub fn blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// What the next request needs, when it waits for what other connections hold.
+    #[must_use]
+    pub fn wants(&self) -> Option<Room> {
+        self.wants
+    }
+
+    /// Whether the client has said goodbye.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    fn accept(&mut self, asked: Asked, to: To, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Step {
+        // What was checked is no longer than a payload of the export, which 32 bits hold.
+        let bytes = match asked.command {
+            CMD_READ | CMD_WRITE => asked.length as u32,
+            _ => 0,
+        };
+        self.blocked = !self.has_room(u64::from(bytes)) || !self.is_allowed(asked.command, u64::from(bytes));
+        if self.blocked || ((rx.len() - asked.head) as u64) < asked.payload {
+            self.remember(&asked);
+            return Step::Stop;
+        }
+        rx.skip(asked.head);
+        let data = rx.take(asked.payload as usize);
+        let asked = if asked.chooses() {
+            let verdict = match asked.chosen(&data) {
+                Ok(asked) => (asked, check_range(&self.terms, &asked, false)),
+                Err(failure) => (asked, Verdict::Refused(failure)),
+            };
+            match verdict {
+                (asked, Verdict::Accepted) => asked,
+                (_, Verdict::Refused(failure)) => {
+                    self.terms.style.failed(out, to, failure);
+                    return Step::Again;
+                }
+                (_, other) => unreachable!("a block status is accepted or refused, not {other:?}"),
+            }
+        } else {
+            asked
+        };
+        self.remember(&asked);
+        let kind = asked.kind(data);
+        self.begin(to, bytes, kind, events);
+        Step::Again
+    }
+
+    fn begin(&mut self, to: To, bytes: u32, mut kind: Kind, events: &mut Vec<Event>) {
+        let what = match &kind {
+            Kind::Read { .. } => {
+                self.inflight.read += u64::from(bytes);
+                self.reads_since_write = self.reads_since_write.saturating_add(1);
+                What::Read
+            }
+            Kind::Status { one, .. } => What::Status { one: *one },
+            Kind::Trim { length, .. } | Kind::Zeroes { length, .. } if *length > RANGE_BYTES_MAX => {
+                let first = first_piece(&mut kind);
+                let rest = std::mem::replace(&mut kind, first);
+                What::Long(Box::new(Long { rest, at: to.offset }))
+            }
+            _ => {
+                self.inflight.write += u64::from(bytes);
+                What::Change
+            }
+        };
+        let cookie = self.tasks.insert(Task { to, bytes, what });
+        events.push(Event::Request(Request { cookie, kind }));
+    }
+
+    fn retire(&mut self, cookie: u64) -> Task {
+        let task = self.tasks.remove(cookie).expect("a request is answered once, by the cookie it came with");
+        let counted = if matches!(task.what, What::Read) { &mut self.inflight.read } else { &mut self.inflight.write };
+        *counted -= u64::from(task.bytes);
+        task
+    }
+
+    /// Whether a request may begin, by the bounds of its connection.
+    fn has_room(&self, bytes: u64) -> bool {
+        let own = self.inflight.read + self.inflight.write;
+        self.tasks.len() < CONNECTION_REQUESTS_MAX && (own == 0 || own + bytes <= CONNECTION_PAYLOAD_BYTES_MAX)
+    }
+
+    /// Whether it may begin, by the room there is for all connections; takes its part of it.
+    fn is_allowed(&mut self, command: u16, bytes: u64) -> bool {
+        let (room, wants) = match command {
+            CMD_READ => (&mut self.room.read, Room { read: bytes, write: 0 }),
+            _ => (&mut self.room.write, Room { read: 0, write: bytes }),
+        };
+        if bytes > *room {
+            self.wants = Some(wants);
+            return false;
+        }
+        *room -= bytes;
+        true
+    }
+
+    /// Notes the length of a write as soon as its head is there: the rest of a long one profits already.
+    fn remember(&mut self, asked: &Asked) {
+        if asked.command == CMD_WRITE {
+            self.write_bytes = asked.length as u32;
+            self.reads_since_write = 0;
+        }
+    }
+}
+
+/// Takes the first piece off a range. Pieces end at multiples of their greatest length, and only the first one can be
+/// refused for being slow: after it the client is owed the rest.
+fn first_piece(rest: &mut Kind) -> Kind {
+    let mut piece = rest.clone();
+    let (Kind::Trim { offset, length, .. } | Kind::Zeroes { offset, length, .. }) = rest else {
+        unreachable!("only ranges without data are in pieces")
+    };
+    let end = (*offset / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX;
+    let taken = (end - *offset).min(*length);
+    (*offset, *length) = (*offset + taken, *length - taken);
+    if let Kind::Trim { length, .. } | Kind::Zeroes { length, .. } = &mut piece {
+        *length = taken;
+    }
+    if let Kind::Zeroes { fast, .. } = rest {
+        *fast = false;
+    }
+    piece
+}
+
+fn start(kind: &Kind) -> u64 {
+    match kind {
+        Kind::Trim { offset, .. } | Kind::Zeroes { offset, .. } => *offset,
+        _ => unreachable!("only ranges without data are in pieces"),
+    }
+}
+
+fn length(kind: &Kind) -> u64 {
+    match kind {
+        Kind::Trim { length, .. } | Kind::Zeroes { length, .. } => *length,
+        _ => unreachable!("only ranges without data are in pieces"),
+    }
+}
+
+/// What an error that comes from behind the session means.
+fn words(errno: Errno) -> &'static str {
+    match errno {
+        Errno::Io => "the backing store failed; the log of the server says how",
+        Errno::NoSpc => "no space left in the backing store or in the queue",
+        Errno::NotSup => "zeroing this range would not be fast",
+        Errno::Shutdown => "the server is being shut down, or has been fenced",
+        Errno::Perm => "the export is read-only",
+        Errno::NoMem | Errno::Inval | Errno::Overflow => "",
+    }
+}
+
+/// After so many reads without a write the next request is expected to have no payload.
+const READS_FORGET_WRITES: u32 = 16;
+
+#[cfg(test)]
+#[path = "transmission_tests.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! Clients that mean harm, against a primary as a process: they stop nobody else, and its memory stays bounded (I9).
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use farshore::cli::demo::site::Role;
+use farshore::nbd::protocol::*;
+
+use super::clients::Group;
+use super::harness::noise;
+use super::raw::Raw;
+
+const MIB: u64 = 1 << 20;
+
+/// Memory of the primary, bytes.
+fn resident(group: &Group) -> u64 {
+    let pid = group.site.pid(Role::Primary).expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of ours");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+}
+
+/// A connection past the handshake, by the shortest way there is.
+fn transmitting(group: &Group) -> std::io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(group.socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT\0\0\0\x01\0\0\0\x02db"].concat())?;
+    stream.read_exact(&mut [0; GREETING_BYTES + EXPORT_NAME_REPLY_BYTES])?;
+    Ok(stream)
+}
+
+/// An honest client is served, and soon.
+fn somebody_is_served(group: &Group, data: &[u8], patience: Duration) {
+    let begun = Instant::now();
+    let mut raw = Raw::extended(&group.socket(), "db").expect("a place for an honest client");
+    raw.done(CMD_FLAG_PAYLOAD_LEN, CMD_WRITE, 8192, data.len() as u64, data).expect("a write");
+    assert!(raw.read(8192, data.len() as u64).expect("a read") == data);
+    assert!(begun.elapsed() < patience, "served after {:?}", begun.elapsed());
+}
+
+/// Sockets that this process may have open.
+fn raise_the_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("up to the hard limit");
+    most
+}
+
+#[test]
+fn hostile_clients_stop_nobody_and_hold_little() {
+    let group = Group::start().expect("a group starts");
+    let data = noise(1, 64 << 10);
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    let quiet = resident(&group);
+    let print = |what: &str| println!("{what}: {} MiB (at rest {})", resident(&group) / MIB, quiet / MIB);
+
+    // Ten thousand that say nothing: the oldest handshake gives way to the newest, and memory to none.
+    let count = 10_000.min(raise_the_limit() - 200);
+    let mut idle = Vec::new();
+    for _ in 0..count {
+        idle.push(UnixStream::connect(group.socket()).expect("the listener is never full for long"));
+    }
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    print(&format!("{count} idle connections"));
+    assert!(resident(&group) < quiet + 32 * MIB);
+    drop(idle);
+
+    // Half a write of 32 MiB each, and then nothing: more than the budget is not kept.
+    let mut halves = Vec::new();
+    let half = vec![0x5a; 16 << 20];
+    for _ in 0..48 {
+        let Ok(mut stream) = transmitting(&group) else { continue };
+        let begun = stream.write_all(&RequestHead::encode(0, CMD_WRITE, 1, 0, 32 << 20));
+        let _ = begun.and_then(|()| stream.write_all(&half));
+        halves.push(stream);
+    }
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    print("48 halves of 32 MiB");
+    assert!(resident(&group) < quiet + 400 * MIB);
+    drop(halves);
+
+    // Sixty reads of a megabyte each, and none taken: who holds up the others is cut off.
+    let mut greedy = Vec::new();
+    for _ in 0..24 {
+        let Ok(mut stream) = transmitting(&group) else { continue };
+        for cookie in 0..60u64 {
+            let head = RequestHead::encode(0, CMD_READ, cookie, cookie % 32 * MIB, MIB as u32);
+            let _ = stream.write_all(&head);
+        }
+        greedy.push(stream);
+    }
+    somebody_is_served(&group, &data, Duration::from_secs(20));
+    print("24 connections that take nothing of 60 MiB each");
+    assert!(resident(&group) < quiet + 600 * MIB);
+    drop(greedy);
+
+    // Gone in the middle of anything.
+    for length in 0..400usize {
+        let Ok(mut stream) = transmitting(&group) else { continue };
+        let head = RequestHead::encode(0, CMD_WRITE, 1, MIB, 300);
+        let bytes = [&head[..], &[7; 300], &RequestHead::encode(0, CMD_READ, 2, 0, MIB as u32)].concat();
+        let _ = stream.write_all(&bytes[..length.min(bytes.len())]);
+    }
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    print("400 that left in the middle of a request");
+    assert!(group.site.primary().is_ok_and(|status| status.degraded.is_empty()));
+}
