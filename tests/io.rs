@@ -9,7 +9,7 @@ use bytes::Bytes;
 use farshore::core::address::Address;
 use farshore::core::ids::{Conn, Ticket};
 use farshore::core::machine::{DiskKind, DiskResult, IoFail, Lease};
-use farshore::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions};
+use farshore::io::{Direct, Event, FileId, OpenOptions, Preallocate, Range, Reactor, ReactorOptions};
 
 /// A directory of its own for each test, removed at the end.
 struct Scratch(PathBuf);
@@ -507,6 +507,23 @@ impl Disk {
         found.expect("completed")
     }
 
+    /// What has storage: (length, whether it is a hole).
+    fn extents(&mut self, offset: u64, length: u64) -> Vec<(u64, bool)> {
+        self.next += 1;
+        let ticket = Ticket(self.next);
+        self.reactor.extents(self.file, ticket, Range { offset, length, most: 100 });
+        let mut found = Vec::new();
+        turn_until(&mut self.reactor, |_, event| match event {
+            Event::Extents { ticket: done, result } if *done == ticket => {
+                found = result.clone().expect("a file that is there");
+                true
+            }
+            _ => false,
+        });
+        assert_eq!(found.iter().map(|stretch| stretch.length).sum::<u64>(), length, "few stretches, all of them");
+        found.iter().map(|stretch| (stretch.length, stretch.hole)).collect()
+    }
+
     fn read(&mut self, offset: u64, length: u64) -> Bytes {
         self.run(DiskKind::Read { offset, length }).expect("reads")
     }
@@ -575,6 +592,39 @@ fn aligned_parts_go_out_in_one_write_and_reads_land_aligned() {
         assert!(parts.iter().all(|part| (part.as_ptr() as usize).is_multiple_of(4096)));
         disk.run(DiskKind::Write { offset: 1 << 20, parts, durable: true }).expect("writes");
         model[1 << 20..(1 << 20) + data.len()].copy_from_slice(&data);
+    });
+}
+
+#[test]
+fn what_was_written_is_no_hole_and_fast_zeroes_are_one() {
+    each_kind_of_file(|disk, model| {
+        let data = pattern(17, 256 << 10);
+        disk.write(1 << 20, &[&data], false);
+        model[1 << 20..(1 << 20) + data.len()].copy_from_slice(&data);
+        assert_eq!(disk.extents((1 << 20) + 100, 1000), [(1000, false)]);
+        disk.extents(0, FILE_BYTES as u64);
+        let (offset, length) = ((1 << 20) + (64 << 10), 64 << 10);
+        let fast = disk.reactor.zeroes_fast(disk.file, offset, length, true);
+        disk.run(DiskKind::Zero { offset, length, unmap: true, durable: false }).expect("zeroes");
+        model[offset as usize..(offset + length) as usize].fill(0);
+        let found = disk.extents(offset, length);
+        assert!(!fast || found == [(length, true)], "what is called fast is punched: {found:?}");
+        // The way that keeps the space is known once it has worked.
+        disk.run(DiskKind::Zero { offset, length, unmap: false, durable: false }).expect("zeroes");
+        let slow = disk.reactor.zeroes_fast(disk.file, offset, length, false);
+        assert!(fast || !slow, "a file system that keeps space can give it back");
+    });
+}
+
+#[test]
+fn reading_ahead_changes_nothing_and_is_answered() {
+    each_kind_of_file(|disk, _| {
+        disk.next += 1;
+        let ticket = Ticket(disk.next);
+        disk.reactor.read_ahead(disk.file, ticket, 4096, u64::from(u32::MAX));
+        turn_until(&mut disk.reactor, |_, event| {
+            matches!(event, Event::Disk { ticket: done, result, .. } if *done == ticket && result.is_ok())
+        });
     });
 }
 
