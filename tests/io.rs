@@ -622,9 +622,10 @@ fn reading_ahead_changes_nothing_and_is_answered() {
         disk.next += 1;
         let ticket = Ticket(disk.next);
         disk.reactor.read_ahead(disk.file, ticket, 4096, u64::from(u32::MAX));
-        turn_until(&mut disk.reactor, |_, event| {
-            matches!(event, Event::Disk { ticket: done, result, .. } if *done == ticket && result.is_ok())
-        });
+        turn_until(
+            &mut disk.reactor,
+            |_, event| matches!(event, Event::Disk { ticket: done, result, .. } if *done == ticket && result.is_ok()),
+        );
     });
 }
 

@@ -49,8 +49,17 @@ unsafe impl Send for Run {}
 unsafe impl Sync for Run {}
 
 enum Home {
-    Arena { shared: Arc<Shared>, chunk: u32, page: u16, pages: u16 },
-    Heap { layout: Layout },
+    Arena {
+        shared: Arc<Shared>,
+        chunk: u32,
+        page: u16,
+        pages: u16,
+    },
+    Heap {
+        layout: Layout,
+    },
+    /// A mapping of its own, for what is longer than a chunk: its pages cost nothing before they are written.
+    Mapping,
 }
 
 /// What the arena has handed out, for status.
@@ -125,7 +134,7 @@ impl Arena {
     pub fn allocate(&self, bytes: usize) -> (Run, Option<usize>) {
         let pages = bytes.div_ceil(PAGE_BYTES).max(1);
         if pages > CHUNK_PAGES {
-            return (heap_run(pages), None);
+            return (mapped_run(pages), None);
         }
         let mut state = self.shared.lock();
         let (place, opened) = match state.find(pages) {
@@ -262,6 +271,10 @@ impl Drop for Run {
             }
             // SAFETY: the memory was allocated with this very layout by `heap_run` and is freed once.
             Home::Heap { layout } => unsafe { std::alloc::dealloc(self.ptr.as_ptr(), *layout) },
+            // SAFETY: the mapping was made with this very length by `mapped_run`, and is taken away once.
+            Home::Mapping => unsafe {
+                libc::munmap(self.ptr.as_ptr().cast(), self.capacity);
+            },
         }
     }
 }
@@ -392,6 +405,26 @@ fn each_word(from: usize, count: usize, mut f: impl FnMut(usize, u64)) {
     }
 }
 
+/// Memory that the system gives page by page as it is written: a client that only promises a long payload holds none.
+fn mapped_run(pages: usize) -> Run {
+    let capacity = pages * PAGE_BYTES;
+    // SAFETY: a fresh anonymous private mapping at an address of the kernel's choice aliases nothing.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            capacity,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    match NonNull::new(start.cast()) {
+        Some(ptr) if start != libc::MAP_FAILED => Run { ptr, capacity, home: Home::Mapping },
+        _ => heap_run(pages),
+    }
+}
+
 fn heap_run(pages: usize) -> Run {
     let layout =
         Layout::from_size_align(pages * PAGE_BYTES, PAGE_BYTES).expect("sizes of payloads are far below isize");
@@ -483,6 +516,18 @@ mod tests {
             run.as_mut_slice().fill(mark as u8);
         }
         assert!(again.iter_mut().enumerate().all(|(mark, run)| run.as_mut_slice().iter().all(|b| *b == mark as u8)));
+    }
+
+    #[test]
+    fn what_is_longer_than_a_chunk_is_zeroed_memory_of_its_own() {
+        let arena = Arena::new(CHUNK_BYTES).unwrap();
+        let (mut run, opened) = arena.allocate(CHUNK_BYTES + 1);
+        assert_eq!((opened, run.capacity(), arena.status().pages_used), (None, CHUNK_BYTES + PAGE_BYTES, 0));
+        assert!(run.as_mut_slice().iter().all(|byte| *byte == 0));
+        run.as_mut_slice()[CHUNK_BYTES] = 7;
+        let bytes = run.freeze(CHUNK_BYTES + 1);
+        assert_eq!(arena.fixed_index(bytes.as_ptr(), 1), None);
+        assert_eq!(bytes[CHUNK_BYTES], 7);
     }
 
     #[test]

@@ -145,10 +145,11 @@ fn nbdinfo_list(group: &Group) -> Result<Option<()>> {
     let names: Vec<&str> =
         list["exports"].as_array().into_iter().flatten().filter_map(|e| e["export-name"].as_str()).collect();
     ensure!(names == ["db", "large"], "{said}");
-    // A group of several volumes has no default export, and says which there are.
+    // A group of several volumes has no default export, and says which there are (nbdinfo does not pass it on).
     let refused = tool("nbdinfo").context("found above")?.arg(group.uri("")).output()?;
-    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(!refused.status.success() && words.contains("db, large"), "{words}");
+    ensure!(!refused.status.success());
+    let (code, words) = Raw::connect(&group.socket())?.option(OPT_GO, &[0; 6])?.remove(0);
+    ensure!(code == REP_ERR_UNKNOWN && String::from_utf8_lossy(&words).contains("db, large"), "{words:?}");
     Ok(Some(()))
 }
 

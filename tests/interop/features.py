@@ -75,11 +75,10 @@ for flags in [0, nbd.CMD_FLAG_FUA]:
         assert h.pread(131072, 65536) == block * 32, "a refusal changes nothing"
 
 if structured:
-    assert h.pread(8192, 8192, nbd.CMD_FLAG_DF)[:4096] == block
-    assert h.pread(32 << 20, 0, nbd.CMD_FLAG_DF)[:4096] == block
-    chunks = []
-    data = h.pread_structured(4096, 0, lambda part, at, kind, error: chunks.append((len(part), at, kind)), 0)
-    assert data == block and chunks == [(4096, 0, nbd.READ_DATA)], chunks
+    for length, flags in [(4096, 0), (4096, nbd.CMD_FLAG_DF), (32 << 20, nbd.CMD_FLAG_DF)]:
+        chunks = []
+        data = h.pread_structured(length, 0, lambda part, at, kind, error: chunks.append((len(part), at, kind)), flags)
+        assert data[:4096] == block and chunks == [(length, 0, nbd.READ_DATA)], chunks
     h.trim(1 << 20, 4 << 20)
     h.pwrite(block, (4 << 20) + 65536)
     found = stretches(h, 1 << 20, 4 << 20)
@@ -131,15 +130,21 @@ h.set_export_name("nothing")
 refused(errno.ENOENT, h.opt_info)
 h.set_export_name("db")
 if structured:
+    # Without a query, with a wildcard, and of a namespace that nobody knows.
     contexts = []
-    h.opt_list_meta_context_queries(["base:"], contexts.append)
-    h.opt_list_meta_context_queries([], contexts.append)
-    h.opt_list_meta_context_queries(["x-nothing:"], contexts.append)
-    h.opt_set_meta_context_queries(["base:"], contexts.append)
+    for queries in [[], ["base:"], ["x-nothing:"]]:
+        h.clear_meta_contexts()
+        for query in queries:
+            h.add_meta_context(query)
+        h.opt_list_meta_context(contexts.append)
     assert contexts == ["base:allocation"] * 2, contexts
-    h.opt_set_meta_context_queries(["base:allocation"], contexts.append)
-    assert contexts[2:] == ["base:allocation"]
-    assert h.can_meta_context("base:allocation")
+    h.clear_meta_contexts()
+    h.add_meta_context("base:allocation")
+    if hasattr(h, "opt_set_meta_context_queries"):
+        h.opt_set_meta_context_queries(["base:"], contexts.append)
+        assert len(contexts) == 2 and not h.can_meta_context("base:allocation")
+        h.opt_set_meta_context_queries(["base:allocation"], contexts.append)
+        assert len(contexts) == 3 and h.can_meta_context("base:allocation")
     # Asked twice, by who can.
     if hasattr(h, "opt_structured_reply"):
         assert not h.opt_structured_reply()

@@ -67,10 +67,12 @@ fn options(out: &[u8]) -> impl Iterator<Item = OptionReplyHead> + '_ {
     let mut rest = &out[GREETING_BYTES.min(out.len())..];
     std::iter::from_fn(move || {
         let head = OptionReplyHead::decode(rest.first_chunk::<OPTION_REPLY_BYTES>()?);
+        if head.magic != MAGIC_OPTION_REPLY {
+            return None;
+        }
         rest = &rest[OPTION_REPLY_BYTES + head.length as usize..];
         Some(head)
     })
-    .take_while(|head| head.magic == MAGIC_OPTION_REPLY)
 }
 
 /// A request as it was sent.
@@ -198,7 +200,7 @@ fn request(rest: &[u8], style: Style) -> Option<(Sent, u64)> {
     if style == Style::Extended {
         let raw = rest.first_chunk::<REQUEST_EXTENDED_BYTES>()?;
         let (flags, command, length) = (be16(raw, 4), be16(raw, 6), be64(raw, 24));
-        let payload = if flags & CMD_FLAG_PAYLOAD_LEN != 0 { length } else { 0 };
+        let payload = if flags & CMD_FLAG_PAYLOAD_LEN != 0 || command == CMD_WRITE { length } else { 0 };
         let sent = Sent { cookie: be64(raw, 8), command, offset: be64(raw, 16), length };
         let bytes = payload.saturating_add(REQUEST_EXTENDED_BYTES as u64);
         return (be32(raw, 0) == MAGIC_REQUEST_EXTENDED).then_some((sent, bytes));
@@ -256,7 +258,7 @@ fn client_bytes(input: &mut Input<'_>, stream: &mut Vec<u8>, extended: bool) {
             if extended != (more & 0xc0 == 0xc0) {
                 let length = length << if action & 32 != 0 { 24 } else { 0 };
                 stream.extend_from_slice(&RequestHead::encode_extended(flags, command, cookie, offset, length));
-                if flags & CMD_FLAG_PAYLOAD_LEN != 0 && length <= 1 << 14 {
+                if (flags & CMD_FLAG_PAYLOAD_LEN != 0 || command == CMD_WRITE) && length <= 1 << 14 {
                     let payload = [&512u64.to_be_bytes()[..], &1u32.to_be_bytes()].concat();
                     let filler = stream.len() + length as usize;
                     stream.extend_from_slice(&payload[..payload.len().min(length as usize)]);
