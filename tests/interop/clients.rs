@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::site::{self, Plan, Role, Site};
-use farshore::cli::relay::line::{Relay, Settings};
-use farshore::core::address::Address;
+use farshore::cli::relay::line::Settings;
 use farshore::nbd::protocol::*;
 use serde_json::Value;
 
@@ -31,11 +30,15 @@ pub struct Group {
 
 impl Group {
     pub fn start() -> Result<Group> {
+        Group::of(&[("db", DB_BYTES), ("large", LARGE_BYTES)])
+    }
+
+    fn of(volumes: &[(&str, u64)]) -> Result<Group> {
         let scratch = site::Scratch::new("clients")?;
         let plan = Plan {
             program: env!("CARGO_BIN_EXE_farshore").into(),
             dir: scratch.path.clone(),
-            volumes: vec![("db".into(), DB_BYTES), ("large".into(), LARGE_BYTES)],
+            volumes: volumes.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
             line: Settings { delay: Duration::ZERO, bytes_per_second: f64::INFINITY },
             settings: vec![
                 ("primary", "fifo = { memory = \"64MiB\", disk = \"256MiB\" }".into()),
@@ -76,8 +79,9 @@ impl Group {
 type Attempt = fn(&Group) -> Result<Option<()>>;
 
 /// Client, feature, and how it is tried.
-const ROWS: [(&str, &str, Attempt); 20] = [
+const ROWS: [(&str, &str, Attempt); 21] = [
     ("nbdinfo", "list of exports, default export refused", nbdinfo_list),
+    ("nbdinfo", "the only volume is the default export", nbdinfo_default),
     ("nbdinfo", "size, flags, block sizes (--json)", nbdinfo_json),
     ("nbdinfo", "--can of every feature", nbdinfo_can),
     ("nbdinfo", "--map of a file with known holes", nbdinfo_map),
@@ -92,7 +96,7 @@ const ROWS: [(&str, &str, Attempt); 20] = [
     ("qemu-io", "write -z -u -f, discard, reads", qemu_io),
     ("qemu-io", "discard of more than 4 GiB", qemu_io_large),
     ("nbdkit nbd", "plugin in front: map, copy through it", nbdkit_plugin),
-    ("nbd-client", "-l over TCP", nbd_client_list),
+    ("nbd-client", "-l, its list of exports", nbd_client_list),
     ("fio", "random writes at depth, verified, trims", fio_verify),
     ("our own", "extended headers, every command", raw_extended),
     ("our own", "a 6 GiB trim and zero in one request", raw_long),
@@ -150,6 +154,17 @@ fn nbdinfo_list(group: &Group) -> Result<Option<()>> {
     ensure!(!refused.status.success());
     let (code, words) = Raw::connect(&group.socket())?.option(OPT_GO, &[0; 6])?.remove(0);
     ensure!(code == REP_ERR_UNKNOWN && String::from_utf8_lossy(&words).contains("db, large"), "{words:?}");
+    Ok(Some(()))
+}
+
+fn nbdinfo_default(_: &Group) -> Result<Option<()>> {
+    let group = Group::of(&[("single", DB_BYTES)])?;
+    let mut raw = Raw::connect(&group.socket())?;
+    let asked = [&[0, 0, 0, 0, 0, 1][..], &INFO_NAME.to_be_bytes()].concat();
+    let name = [&INFO_NAME.to_be_bytes()[..], b"single"].concat();
+    ensure!(raw.option(OPT_INFO, &asked)?.contains(&(REP_INFO, name)), "its own name is told");
+    let Some(said) = client("nbdinfo", &["--size", &group.uri("")])? else { return Ok(None) };
+    ensure!(said.trim() == DB_BYTES.to_string(), "{said}");
     Ok(Some(()))
 }
 
@@ -361,12 +376,7 @@ fn nbd_client_list(group: &Group) -> Result<Option<()>> {
     }) else {
         return Ok(None);
     };
-    // It lists over TCP only: a line without delay leads from there to the socket.
-    let line = Settings { delay: Duration::ZERO, bytes_per_second: f64::INFINITY };
-    let line = Relay::start(&Address::Tcp("127.0.0.1:0".into()), &Address::Unix(group.socket()), line)?;
-    let address = line.address().to_string();
-    let (host, port) = address.split_once(':').context("host and port")?;
-    let said = output(command.args(["-l", host, port]))?;
+    let said = output(command.args(["-l", "-unix"]).arg(group.socket()))?;
     ensure!(said.contains("db") && said.contains("large"), "{said}");
     Ok(Some(()))
 }
