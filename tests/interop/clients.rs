@@ -94,7 +94,7 @@ const ROWS: [(&str, &str, Attempt); 21] = [
     ("qemu-img", "convert in and out, compare", qemu_convert),
     ("qemu-img", "bench, reads and writes", qemu_bench),
     ("qemu-io", "write -z -u -f, discard, reads", qemu_io),
-    ("qemu-io", "discard of more than 4 GiB", qemu_io_large),
+    ("qemu-io", "discard and write -z -u of gigabytes", qemu_io_large),
     ("nbdkit nbd", "plugin in front: map, copy through it", nbdkit_plugin),
     ("nbd-client", "-l, its list of exports", nbd_client_list),
     ("fio", "random writes at depth, verified, trims", fio_verify),
