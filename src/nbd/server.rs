@@ -117,6 +117,7 @@ impl NbdServer {
             io::Event::Closed { conn, .. } => {
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());
+                self.wake_starved();
                 asked.push((*conn, Event::Disconnect));
             }
             _ => return false,
@@ -164,12 +165,15 @@ impl NbdServer {
 
     /// Sends what was answered and parses what had to wait for it. Call until `asked` stays empty.
     pub fn flush(&mut self, reactor: &mut Reactor, asked: &mut Vec<(Conn, Event)>) {
-        self.wake_starved();
-        for conn in std::mem::take(&mut self.dirty) {
-            if let Some(client) = self.clients.get_mut(&conn) {
-                client.dirty = false;
-                self.pump(reactor, conn, asked);
+        // Who is woken may give back room in turn; each is woken only when there is enough for it, so this ends.
+        while !self.dirty.is_empty() {
+            for conn in std::mem::take(&mut self.dirty) {
+                if let Some(client) = self.clients.get_mut(&conn) {
+                    client.dirty = false;
+                    self.pump(reactor, conn, asked);
+                }
             }
+            self.wake_starved();
         }
     }
 
@@ -206,6 +210,7 @@ impl NbdServer {
     pub fn tick(&mut self, reactor: &mut Reactor) {
         if self.look_ns.is_some_and(|at| at <= reactor.now().mono_ns) {
             self.look_for_untaken(reactor);
+            self.wake_starved();
         }
         while let Some((until_ns, conn)) = self.handshakes.front().copied() {
             let late = until_ns <= reactor.now().mono_ns;
@@ -257,6 +262,11 @@ impl NbdServer {
         let mut late = Vec::new();
         for (conn, client) in &mut self.clients {
             let queued = reactor.queued_bytes(*conn) as u64;
+            // What was taken meanwhile is room, also before all of it is.
+            let held = Held { read: client.session.inflight_bytes().read + queued, ..client.held };
+            if !client.closing {
+                self.budget.change(std::mem::replace(&mut client.held, held), held);
+            }
             let taken = client.sent - queued;
             client.untaken = match client.untaken {
                 _ if !waited_for || queued == 0 => None,
