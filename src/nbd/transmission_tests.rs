@@ -284,6 +284,20 @@ fn a_range_longer_than_a_record_is_done_in_pieces_and_answered_once() {
 }
 
 #[test]
+fn only_the_success_of_a_change_is_a_promise() {
+    let mut bench = structured();
+    let script = [write(1, 0, b"a"), write(2, 0, b"b"), request(0, CMD_READ, 3, 0, 1)];
+    bench.feed(&[&script.concat()[..], &request(0, CMD_BLOCK_STATUS, 4, 0, 1)].concat()).unwrap();
+    let cookies: Vec<u64> = bench.requests().iter().map(|request| request.cookie).collect();
+    bench.reply(cookies[0], Err(Errno::Io));
+    bench.reply(cookies[2], Ok(Bytes::from_static(b"x")));
+    bench.session.status(cookies[3], &[Stretch { length: 1, hole: false }], &mut bench.out);
+    assert!(!bench.out.take_promises());
+    bench.reply(cookies[1], Ok(Bytes::new()));
+    assert!(bench.out.take_promises());
+}
+
+#[test]
 fn what_others_hold_is_waited_for() {
     let mut bench = structured();
     bench.session.set_room(Room { read: 8192, write: 0 });
