@@ -36,7 +36,7 @@ pub enum Mode {
     /// Payloads are dropped, their ranges remembered.
     Coalescing,
     /// A batch is under way; payloads after its begin go through the FIFO.
-    Batch(Batch),
+    Batch(Box<Batch>),
 }
 
 impl Mode {
@@ -47,7 +47,7 @@ impl Mode {
 
     #[must_use]
     pub fn batch(&self) -> Option<&Batch> {
-        if let Mode::Batch(batch) = self { Some(batch) } else { None }
+        if let Mode::Batch(batch) = self { Some(batch.as_ref()) } else { None }
     }
 
     fn batch_mut(&mut self) -> Option<&mut Batch> {
@@ -55,7 +55,7 @@ impl Mode {
     }
 
     fn into_batch(self) -> Option<Batch> {
-        if let Mode::Batch(batch) = self { Some(batch) } else { None }
+        if let Mode::Batch(batch) = self { Some(*batch) } else { None }
     }
 }
 
@@ -299,7 +299,7 @@ impl Machine {
             self.batch_progress_ns = self.now.mono_ns;
             let text = format!("batch {} sent: {} bytes; consistent again at seq {end}", batch.begin, batch.bytes);
             fx.push(Effect::Log { level: Level::Info, text });
-            self.closing = Some(batch);
+            self.closing = Some(*batch);
         }
     }
 
@@ -347,7 +347,7 @@ impl Machine {
             }
             self.dr.next = begin;
         }
-        self.mode = Mode::Batch(Batch::new(begin, ranges, holes, self.now));
+        self.mode = Mode::Batch(Box::new(Batch::new(begin, ranges, holes, self.now)));
     }
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
