@@ -610,12 +610,22 @@ impl Machine {
             if record.op.has_payload() {
                 match self.place_payload(record, layout, writes) {
                     Some(pos) => payload_pos = pos,
-                    None => self.aux.hole = record.seq,
+                    None => {
+                        // What an earlier incarnation put there stays known. Whether it is whole, nobody has looked.
+                        payload_pos = self.ring_found_at(record.seq).unwrap_or(NO_PAYLOAD);
+                        self.aux.hole = record.seq;
+                    }
                 }
             }
             states.extend_from_slice(&SlotState { seq: record.seq, state: State::Queued, payload_pos }.encode());
         }
         writes.push((layout.state_offset(records[0].seq), vec![states.freeze()]));
+    }
+
+    /// Where the ring holds the payload of a seq, as far as this incarnation put it there or found it.
+    fn ring_found_at(&self, seq: Seq) -> Option<u64> {
+        let at = self.aux.ring_live.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+        Some(self.aux.ring_live[at].1)
     }
 
     /// Puts a payload into the ring; `None` when there is no room or it is not in memory any more.
