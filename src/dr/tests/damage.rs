@@ -82,7 +82,7 @@ pub fn harm(trial: &mut Trial, what: Harm) -> bool {
 }
 
 /// A site that has applied more than its last checkpoint says.
-fn beyond_its_checkpoint(seed: u64, auxiliary: bool) -> Trial {
+pub fn beyond_its_checkpoint(seed: u64, auxiliary: bool) -> Trial {
     let mut trial = site(seed, auxiliary);
     caught_up(&mut trial);
     for _ in 0..200_000 {

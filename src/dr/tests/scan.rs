@@ -14,7 +14,7 @@ use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 const GROUP: GroupId = GroupId(5);
 const SEGMENTS: u64 = 2;
 
-struct Memory(Vec<u8>);
+pub struct Memory(pub Vec<u8>);
 
 impl ReadAt for Memory {
     fn size(&self) -> u64 {
