@@ -92,11 +92,11 @@ pub enum RecoveryError {
 /// Reads the directory and decides where to go on.
 pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, RecoveryError> {
     let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
-    let Some(superblock) = read_superblock(files.superblock)? else {
+    let mut notes = Vec::new();
+    let Some(superblock) = read_superblock(files.superblock, &mut notes)? else {
         return Ok(fresh(expect, &sizes));
     };
     check_superblock(expect, &superblock)?;
-    let mut notes = Vec::new();
     let intent = read_map(files.map, &sizes, superblock.group, &mut notes)?;
     let log = read_log(files.log, &superblock, &mut notes)?;
     let failed = superblock.boot_id == superblock::NO_BOOT;
@@ -108,7 +108,7 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
         Some(log) => resume_exact(superblock, log, intent, fifo, last),
         None => {
             let why = if failed { "a disk failed this primary" } else { "the machine lost power or was restarted" };
-            notes.push(format!("{why} while it ran: what its intent log says is not relied upon"));
+            notes.push(format!("{why}: what its intent log says is not relied upon"));
             resume_after_power_loss(expect, superblock, intent, fifo, &mut notes)
         }
     };
@@ -268,12 +268,22 @@ fn log_header(expect: &Expect, recovered: &Recovered) -> [(Place, u64, Bytes); 2
 
 // ---- reading ---------------------------------------------------------------------------------
 
-fn read_superblock(file: &dyn ReadAt) -> Result<Option<Superblock>, RecoveryError> {
+/// The superblock in force. The slot that is not readable may have been newer: torn, or damaged after it had promised
+/// something. So no clean stop is believed, and the seqs that it may have reserved are passed over.
+fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<Superblock>, RecoveryError> {
     if file.size() == 0 {
         return Ok(None);
     }
     let bytes = file.read_at(0, SUPERBLOCK_BYTES).map_err(|source| RecoveryError::Io { file: "superblock", source })?;
-    superblock::newest(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })
+    let slots =
+        superblock::read_slots(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })?;
+    let Some(mut newest) = slots.newest else { return Ok(None) };
+    if let Some(why) = slots.damaged {
+        notes.push(format!("one slot of the superblock is not readable ({why}): the other one counts"));
+        newest.boot_id = superblock::NO_BOOT;
+        newest.seq = Seq(newest.seq.0 + SEQ_RESERVE);
+    }
+    Ok(Some(newest))
 }
 
 fn check_superblock(expect: &Expect, superblock: &Superblock) -> Result<(), RecoveryError> {

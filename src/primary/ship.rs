@@ -134,7 +134,7 @@ impl Machine {
             && self.window.get(at).is_some_and(|entry| match entry.payload {
                 Payload::Queued => {
                     let batch = self.mode.batch().is_some();
-                    (early || entry.local == Local::Done)
+                    (entry.local == Local::Done || early && entry.remembered())
                         && self.dr.stream_for_payload(entry.data.len() as u64, batch).is_some()
                 }
                 _ => true,
@@ -165,12 +165,12 @@ impl Machine {
     fn pump_memory(&mut self, fx: &mut Vec<Effect>) {
         self.dr.ship_next = self.dr.ship_next.max(self.window.first());
         // A payload that is ahead of its local write could reach DR and not the disk of a primary that
-        // dies in between; only `sync` needs the overlap, and recovery covers it there.
+        // dies in between; only `sync` needs the overlap, and the intent map covers it there, once it is durable.
         let early = self.options.protect == Protect::Sync;
         while let Some(entry) = self.window.get(self.dr.ship_next) {
             let seq = entry.record.seq;
             if entry.payload == Payload::Queued {
-                if entry.local != Local::Done && !early {
+                if entry.local != Local::Done && !(early && entry.remembered()) {
                     return;
                 }
                 let bytes = entry.data.len() as u64;

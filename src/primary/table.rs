@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 use super::machine::{Effect, File, Machine, Peer, Pending};
-use super::window::Payload;
+use super::window::{Entry, Payload};
 use crate::core::ids::{Epoch, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::Protect;
@@ -751,7 +751,10 @@ impl Machine {
             return backfill.drain(..count).collect();
         }
         if next >= self.window.first() {
-            return self.window.from(next).take(COMMIT_RECORDS_MAX).map(|entry| entry.record).collect();
+            let entries = self.window.from(next).take(COMMIT_RECORDS_MAX);
+            // DR applies an order without payload as soon as it has it, and waits for ever for a payload that nobody knows.
+            let may_go = |entry: &&Entry| peer == Peer::Aux || entry.remembered();
+            return entries.take_while(may_go).map(|entry| entry.record).collect();
         }
         self.read_log(peer, next, fx);
         Vec::new()

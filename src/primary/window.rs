@@ -68,6 +68,13 @@ impl Entry {
         }
     }
 
+    /// The intent map says durably that this range may differ between the sides (I2). Before that, a primary that loses
+    /// its power forgets the write; so DR must know nothing of it: it would apply it alone, or wait for its payload.
+    #[must_use]
+    pub fn remembered(&self) -> bool {
+        !matches!(self.local, Local::Waiting { intended: false, .. })
+    }
+
     fn settled(&self) -> bool {
         self.req.is_none()
             && matches!(self.local, Local::Done | Local::Failed)

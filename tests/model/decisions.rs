@@ -14,7 +14,7 @@ use farshore::format::intent::{LogHeader, LogLayout, MapHeader, Page, Watermark,
 use farshore::format::record::OrderRecord;
 use farshore::format::superblock::{CLEAN, NO_BOOT, PROMOTED, PROMOTING, Role, Superblock, name_digest};
 use farshore::format::wire::{Hello, Purpose, RefuseCode};
-use farshore::limits::BLOCK_BYTES;
+use farshore::limits::{BLOCK_BYTES, SEQ_RESERVE};
 use farshore::primary::recovery::{Expect, Files, recover};
 
 #[test]
@@ -270,4 +270,54 @@ fn restart(case: Case) {
         !damaged_map && matches!(case.log, 0 | 4 | 6) || !found.notes.is_empty() || case.log == 3,
         "{case:?}: damage is told"
     );
+}
+
+/// A flipped bit in the slot that counted: the one before it says less, and what it does not say is not guessed.
+#[test]
+fn a_primary_with_one_slot_of_its_superblock_gives_out_no_seq_again() {
+    for (clean_before, clean_after, same_boot) in [(true, false, false), (false, true, false), (false, false, true)] {
+        let mut older =
+            Superblock { group: GroupId(5), group_name: "g".into(), epoch: Epoch(1), ..Superblock::new(Role::Primary) };
+        older.volumes = vec![(name_digest("db"), SIZE)];
+        older.boot_id = [1; 16];
+        older.seq = Seq(SEQ_RESERVE);
+        older.set(CLEAN, clean_before);
+        let mut newer = Superblock { generation: 2, seq: Seq(2 * SEQ_RESERVE - 1), ..older.clone() };
+        newer.set(CLEAN, clean_after);
+        let mut slots = vec![0; 8192];
+        for slot in [&older, &newer] {
+            slots[slot.offset() as usize..][..BLOCK_BYTES].copy_from_slice(&slot.encode());
+        }
+        slots[newer.offset() as usize + 72] ^= 4;
+        let layout = LogLayout { slots: 1024 };
+        let mut log = vec![0; layout.total_bytes() as usize];
+        let boot_id = [if same_boot { 1 } else { 2 }; 16];
+        log[..BLOCK_BYTES]
+            .copy_from_slice(&LogHeader { group: GroupId(5), owner: Owner(3), boot_id, slots: 1024 }.encode());
+        let watermark = Watermark { local_done: Seq(3), cut: Seq(3), coalescing: false };
+        log[BLOCK_BYTES..2 * BLOCK_BYTES].copy_from_slice(&watermark.encode());
+        for record in history() {
+            log[layout.record_offset(record.seq) as usize..][..64].copy_from_slice(&record.encode());
+        }
+        let expect = Expect {
+            group_name: "g".into(),
+            volumes: vec![("db".to_owned(), SIZE)],
+            boot_id: [1; 16],
+            fifo_disk_bytes: 0,
+            log_slots: 1024,
+            fresh_group: GroupId(1),
+            fresh_owner: Owner(1),
+            fresh_nonce: 1,
+        };
+        let (slots, log, none) = (Memory(slots), Memory(log), Memory(Vec::new()));
+        let found =
+            recover(&expect, &Files { superblock: &slots, map: &none, log: &log, fifo: &none }).expect("goes on");
+        assert!(
+            found.tail >= newer.seq,
+            "seqs up to {} may have been given out, it goes on after {}",
+            newer.seq,
+            found.tail
+        );
+        assert!(found.lost_any && found.notes.iter().any(|note| note.contains("superblock")), "{:?}", found.notes);
+    }
 }
