@@ -4,7 +4,7 @@
 //! left its records in any order, and jumped (I4). Nothing that is not exactly what a writer writes is
 //! taken; damaged slots are counted and named (I8).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -35,6 +35,8 @@ pub struct TableReader {
     /// The table held everything up to here, its writer's last heartbeat says.
     pub told: Seq,
     pub records: BTreeMap<Seq, OrderRecord>,
+    /// The seq whose record stands in a slot; the highest of all where that cannot be told.
+    slots: HashMap<u64, Seq>,
     pub states: BTreeMap<Seq, SlotState>,
     /// Slots of records that hold neither a record nor nothing.
     spoiled: BTreeSet<u64>,
@@ -56,6 +58,7 @@ impl TableReader {
             reading: HashMap::new(),
             told: Seq(0),
             records: BTreeMap::new(),
+            slots: HashMap::new(),
             states: BTreeMap::new(),
             spoiled: BTreeSet::new(),
             damaged_states: 0,
@@ -105,15 +108,20 @@ impl TableReader {
                 continue;
             }
             match OrderRecord::decode(bytes) {
-                Ok(record) if self.layout.slot(record.seq) == slot && record.epoch <= self.epoch => {
-                    if record.seq > self.above {
-                        self.records.insert(record.seq, record);
-                    }
-                }
+                Ok(record) if self.layout.slot(record.seq) == slot && record.epoch <= self.epoch => self.take(record),
                 _ => {
+                    self.slots.insert(slot, Seq(u64::MAX));
                     self.spoiled.insert(slot);
                 }
             }
+        }
+    }
+
+    /// A record that stands in its own slot.
+    pub(super) fn take(&mut self, record: OrderRecord) {
+        self.slots.insert(self.layout.slot(record.seq), record.seq);
+        if record.seq > self.above {
+            self.records.insert(record.seq, record);
         }
     }
 
@@ -164,15 +172,9 @@ impl TableReader {
     /// does not hold its own says that there were no more.
     #[must_use]
     pub fn overwritten_after(&self, seq: Seq, start: Seq) -> Seq {
-        let taken: HashSet<u64> = self.records.range(start..).map(|(&seq, _)| self.layout.slot(seq)).collect();
-        if taken.len() as u64 == self.layout.slots {
-            return start.prev();
-        }
-        let mut last = seq;
-        while last.next() < start && taken.contains(&self.layout.slot(last.next())) {
-            last = last.next();
-        }
-        last
+        let taken = |seq: Seq| self.slots.get(&self.layout.slot(seq)).is_some_and(|&stands| stands >= start);
+        let gone = (seq.0 + 1..start.0).map(Seq).take_while(|&seq| taken(seq)).take(self.layout.slots as usize).count();
+        if gone as u64 == self.layout.slots { start.prev() } else { Seq(seq.0 + gone as u64) }
     }
 
     /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute
