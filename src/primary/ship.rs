@@ -130,7 +130,8 @@ impl Machine {
         let early = self.options.protect == Protect::Sync;
         let at = self.dr.ship_next.max(self.window.first());
         let open = self.dr.ready() && self.dr.any_stream() && !self.dr.must_jump && self.fenced.is_none();
-        open && self.fifo.all_sent()
+        open && at < self.dr.next
+            && self.fifo.all_sent()
             && self.window.get(at).is_some_and(|entry| match entry.payload {
                 Payload::Queued => {
                     let batch = self.mode.batch().is_some();
@@ -169,6 +170,10 @@ impl Machine {
         let early = self.options.protect == Protect::Sync;
         while let Some(entry) = self.window.get(self.dr.ship_next) {
             let seq = entry.record.seq;
+            // An order that waits for the map is not overtaken by its payload: DR keeps few that it has no order of.
+            if seq >= self.dr.next {
+                return;
+            }
             if entry.payload == Payload::Queued {
                 if entry.local != Local::Done && !(early && entry.remembered()) {
                     return;
