@@ -680,8 +680,11 @@ impl Machine {
                 }
             }
         }
-        let oldest = self.dr.oldest_on_disk();
-        self.fifo.release(oldest);
+        // Without anything on disk there is nothing to look for among all that is on its way.
+        if !self.fifo.is_empty() {
+            let oldest = self.dr.oldest_on_disk();
+            self.fifo.release(oldest);
+        }
     }
 
     /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.

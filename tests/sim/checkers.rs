@@ -4,7 +4,8 @@
 //! the simulated disks whenever some become stable, never by asking a machine. The checks themselves are
 //! plain functions over ledger, oracle and outcome, so that a test can show that each one fails when it must.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use farshore::core::ids::{Seq, SeqRange, Volume};
 use farshore::core::modes::{Protect, Require};
@@ -32,7 +33,7 @@ impl Violation {
 
 /// Order records found in stable bytes: where each stands.
 #[derive(Clone, Debug, Default)]
-pub struct Records(BTreeMap<Seq, u64>);
+pub struct Records(HashMap<Seq, u64, SeqHash>);
 
 impl Records {
     /// Bytes `offset..offset + length` of `stable` have become durable.
@@ -41,7 +42,7 @@ impl Records {
         let end = ((offset + length) as usize).min(stable.len());
         for at in (start..end).step_by(RECORD_BYTES) {
             let Some(slot) = stable.get(at..at + RECORD_BYTES) else { break };
-            if slot[14] == 0 {
+            if slot[14] == 0 || self.known(slot, at as u64) {
                 continue;
             }
             if let Ok(record) = OrderRecord::decode(slot) {
@@ -50,20 +51,46 @@ impl Records {
         }
     }
 
-    /// Whether this record stands in the stable bytes now.
-    pub fn holds(&self, stable: &[u8], record: &OrderRecord) -> bool {
-        let Some(&at) = self.0.get(&record.seq) else { return false };
+    /// Whether a record of this seq was found here before: [`Records::holds`] compares its bytes each time.
+    fn known(&self, slot: &[u8], at: u64) -> bool {
+        let seq = Seq(u64::from_le_bytes(slot[..8].try_into().expect("eight bytes")));
+        self.0.get(&seq) == Some(&at)
+    }
+
+    /// Whether the record of this seq stands in the stable bytes now, byte for byte.
+    pub fn holds(&self, stable: &[u8], seq: Seq, encoded: &[u8; RECORD_BYTES]) -> bool {
+        let Some(&at) = self.0.get(&seq) else { return false };
         let at = at as usize;
-        stable.get(at..at + RECORD_BYTES).is_some_and(|slot| slot == record.encode())
+        stable.get(at..at + RECORD_BYTES).is_some_and(|slot| slot == encoded)
+    }
+}
+
+/// Seqs differ in their low bits: spreading those is all that a table of them needs.
+#[derive(Clone, Copy, Default)]
+pub struct SeqHasher(u64);
+
+pub type SeqHash = BuildHasherDefault<SeqHasher>;
+
+impl Hasher for SeqHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
     }
 }
 
 /// Payloads found whole in stable bytes of a log of entries.
 #[derive(Clone, Debug, Default)]
 pub struct Payloads {
-    payloads: BTreeSet<Seq>,
+    payloads: HashSet<Seq, SeqHash>,
     /// Chunks by their batch and index.
-    chunks: BTreeSet<(Seq, u64)>,
+    chunks: HashSet<(Seq, u64), SeqHash>,
 }
 
 impl Payloads {
@@ -399,10 +426,10 @@ mod tests {
         bytes[128..192].copy_from_slice(&r.encode());
         let mut records = Records::default();
         records.settled(&bytes, 0, 4096);
-        assert!(records.holds(&bytes, &r));
-        assert!(!records.holds(&bytes, &OrderRecord { time_ns: 1, ..r }));
+        assert!(records.holds(&bytes, r.seq, &r.encode()));
+        assert!(!records.holds(&bytes, r.seq, &OrderRecord { time_ns: 1, ..r }.encode()));
         bytes[130] ^= 1;
-        assert!(!records.holds(&bytes, &r));
+        assert!(!records.holds(&bytes, r.seq, &r.encode()));
         let header = EntryHeader { pos: 4096, kind: Kind::Payload, index: 0, record: r };
         bytes[4096..4096 + ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(9));
         bytes[4096 + ENTRY_HEADER_BYTES..4096 + ENTRY_HEADER_BYTES + 700].copy_from_slice(&data);

@@ -330,8 +330,10 @@ impl World {
     }
 
     pub fn next_event(&mut self) -> Option<Event> {
-        for (at, link, side) in self.net.take_wakes() {
-            self.at(at, Event::Net { link, side });
+        for (at_ns, link, side) in self.net.take_wakes() {
+            self.order += 1;
+            let at_ns = at_ns.max(self.now_ns);
+            self.queue.push(Due { at_ns, order: self.order, event: Event::Net { link, side } });
         }
         let Due { at_ns, event, .. } = self.queue.pop()?;
         self.now_ns = at_ns;

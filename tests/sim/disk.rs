@@ -151,7 +151,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                 self.begin_write(op.file, class, offset, data, durable, rng)
             }
             DiskKind::Zero { offset, length, durable, .. } => {
-                let data = Bytes::from(vec![0; length as usize]);
+                let data = zeroes(length as usize);
                 self.begin_write(op.file, class, offset, data, durable, rng)
             }
             DiskKind::Sync => Action::Sync {
@@ -196,13 +196,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                     self.file_mut(file).write_cache(offset, &data, version);
                     version
                 });
-                let target = self.file_mut(file);
-                if let Some(write) = target.unsynced.iter_mut().find(|w| w.version == version) {
-                    write.completed_ns = Some(now_ns);
-                }
-                if durable {
-                    self.settle(file, |v| v == version);
-                }
+                self.completed(file, version, durable, now_ns);
                 Ok(Bytes::new())
             }
             Action::Sync { versions } => {
@@ -211,6 +205,19 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             }
         };
         Some((ticket, result))
+    }
+
+    /// A write has got to the cache and is answered.
+    fn completed(&mut self, file: F, version: u64, durable: bool, now_ns: u64) {
+        let target = self.file_mut(file);
+        let Ok(at) = target.unsynced.binary_search_by_key(&version, |write| write.version) else { return };
+        if durable {
+            let write = target.unsynced.remove(at);
+            let (offset, length) = target.settle_write(&write);
+            self.settled.push(Settled { file, offset, length });
+        } else {
+            target.unsynced[at].completed_ns = Some(now_ns);
+        }
     }
 
     /// The process died: what was in flight to direct files is there, not there, or there in part.
@@ -327,10 +334,14 @@ impl SimFile {
         }
         let start = offset as usize;
         assert!(start + data.len() <= self.size, "a write ends in its file");
-        self.cache[start..start + data.len()].copy_from_slice(data);
         let first_sector = start / SECTOR;
         let end_sector = (start + data.len()).div_ceil(SECTOR);
-        self.touched[first_sector..end_sector].fill(true);
+        // What was never written is zero, in the cache and in the stable image.
+        let nothing_new = is_shared_zero(data) && !self.touched[first_sector..end_sector].contains(&true);
+        if !nothing_new {
+            self.cache[start..start + data.len()].copy_from_slice(data);
+            self.touched[first_sector..end_sector].fill(true);
+        }
         let whole = start.is_multiple_of(SECTOR) && data.len().is_multiple_of(SECTOR);
         let sectors = || Bytes::copy_from_slice(&self.cache[first_sector * SECTOR..end_sector * SECTOR]);
         self.unsynced.push(Unsynced {
@@ -346,13 +357,26 @@ impl SimFile {
     fn settle(&mut self, covered: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
         let mut ranges = Vec::new();
         let settling: Vec<Unsynced> = self.unsynced.extract_if(.., |w| covered(w.version)).collect();
-        for write in settling {
-            for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
-                self.settle_sector(write.first_sector + index, sector, write.version);
-            }
-            ranges.push(((write.first_sector * SECTOR) as u64, write.sectors.len() as u64));
-        }
+        ranges.extend(settling.iter().map(|write| self.settle_write(write)));
         ranges
+    }
+
+    /// A write is durable from now on: its range in whole sectors.
+    fn settle_write(&mut self, write: &Unsynced) -> (u64, u64) {
+        let (first, count) = (write.first_sector, write.sectors.len() / SECTOR);
+        let versions = &mut self.sector_versions[first..first + count];
+        if versions.iter().all(|version| *version < write.version) {
+            versions.fill(write.version);
+            if is_shared_zero(&write.sectors) && !self.touched[first..first + count].contains(&true) {
+                return ((first * SECTOR) as u64, write.sectors.len() as u64);
+            }
+            self.stable[first * SECTOR..(first + count) * SECTOR].copy_from_slice(&write.sectors);
+        } else {
+            for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
+                self.settle_sector(first + index, sector, write.version);
+            }
+        }
+        ((first * SECTOR) as u64, write.sectors.len() as u64)
     }
 
     fn settle_sector(&mut self, sector: usize, bytes: &[u8], version: u64) {
@@ -415,10 +439,30 @@ impl Drop for SimFile {
 }
 
 fn join(parts: &[Bytes]) -> Bytes {
+    let length = parts.iter().map(Bytes::len).sum();
     match parts {
         [one] => one.clone(),
+        _ if length >= ZEROES.len() / 2 && parts.iter().all(|part| is_zero(part)) => zeroes(length),
         _ => parts.concat().into(),
     }
+}
+
+/// As long as a segment of the journal, which is zeroed before it is used.
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+
+/// Zeroes, without memory of their own if they are not too many.
+fn zeroes(length: usize) -> Bytes {
+    ZEROES.get(..length).map_or_else(|| vec![0; length].into(), Bytes::from_static)
+}
+
+/// Whether these are some of the shared zeroes.
+fn is_shared_zero(data: &Bytes) -> bool {
+    ZEROES.as_ptr_range().contains(&data.as_ptr())
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, tail) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [0; 16]) && tail.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

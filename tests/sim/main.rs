@@ -29,6 +29,7 @@ mod rng;
 mod roles;
 mod runner;
 mod scenario;
+mod seqs;
 mod setup;
 mod workload;
 mod writer;

@@ -115,8 +115,8 @@ impl<M> Network<M> {
     }
 
     /// Deliveries to schedule: (time, link, side); each is given back by [`Network::deliver`].
-    pub fn take_wakes(&mut self) -> Vec<(u64, u64, usize)> {
-        std::mem::take(&mut self.wakes)
+    pub fn take_wakes(&mut self) -> std::vec::Drain<'_, (u64, u64, usize)> {
+        self.wakes.drain(..)
     }
 
     /// Nothing crosses from `from` to `to` until then; what is sent meanwhile arrives later.
@@ -362,7 +362,7 @@ mod tests {
         let mut heap = std::collections::BinaryHeap::new();
         let mut heard = Vec::new();
         loop {
-            heap.extend(network.take_wakes().into_iter().map(std::cmp::Reverse));
+            heap.extend(network.take_wakes().map(std::cmp::Reverse));
             let Some(std::cmp::Reverse((at, id, side))) = heap.pop() else { return heard };
             heard.extend(network.deliver(at, id, side));
         }

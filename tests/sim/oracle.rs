@@ -6,14 +6,14 @@
 //! primary came up with, because what a crash did to writes nobody was promised is for the crash to say. That
 //! the image was one the crash could have left is checked by [`Oracle::check_restart`].
 
-use std::collections::BTreeMap;
-
 use farshore::core::ids::{Seq, SeqRange, Volume};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
+use farshore::limits::RECORD_BYTES;
 
 use crate::checkers::{Verdict, Violation};
 use crate::disk::SECTOR;
+use crate::seqs::Seqs;
 use crate::workload::Ask;
 
 /// Contents of one sector that a crash may leave, beyond which the sector is not judged (partial overwrites
@@ -36,8 +36,6 @@ pub struct Holders {
 pub struct Request {
     pub volume: Volume,
     pub ask: Ask,
-    /// Chapter with which the boot began that this was asked in.
-    pub boot: usize,
     pub submitted_ns: u64,
     pub seq: Option<Seq>,
     pub acked_ns: Option<u64>,
@@ -58,6 +56,8 @@ pub struct Promise {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     record: OrderRecord,
+    /// The same as bytes: compared with those on the disks again and again.
+    encoded: [u8; RECORD_BYTES],
     request: Option<usize>,
 }
 
@@ -72,30 +72,58 @@ struct Chapter {
 
 pub struct Oracle {
     pub requests: Vec<Request>,
-    by_seq: BTreeMap<Seq, Entry>,
+    by_seq: Seqs<Entry>,
     chapters: Vec<Chapter>,
     /// Requests of the current chapter that no record has been seen for, in order.
     unordered: Vec<usize>,
     /// Those that were refused before a record of theirs was seen.
     refused: Vec<usize>,
+    /// Acknowledged in the boot under way, and not yet kept for ever by the local disk.
+    unsettled: Vec<usize>,
 }
 
 impl Oracle {
     pub fn new(base: Images) -> Oracle {
         let chapters = vec![Chapter { first: Some(Seq(0)), base, boot: 0 }];
-        Oracle { requests: Vec::new(), by_seq: BTreeMap::new(), chapters, unordered: Vec::new(), refused: Vec::new() }
+        Oracle {
+            requests: Vec::new(),
+            by_seq: Seqs::default(),
+            chapters,
+            unordered: Vec::new(),
+            refused: Vec::new(),
+            unsettled: Vec::new(),
+        }
+    }
+
+    /// A write was acknowledged to its client.
+    pub fn acknowledged(&mut self, number: usize, now_ns: u64) {
+        self.requests[number].acked_ns = Some(now_ns);
+        if self.requests[number].ask != Ask::Flush {
+            self.unsettled.push(number);
+        }
+    }
+
+    /// What a flush of a volume that was asked for at `submitted_ns` covers, in the order it was asked for.
+    pub fn covered(&mut self, volume: Volume, submitted_ns: u64) -> Vec<usize> {
+        let requests = &self.requests;
+        let covers = |n: &mut usize| {
+            let request = &requests[*n];
+            request.volume == volume && request.acked_ns.is_some_and(|at| at < submitted_ns)
+        };
+        let mut covered: Vec<usize> = self.unsettled.extract_if(.., covers).collect();
+        covered.retain(|n| !requests[*n].settled);
+        covered.sort_unstable();
+        covered
     }
 
     /// A client's request reaches the primary; its number.
     pub fn submit(&mut self, now_ns: u64, volume: Volume, ask: Ask) -> usize {
-        let boot = self.boot();
         if ask.range().is_some() {
             self.unordered.push(self.requests.len());
         }
         self.requests.push(Request {
             volume,
             ask,
-            boot,
             submitted_ns: now_ns,
             seq: None,
             acked_ns: None,
@@ -117,21 +145,21 @@ impl Oracle {
     /// Whether a seq of the range was given out, or may have been as far as anybody can tell: those that a loss of power
     /// skipped may be among them, and a start after one names no last seq.
     pub fn gave_out(&self, range: SeqRange) -> bool {
-        self.by_seq.range(range.first..).next().is_some_and(|(&seq, entry)| {
+        self.by_seq.range(range.first, Seq(u64::MAX)).next().is_some_and(|(seq, entry)| {
             seq <= range.last || entry.record.op == Op::EpochStart && entry.record.offset == 0
         })
     }
 
     /// A record was seen in an effect of the primary.
     pub fn saw(&mut self, record: &OrderRecord) -> Verdict {
-        if let Some(entry) = self.by_seq.get(&record.seq) {
+        if let Some(entry) = self.by_seq.get(record.seq) {
             if entry.record != *record {
                 let text = format!("seq {} names two writes: {:?} and {record:?}", record.seq, entry.record);
                 return Err(Violation::new("I1", text));
             }
             return Ok(());
         }
-        if let Some((&last, _)) = self.by_seq.last_key_value() {
+        if let Some(last) = self.by_seq.last() {
             if record.seq < last {
                 return Err(Violation::new("I1", format!("seq {} is given out after {last}: {record:?}", record.seq)));
             }
@@ -143,21 +171,21 @@ impl Oracle {
         if let Some(number) = request {
             self.requests[number].seq = Some(record.seq);
         }
-        self.by_seq.insert(record.seq, Entry { record: *record, request });
+        self.by_seq.push(record.seq, Entry { record: *record, encoded: record.encode(), request });
         let chapter = self.chapters.last_mut().expect("there is a first chapter");
         chapter.first.get_or_insert(record.seq);
         Ok(())
     }
 
     fn match_request(&mut self, record: &OrderRecord) -> Result<usize, Violation> {
+        let same_op = |r: &Request| match &r.ask {
+            Ask::Write { data, .. } => record.op == Op::Write && crc32fast::hash(data) == record.payload_crc,
+            Ask::Zeroes { .. } => record.op == Op::WriteZeroes,
+            Ask::Trim { .. } => record.op == Op::Trim,
+            Ask::Flush => false,
+        };
         let fits = |r: &Request| {
-            let op = match &r.ask {
-                Ask::Write { data, .. } => record.op == Op::Write && crc32fast::hash(data) == record.payload_crc,
-                Ask::Zeroes { .. } => record.op == Op::WriteZeroes,
-                Ask::Trim { .. } => record.op == Op::Trim,
-                Ask::Flush => false,
-            };
-            r.volume == record.volume && r.ask.range() == Some((record.offset, record.length)) && op
+            r.volume == record.volume && r.ask.range() == Some((record.offset, record.length)) && same_op(r)
         };
         for waiting in [&mut self.unordered, &mut self.refused] {
             if let Some(at) = waiting.iter().position(|&n| fits(&self.requests[n])) {
@@ -173,6 +201,9 @@ impl Oracle {
         self.unordered.clear();
         self.refused.clear();
         let boot = if power_lost { self.chapters.len() } else { self.boot() };
+        if power_lost {
+            self.unsettled.clear();
+        }
         self.chapters.push(Chapter { first: None, base, boot });
         Ok(())
     }
@@ -183,7 +214,12 @@ impl Oracle {
     }
 
     pub fn record(&self, seq: Seq) -> Option<&OrderRecord> {
-        self.by_seq.get(&seq).map(|e| &e.record)
+        self.by_seq.get(seq).map(|e| &e.record)
+    }
+
+    /// The bytes of a record that was seen.
+    pub fn encoded(&self, seq: Seq) -> Option<&[u8; RECORD_BYTES]> {
+        self.by_seq.get(seq).map(|e| &e.encoded)
     }
 
     /// Records of writes to exactly this range, newest first.
@@ -191,23 +227,22 @@ impl Oracle {
         let fits = move |r: &&OrderRecord| {
             r.op.changes_volume() && r.volume == volume && r.offset == offset && r.length == length
         };
-        self.by_seq.values().rev().map(|e| &e.record).filter(fits)
+        self.by_seq.all().rev().map(|(_, e)| &e.record).filter(fits)
     }
 
     /// Whether the request of this seq was acknowledged to its client.
     pub fn is_acked(&self, seq: Seq) -> bool {
-        let request = self.by_seq.get(&seq).and_then(|entry| entry.request);
+        let request = self.by_seq.get(seq).and_then(|entry| entry.request);
         request.is_some_and(|number| self.requests[number].acked_ns.is_some())
     }
 
     /// Records in (from, to], the last one first.
     pub fn back_from(&self, to: Seq, from: Seq) -> impl Iterator<Item = &OrderRecord> {
-        let range = (from < to).then(|| self.by_seq.range(from.next()..=to));
-        range.into_iter().flatten().rev().map(|(_, entry)| &entry.record)
+        self.by_seq.range(from.next(), to).rev().map(|(_, entry)| &entry.record)
     }
 
     pub fn tail(&self) -> Seq {
-        self.by_seq.last_key_value().map_or(Seq(0), |(&s, _)| s)
+        self.by_seq.last().unwrap_or_default()
     }
 
     /// Volume-changing records in (from, to]: those since the last gap in the seqs, which every site that knows
@@ -218,7 +253,7 @@ impl Oracle {
             return (known, old);
         }
         let mut previous = from;
-        for (&seq, entry) in self.by_seq.range(from.next()..=to) {
+        for (seq, entry) in self.by_seq.range(from.next(), to) {
             if seq > previous.next() {
                 old.append(&mut known);
             }
@@ -235,7 +270,7 @@ impl Oracle {
         let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);
         let mut images = self.chapters[chapter].base.clone();
         let first = self.chapters[chapter].first.unwrap_or(Seq(0));
-        for entry in self.by_seq.range(first..=cut).map(|(_, e)| e) {
+        for (_, entry) in self.by_seq.range(first, cut) {
             if let Some(number) = entry.request {
                 apply(&self.requests[number], &mut images);
             }
@@ -249,7 +284,7 @@ impl Oracle {
             let r = &e.record;
             r.op.changes_volume() && r.volume == volume && r.offset <= at && at < r.offset + r.length
         };
-        match self.by_seq.range(..=cut).map(|(_, e)| e).rfind(hit) {
+        match self.by_seq.range(Seq(0), cut).map(|(_, e)| e).rfind(hit) {
             Some(e) => format!("seq {} ({})", e.record.seq, e.record.op.word()),
             None => "no write".into(),
         }
@@ -276,7 +311,7 @@ impl Oracle {
         let base = &self.chapters[chapter].base;
         let first = self.chapters[chapter..].iter().find_map(|c| c.first).unwrap_or(Seq(u64::MAX));
         let ops: Vec<&Request> =
-            self.by_seq.range(first..).filter_map(|(_, e)| e.request).map(|n| &self.requests[n]).collect();
+            self.by_seq.range(first, Seq(u64::MAX)).filter_map(|(_, e)| e.request).map(|n| &self.requests[n]).collect();
         for (index, image) in images.iter().enumerate() {
             let volume = Volume(index as u16);
             let mut touched = vec![Vec::new(); image.len().div_ceil(SECTOR)];

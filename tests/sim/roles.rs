@@ -603,10 +603,9 @@ impl World {
     /// Every record since the last one that was told, or since DR's history jumped; what the cut has passed may
     /// have left the journal.
     fn check_journal_durable(&mut self, upto: Seq) -> Verdict {
-        let stable = self.dr_disk.file(dr::machine::File::Journal).stable();
         let from = if self.damaged { upto } else { self.journal_told.max(self.cut()) };
         for record in self.oracle.back_from(upto, from) {
-            if !self.journal.holds(stable, record) {
+            if !self.holds_at_dr(record) {
                 let text = format!("DR calls its journal durable up to seq {upto}, seq {} is not", record.seq);
                 return self.fail("I3", text);
             }
@@ -629,14 +628,14 @@ impl World {
 
     /// What DR's superblock promises is durable when the superblock is: orders up to both promises.
     fn check_dr_superblock(&self, settled: &[Settled<dr::machine::File>]) -> Verdict {
-        let Some(it) = self.dr_superblock.as_ref().filter(|_| !self.damaged) else { return Ok(()) };
-        if !settled.iter().any(|s| s.file == dr::machine::File::Superblock) || !it.has(superblock::SYNCED) {
+        if !settled.iter().any(|s| s.file == dr::machine::File::Superblock) {
             return Ok(());
         }
-        let stable = self.dr_disk.file(dr::machine::File::Journal).stable();
+        let found = self.dr_superblock.as_ref().filter(|it| !self.damaged && it.has(superblock::SYNCED));
+        let Some(it) = found else { return Ok(()) };
         for (what, upto) in [("cut", it.promised_cut), ("tail", it.promised_tail)] {
             for record in self.oracle.back_from(upto, it.seq) {
-                if !self.journal.holds(stable, record) {
+                if !self.holds_at_dr(record) {
                     let text = format!("DR's superblock promises {what} {upto}, seq {} is not durable", record.seq);
                     return self.fail("I3", text);
                 }

@@ -135,6 +135,8 @@ pub struct Totals {
     pub simulated_ns: u64,
     pub events: u64,
     pub seconds: f64,
+    /// Of what became of every seed, whatever their order: a change that is to change no behaviour leaves it alone.
+    pub digest: u64,
     pub failures: Vec<Failure>,
 }
 
@@ -144,14 +146,15 @@ impl Totals {
         let simulated = self.simulated_ns as f64 / 1e9;
         format!(
             "{} seeds from {from}, {} failures, {} events; {:.0} seeds a second, {:.0} simulated seconds a second \
-             ({simulated:.0} in {:.1} s on {} threads)",
+             ({simulated:.0} in {:.1} s on {} threads); outcomes {:016x}",
             self.seeds,
             self.failures.len(),
             self.events,
             self.seeds as f64 / self.seconds,
             simulated / self.seconds,
             self.seconds,
-            threads()
+            threads(),
+            self.digest
         )
     }
 }
@@ -182,6 +185,10 @@ pub fn on_all_threads(count: u64, work: impl Fn(u64) -> bool + Sync) {
     });
 }
 
+fn digest(seed: u64, outcome: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(outcome.as_bytes(), seed)
+}
+
 /// Runs seeds on all cores until they, the time or the failures run out.
 pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize) -> Totals {
     let started = Instant::now();
@@ -203,12 +210,14 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
             Ok(passed) => {
                 totals.simulated_ns += passed.simulated_ns;
                 totals.events += passed.events;
+                totals.digest ^= digest(seed, &passed.summary);
                 if count == 1 || began.elapsed() > Duration::from_secs(10) {
                     println!("seed {seed}: {}, {:.1} s", passed.summary, began.elapsed().as_secs_f64());
                 }
             }
             Err(failure) => {
                 println!("seed {seed} violates {}: {}", failure.violation.invariant, failure.violation.text);
+                totals.digest ^= digest(seed, &failure.violation.text);
                 totals.failures.push(*failure);
             }
         }

@@ -188,11 +188,13 @@ impl World {
     }
 
     pub fn holds_at_aux(&self, record: &OrderRecord) -> bool {
-        self.table.holds(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record)
+        let Some(encoded) = self.oracle.encoded(record.seq) else { return false };
+        self.table.holds(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record.seq, encoded)
     }
 
     pub fn holds_at_dr(&self, record: &OrderRecord) -> bool {
-        self.journal.holds(self.dr_disk.file(dr::machine::File::Journal).stable(), record)
+        let Some(encoded) = self.oracle.encoded(record.seq) else { return false };
+        self.journal.holds(self.dr_disk.file(dr::machine::File::Journal).stable(), record.seq, encoded)
     }
 
     // ---- clients ---------------------------------------------------------------------------------
@@ -247,24 +249,14 @@ impl World {
     }
 
     pub fn acknowledged(&mut self, number: usize) -> Verdict {
-        let request = &mut self.oracle.requests[number];
-        request.acked_ns = Some(self.now_ns);
-        let (volume, submitted_ns, boot) = (request.volume, request.submitted_ns, request.boot);
+        self.oracle.acknowledged(number, self.now_ns);
+        let request = &self.oracle.requests[number];
+        let (volume, submitted_ns) = (request.volume, request.submitted_ns);
         let fua = request.ask.fua();
         let by_write = self.setup.ack == Ack::Write;
         if request.ask == Ask::Flush {
-            let covered: Vec<usize> = (0..self.oracle.requests.len())
-                .filter(|&n| {
-                    let r = &self.oracle.requests[n];
-                    r.boot == boot
-                        && r.volume == volume
-                        && !r.settled
-                        && r.ask != Ask::Flush
-                        && r.acked_ns.is_some_and(|at| at < submitted_ns)
-                })
-                .collect();
             self.check_flushed(volume, submitted_ns)?;
-            for n in covered {
+            for n in self.oracle.covered(volume, submitted_ns) {
                 self.settled(n, !by_write)?;
             }
             return Ok(());
