@@ -93,8 +93,16 @@ pub enum RecoveryError {
 pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, RecoveryError> {
     let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
     let mut notes = Vec::new();
-    let Some(superblock) = read_superblock(files.superblock, &mut notes)? else {
-        return Ok(fresh(expect, &sizes));
+    let superblock = match read_superblock(files.superblock, &mut notes) {
+        Ok(Some(superblock)) => superblock,
+        Ok(None) => return Ok(fresh(expect, &sizes)),
+        // No record leaves, and no block changes, before the first superblock is durable.
+        Err(_) if never_written(files)? => {
+            let mut recovered = fresh(expect, &sizes);
+            recovered.notes.push("the first superblock was never completed: starting afresh".into());
+            return Ok(recovered);
+        }
+        Err(error) => return Err(error),
     };
     check_superblock(expect, &superblock)?;
     let intent = read_map(files.map, &sizes, superblock.group, &mut notes)?;
@@ -284,6 +292,24 @@ fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<
         newest.seq = Seq(newest.seq.0 + SEQ_RESERVE);
     }
     Ok(Some(newest))
+}
+
+/// Whether the intent log has no record and one slot of the superblock is still blank: the directory of a primary
+/// that died when it was made.
+fn never_written(files: &Files<'_>) -> Result<bool, RecoveryError> {
+    let io = |file| move |source| RecoveryError::Io { file, source };
+    let slots = files.superblock.read_at(0, SUPERBLOCK_BYTES).map_err(io("superblock"))?;
+    if !slots.chunks(BLOCK_BYTES).any(is_zero) {
+        return Ok(false);
+    }
+    let piece = 1 << 20;
+    for offset in (LogLayout::RECORDS_AT..files.log.size()).step_by(piece) {
+        let length = usize::try_from((files.log.size() - offset).min(piece as u64)).expect("at most a MiB");
+        if !is_zero(&files.log.read_at(offset, length).map_err(io("intent log"))?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn check_superblock(expect: &Expect, superblock: &Superblock) -> Result<(), RecoveryError> {

@@ -167,6 +167,39 @@ struct Case {
     settled: u64,
 }
 
+/// Died while its first superblock was written: nothing had left it. With a record in its log, something had.
+#[test]
+fn a_primary_whose_first_superblock_tore_starts_afresh() {
+    let layout = LogLayout { slots: 1024 };
+    let expect = Expect {
+        group_name: "g".into(),
+        volumes: vec![("db".to_owned(), SIZE)],
+        boot_id: [1; 16],
+        fifo_disk_bytes: 0,
+        log_slots: 1024,
+        fresh_group: GroupId(1),
+        fresh_owner: Owner(1),
+        fresh_nonce: 1,
+    };
+    for (written, second_slot) in [(false, false), (true, false), (false, true), (true, true)] {
+        let block = Superblock { group_name: "g".into(), ..Superblock::new(Role::Primary) }.encode();
+        let mut slots = vec![0; 2 * BLOCK_BYTES];
+        slots[..512].copy_from_slice(&block[..512]);
+        if second_slot {
+            slots[BLOCK_BYTES..BLOCK_BYTES + 512].copy_from_slice(&block[..512]);
+        }
+        let mut log = vec![0; layout.total_bytes() as usize];
+        if written {
+            let first = history()[0];
+            log[layout.record_offset(first.seq) as usize..][..64].copy_from_slice(&first.encode());
+        }
+        let (slots, log, none) = (Memory(slots), Memory(log), Memory(Vec::new()));
+        let files = Files { superblock: &slots, map: &none, log: &log, fifo: &none };
+        let afresh = recover(&expect, &files).is_ok_and(|found| found.tail == Seq(0) && !found.notes.is_empty());
+        assert_eq!(afresh, !written && !second_slot, "written {written}, both slots damaged {second_slot}");
+    }
+}
+
 /// The table in the doc of `primary::recovery`, over all its inputs.
 #[test]
 fn a_primary_goes_on_from_what_is_whole_and_copies_the_rest() {
