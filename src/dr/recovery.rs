@@ -14,9 +14,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::ids::{Chain, Seq};
+use crate::core::ids::{Chain, Extent, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
+use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage};
 use crate::dr::doubt::{Doubt, Seen};
@@ -267,6 +268,22 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
     Ok(())
 }
 
+/// Whether a payload from before a batch that was being applied is not here any more, and no chunk covers its range:
+/// what the volumes would hold then is no state that ever was (I5).
+fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, Chunk>) -> bool {
+    let mut covered = VolumeRanges::new();
+    for chunk in staged.values() {
+        covered.insert(Extent {
+            volume: chunk.record.volume,
+            offset: chunk.record.offset,
+            length: chunk.record.length,
+        });
+    }
+    let before = history.above(after).take_while(|entry| entry.record.seq < begin);
+    let missing = before.filter(|entry| history.is_missing(entry.record.seq));
+    missing.filter_map(|entry| entry.record.extent()).any(|extent| !covered.contains(extent))
+}
+
 type Chunks = BTreeMap<(Seq, u64), Chunk>;
 
 /// Keeps the entries that are still needed and tells the history which payloads are here.
@@ -336,7 +353,8 @@ fn batches(
             .find(|entry| entry.record.op == Op::BatchEnd && Seq(entry.record.offset) == begin)
             .map(|entry| entry.record)
             .filter(|end| staged.len() as u64 == u64::from(end.payload_crc))
-            .filter(|end| history.unbroken_from(begin, end.seq) == end.seq);
+            .filter(|end| history.unbroken_from(begin, end.seq) == end.seq)
+            .filter(|_| !leaves_out(history, superblock.seq, begin, &staged));
         match end {
             Some(end) => {
                 committed = Some(Committed {
