@@ -159,6 +159,8 @@ pub struct Outcome {
     pub aux_read: bool,
     /// Seqs said to have existed, and to be lost, without more.
     pub unknown: Vec<SeqRange>,
+    /// The report says that it is not complete.
+    pub incomplete: bool,
 }
 
 /// What a promotion can be held to.
@@ -167,6 +169,8 @@ pub struct Reach<'a> {
     pub until_ns: u64,
     /// Whether a place that the promotion read has this record.
     pub knowable: &'a dyn Fn(&OrderRecord) -> bool,
+    /// Whether what the auxiliary held of a seq was damaged there: it may be lost, and then that is said (I8).
+    pub rotten: &'a dyn Fn(Seq) -> bool,
     /// Whether the group's policy at a full status table gave this record up (`overflow = coalesce`).
     pub given_up: &'a dyn Fn(Seq) -> bool,
 }
@@ -239,15 +243,24 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
             return wrong(format!("the loss report says {lost:?} of {record:?}"));
         }
     }
-    if let Some(record) = known.iter().find(|r| !got.contains_key(&r.seq) && (reach.knowable)(r)) {
+    let said = |seq: Seq| (reach.rotten)(seq) && (unknown(seq) || outcome.incomplete);
+    let left_out = |r: &&OrderRecord| !got.contains_key(&r.seq) && (reach.knowable)(r) && !said(r.seq);
+    if let Some(record) = known.iter().find(left_out) {
         return wrong(format!("the loss report (cut {}, tail {}) leaves out {record:?}", outcome.cut, outcome.tail));
     }
+    let before_jump = old.iter().map(|record| record.seq).max().unwrap_or_default();
+    // A payload that cannot be had holds back what comes after it.
+    let spoiled = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten)(record.seq));
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
         if request.acked_ns.is_some_and(|at| at >= reach.until_ns) {
             continue;
         }
         if (reach.given_up)(seq) && unknown(seq) {
+            continue;
+        }
+        let rotten = !promise.holders.dr && (reach.rotten)(seq);
+        if rotten && (unknown(seq) || outcome.incomplete) {
             continue;
         }
         let known = promise.holders.dr || (promise.holders.aux && outcome.aux_read);
@@ -260,11 +273,28 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
         }
         let nothing_lost = match protect {
             Protect::Sync => promise.full,
-            Protect::Bunker => promise.full && outcome.aux_read,
+            // A primary that came back from a loss of power goes on after a gap in the seqs, and DR with it: what only
+            // the table knew from before has no place in DR's history any more, until the batch that it then makes is
+            // complete. Lost before that, it is lost a second time; the report lists what that costs.
+            Protect::Bunker => promise.full && outcome.aux_read && !spoiled(seq) && seq > before_jump,
             _ => false,
         };
         if nothing_lost && seq > outcome.cut {
             return wrong(format!("seq {seq}, acknowledged in full {protect:?}, is lost: the cut is {}", outcome.cut));
+        }
+    }
+    Ok(())
+}
+
+/// I8: whatever a report claims not to know, what it lists was written so.
+pub fn check_listed(oracle: &Oracle, outcome: &Outcome) -> Verdict {
+    for lost in &outcome.missing {
+        let same = oracle.record(lost.seq).is_some_and(|record| {
+            (lost.volume, lost.op.as_str(), lost.offset, lost.length)
+                == (record.volume, record.op.word(), record.offset, record.length)
+        });
+        if !same {
+            return Err(Violation::new("I8", format!("the loss report lists {lost:?}, which nobody wrote")));
         }
     }
     Ok(())
@@ -356,13 +386,14 @@ mod tests {
             missing: missing.iter().map(lost).collect(),
             aux_read: true,
             unknown: Vec::new(),
+            incomplete: false,
         }
     }
 
     #[test]
     fn exact_report_passes_and_every_other_one_fails() {
         let oracle = scene();
-        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false };
+        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false, rotten: &|_| false };
         let check = |o: &Outcome| check_report(&oracle, Protect::Order, o, &reach);
         assert!(check(&outcome(1, 3, &[2, 3])).is_ok());
         assert!(check(&outcome(3, 3, &[])).is_ok());
@@ -378,7 +409,8 @@ mod tests {
         let range = |first, last| SeqRange { first: Seq(first), last: Seq(last) };
         let unknown = Outcome { unknown: vec![range(3, 3)], ..outcome(1, 3, &[2]) };
         assert!(check(&unknown).is_err(), "unknown, and a place that was read holds it");
-        let given = Reach { until_ns: u64::MAX, knowable: &|r| r.seq < Seq(3), given_up: &|seq| seq == Seq(3) };
+        let given = Reach { knowable: &|r| r.seq < Seq(3), given_up: &|seq| seq == Seq(3), ..reach };
+        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false, rotten: &|_| false };
         assert!(check_report(&oracle, Protect::Order, &unknown, &given).is_ok(), "given up, and said so");
         let silent = outcome(1, 3, &[2]);
         assert!(check_report(&oracle, Protect::Order, &silent, &given).is_err(), "given up in silence");

@@ -5,7 +5,7 @@
 //! `scenario` decides what happens to them, `checkers` judge.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use farshore::core::errno::Errno;
@@ -128,6 +128,19 @@ pub struct Host {
     pub doom: Option<(u64, bool, u64)>,
     /// Asked to end at this time, to be started again this long after it has.
     pub stopping: Option<(u64, u64)>,
+    /// It dies at its next write of a superblock: with the host's power or without, and for how long.
+    pub doom_at_superblock: Option<(bool, u64)>,
+    /// DR dies when it completes a batch, for so long.
+    pub doom_at_commit: Option<u64>,
+    /// Its disk completes nothing before this; the same of its volumes alone.
+    pub disk_stalled_until_ns: u64,
+    pub volumes_stalled_until_ns: u64,
+    /// An operation has failed: it ends, or did not start, and that is right.
+    pub excused: bool,
+    /// A bit flips before the next start.
+    pub rots: bool,
+    /// It does so in a payload of the spool from before this batch.
+    pub rots_before: Seq,
 }
 
 /// Who serves the status table.
@@ -194,11 +207,20 @@ pub struct World {
     pub journal_told: Seq,
     /// DR's superblock in force, by its stable bytes.
     pub dr_superblock: Option<Superblock>,
+    /// What its process has promised so far, and was found durable.
+    pub promise_checked: Seq,
     /// Epochs that writers asked for at the auxiliary, and the highest that was granted.
     pub aux_writers: BTreeMap<Conn, u32>,
     pub aux_epoch: u32,
     /// Bits of DR's files have flipped.
     pub damaged: bool,
+    /// Of the auxiliary: seqs whose record or payload was damaged there, or all of them.
+    pub aux_rotten: BTreeSet<Seq>,
+    pub aux_astray: bool,
+    /// A write to the table, to the journal or to the spool has landed elsewhere.
+    pub astray: bool,
+    /// Payloads in the ring: seq, offset in the table, bytes.
+    pub ring_places: Vec<(Seq, u64, u64)>,
     /// Boot in which the primary last started; 0 before its first start.
     pub primary_boot: u64,
     /// Highest cut DR ever told, and whether it ever said that it has a recovery point.
@@ -208,11 +230,14 @@ pub struct World {
     pub outcome: Option<Outcome>,
     pub serving: bool,
     pub promise_full: bool,
+    /// Whether the mode was in full force when the primary's last turn ended.
+    pub full_at_turn: bool,
 
     pub recording: bool,
     pub history: VecDeque<String>,
     pub landmarks: VecDeque<String>,
     pub events: u64,
+    pub events_max: u64,
     pub director: Director,
 }
 
@@ -240,8 +265,9 @@ impl World {
             .map(|_| {
                 let volume = rng.below(setup.volume_bytes.len() as u64);
                 let bytes = setup.volume_bytes[volume as usize];
-                let client =
-                    Client::draw(&mut rng, Volume(volume as u16), bytes, (setup.request_bytes_max, setup.think_ns_max));
+                let max = (setup.request_bytes_max, setup.think_ns_max);
+                let mut client = Client::draw(&mut rng, Volume(volume as u16), bytes, max);
+                client.restrain(setup.tiny_bytes, setup.discard_percent);
                 ClientState { client, in_flight: 0 }
             })
             .collect();
@@ -256,6 +282,13 @@ impl World {
             lost: false,
             doom: None,
             stopping: None,
+            doom_at_superblock: None,
+            doom_at_commit: None,
+            disk_stalled_until_ns: 0,
+            volumes_stalled_until_ns: 0,
+            excused: false,
+            rots: false,
+            rots_before: Seq(0),
         });
         let mut world = World {
             now_ns: 0,
@@ -288,9 +321,14 @@ impl World {
             group_id: 0,
             journal_told: Seq(0),
             dr_superblock: None,
+            promise_checked: Seq(0),
             aux_writers: BTreeMap::new(),
             aux_epoch: 0,
             damaged: false,
+            aux_rotten: BTreeSet::new(),
+            aux_astray: false,
+            astray: false,
+            ring_places: Vec::new(),
             primary_boot: 0,
             cut_told: Seq(0),
             synced_told: false,
@@ -298,10 +336,12 @@ impl World {
             outcome: None,
             serving: false,
             promise_full: false,
+            full_at_turn: false,
             recording,
             history: VecDeque::new(),
             landmarks: VecDeque::new(),
             events: 0,
+            events_max: EVENTS_MAX,
             director: Director::default(),
             setup,
             rng,
@@ -376,7 +416,7 @@ impl World {
     /// When a disk operation of a host completes.
     pub fn disk_time(&mut self, node: Node) -> u64 {
         let speed = self.setup.speed(node);
-        self.now_ns + self.rng.range(speed.min_ns, speed.max_ns)
+        self.now_ns.max(self.host(node).disk_stalled_until_ns) + self.rng.range(speed.min_ns, speed.max_ns)
     }
 
     /// The process on a host dies, with its host's power or without.
@@ -391,6 +431,7 @@ impl World {
         host.paused = None;
         host.tick_at_ns = None;
         host.doom = None;
+        host.doom_at_superblock = None;
         host.stopping = None;
         host.boot += u64::from(power);
         self.net.node_down(self.now_ns, node, !power);
@@ -411,6 +452,7 @@ impl World {
             Node::Dr => {
                 self.dr = None;
                 self.dr_table = TableLine::default();
+                self.promise_checked = Seq(0);
                 self.forget_promotion();
                 lose(&mut self.dr_disk, power, &mut self.rng);
             }

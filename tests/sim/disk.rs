@@ -9,8 +9,12 @@
 //!   and so in any order. A durable write is safe when completed and like any other before.
 //! - A sync covers the writes completed before it was submitted; it may cover more, and here does not.
 //! - Writing part of a sector rewrites the sector, as a device does.
+//! - While a disk fails, reads, writes or syncs of it do, or writes for want of space. What a failed write leaves
+//!   is in the cache or not, or in part; a failed sync keeps what it was to make durable, or loses it.
+//! - A bit at rest may flip. One write may land in another place of its file.
 //!
-//! Not modelled yet: failing operations, full disks, flipped bits, misdirected writes.
+//! Not modelled: a failed sync whose bytes stay to be read and are never written (some file systems do that): who
+//! reads them back after a restart and syncs again is told that they are durable.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +25,7 @@ use farshore::core::ids::Ticket;
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
 
 use crate::rng::Rng;
+use crate::setup::Failing;
 
 pub const SECTOR: usize = 512;
 
@@ -46,6 +51,22 @@ pub struct Disk<F> {
     operations: u64,
     version: u64,
     settled: Vec<Settled<F>>,
+    fails: Option<Fails<F>>,
+    /// The next write to such a file goes astray.
+    misdirects: Option<(fn(F) -> bool, Rng)>,
+    /// One has, in this file.
+    misdirected: Option<F>,
+}
+
+/// A disk that fails for a while.
+struct Fails<F> {
+    how: Failing,
+    until_ns: u64,
+    /// Files that it does not concern.
+    spared: fn(F) -> bool,
+    /// A failed sync may lose what it was to make durable.
+    loses: bool,
+    rng: Rng,
 }
 
 pub struct SimFile {
@@ -85,9 +106,57 @@ enum Action {
     Sync { versions: Vec<u64> },
 }
 
+impl Action {
+    fn fails(&self, how: Failing) -> bool {
+        match self {
+            Action::Read { .. } => how == Failing::Reads,
+            Action::Write { .. } => matches!(how, Failing::Writes | Failing::Full),
+            Action::Sync { .. } => how == Failing::Syncs,
+        }
+    }
+}
+
 impl<F: Copy + Eq + Debug> Disk<F> {
     pub fn new() -> Disk<F> {
-        Disk { files: Vec::new(), pending: BTreeMap::new(), operations: 0, version: 0, settled: Vec::new() }
+        Disk {
+            files: Vec::new(),
+            pending: BTreeMap::new(),
+            operations: 0,
+            version: 0,
+            settled: Vec::new(),
+            fails: None,
+            misdirects: None,
+            misdirected: None,
+        }
+    }
+
+    /// From now on operations fail, until then; not those of files that are `spared`.
+    pub fn fail(&mut self, how: Failing, until_ns: u64, spared: fn(F) -> bool, loses: bool, rng: Rng) {
+        self.fails = Some(Fails { how, until_ns, spared, loses, rng });
+    }
+
+    /// Whether operations fail now.
+    pub fn fails(&self, now_ns: u64) -> bool {
+        self.fails.as_ref().is_some_and(|fails| now_ns < fails.until_ns)
+    }
+
+    pub fn fails_reads(&self) -> bool {
+        self.fails.as_ref().is_some_and(|fails| fails.how == Failing::Reads)
+    }
+
+    pub fn mend(&mut self) {
+        self.fails = None;
+        self.misdirects = None;
+    }
+
+    /// The next write to a file that `may` be hit lands in another place of it.
+    pub fn misdirect(&mut self, may: fn(F) -> bool, rng: Rng) {
+        self.misdirects = Some((may, rng));
+    }
+
+    /// The file in which a write has gone astray since this was last asked.
+    pub fn take_misdirected(&mut self) -> Option<F> {
+        self.misdirected.take()
     }
 
     /// Creates a file of `size` zero bytes.
@@ -176,6 +245,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             "I9: write of {} bytes at {offset} of {file:?} ends beyond its {size} bytes",
             data.len()
         );
+        let offset = self.astray(file, offset, data.len() as u64);
         let at_once = class == Class::Buffered || rng.chance(30);
         let version = at_once.then(|| {
             let version = self.next_version();
@@ -185,9 +255,50 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         Action::Write { offset, data, durable, version }
     }
 
+    /// Where a write really lands.
+    fn astray(&mut self, file: F, offset: u64, length: u64) -> u64 {
+        let size = self.file(file).size as u64;
+        let Some((may, rng)) = &mut self.misdirects else { return offset };
+        if !may(file) || length == 0 || size < length + SECTOR as u64 {
+            return offset;
+        }
+        let sector = SECTOR as u64;
+        let elsewhere = rng.below((size - length) / sector) * sector + offset % sector;
+        if elsewhere == offset || elsewhere + length > size {
+            return offset;
+        }
+        self.misdirects = None;
+        self.misdirected = Some(file);
+        elsewhere
+    }
+
+    /// What comes of an operation that fails.
+    fn spoil(&mut self, file: F, action: Action) -> DiskResult {
+        let Some(mut fails) = self.fails.take() else { return Ok(Bytes::new()) };
+        match action {
+            Action::Write { offset, data, version: None, .. } => {
+                let version = self.next_version();
+                let whole = data.len() / SECTOR * SECTOR;
+                let kept = [0, fails.rng.below(whole as u64 / SECTOR as u64 + 1) as usize * SECTOR, data.len()];
+                let kept = fails.rng.pick(&kept);
+                self.file_mut(file).write_cache(offset, &data.slice(..kept), version);
+            }
+            Action::Sync { versions } if fails.loses && fails.rng.chance(50) => {
+                self.file_mut(file).lose(|version| versions.binary_search(&version).is_ok());
+            }
+            _ => {}
+        }
+        let full = fails.how == Failing::Full;
+        self.fails = Some(fails);
+        Err(if full { IoFail::NoSpace("simulated".into()) } else { IoFail::Other("simulated".into()) })
+    }
+
     /// Completes an operation: what its ticket is answered.
     pub fn complete(&mut self, operation: u64, now_ns: u64) -> Option<(Ticket, DiskResult)> {
         let Pending { ticket, file, action } = self.pending.remove(&operation)?;
+        if self.fails.as_ref().is_some_and(|it| now_ns < it.until_ns && !(it.spared)(file) && action.fails(it.how)) {
+            return Some((ticket, self.spoil(file, action)));
+        }
         let result = match action {
             Action::Read { offset, length } => self.file(file).read_at(offset, length as usize),
             Action::Write { offset, data, durable, version } => {
@@ -352,6 +463,22 @@ impl SimFile {
             first_sector,
             sectors: if whole { data.clone() } else { sectors() },
         });
+    }
+
+    /// Writes that were in the cache are gone from it: what is read is what the disk has, and what came after them.
+    fn lose(&mut self, lost: impl Fn(u64) -> bool) {
+        let gone: Vec<Unsynced> = self.unsynced.extract_if(.., |w| lost(w.version)).collect();
+        for write in &gone {
+            let (from, to) = (write.first_sector * SECTOR, write.first_sector * SECTOR + write.sectors.len());
+            self.cache[from..to].copy_from_slice(&self.stable[from..to]);
+            for kept in &self.unsynced {
+                let start = kept.first_sector * SECTOR;
+                let (low, high) = (from.max(start), to.min(start + kept.sectors.len()));
+                if low < high {
+                    self.cache[low..high].copy_from_slice(&kept.sectors[low - start..high - start]);
+                }
+            }
+        }
     }
 
     fn settle(&mut self, covered: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {

@@ -1,12 +1,12 @@
 //! The simulator: a seeded cluster of the real machines of primary, auxiliary and DR that tries to lose our data.
 //!
 //! ```text
-//!   setup      what the seed draws: configuration, bounds, speeds, faults, how it ends
+//!   setup, swarm      what the seed draws: configuration, bounds, speeds, faults, how it ends
 //!   scenario   the story: faults, then healing, or a disaster and a promotion
 //!   cluster    hosts, clocks, the queue of events
 //!   roles, writer                what the shells do: start machines, carry out their effects
-//!   disk, damage, network, workload, plain     what is simulated
-//!   oracle, checkers             what is right: I1 to I7, and that lag returns to zero
+//!   disk, damage, hazards, network, workload, plain     what is simulated
+//!   oracle, checkers, promises   what is right: I1 to I9, and that lag returns to zero
 //!   runner                       seeds on all cores; a failing one is made smaller and told
 //!   planted                      bugs that have to be caught, to check the checkers (feature `planted`)
 //! ```
@@ -20,17 +20,20 @@ mod cluster;
 mod damage;
 mod describe;
 mod disk;
+mod hazards;
 mod network;
 mod oracle;
 mod plain;
 #[cfg(feature = "planted")]
 mod planted;
+mod promises;
 mod rng;
 mod roles;
 mod runner;
 mod scenario;
 mod seqs;
 mod setup;
+mod swarm;
 mod workload;
 mod writer;
 
@@ -39,7 +42,7 @@ use std::time::Duration;
 use runner::{Run, explain, run_seeds};
 
 /// Seeds of the default run, and how long it may take at the most.
-const FROM: u64 = setup::LATER_SEEDS - 1500;
+const FROM: u64 = setup::NEWEST_SEEDS - 500;
 const SEEDS: u64 = 3000;
 const SECONDS: u64 = 45;
 

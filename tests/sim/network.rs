@@ -6,10 +6,11 @@
 //! - Each direction between two hosts has one bandwidth that all its connections share, a delay and a jitter.
 //! - A cut loses what is under way from any byte on; each side learns of it at its own time, or never (half-open).
 //! - A direction can stall for a time and then deliver everything (one-way partitions, slow routes).
+//! - A bit may flip in what a stream carries.
 //! - A killed process closes its connections; a host that lost power says nothing, and resets what reaches it
 //!   once it is back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use farshore::core::ids::Conn;
@@ -63,6 +64,9 @@ pub struct Network<M> {
     wakes: Vec<(u64, u64, usize)>,
     /// Streams arrive in long pieces.
     pub whole_pieces: bool,
+    /// A bit flips in the next bytes between these two; and the connections on which one has.
+    garbles: Option<(Node, Node, Rng)>,
+    garbled: BTreeSet<u64>,
 }
 
 struct Link<M> {
@@ -104,7 +108,19 @@ impl<M> Network<M> {
             next_conn: 1 << 40,
             wakes: Vec::new(),
             whole_pieces: false,
+            garbles: None,
+            garbled: BTreeSet::new(),
         }
+    }
+
+    /// A bit flips in the next bytes of a stream between the two, in either direction.
+    pub fn garble(&mut self, a: Node, b: Node, rng: Rng) {
+        self.garbles = Some((a, b, rng));
+    }
+
+    /// Whether a bit has flipped on this connection.
+    pub fn was_garbled(&self, node: Node, conn: Conn) -> bool {
+        self.ends.get(&(node, conn)).is_some_and(|(id, _)| self.garbled.contains(id))
     }
 
     /// Sets what both directions between two hosts are like.
@@ -196,12 +212,27 @@ impl<M> Network<M> {
     }
 
     fn transmit(&mut self, now_ns: u64, id: u64, to: usize, key: (Node, Node), length: u64, packet: Packet<M>) {
+        let packet = self.spoil(id, key, packet);
         let route = self.routes.get_mut(&key).expect("routes are set when the world is made");
         let start = route.busy_until_ns.max(now_ns);
         route.busy_until_ns = start + length * 1_000_000_000 / route.bytes_per_second;
         let route = *route;
         let at = route.busy_until_ns + self.latency(&route);
         self.enqueue(id, to, at, Delivery::Packet(packet));
+    }
+
+    fn spoil(&mut self, id: u64, key: (Node, Node), packet: Packet<M>) -> Packet<M> {
+        let between = |(a, b, _): &(Node, Node, Rng)| key == (*a, *b) || key == (*b, *a);
+        match packet {
+            Packet::Bytes(bytes) if !bytes.is_empty() && self.garbles.as_ref().is_some_and(between) => {
+                let Some((_, _, mut rng)) = self.garbles.take() else { return Packet::Bytes(bytes) };
+                let mut spoiled = bytes.to_vec();
+                spoiled[rng.below(bytes.len() as u64) as usize] ^= 1 << rng.below(8);
+                self.garbled.insert(id);
+                Packet::Bytes(spoiled.into())
+            }
+            packet => packet,
+        }
     }
 
     /// One side closes: it hears `Closed` itself at once from its shell; the other side after what was sent.

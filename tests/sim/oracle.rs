@@ -236,6 +236,11 @@ impl Oracle {
         request.is_some_and(|number| self.requests[number].acked_ns.is_some())
     }
 
+    /// The request that a seq was given to.
+    pub fn request_of(&self, seq: Seq) -> Option<&Request> {
+        self.by_seq.get(seq).and_then(|entry| entry.request).map(|number| &self.requests[number])
+    }
+
     /// Records in (from, to], the last one first.
     pub fn back_from(&self, to: Seq, from: Seq) -> impl Iterator<Item = &OrderRecord> {
         self.by_seq.range(from.next(), to).rev().map(|(_, entry)| &entry.record)

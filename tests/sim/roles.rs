@@ -4,11 +4,10 @@
 use std::mem::take;
 
 use bytes::Bytes;
-use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
-use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Ticket, Volume};
+use farshore::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
 use farshore::core::planted::{Bug, planted};
 use farshore::core::rope::Rope;
-use farshore::format::spool::{EntryHeader, sized_nonce};
 use farshore::format::superblock;
 use farshore::format::wire::{self, Message};
 use farshore::{auxiliary, dr, primary};
@@ -16,11 +15,12 @@ use farshore::{auxiliary, dr, primary};
 use crate::checkers::{Verdict, Violation};
 use crate::cluster::{DR_NONCE, Event, Table, TableLine, TableTalk, World};
 use crate::describe;
-use crate::disk::Settled;
 use crate::network::{Delivery, Node, Packet};
 use crate::plain;
 
 pub const GROUP: &str = "sim";
+/// How soon a process that cannot start is started again.
+const START_AGAIN_NS: u64 = 200_000_000;
 
 impl World {
     // ---- events --------------------------------------------------------------------------------
@@ -73,20 +73,28 @@ impl World {
             Node::Primary => {
                 let Some((ticket, result)) = self.primary_disk.complete(operation, now_ns) else { return Ok(()) };
                 self.primary_disk.take_settled();
-                self.primary_step(primary::machine::Input::Disk { ticket, result })
+                let failed = self.failed(node, &result);
+                self.primary_step(primary::machine::Input::Disk { ticket, result })?;
+                self.check_ended(node, run, failed)
             }
             Node::Aux => {
                 let Some((ticket, result)) = self.aux_disk.complete(operation, now_ns) else { return Ok(()) };
                 let settled = self.aux_disk.take_settled();
                 self.settled_aux(&settled);
-                self.aux_step(auxiliary::machine::Input::Disk { ticket, result })
+                // A read that fails is answered so, as is everything by another server than our own; whoever asked
+                // gives the connection up.
+                let failed = self.failed(node, &result) && !self.aux_disk.fails_reads() && !self.setup.plain_table;
+                self.aux_step(auxiliary::machine::Input::Disk { ticket, result })?;
+                self.check_ended(node, run, failed)
             }
             Node::Dr => {
                 let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
                 let settled = self.dr_disk.take_settled();
                 self.settled_dr(&settled);
                 self.check_dr_superblock(&settled)?;
-                self.dr_step(dr::machine::Input::Disk { ticket, result })
+                let failed = self.failed(node, &result);
+                self.dr_step(dr::machine::Input::Disk { ticket, result })?;
+                self.check_ended(node, run, failed)
             }
         }
     }
@@ -132,6 +140,8 @@ impl World {
                     let message = match wire::decode(rope) {
                         Ok(Some(message)) => message,
                         Ok(None) => break,
+                        // What a shell does: it closes the connection.
+                        Err(_) if self.net.was_garbled(node, conn) => return self.close_link(node, conn),
                         Err(error) => return self.fail("I8", format!("own bytes are not understood: {error}")),
                     };
                     match node {
@@ -241,11 +251,19 @@ impl World {
         if self.host(node).up || self.host(node).lost {
             return Ok(());
         }
+        if self.disk_fails(node) {
+            // Its files cannot be opened or read: it is started again and again.
+            self.after(START_AGAIN_NS, Event::Start { node });
+            return Ok(());
+        }
         self.landmark(|| format!("{node:?} starts"));
         self.host_mut(node).up = true;
         self.host_mut(node).run += 1;
         if node == Node::Dr {
             self.damage_dr();
+        }
+        if std::mem::take(&mut self.host_mut(node).rots) {
+            self.rot(node);
         }
         if planted(Bug::UnsyncedTrusted) {
             return match node {
@@ -446,11 +464,14 @@ impl World {
                 }
             }
             Effect::Disk(op) => {
+                let superblock = op.file == auxiliary::machine::File::Superblock;
                 let operation = self.aux_disk.submit(op, &mut self.rng);
-                self.schedule_disk(Node::Aux, operation);
+                self.schedule_disk(Node::Aux, operation, false);
+                self.went_astray();
+                self.writes_superblock(Node::Aux, superblock);
             }
             Effect::Log { level, text } => self.log(Node::Aux, level, &text),
-            Effect::Fatal { text } => return self.fail("fatal", format!("aux: {text}")),
+            Effect::Fatal { text } => return self.ended(Node::Aux, &text),
             Effect::Stopped => self.stopped(Node::Aux),
         }
         Ok(())
@@ -511,8 +532,19 @@ impl World {
             Effect::Close { conn, .. } => self.close_link(Node::Dr, conn)?,
             Effect::Disk(op) => {
                 self.check_dr_write(&op)?;
+                let superblock = op.file == dr::machine::File::Superblock && !matches!(op.kind, DiskKind::Sync);
+                let volume = matches!(op.file, dr::machine::File::Volume(_));
+                let named = match &op.kind {
+                    DiskKind::Write { parts, .. } if superblock && self.host(Node::Dr).doom_at_commit.is_some() => {
+                        parts.clone()
+                    }
+                    _ => Vec::new(),
+                };
                 let operation = self.dr_disk.submit(op, &mut self.rng);
-                self.schedule_disk(Node::Dr, operation);
+                self.schedule_disk(Node::Dr, operation, volume);
+                self.went_astray();
+                self.writes_superblock(Node::Dr, superblock);
+                self.names_batch(&named);
             }
             Effect::AuxOpen { epoch, owner } => self.open_table(Node::Dr, epoch, owner),
             Effect::AuxRead { ticket, offset, length } => {
@@ -542,134 +574,8 @@ impl World {
                     return self.fail("liveness", format!("nobody would have sent it: {text}"));
                 }
             }
-            Effect::Fatal { text } => return self.fail("fatal", format!("dr: {text}")),
+            Effect::Fatal { text } => return self.ended(Node::Dr, &text),
             Effect::Stopped => self.stopped(Node::Dr),
-        }
-        Ok(())
-    }
-
-    /// What DR promises in its messages: told cuts never go back, and what it calls durable is.
-    fn saw_dr_message(&mut self, message: &Message) -> Verdict {
-        match message {
-            Message::Welcome(welcome) => {
-                self.synced_told |= welcome.synced;
-                self.cut_told = self.cut_told.max(welcome.cut);
-                self.check_promised(welcome.cut)?;
-                if welcome.journal_seq < self.journal_told && !self.damaged {
-                    let text = format!("DR's journal ends at {}, it told {}", welcome.journal_seq, self.journal_told);
-                    return self.fail("I3", text);
-                }
-                self.check_journal_durable(welcome.journal_seq)
-            }
-            Message::Progress { cut, synced, .. } => {
-                self.synced_told |= *synced;
-                self.cut_told = self.cut_told.max(*cut);
-                self.check_promised(*cut)
-            }
-            Message::ChunksDurable { batch, indexes } if self.synced_told && *batch > self.cut() && !self.damaged => {
-                match indexes.iter().find(|index| !self.spool.had_chunk(*batch, **index)) {
-                    Some(index) => {
-                        self.fail("I3", format!("DR calls chunk {index} of batch {batch} durable, which it is not"))
-                    }
-                    None => Ok(()),
-                }
-            }
-            Message::OrdersDurable { journal_seq } => self.check_journal_durable(*journal_seq),
-            // A first sync supersedes what came before it: that is acknowledged and not kept.
-            Message::Copied { .. } if !self.synced_told => Ok(()),
-            Message::Copied { ranges } => {
-                let cut = self.cut();
-                for range in ranges {
-                    for seq in range.first.0..=range.last.0 {
-                        let carried = self.oracle.record(Seq(seq)).is_some_and(|r| r.payload_bytes() > 0);
-                        // Before the first sync is complete nothing can be promoted: what it will bring is not kept.
-                        if carried && self.synced_told && !self.damaged && Seq(seq) > cut && !self.spool.had(Seq(seq)) {
-                            let text = format!("DR calls the payload of seq {seq} copied, and it is not durable");
-                            return self.fail("I3", text);
-                        }
-                    }
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// DR's cut: what it has told, or says now.
-    pub fn cut(&self) -> Seq {
-        self.dr.as_ref().map_or(Seq(0), dr::machine::Machine::recovery_point).max(self.cut_told)
-    }
-
-    /// Every record since the last one that was told, or since DR's history jumped; what the cut has passed may
-    /// have left the journal.
-    fn check_journal_durable(&mut self, upto: Seq) -> Verdict {
-        let from = if self.damaged { upto } else { self.journal_told.max(self.cut()) };
-        for record in self.oracle.back_from(upto, from) {
-            if !self.holds_at_dr(record) {
-                let text = format!("DR calls its journal durable up to seq {upto}, seq {} is not", record.seq);
-                return self.fail("I3", text);
-            }
-            if record.op.may_jump() {
-                break;
-            }
-        }
-        self.journal_told = self.journal_told.max(upto);
-        Ok(())
-    }
-
-    /// A recovery point is told only when the superblock has promised it durably.
-    fn check_promised(&self, cut: Seq) -> Verdict {
-        let promised = self.dr_superblock.as_ref().map_or(Seq(0), |it| it.promised_cut);
-        if cut > promised {
-            return self.fail("I5", format!("DR tells recovery point {cut}, its superblock has promised {promised}"));
-        }
-        Ok(())
-    }
-
-    /// What DR's superblock promises is durable when the superblock is: orders up to both promises.
-    fn check_dr_superblock(&self, settled: &[Settled<dr::machine::File>]) -> Verdict {
-        if !settled.iter().any(|s| s.file == dr::machine::File::Superblock) {
-            return Ok(());
-        }
-        let found = self.dr_superblock.as_ref().filter(|it| !self.damaged && it.has(superblock::SYNCED));
-        let Some(it) = found else { return Ok(()) };
-        for (what, upto) in [("cut", it.promised_cut), ("tail", it.promised_tail)] {
-            for record in self.oracle.back_from(upto, it.seq) {
-                if !self.holds_at_dr(record) {
-                    let text = format!("DR's superblock promises {what} {upto}, seq {} is not durable", record.seq);
-                    return self.fail("I3", text);
-                }
-                if record.op.may_jump() {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// I1 on DR: writes to the same blocks of a volume are never in flight together.
-    fn check_dr_write(&self, op: &DiskOp<dr::machine::File>) -> Verdict {
-        if let (dr::machine::File::Spool, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
-            return self.check_spool_write(parts);
-        }
-        let (dr::machine::File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else {
-            return Ok(());
-        };
-        if self.dr_disk.write_in_flight(op.file, offset, length) {
-            let text = format!("DR writes {length} bytes at {offset} of volume {volume} over a write in flight");
-            return self.fail("I1", text);
-        }
-        Ok(())
-    }
-
-    /// I8: nothing in the spool is overwritten that a start would still look for.
-    fn check_spool_write(&self, parts: &[Bytes]) -> Verdict {
-        let nonce = sized_nonce(DR_NONCE, self.setup.spool_bytes);
-        let Ok(header) = EntryHeader::decode(&parts[0], nonce) else { return Ok(()) };
-        let floor = self.dr_superblock.as_ref().map_or(0, |it| it.spool_pos);
-        if header.pos + header.entry_bytes() > floor + self.setup.spool_bytes {
-            let text = format!("DR writes seq {} over what its superblock still needs of the spool", header.record.seq);
-            return self.fail("I8", text);
         }
         Ok(())
     }
@@ -696,8 +602,11 @@ impl World {
         self.after(down_ns, Event::Start { node });
     }
 
-    pub fn schedule_disk(&mut self, node: Node, operation: u64) {
-        let at = self.disk_time(node);
+    pub fn schedule_disk(&mut self, node: Node, operation: u64, volume: bool) {
+        let mut at = self.disk_time(node);
+        if volume {
+            at = at.max(self.host(node).volumes_stalled_until_ns);
+        }
         let run = self.host(node).run;
         self.at(at, Event::Disk { node, run, operation });
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use farshore::core::planted::Bug;
 
 use crate::checkers::Violation;
-use crate::cluster::World;
+use crate::cluster::{EVENTS_MAX, World};
 use crate::setup::{Disaster, End, Setup};
 
 /// What is left out of a seed's setup.
@@ -49,6 +49,8 @@ pub struct Run {
     pub edit: Edit,
     pub bug: Option<Bug>,
     pub recording: bool,
+    /// More than this are taken for a livelock, beside the bound that holds for all.
+    pub events_max: Option<u64>,
 }
 
 /// A run in which nothing was violated.
@@ -62,6 +64,7 @@ pub struct Passed {
 pub struct Failure {
     pub run: Run,
     pub violation: Violation,
+    pub events: u64,
     setup: Setup,
     landmarks: Vec<String>,
     history: Vec<String>,
@@ -107,6 +110,7 @@ impl Run {
         plant(self.bug);
         QUIET.with_borrow_mut(|panic| *panic = Some(String::new()));
         let mut world = World::new(self.seed, &self.edit, self.recording);
+        world.events_max = self.events_max.map_or(EVENTS_MAX, |max| max.min(EVENTS_MAX));
         let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
         let panic = QUIET.with_borrow_mut(Option::take).unwrap_or_default();
         plant(None);
@@ -121,6 +125,7 @@ impl Run {
         Err(Box::new(Failure {
             run: self.clone(),
             violation,
+            events: world.events,
             setup: world.setup,
             landmarks: world.landmarks.into_iter().collect(),
             history: world.history.into_iter().collect(),
@@ -230,52 +235,82 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
 }
 
 /// How long a setup is made smaller, and runs that are tried at the most.
-const SHRINK: Duration = Duration::from_secs(60);
-const SHRINK_RUNS: u32 = 300;
+const SHRINK: Duration = Duration::from_secs(15);
+const SHRINK_RUNS: u32 = 200;
 
-/// The smallest setup found that breaks the same invariant: without faults that do not matter, with fewer writes.
-pub fn shrink(failure: &Failure) -> Edit {
-    let started = Instant::now();
-    let mut runs = 0;
-    let mut best = failure.run.edit.clone();
-    let mut fails = |edit: &Edit| {
-        runs += 1;
-        let run = Run { edit: edit.clone(), recording: false, ..failure.run.clone() };
-        let patience = runs <= SHRINK_RUNS && started.elapsed() < SHRINK;
-        patience && run.go().is_err_and(|found| found.violation.invariant == failure.violation.invariant)
-    };
-    let plain = Edit { plain_end: true, ..best.clone() };
-    if matches!(failure.setup.end, End::Disaster(_)) && fails(&plain) {
-        best = plain;
+/// Tries smaller setups until the time or the runs are used up.
+struct Shrink<'a> {
+    failure: &'a Failure,
+    started: Instant,
+    runs: u32,
+    best: Edit,
+}
+
+impl Shrink<'_> {
+    /// Keeps a setup if it breaks the same invariant.
+    fn keeps(&mut self, edit: Edit) -> bool {
+        self.runs += 1;
+        if edit == self.best || self.runs > SHRINK_RUNS || self.started.elapsed() > SHRINK {
+            return false;
+        }
+        // What goes on much longer than the failing run does not end as it did.
+        let events_max = Some(self.failure.events * 2 + 20_000);
+        let run = Run { edit, recording: false, events_max, ..self.failure.run.clone() };
+        let same = run.go().is_err_and(|found| found.violation.invariant == self.failure.violation.invariant);
+        if same {
+            self.best = run.edit;
+        }
+        same
     }
-    for round in 0..2 {
-        for index in 0..failure.setup.faults.len() {
-            let mut edit = best.clone();
-            if edit.faults.insert(index) && fails(&edit) {
-                best = edit;
-            }
-        }
-        if round == 0 {
-            for clients_max in 1..failure.setup.clients {
-                let edit = Edit { clients_max: Some(clients_max), ..best.clone() };
-                if fails(&edit) {
-                    best = edit;
-                    break;
-                }
-            }
-        }
-        let mut step = best.requests_max.unwrap_or(failure.setup.requests) / 2;
+
+    /// Fewer requests: by halves, then by less.
+    fn requests(&mut self) {
+        let mut step = self.best.requests_max.unwrap_or(self.failure.setup.requests) / 2;
         while step > 0 {
-            let requests = best.requests_max.unwrap_or(failure.setup.requests);
-            let edit = Edit { requests_max: Some(requests.saturating_sub(step)), ..best.clone() };
-            if requests > step && fails(&edit) {
-                best = edit;
-            } else {
+            let requests = self.best.requests_max.unwrap_or(self.failure.setup.requests);
+            let fewer = Edit { requests_max: Some(requests.saturating_sub(step)), ..self.best.clone() };
+            if requests <= step || !self.keeps(fewer) {
                 step /= 2;
             }
         }
     }
-    best
+
+    /// Fewer faults: half of them at once, then a quarter, at last one by one.
+    fn faults(&mut self) {
+        let count = self.failure.setup.faults.len();
+        let mut width = count.div_ceil(2);
+        while width > 0 {
+            for from in (0..count).step_by(width) {
+                let mut edit = self.best.clone();
+                edit.faults.extend(from..count.min(from + width));
+                self.keeps(edit);
+            }
+            width /= 2;
+        }
+    }
+
+    fn clients(&mut self) {
+        for clients_max in 1..self.failure.setup.clients {
+            if self.keeps(Edit { clients_max: Some(clients_max), ..self.best.clone() }) {
+                break;
+            }
+        }
+    }
+}
+
+/// The smallest setup found that breaks the same invariant: without faults that do not matter, with fewer writes.
+pub fn shrink(failure: &Failure) -> Edit {
+    let mut shrink = Shrink { failure, started: Instant::now(), runs: 0, best: failure.run.edit.clone() };
+    let plain = Edit { plain_end: true, ..shrink.best.clone() };
+    if matches!(failure.setup.end, End::Disaster(_)) {
+        shrink.keeps(plain);
+    }
+    shrink.requests();
+    shrink.faults();
+    shrink.clients();
+    shrink.faults();
+    shrink.requests();
+    shrink.best
 }
 
 /// Lines of the last events of each role.

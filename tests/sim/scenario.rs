@@ -6,9 +6,9 @@ use farshore::core::modes::Overflow;
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{self, Lost, Outcome, Verdict, Violation};
-use crate::cluster::{EVENTS_MAX, Event, World};
+use crate::cluster::{Event, World};
 use crate::network::Node;
-use crate::setup::{AuxFate, Disaster, End, Fault, MS, PrimaryFate, SECOND, US};
+use crate::setup::{AuxFate, Disaster, End, Fault, MS, Mood, PrimaryFate, SECOND, US};
 
 /// How long after the last fault everything may take to be well again, simulated.
 const PATIENCE_NS: u64 = 300 * SECOND;
@@ -32,6 +32,8 @@ pub struct Director {
     /// When the promotion or plan under way was asked for.
     asked_ns: u64,
     again: bool,
+    /// Asked for while another was under way.
+    second: Option<Ticket>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,11 +54,11 @@ impl World {
             let Some(event) = self.next_event() else {
                 return self.fail("liveness", "nothing is due any more and the story is not over");
             };
-            if self.events > EVENTS_MAX {
+            if self.events > self.events_max {
                 let last: Vec<String> = (0..8).filter_map(|_| self.next_event()).map(|e| format!("{e:?}")).collect();
                 return self.fail(
                     "liveness",
-                    format!("{EVENTS_MAX} events at {} ms, a livelock of {}", self.now_ns / MS, last.join(", ")),
+                    format!("{} events at {} ms, a livelock of {}", self.events_max, self.now_ns / MS, last.join(", ")),
                 );
             }
             match event {
@@ -74,6 +76,7 @@ impl World {
             End::Disaster(d) => d.interruptions,
             End::Heal => 0,
         };
+        self.director.force = self.setup.force_first;
     }
 
     pub fn wake_clients(&mut self) {
@@ -83,6 +86,15 @@ impl World {
                 let delay_ns = self.rng.scale(US, 500 * MS);
                 self.after(delay_ns, Event::Ask { client, run });
             }
+        }
+    }
+
+    /// As many more requests; who had nothing left to ask begins again.
+    fn top_up(&mut self, requests: u64) {
+        let idle = self.requests_left == 0;
+        self.requests_left = self.requests_left.max(requests);
+        if idle && self.host(Node::Primary).up {
+            self.wake_clients();
         }
     }
 
@@ -106,9 +118,20 @@ impl World {
             Fault::Pause { node, for_ns } => self.pause(node, for_ns),
             Fault::Cut { a, b } => self.net.cut(self.now_ns, a, b),
             Fault::Stall { from, to, for_ns } => self.net.stall(from, to, self.now_ns + for_ns),
-            Fault::Partition { a, b, for_ns } => self.partition(a, b, for_ns),
+            Fault::Partition { a, b, for_ns } => {
+                if self.setup.mood == Mood::Outage {
+                    self.top_up(1600);
+                }
+                self.partition(a, b, for_ns);
+            }
+            hazard => {
+                if matches!(hazard, Fault::KillAtCommit { .. }) {
+                    self.top_up(900);
+                }
+                self.hazard(hazard);
+            }
         }
-        Ok(())
+        self.check_bounds()
     }
 
     /// Kills at once, or in the middle of carrying out what a later step decided.
@@ -188,6 +211,7 @@ impl World {
     /// Nobody is stopped, doomed or left lying any more.
     fn end_troubles(&mut self) {
         for node in [Node::Primary, Node::Aux, Node::Dr] {
+            self.calm(node);
             let host = self.host_mut(node);
             host.doom = None;
             if host.paused.is_some() {
@@ -235,9 +259,14 @@ impl World {
         self.landmark(|| format!("disaster: {disaster:?}"));
         self.director.phase = Phase::Promoting;
         self.director.deadline_ns = self.now_ns + PATIENCE_NS;
-        self.requests_left = self.requests_left.max(300);
+        if self.setup.lively {
+            self.top_up(300);
+        } else {
+            self.requests_left = self.requests_left.max(300);
+        }
         self.net.heal();
         for node in [Node::Aux, Node::Dr] {
+            self.calm(node);
             self.host_mut(node).doom = None;
             self.after(0, Event::Resume { node });
             self.after(SECOND, Event::Start { node });
@@ -260,7 +289,11 @@ impl World {
             PrimaryFate::Alive => {}
             PrimaryFate::Late => {
                 for from in [Node::Aux, Node::Dr] {
-                    let late_ns = self.rng.scale(500, 8000) * MS;
+                    let late_ns = match self.setup.mood {
+                        // Longer than a promotion takes, and not as long as a silent link is believed in.
+                        Mood::Late => self.rng.range(1900, 3100) * MS,
+                        _ => self.rng.scale(500, 8000) * MS,
+                    };
                     self.net.stall(from, Node::Primary, self.now_ns + late_ns);
                 }
             }
@@ -298,6 +331,14 @@ impl World {
             let text = format!("no promotion within {} s ({} asked)", PATIENCE_NS / SECOND, self.director.attempts);
             return self.fail("I6", text);
         }
+        if self.host(Node::Dr).up && self.director.ticket.is_some() && self.setup.asks_twice && !self.director.again {
+            self.setup.asks_twice = false;
+            self.director.tickets += 1;
+            let ticket = Ticket((1 << 48) + self.director.tickets);
+            self.director.second = Some(ticket);
+            let force = self.director.force;
+            return self.dr_step(dr::machine::Input::Promote { ticket, plan: false, force });
+        }
         if !self.host(Node::Dr).up || self.director.ticket.is_some() {
             return Ok(());
         }
@@ -327,6 +368,13 @@ impl World {
         ticket: Ticket,
         result: Result<farshore::cluster::status::PromoteReport, dr::machine::PromoteError>,
     ) -> Verdict {
+        if self.director.second.take_if(|second| *second == ticket).is_some() {
+            return match result {
+                Ok(_) if self.outcome.is_none() => self.fail("I6", "a second promotion is done before the first"),
+                Err(error) if error.text.contains("missing") => self.fail("I6", error.text),
+                _ => Ok(()),
+            };
+        }
         let Some((_, plan)) = self.director.ticket.take_if(|(t, _)| *t == ticket) else {
             return self.fail("I6", format!("a promotion is answered that nobody asked for: {ticket}"));
         };
@@ -349,6 +397,7 @@ impl World {
         if vouched {
             self.check_report(plan, &outcome)?;
         }
+        checkers::check_listed(&self.oracle, &outcome)?;
         if plan {
             self.director.planned = true;
             return Ok(());
@@ -390,6 +439,7 @@ impl World {
         let reach = checkers::Reach {
             until_ns: if plan { self.director.asked_ns } else { u64::MAX },
             knowable: &|record| self.holds_at_dr(record) || (outcome.aux_read && self.holds_at_aux(record)),
+            rotten: &|seq| self.rotten_at_aux(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
         };
         checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)
@@ -411,6 +461,10 @@ impl World {
         }
         let aux_gone = matches!(self.disaster().aux, AuxFate::Lost | AuxFate::CutFromDr);
         if error.refused_for_safety && (aux_gone || self.damaged) {
+            self.director.force = true;
+            return Ok(());
+        }
+        if error.refused_for_safety && self.aux_spoiled() {
             self.director.force = true;
             return Ok(());
         }
@@ -460,6 +514,7 @@ impl World {
             missing,
             aux_read: report.aux == "read",
             unknown: report.unknown.clone(),
+            incomplete: report.incomplete.is_some(),
         })
     }
 

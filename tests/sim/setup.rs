@@ -12,6 +12,8 @@ pub const SECOND: u64 = 1_000_000_000;
 
 /// From this seed on more is drawn: earlier seeds, the named ones among them, stay as they were.
 pub const LATER_SEEDS: u64 = 10_000;
+/// From this seed on each has a mood of its own (see `swarm`), and every fault there is.
+pub const NEWEST_SEEDS: u64 = 100_000;
 
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
@@ -52,6 +54,17 @@ pub struct Setup {
     pub disks: [Speed; 3],
     pub faults: Vec<(u64, Fault)>,
     pub end: End,
+    /// What a newer seed brings about more often than chance would.
+    pub mood: Mood,
+    /// Longest request of most clients, and how many of a hundred are trims and zeroes; 0: as each client draws.
+    pub tiny_bytes: u64,
+    pub discard_percent: u64,
+    /// Clients go on while DR is away and while the site is lost, however much they have asked before.
+    pub lively: bool,
+    /// The operator uses `--force` from the first.
+    pub force_first: bool,
+    /// The operator asks again while the first promotion is under way.
+    pub asks_twice: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +115,80 @@ pub enum Fault {
         b: Node,
         for_ns: u64,
     },
+    /// Killed when it is about to write its superblock: the rarest moments of all.
+    KillAtSuperblock {
+        node: Node,
+        power: bool,
+        down_ns: u64,
+    },
+    /// DR is killed when its superblock is about to name a batch that is complete, cut off from the primary, and a
+    /// payload from before that batch is damaged before the next start.
+    KillAtCommit {
+        down_ns: u64,
+    },
+    /// Operations on its files fail for a while.
+    DiskFails {
+        node: Node,
+        how: Failing,
+        for_ns: u64,
+    },
+    /// No operation completes on its disk, or on its volumes, for a while.
+    DiskStalls {
+        node: Node,
+        volumes_only: bool,
+        for_ns: u64,
+    },
+    /// Killed, and a bit of what it wrote flips before the next start.
+    Rot {
+        node: Node,
+        down_ns: u64,
+    },
+    /// The next write to one of its files lands in another place of that file.
+    Misdirect {
+        node: Node,
+    },
+    /// A bit flips in what the two send each other.
+    Garble {
+        a: Node,
+        b: Node,
+    },
+    /// The wall clock jumps.
+    Clock {
+        node: Node,
+        by_ns: i64,
+    },
+}
+
+/// What fails on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    Reads,
+    Writes,
+    Syncs,
+    /// Writes, for want of space.
+    Full,
+}
+
+/// What a newer seed is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    Plain,
+    /// DR is out of reach while more is written than the status table has slots.
+    Outage,
+    /// DR applies nothing while its journal of two segments fills.
+    Brim,
+    /// A payload ring that is too small for what the line holds back.
+    Ring,
+    /// Answers reach the old primary late.
+    Late,
+    /// Bits flip.
+    Rot,
+    /// A batch is given up for another while payloads between them have crossed.
+    Hollow,
+    /// DR loses its power again and again while much is on its way to a slow disk.
+    Torn,
+    /// Disks fail, stall and are full; clocks jump.
+    Failing,
 }
 
 /// How a seed ends.
@@ -195,6 +282,12 @@ impl Setup {
             disks: [Speed::draw(rng), Speed::draw(rng), Speed::draw(rng)],
             faults: Vec::new(),
             end: End::Heal,
+            mood: Mood::Plain,
+            tiny_bytes: 0,
+            discard_percent: 0,
+            lively: false,
+            force_first: false,
+            asks_twice: false,
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));
@@ -210,6 +303,9 @@ impl Setup {
         setup.end = if rng.chance(35) { End::Heal } else { End::Disaster(Disaster::draw(rng)) };
         if seed >= LATER_SEEDS {
             setup.worsen(&mut Rng::new(!seed).fork());
+        }
+        if seed >= NEWEST_SEEDS {
+            setup.swarm(&mut Rng::new(seed ^ 0x5eed_5eed));
         }
         setup
     }

@@ -83,6 +83,19 @@ impl Client {
         }
     }
 
+    /// Small requests, and more or fewer that carry nothing; 0 leaves it as it is.
+    pub fn restrain(&mut self, tiny_bytes: u64, discard_percent: u64) {
+        if tiny_bytes > 0 {
+            self.size_max = self.size_max.min(tiny_bytes);
+            self.grain = self.grain.min(512);
+            self.depth = self.depth.max(8);
+            self.flush_percent = self.flush_percent.min(2);
+        }
+        if discard_percent > 0 {
+            self.discard_percent = discard_percent;
+        }
+    }
+
     /// The next request of this client; `number` is unique in the run and marks the content.
     pub fn ask(&mut self, number: u64) -> Ask {
         if self.rng.chance(self.flush_percent) {

@@ -29,7 +29,11 @@ impl World {
         let full_before = machine.in_full();
         let mut effects = Vec::new();
         machine.step(now, input, &mut effects);
-        self.promise_full = full_before && machine.in_full();
+        // What is answered within a turn was decided at the end of the one before.
+        self.promise_full = self.full_at_turn && full_before && machine.in_full();
+        if turn_ends {
+            self.full_at_turn = machine.in_full();
+        }
         self.note_input("primary", words, quiet && effects.is_empty());
         if !turn_ends && !self.end_of_turn_due {
             self.end_of_turn_due = true;
@@ -66,8 +70,12 @@ impl World {
             }
             Effect::Disk(op) => {
                 self.saw_primary_write(&op)?;
+                let superblock = op.file == primary::machine::File::Superblock;
+                let volume = matches!(op.file, primary::machine::File::Volume(_));
                 let operation = self.primary_disk.submit(op, &mut self.rng);
-                self.schedule_disk(Node::Primary, operation);
+                self.schedule_disk(Node::Primary, operation, volume);
+                self.went_astray();
+                self.writes_superblock(Node::Primary, superblock);
             }
             Effect::AuxOpen { epoch, owner } => self.open_table(Node::Primary, epoch, owner),
             Effect::AuxRead { ticket, offset, length } => {
@@ -79,6 +87,7 @@ impl World {
                     self.saw_records(&data)?;
                     self.check_slots(offset, &data)?;
                 }
+                self.check_ring(offset, &data)?;
                 self.ask_table(Node::Primary, TableTalk::Write { cookie: ticket.0, offset, data, fua });
             }
             Effect::AuxClose => self.close_table(Node::Primary),
@@ -101,7 +110,13 @@ impl World {
                 self.at(at, Event::Allocated { run });
             }
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
-            Effect::Fatal { text, .. } => return self.fail("fatal", format!("primary: {text}")),
+            Effect::Fatal { text, mark: (offset, block) } => {
+                // What the next start has to know, unless the disk that failed takes that no more either.
+                if !self.disk_fails(Node::Primary) {
+                    self.primary_disk.plant(primary::machine::File::Superblock, offset, &block);
+                }
+                return self.ended(Node::Primary, &text);
+            }
             Effect::Stopped => self.stopped(Node::Primary),
         }
         Ok(())
@@ -164,7 +179,7 @@ impl World {
             let text = format!("local write of {length} bytes at {offset} of volume {volume} over a write in flight");
             return self.fail("I1", text);
         }
-        if self.intent_is_durable(volume, offset, length) {
+        if self.astray || self.intent_is_durable(volume, offset, length) {
             return Ok(());
         }
         let held = self.oracle.orders_of(volume, offset, length).any(|r| self.holds_at_aux(r) || self.holds_at_dr(r));
@@ -183,7 +198,9 @@ impl World {
         (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
             let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
             let at = layout.page_offset(volume, page) as usize;
-            Page::decode(&stable[at..at + BLOCK_BYTES]).is_ok_and(|p| p.get(bit))
+            // A page that cannot be read counts as full at every start, until it is written again.
+            let block = &stable[at..at + BLOCK_BYTES];
+            Page::decode(block).map_or(block.iter().any(|byte| *byte != 0), |page| page.get(bit))
         })
     }
 
@@ -310,12 +327,24 @@ impl World {
         let crossed = seq <= self.cut();
         let holders = checkers::holders(
             crossed || self.holds_at_aux(&record),
-            crossed || self.holds_at_dr(&record),
+            // What a crash happens to leave behind a hole in the journal was never promised.
+            crossed || seq <= self.journal_told && self.holds_at_dr(&record),
             self.ring.had(seq),
             crossed || self.spool.had(seq),
         );
         let promise = Promise { holders, full: self.promise_full };
         self.oracle.requests[number].promise = Some(promise);
+        if self.astray {
+            // What a disk says it has done, and has not, nobody can know before it is read back.
+            return Ok(());
+        }
+        let given_up =
+            self.setup.overflow == Overflow::Coalesce && seq.0 + self.setup.table_slots <= self.oracle.tail().0;
+        if given_up && !promise.full {
+            // An answer that comes so late, or a flush that covers so much, finds its record given up by the policy
+            // as it would be a moment later: the report will say so (I4).
+            return Ok(());
+        }
         checkers::check_promise(self.setup.protect, self.setup.require, &record, promise)
     }
 
