@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
-    getsockname, getsockopt, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
+    getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 
 use super::patience::patiently;
@@ -35,7 +35,9 @@ pub struct Listener {
 impl Listener {
     /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
     pub fn open(address: &Address) -> io::Result<Listener> {
-        patiently(io::ErrorKind::AddrInUse, || Listener::try_open(address))
+        let what = || format!("the address {address} is in use by another process");
+        patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address))
+            .map_err(|late| io::Error::new(late.error.kind(), late.to_string()))
     }
 
     fn try_open(address: &Address) -> io::Result<Listener> {
@@ -58,8 +60,11 @@ impl Listener {
         self.fd.as_raw_fd()
     }
 
-    /// Removes the file of a unix socket, so that the name is free at once.
+    /// Frees the address at once, however long the kernel keeps the descriptor: nobody is taken in any more, and the
+    /// file of a unix socket is removed.
     pub fn retire(&mut self) {
+        // A socket that does not listen any more has nothing to end.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
         if let Some((path, inode)) = self.file.take()
             && std::fs::symlink_metadata(&path).is_ok_and(|data| data.ino() == inode)
         {
@@ -147,6 +152,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        // Waiting for oneself would never end.
+        Ok(()) if getsockopt(&probe, sockopt::PeerCredentials).is_ok_and(|peer| own_pid(peer.pid())) => {
+            let text = "address in use: this process listens there already";
+            Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, text)))
+        }
         Ok(()) | Err(Errno::EAGAIN) => {
             let text = "address in use: a running process answers there";
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
@@ -154,6 +164,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
         Err(error) => Err(named(path.display(), error.into())),
     }
+}
+
+fn own_pid(pid: libc::pid_t) -> bool {
+    u32::try_from(pid) == Ok(std::process::id())
 }
 
 fn listen_tcp(host_port: &str) -> io::Result<OwnedFd> {

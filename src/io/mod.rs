@@ -22,6 +22,7 @@ mod extents;
 pub mod http;
 mod lease;
 mod listen;
+mod lock;
 mod net;
 pub mod notify;
 pub mod open;

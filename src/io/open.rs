@@ -14,7 +14,7 @@ use nix::libc;
 
 use super::arena::PAGE_BYTES;
 use super::extents::seek;
-use super::patience::patiently;
+use super::lock::{self, Lock};
 use crate::core::machine::IoFail;
 
 /// Whether a file bypasses the page cache.
@@ -49,7 +49,7 @@ pub struct OpenOptions {
     pub preallocate: Preallocate,
     pub direct: Direct,
     pub read_only: bool,
-    /// Refuse when another process has the file open with this flag.
+    /// Refuse when another process has the file open with this flag (after a while: `patience`).
     pub exclusive_lock: bool,
     /// Access is random: no read-ahead, and no large folios that make small overwrites slow.
     pub random: bool,
@@ -70,6 +70,8 @@ pub struct Opened {
     pub punches: bool,
     /// The file was made by this call.
     pub created: bool,
+    /// Held as long as the file is open.
+    pub lock: Option<Lock>,
 }
 
 /// Opens a file as the options say.
@@ -90,13 +92,7 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
     if !block_device && !kind.is_file() {
         return Err(IoFail::Other(format!("{}: neither a file nor a block device", path.display())));
     }
-    if options.exclusive_lock {
-        let lock = || file.try_lock().map_err(io::Error::from);
-        patiently(io::ErrorKind::WouldBlock, lock).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => IoFail::Other(format!("{}: in use by another process", path.display())),
-            _ => fail("cannot lock", error),
-        })?;
-    }
+    let lock = if options.exclusive_lock { Some(Lock::take(path, &file)?) } else { None };
     let mut size = size_of(&file).map_err(|error| fail("cannot examine", error))?;
     if let Some(wanted) = options.size.filter(|wanted| *wanted > size) {
         if block_device || options.read_only {
@@ -106,9 +102,15 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         grow(&file, size, wanted, options.preallocate).map_err(|error| fail("cannot allocate space", error))?;
         size = wanted;
     }
+    if existed && !block_device && !options.read_only && options.preallocate != Preallocate::Sparse {
+        reserve(&file, size).map_err(|error| fail("cannot allocate space", error))?;
+    }
     if existed && !options.read_only {
-        // A process that was killed may have left bytes that can be read and are not durable; recovery trusts
-        // what it reads (core::machine), so it is made durable first.
+        // A process that was killed may have left writes on their way, and bytes that can be read and are not durable;
+        // recovery trusts what it reads (core::machine), so both are waited for first.
+        if lock.is_some() {
+            lock::settle(&file).map_err(|error| fail("cannot wait for its writes", error))?;
+        }
         file.sync_data().map_err(|error| fail("cannot sync", error))?;
     }
     if options.random {
@@ -122,7 +124,8 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         Direct::Never => None,
     };
     let punches = !options.read_only && can_punch(&file, size, block_device);
-    Ok(Opened { file, path: path.clone(), size, direct_align, memory_only, block_device, punches, created: !existed })
+    let (path, created) = (path.clone(), !existed);
+    Ok(Opened { file, path, size, direct_align, memory_only, block_device, punches, created, lock })
 }
 
 /// Whether holes can be punched: tried behind the end of a file, where there is nothing to lose; asked of the queue of
@@ -215,6 +218,17 @@ fn grow(file: &File, size: u64, wanted: u64, preallocate: Preallocate) -> io::Re
     Ok(())
 }
 
+/// Gives a file the space of its holes, if it has any: an earlier version made it without, or it was copied.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    if file.metadata()?.blocks().saturating_mul(512) >= size {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::empty(), 0, size.cast_signed()) {
+        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Switches a file to direct I/O where that works; the alignment it wants.
 fn go_direct(file: &File, size: u64) -> Option<usize> {
     let align = direct_align(file)?;
@@ -240,4 +254,28 @@ fn direct_align(file: &File) -> Option<usize> {
     }
     let align = found.stx_dio_offset_align.max(found.stx_dio_mem_align) as usize;
     align.is_power_of_two().then_some(align)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparse_file_that_is_to_have_its_space_gets_it_when_it_is_opened() {
+        let path = std::env::temp_dir().join(format!("farshore-sparse-{}", std::process::id()));
+        File::create(&path).and_then(|file| file.set_len(4 << 20)).expect("makes");
+        let blocks = || std::fs::metadata(&path).expect("there").blocks() * 512;
+        let options = OpenOptions { path: path.clone(), size: Some(4 << 20), ..OpenOptions::default() };
+        open(&options).expect("opens");
+        assert!(blocks() < 4 << 20, "this file system has no holes");
+        let reserved = OpenOptions { preallocate: Preallocate::Reserve, ..options };
+        open(&reserved).expect("opens");
+        assert!(blocks() >= 4 << 20, "{} bytes", blocks());
+        let larger = OpenOptions { size: Some(1 << 55), ..reserved };
+        let refused = open(&larger).expect_err("no disk has as much");
+        assert!(matches!(refused, IoFail::NoSpace(_)), "{refused}");
+        let length = std::fs::metadata(&path).expect("there").len();
+        assert_eq!(length, 4 << 20, "what cannot be had changes nothing");
+        std::fs::remove_file(path).expect("there");
+    }
 }

@@ -292,6 +292,15 @@ impl Kernel {
         self.inflight == 0
     }
 
+    /// Gives up every file and buffer that the ring knows: what the kernel does with it at the end of the process
+    /// takes its time, and until then files would stay open and sockets connected.
+    fn forget_all(&self) {
+        let submitter = self.ring.submitter();
+        // Nothing registered, or nothing that can be done about it: the end of the process remains.
+        let _ = submitter.unregister_files();
+        let _ = submitter.unregister_buffers();
+    }
+
     fn register_chunk(&mut self, chunk: usize) {
         let (start, length) = self.arena.chunk_range(chunk);
         let buffer = libc::iovec { iov_base: start.cast(), iov_len: length };
@@ -305,6 +314,12 @@ impl Kernel {
                 self.fixed_buffers = chunk > 0;
             }
         }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.forget_all();
     }
 }
 

@@ -24,8 +24,8 @@ use crate::cluster::control::Request;
 use crate::cluster::status::{AuxStatus, DrStatus, PrimaryStatus, PromoteReport, Status};
 use crate::core::address::Address;
 
-/// How long a role may take to answer, to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a role may take to answer, to start or to stop: a start waits for what an earlier process has left, too.
+const PATIENCE: Duration = Duration::from_secs(45);
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
 /// What a site is to be like.
@@ -136,7 +136,6 @@ impl Site {
     /// Starts a role and does not wait.
     pub fn launch(&mut self, role: Role) -> Result<()> {
         ensure!(self.children[role as usize].is_none(), "{} runs already", role.word());
-        self.released(role)?;
         let log = self.path(&format!("{}.log", role.word()));
         let log = OpenOptions::new().create(true).append(true).open(&log).context("opening the log of a role")?;
         let mut command = Command::new(&self.plan.program);
@@ -144,22 +143,6 @@ impl Site {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", self.plan.program.display()))?;
         self.children[role as usize] = Some(child);
-        Ok(())
-    }
-
-    /// Waits until the kernel has let go of what an earlier process of the role had open. It takes a ring apart in its
-    /// own time, which on a machine under load is longer than a role waits for a lock.
-    fn released(&self, role: Role) -> Result<()> {
-        let volumes = self.plan.volumes.iter().map(|(name, _)| self.backing(role, name));
-        let volumes = volumes.filter(|_| role != Role::Aux);
-        let until = Instant::now() + PATIENCE;
-        for path in volumes.chain([self.path(role.word()).join("superblock")]) {
-            let Ok(file) = std::fs::File::open(&path) else { continue };
-            while file.try_lock().is_err() {
-                ensure!(Instant::now() < until, "{} is in use long after its process ended", path.display());
-                std::thread::sleep(ASK_EVERY);
-            }
-        }
         Ok(())
     }
 

@@ -60,8 +60,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let (dr, _) = config.need_dr()?;
     let dir = &dr.dir;
     std::fs::create_dir_all(dir).with_context(|| format!("making the directory {}", dir.display()))?;
-    let superblock =
-        reactor.open(&OpenOptions { exclusive_lock: true, ..log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64) })?;
+    let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     if let Some(known) = superblock::newest(&slots).ok().flatten() {
         check_log(&dir.join(JOURNAL), known.journal_bytes)?;
@@ -160,6 +159,7 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
 fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
     let found = match std::fs::metadata(path) {
         Ok(data) if made > 0 && data.len() == made => return Ok(()),
+        exclusive_lock: true,
         Ok(data) if made == 0 && data.len() > 0 && data.len().is_multiple_of(PIECE_BYTES) => return Ok(()),
         Ok(data) => {
             let how = if data.len() < made { "truncated" } else { "replaced or changed" };
