@@ -32,7 +32,7 @@ pub enum Preallocate {
     /// Nothing: holes.
     #[default]
     Sparse,
-    /// Space is reserved (fallocate), so that a write never finds the disk full.
+    /// Space is reserved (fallocate), so that a write never finds the disk full; that of a file that is there, too.
     Reserve,
     /// Space is reserved and written with zeroes, so that a durable overwrite changes no metadata.
     Written,

@@ -33,6 +33,14 @@ impl Machine {
             (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
             (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
             (Pending::Chunk { index, extent }, Ok(bytes)) => self.chunk_read(index, extent, bytes, fx),
+            (Pending::Spill { .. }, Err(fail @ IoFail::NoSpace(_))) => {
+                let text = format!(
+                    "disk FIFO, writing: {fail}. The file system has less room than it has promised to the FIFO: make \
+                     room there, or set disk of [primary] fifo to less (0: none), and start again; what the FIFO held \
+                     is copied from the volumes then"
+                );
+                self.disk_failed(text, fx);
+            }
             (pending, Err(fail)) => self.disk_failed(format!("{}: {fail}", pending.what()), fx),
         }
     }

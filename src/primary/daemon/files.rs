@@ -8,10 +8,13 @@ use anyhow::{Context, bail};
 
 use crate::cluster::config::{self, Config};
 use crate::cluster::control::Refused;
+use crate::cluster::size::human_size;
 use crate::core::ids::{GroupId, Owner};
+use crate::core::machine::IoFail;
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
+use crate::primary::machine::File;
 use crate::primary::recovery::{Expect, Files};
 
 /// Where things are and how large.
@@ -41,6 +44,17 @@ impl Opened {
     /// Whether this is one of its files.
     pub fn owns(&self, file: FileId) -> bool {
         [self.superblock, self.map, self.log, self.fifo].contains(&file) || self.volumes.contains(&file)
+    }
+
+    /// A file of the machine, by its number in the reactor.
+    pub fn file(&self, file: File) -> FileId {
+        match file {
+            File::Superblock => self.superblock,
+            File::IntentMap => self.map,
+            File::IntentLog => self.log,
+            File::Fifo => self.fifo,
+            File::Volume(volume) => self.volumes[usize::from(volume.0)],
+        }
     }
 
     /// What recovery reads.
@@ -88,7 +102,7 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve));
     let log = log.inspect_err(|_| distrust(reactor, superblock))?;
     let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
-    let fifo = reactor.open(&kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Sparse))?;
+    let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
     let mut volumes = Vec::new();
     for (volume, path) in config.volumes.iter().zip(setup.backing) {
         let opened = open_volume(reactor, path, volume.size, setup.direct);
@@ -107,6 +121,19 @@ fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
     let there = |name: &str| std::fs::metadata(path(name)).is_ok_and(|found| found.len() > 0);
     let left = ["intent.map", "intent.log", "fifo"].into_iter().find(|name| there(name));
     if let (false, Some(left)) = (there("superblock"), left) {
+/// The disk FIFO with all of its space: a queue that finds the disk full in the middle of an outage ends the role.
+fn open_fifo(reactor: &mut Reactor, options: &OpenOptions) -> anyhow::Result<FileId> {
+    let wanted = options.size.unwrap_or(0);
+    reactor.open(options).map_err(|fail| match fail {
+        IoFail::NoSpace(text) => anyhow::anyhow!(
+            "{text}. The disk FIFO has all of its {} from the start: make room on this file system, or set disk of \
+             [primary] fifo to less",
+            human_size(wanted)
+        ),
+        other => other.into(),
+    })
+}
+
         let text = format!(
             "{} is missing or empty, but {} is there: the superblock was lost; restore it, or empty the directory of \
              this primary, its auxiliary and its DR and let everything be copied anew",

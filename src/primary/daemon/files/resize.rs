@@ -12,7 +12,7 @@ use anyhow::Context;
 use crate::core::machine::{IoFail, ReadAt};
 use crate::format::relocate::{Log, copy, places, plan};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
-use crate::io::{Direct, OpenOptions, Reactor, vector};
+use crate::io::{Direct, OpenOptions, Preallocate, Reactor, vector};
 use crate::primary::fifo;
 
 /// The size the FIFO at `path` is to be opened with: `wanted`, or what it has when it cannot be changed.
@@ -48,8 +48,27 @@ pub fn resize(reactor: &mut Reactor, path: &Path, wanted: u64, superblock: &dyn 
         );
         return Ok(made);
     };
-    let new = StdFile::create(&copied).with_context(|| format!("making {}", copied.display()))?;
-    new.set_len(wanted)?;
+    let options = OpenOptions {
+        path: copied.clone(),
+        create: true,
+        size: Some(wanted),
+        preallocate: Preallocate::Reserve,
+        direct: Direct::Never,
+        ..OpenOptions::default()
+    };
+    match reactor.open(&options) {
+        Ok(file) => reactor.close_file(file),
+        Err(IoFail::NoSpace(text)) => {
+            let _ = std::fs::remove_file(&copied);
+            tracing::warn!(
+                "{name} stays at {made} bytes: beside it there is no room for one of the {wanted} that the \
+                 configuration asks for ({text})"
+            );
+            return Ok(made);
+        }
+        Err(fail) => return Err(fail.into()),
+    }
+    let new = StdFile::options().write(true).open(&copied).with_context(|| format!("opening {}", copied.display()))?;
     let failed = |error: std::io::Error| IoFail::Other(format!("{}: cannot write: {error}", copied.display()));
     let mut write = |offset: u64, parts: &[bytes::Bytes]| vector::write_all(&new, parts, offset).map_err(failed);
     copy((&reader, old), Log { size: wanted, nonce: known.nonce }, &entries, &positions, &mut write)?;
