@@ -287,7 +287,7 @@ fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<
         superblock::read_slots(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })?;
     let Some(mut newest) = slots.newest else { return Ok(None) };
     if let Some(why) = slots.damaged {
-        notes.push(format!("one slot of the superblock is not readable ({why}): the other one counts"));
+        notes.push(format!("one slot of the superblock is damaged ({why}): the other one counts"));
         newest.boot_id = superblock::NO_BOOT;
         newest.seq = Seq(newest.seq.0 + SEQ_RESERVE);
     }
