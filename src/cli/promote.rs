@@ -31,7 +31,11 @@ pub fn run(options: &Promote, out: &mut dyn Write) -> Result<(), Failure> {
         return Ok(writeln!(out, "{answer}")?);
     }
     let report = report(answer)?;
-    let title = if options.plan { "would be promoted (nothing was changed)" } else { "promoted" };
+    let title = match (options.plan, options.plan && already(&control)) {
+        (true, true) => "was promoted already (nothing was changed)",
+        (true, false) => "would be promoted (nothing was changed)",
+        (false, _) => "promoted",
+    };
     let epoch = report.epoch;
     writeln!(out, "{} {title}: epoch {epoch}, in {}", report.group, duration(report.duration_seconds))?;
     summary(&report, None, out)?;
@@ -50,6 +54,12 @@ fn fenced(report: &PromoteReport) -> &'static str {
              reaches it goes on acknowledging writes until it is shut down. Make sure that it is."
         }
     }
+}
+
+/// Whether who answers is the primary of its epoch: the report is that of the promotion that made it one.
+fn already(control: &Path) -> bool {
+    let answer = client::ask(control, &Request::Status, Some(STATUS_WITHIN)).ok();
+    answer.is_some_and(|answer| matches!(serde_json::from_value(answer), Ok(Status::Primary(_))))
 }
 
 /// The control socket of DR: named, or that of the configuration.

@@ -53,6 +53,7 @@ fn run_dr(config: &Config) -> anyhow::Result<()> {
         replication: Some(promoted.replication),
         replies: promoted.replies,
         loss: promoted.loss,
+        loss_missing: promoted.loss_missing,
     };
     primary::daemon::run_promoted(config, promotion)
 }

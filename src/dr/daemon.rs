@@ -69,8 +69,10 @@ pub struct Promoted {
     pub replication: usize,
     /// What is to be sent, and to whom, as soon as the volumes are served.
     pub replies: Vec<(Conn, String)>,
-    /// What a request for the loss report is answered with.
-    pub loss: Option<String>,
+    /// What a request for the loss report, or to promote again, is answered with.
+    pub loss: String,
+    /// The report is missing; in words.
+    pub loss_missing: Option<String>,
 }
 
 /// Runs the DR site of a group until it is told to stop or is promoted.
@@ -490,6 +492,14 @@ impl Shell {
             reactor,
             group,
             owner,
+        let loss_missing = report.is_none().then(|| files.report_missing());
+        if let Some(text) = &loss_missing {
+            tracing::error!("{text}");
+        }
+        let loss = match &loss_missing {
+            Some(text) => Answer::failed(format!("this site was promoted already: {text}")),
+            None => loss_answer(report.as_ref()),
+        };
             epoch,
             tail,
             chain,
@@ -498,7 +508,8 @@ impl Shell {
             http,
             replication: listener,
             replies,
-            loss: report.is_some().then(|| loss_answer(report.as_ref()).line()),
+            loss: loss.line(),
+            loss_missing,
         }
     }
 

@@ -19,7 +19,7 @@ use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Lines, Refused, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::Status;
+use crate::cluster::status::{Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::Level;
@@ -58,8 +58,10 @@ pub struct Promotion {
     pub replication: Option<usize>,
     /// What is sent, and to whom, as soon as the volumes are served.
     pub replies: Vec<(Conn, String)>,
-    /// What `loss` answers.
-    pub loss: Option<String>,
+    /// What `loss` answers, and `promote`, which has been done.
+    pub loss: String,
+    /// The loss report is missing; in words.
+    pub loss_missing: Option<String>,
 }
 
 /// Runs the primary of a group until it is told to stop.
@@ -149,7 +151,8 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     shell.controls = promotion.controls;
     shell.http = promotion.http;
     shell.replication = promotion.replication;
-    shell.loss = promotion.loss;
+    shell.loss = Some(promotion.loss);
+    shell.loss_missing = promotion.loss_missing;
     shell.listen(&dr.export)?;
     for (conn, line) in promotion.replies {
         shell.reactor.send(conn, line.into());
@@ -217,7 +220,10 @@ struct Shell {
     strangers: HashMap<Conn, ()>,
     loss: Option<String>,
     effects: Vec<Effect>,
+    /// Of a promoted site: what `loss` and `promote` are answered with; and the words for a report that is missing.
     completed: Vec<Event>,
+    loss_missing: Option<String>,
+    started_wall_ns: u64,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -265,6 +271,8 @@ impl Shell {
             effects,
             completed: Vec::new(),
             disk_inflight: 0,
+            loss_missing: None,
+            started_wall_ns: now.wall_ns,
             acknowledged: (0, 0),
             stop_by_ns: None,
             stopped: false,
@@ -585,12 +593,11 @@ impl Shell {
                 self.stop()?;
                 Answer::done().line()
             }
-            Ok(Request::Loss) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
-            Ok(Request::Promote { .. }) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
+            Ok(Request::Loss | Request::Promote { .. }) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
             Ok(Request::Promote { .. }) => {
                 Answer::failed("this is the primary; a promotion is asked of the DR host").line()
             }
-            Ok(Request::Loss) => Answer::failed("no promotion has taken place here").line(),
+            Ok(Request::Loss) => Answer::failed("this is the primary: no promotion has taken place here").line(),
             Err(answer) => answer.line(),
         })
     }
@@ -611,6 +618,9 @@ impl Shell {
                     Some(TableTarget::Own { address, .. }) => address.to_string(),
                     other => other.as_ref().map(ToString::to_string).unwrap_or_default(),
                 },
+        if let Some(text) = &self.loss_missing {
+            status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
+        }
                 _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
         }

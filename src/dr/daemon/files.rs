@@ -119,6 +119,15 @@ impl Files {
         }
     }
 
+    /// What is said of a promoted site whose report is not there.
+    pub fn report_missing(&self) -> String {
+        format!(
+            "the loss report of the promotion is missing: {} was removed or lost. What was lost cannot be told any more, \
+             unless somebody kept what `promote` or `loss` printed: put the file back from a backup and start again",
+            self.dir.join(REPORT).display()
+        )
+    }
+
     /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
     pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
         let store = || -> std::io::Result<()> {
@@ -150,6 +159,7 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
         create: true,
         size: Some(bytes),
         preallocate: Preallocate::Written,
+        exclusive_lock: true,
         ..OpenOptions::default()
     }
 }
@@ -159,7 +169,6 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
 fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
     let found = match std::fs::metadata(path) {
         Ok(data) if made > 0 && data.len() == made => return Ok(()),
-        exclusive_lock: true,
         Ok(data) if made == 0 && data.len() > 0 && data.len().is_multiple_of(PIECE_BYTES) => return Ok(()),
         Ok(data) => {
             let how = if data.len() < made { "truncated" } else { "replaced or changed" };
