@@ -25,6 +25,7 @@ use crate::format::table::TableLayout;
 use crate::io::http::{Asked, HttpServer};
 use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
+use crate::nbd::ended::Ended;
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
 use crate::nbd::server::NbdServer;
 use crate::nbd::session::{self, Export, Purpose, Refusal};
@@ -51,7 +52,7 @@ pub struct Shell {
     listener: usize,
     control: usize,
     controls: HashMap<Conn, Lines>,
-    peers: HashMap<Conn, String>,
+    peers: Ended,
     asked: Vec<(Conn, session::Event)>,
     http: HttpServer,
     pages: Vec<Asked>,
@@ -94,7 +95,7 @@ impl Shell {
             listener,
             control,
             controls: HashMap::new(),
-            peers: HashMap::new(),
+            peers: Ended::default(),
             asked: Vec::new(),
             http,
             pages: Vec::new(),
@@ -133,6 +134,11 @@ impl Shell {
     }
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if let Event::Closed { conn, reason } = &event
+            && let Some(text) = self.peers.closed(self.reactor.now().mono_ns, *conn, reason)
+        {
+            tracing::warn!("{text}");
+        }
         if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
             return Ok(());
         }
@@ -148,14 +154,11 @@ impl Shell {
                 self.controls.insert(conn, Lines::default());
             }
             Event::Accepted { conn, peer, .. } => {
-                self.peers.insert(conn, peer);
+                self.peers.add(conn, peer);
                 self.nbd.add(&mut self.reactor, conn);
             }
             Event::Received { conn } => self.control_line(conn)?,
-            Event::Closed { conn, .. } => {
-                self.controls.remove(&conn);
-                self.peers.remove(&conn);
-            }
+            Event::Closed { conn, .. } => drop(self.controls.remove(&conn)),
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
             Event::Connected { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
@@ -189,7 +192,7 @@ impl Shell {
                 self.step(Input::Probe { conn, export })
             }
             session::Event::Resolve { name: export, .. } => {
-                let peer = self.peers.get(&conn).cloned().unwrap_or_default();
+                let peer = self.peers.peer(conn).to_owned();
                 self.step(Input::Open { conn, export, peer })
             }
             session::Event::List => {
@@ -199,10 +202,7 @@ impl Shell {
             session::Event::Request(request) => {
                 self.step(Input::Request { conn, cookie: request.cookie, kind: kind(request.kind) })
             }
-            session::Event::Disconnect => {
-                self.peers.remove(&conn);
-                self.step(Input::Closed { conn })
-            }
+            session::Event::Disconnect => self.step(Input::Closed { conn }),
         }
     }
 
@@ -218,7 +218,10 @@ impl Shell {
                     self.nbd.resolved(conn, Err(Refusal { code, text }));
                 }
                 Effect::Reply { conn, cookie, result } => self.nbd.reply(conn, cookie, result),
-                Effect::Close { conn, reason } => self.nbd.abort(&mut self.reactor, conn, &reason),
+                Effect::Close { conn, reason } => {
+                    self.peers.told(conn);
+                    self.nbd.abort(&mut self.reactor, conn, &reason);
+                }
                 Effect::Disk(op) => {
                     let file = if op.file == File::Table { self.table } else { self.superblock };
                     self.reactor.disk(file, op.ticket, op.kind);

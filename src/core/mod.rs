@@ -13,3 +13,4 @@ pub mod overlap;
 pub mod planted;
 pub mod ranges;
 pub mod rope;
+pub mod sparing;

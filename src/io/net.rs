@@ -29,6 +29,7 @@ use crate::core::address::Address;
 use crate::core::ids::Conn;
 use crate::core::machine::Lease;
 use crate::core::rope::Rope;
+use crate::core::sparing::Sparing;
 use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// Bytes received and not yet taken beyond which a connection is not received from: the longest message
@@ -40,6 +41,8 @@ const CLOSE_NS: u64 = 2_000_000_000;
 const CONNECT_NS: u64 = 5_000_000_000;
 /// How long a listener rests after a failed accept (out of descriptors, mostly), nanoseconds.
 const ACCEPT_REST_NS: u64 = 100_000_000;
+/// Pause between two lines about connections beyond the most, nanoseconds.
+const TURNED_AWAY_PAUSE_NS: u64 = 1_000_000_000;
 /// Parts of one send.
 const SEND_PARTS_MAX: usize = 256;
 /// A queue of more bytes is sent once the disk operations of the turn are on their way: the copying takes long, and the
@@ -65,6 +68,8 @@ pub struct Net {
     buried: Vec<Conn>,
     /// Connections with a deadline: connecting or closing.
     timed: Vec<Conn>,
+    /// Lines about those that were one too many.
+    turned_away: Sparing,
     /// What `rx` gives for a connection that does not exist.
     nothing: Rope,
 }
@@ -97,6 +102,7 @@ impl Net {
             held: Vec::new(),
             buried: Vec::new(),
             timed: Vec::new(),
+            turned_away: Sparing::new(TURNED_AWAY_PAUSE_NS),
             nothing: Rope::new(),
         }
     }
@@ -424,7 +430,10 @@ impl Net {
             if stopping {
                 drop(fd);
             } else if self.sockets.len() >= self.connections_max {
-                tracing::warn!(most = self.connections_max, "too many connections: one was turned away");
+                if let Some(left_out) = self.turned_away.due(clock::mono_ns()) {
+                    let (peer, more) = (listen::peer_name(&fd), Sparing::and_more(left_out));
+                    tracing::warn!(most = self.connections_max, "too many connections: {peer} was turned away{more}");
+                }
                 drop(fd);
             } else {
                 let peer = listen::peer_name(&fd);

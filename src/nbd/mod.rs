@@ -12,6 +12,7 @@
 mod budget;
 mod check;
 pub mod client;
+pub mod ended;
 mod export;
 mod handshake;
 mod meta;

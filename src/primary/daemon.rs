@@ -28,6 +28,7 @@ use crate::core::ranges::VolumeRanges;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
+use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
 use crate::nbd::session;
@@ -200,6 +201,7 @@ struct Shell {
     group: String,
     volumes: Vec<(String, u64)>,
     nbd: NbdServer,
+    ended: Ended,
     /// Which volume a connection has opened.
     exports: HashMap<Conn, Volume>,
     requests: Slots<Asked>,
@@ -251,6 +253,7 @@ impl Shell {
             group,
             volumes,
             nbd: NbdServer::new(),
+            ended: Ended::default(),
             exports: HashMap::new(),
             requests: Slots::default(),
             asked: Vec::new(),
@@ -377,6 +380,11 @@ impl Shell {
             }
             other => other,
         };
+        if let Event::Closed { conn, reason } = &event
+            && let Some(text) = self.ended.closed(self.reactor.now().mono_ns, *conn, reason)
+        {
+            tracing::warn!("{text}");
+        }
         if self.nbd.on_event(&mut self.reactor, &event, &mut self.asked) {
             return Ok(());
         }
@@ -399,8 +407,8 @@ impl Shell {
                 self.disk_inflight -= 1;
                 self.step(Input::Disk { ticket, result })
             }
-            Event::Accepted { listener, conn, .. } => {
-                self.accepted(listener, conn);
+            Event::Accepted { listener, conn, peer } => {
+                self.accepted(listener, conn, peer);
                 Ok(())
             }
             Event::Received { conn } if self.controls.contains_key(&conn) => self.control_line(conn),
@@ -426,12 +434,13 @@ impl Shell {
         }
     }
 
-    fn accepted(&mut self, listener: usize, conn: Conn) {
+    fn accepted(&mut self, listener: usize, conn: Conn, peer: String) {
         if listener == self.control {
             self.controls.insert(conn, Lines::default());
         } else if Some(listener) == self.replication {
             self.strangers.insert(conn, ());
         } else {
+            self.ended.add(conn, peer);
             self.nbd.add(&mut self.reactor, conn);
         }
     }
