@@ -1,5 +1,7 @@
 //! What `farshore check` looks at on a host: kernel, directories, volumes, addresses, space.
 
+mod places;
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -25,6 +27,9 @@ pub struct Host<'a, 'f, 't> {
     /// Kept bound until the end, so that two roles with one address are found as well.
     bound: Vec<TcpListener>,
     needs: BTreeMap<u64, Need>,
+    /// Directories and volumes of the roles of this host.
+    places: Vec<places::Place>,
+    table_seen: bool,
 }
 
 /// What is asked of one filesystem, bytes.
@@ -39,7 +44,7 @@ struct Need {
 
 impl<'a, 'f, 't> Host<'a, 'f, 't> {
     pub fn new(config: &'a Config, findings: &'f mut Findings<'t>) -> Host<'a, 'f, 't> {
-        Host { config, findings, bound: Vec::new(), needs: BTreeMap::new() }
+        Host { config, findings, bound: Vec::new(), needs: BTreeMap::new(), places: Vec::new(), table_seen: false }
     }
 
     /// io_uring, without which no role runs.
@@ -103,8 +108,9 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let running = self.running("primary", &primary.control);
         let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
-        self.directory("primary", &primary.dir, reserved);
-        self.backing("primary", &primary.backing, running);
+        self.directory(RoleName::Primary, &primary.dir, reserved);
+        self.backing(RoleName::Primary, &primary.dir, &primary.backing, running);
+        self.table();
         if !running {
             primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
             primary.metrics.iter().for_each(|address| self.address(&["primary", "metrics"], address));
@@ -113,9 +119,10 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
 
     fn dr(&mut self, dr: &DrConfig) {
         let running = self.running("dr", &dr.control);
-        self.directory("dr", &dr.dir, dr.journal + dr.spool);
+        self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool);
         self.spool(dr);
-        self.backing("dr", &dr.backing, running);
+        self.backing(RoleName::Dr, &dr.dir, &dr.backing, running);
+        self.table();
         if !running {
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
@@ -152,7 +159,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn aux(&mut self, own: &OwnAux) {
         let running = self.running("aux", &own.control);
         let (slots, payload) = self.config.aux.as_ref().map_or((0, 0), |aux| (aux.slots, aux.payload));
-        self.directory("aux", &own.dir, slots * 96 + payload);
+        self.directory(RoleName::Aux, &own.dir, slots * 96 + payload);
         if !running {
             self.address(&["aux", "listen"], &own.listen);
             let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.clone());
@@ -179,8 +186,9 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     }
 
     /// The directory of a role: there and writable, or able to be made.
-    fn directory(&mut self, role: &str, dir: &Path, reserved: u64) {
-        let keys = [role, "dir"];
+    fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64) {
+        let keys = [role.word(), "dir"];
+        self.alone(role, &keys, dir);
         match nearest(dir) {
             (found, _) if !found.is_dir() => {
                 self.findings.note(Weight::Error, &keys, format!("{} is not a directory", found.display()));
@@ -219,10 +227,12 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    fn backing(&mut self, role: &str, backing: &[PathBuf], running: bool) {
-        for (volume, path) in self.config.volumes.iter().zip(backing) {
-            let keys = [role, "backing", volume.name.as_str()];
-            match volume_file(path, volume.size, running) {
+    fn backing(&mut self, role: RoleName, dir: &Path, backing: &[PathBuf], running: bool) {
+        let config = self.config;
+        for (volume, path) in config.volumes.iter().zip(backing) {
+            let keys = [role.word(), "backing", volume.name.as_str()];
+            self.alone(role, &keys, path);
+            match volume_file(path, volume.size, dir, running) {
                 Ok(File { text, missing, at }) => {
                     self.findings.note(Weight::Ok, &keys, text);
                     self.need(&at, 0, missing);
@@ -319,10 +329,10 @@ struct File {
     at: PathBuf,
 }
 
-fn volume_file(path: &Path, size: u64, running: bool) -> Result<File, String> {
+fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File, String> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size),
+        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size, dir),
         Err(error) => return Err(error.to_string()),
     };
     access(path, AccessFlags::R_OK | AccessFlags::W_OK)
@@ -343,14 +353,18 @@ fn volume_file(path: &Path, size: u64, running: bool) -> Result<File, String> {
     Ok(File { text: format!("{} is there, {}", path.display(), human_size(size)), missing, at: path.into() })
 }
 
-fn volume_to_be_made(path: &Path, size: u64) -> Result<File, String> {
+/// `dir`: that of the role, which the role makes by itself, with what it stands in.
+fn volume_to_be_made(path: &Path, size: u64, dir: &Path) -> Result<File, String> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (found, _) = nearest(parent);
+    let (found, missing) = nearest(parent);
     if path.starts_with("/dev") {
         return Err("there is no such device".into());
     }
     if !found.is_dir() {
         return Err(format!("{} is not a directory", found.display()));
+    }
+    if missing && !dir.starts_with(parent) {
+        return Err(format!("its directory {} does not exist; make it, or mount what belongs there", parent.display()));
     }
     access(&found, AccessFlags::W_OK | AccessFlags::X_OK)
         .map_err(|error| format!("cannot be made in {}: {}", found.display(), error.desc()))?;

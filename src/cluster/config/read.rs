@@ -211,6 +211,13 @@ fn table(r: &mut Reader<'_>, s: &Section<'_>, text: &str) -> Option<TablePlace> 
 const DR_KEYS: &[&str] =
     &["dir", "backing", "listen", "address", "export", "control", "streams", "journal", "spool", "direct", "metrics"];
 
+    if !text.starts_with('/') {
+        let text = format!(
+            "{text} is a relative path: each host would look for it in another place; write the whole path, from / on"
+        );
+        r.error(s, "table", text);
+        return None;
+    }
 fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes);

@@ -1,0 +1,136 @@
+//! What `farshore check` holds of places that more than one thing uses: two volumes in one file, two roles in one
+//! directory, and the status table that stands elsewhere.
+
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Host, nearest, resolve};
+use crate::cli::arguments::RoleName;
+use crate::cli::check::Weight;
+use crate::cluster::config::TablePlace;
+use crate::core::address::Address;
+
+/// How long an NBD server may take to take a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// A path that one thing has to itself.
+pub(super) struct Place {
+    role: RoleName,
+    keys: Vec<String>,
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// What two names of one file have in common.
+#[derive(PartialEq, Eq)]
+enum Identity {
+    File(u64, u64),
+    /// Not there yet.
+    Path(PathBuf),
+}
+
+impl Host<'_, '_, '_> {
+    /// Notes that a role has a path to itself, and complains of who has it already.
+    pub(super) fn alone(&mut self, role: RoleName, keys: &[&str], path: &Path) {
+        let identity = identity(path);
+        if let Some(other) = self.places.iter().find(|other| other.identity == identity) {
+            let (shown, theirs) = (path.display(), other.keys.join("."));
+            let (weight, text) = if other.role == role || self.one_host(other.role, role) {
+                (
+                    Weight::Error,
+                    format!("{shown} is what {theirs} ({}) is, too; each needs its own", other.path.display()),
+                )
+            } else {
+                let text = format!("{shown} is what {theirs} is, too: if both run on this host, each needs its own");
+                (Weight::Warning, text)
+            };
+            self.findings.note(weight, keys, text);
+        }
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.places.push(Place { role, keys, path: path.into(), identity });
+    }
+
+    /// Whether two roles can only be on one host: one reaches the other over an address that leads nowhere else.
+    fn one_host(&self, one: RoleName, other: RoleName) -> bool {
+        let aux = match self.config.aux.as_ref().map(|aux| &aux.table) {
+            Some(TablePlace::Own(address)) => leads_nowhere_else(address),
+            _ => false,
+        };
+        let dr = self.config.dr.as_ref().is_some_and(|dr| leads_nowhere_else(&dr.address));
+        if [one, other].contains(&RoleName::Aux) { aux } else { dr }
+    }
+
+    /// The table on somebody else's storage: it may come up later, but it is better to know now.
+    pub(super) fn table(&mut self) {
+        let keys = ["aux", "table"];
+        // Primary and DR on one host see it alike.
+        if std::mem::replace(&mut self.table_seen, true) {
+            return;
+        }
+        let problem = match self.config.aux.as_ref().map(|aux| &aux.table) {
+            None | Some(TablePlace::Own(_)) => return,
+            Some(TablePlace::Nbd(uri)) => {
+                unreachable_server(&uri.address).map(|why| format!("{}: nobody answers there: {why}", uri.address))
+            }
+            Some(TablePlace::File(path)) => unreachable_file(path),
+        };
+        match problem {
+            Some(text) => {
+                let text = format!("{text}; until it does, writes are not kept there, and a promotion needs --force");
+                self.findings.note(Weight::Warning, &keys, text);
+            }
+            None => self.findings.note(Weight::Ok, &keys, "the status table can be reached from here"),
+        }
+    }
+}
+
+fn unreachable_server(address: &Address) -> Option<String> {
+    match address {
+        Address::Unix(path) => UnixStream::connect(path).err().map(|error| error.to_string()),
+        Address::Tcp(text) => {
+            let addresses = match resolve(text) {
+                Ok(addresses) => addresses,
+                Err(why) => return Some(why),
+            };
+            let mut refused = None;
+            for address in addresses {
+                match TcpStream::connect_timeout(&address, CONNECT_WITHIN) {
+                    Ok(_) => return None,
+                    Err(error) => refused = Some(error.to_string()),
+                }
+            }
+            refused
+        }
+    }
+}
+
+fn unreachable_file(path: &Path) -> Option<String> {
+    if path.is_dir() {
+        return Some(format!("{} is a directory, and has to be a file", path.display()));
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    match nearest(parent) {
+        (_, true) => Some(format!("{} does not exist (is the shared storage mounted?)", parent.display())),
+        (found, false) if !found.is_dir() => Some(format!("{} is not a directory", found.display())),
+        _ => None,
+    }
+}
+
+/// Loopback and unix sockets: both ends are on one host.
+fn leads_nowhere_else(address: &Address) -> bool {
+    match address {
+        Address::Unix(_) => true,
+        Address::Tcp(text) => resolve(text).is_ok_and(|found| found.iter().all(|one| one.ip().is_loopback())),
+    }
+}
+
+fn identity(path: &Path) -> Identity {
+    if let Ok(found) = std::fs::metadata(path) {
+        return Identity::File(found.dev(), found.ino());
+    }
+    let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    Identity::Path(std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_path_buf()).join(name))
+}
