@@ -63,6 +63,11 @@ impl Section<'_> {
         self.table.contains_key(key)
     }
 
+    /// A string, without a complaint about what is none.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.table.get(key)?.get_ref().as_str()
+    }
+
     fn dotted(&self, key: &str) -> String {
         if self.name.is_empty() { key.into() } else { format!("{}.{key}", self.name) }
     }

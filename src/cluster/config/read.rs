@@ -109,10 +109,16 @@ fn volumes(r: &mut Reader<'_>, root: &Section<'_>) -> Vec<VolumeConfig> {
         {
             r.error(s, "name", format!("{name:?} is the name of an earlier volume too; names are unique in a group"));
         }
-        // An unusable one keeps its place, so that its backing is not called unknown as well.
-        volumes.push(VolumeConfig { name: name.unwrap_or_default(), size: size.unwrap_or(0) });
+        // An unusable one keeps its place and its name, so that its backing is not called unknown as well.
+        let name = name.unwrap_or_else(|| as_written(s));
+        volumes.push(VolumeConfig { name, size: size.unwrap_or(0) });
     }
     volumes
+}
+
+/// The name of a volume, usable or not; empty when there is none.
+fn as_written(s: &Section<'_>) -> String {
+    s.text("name").unwrap_or_default().to_owned()
 }
 
 const PRIMARY_KEYS: &[&str] = &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics"];
@@ -205,12 +211,6 @@ fn table(r: &mut Reader<'_>, s: &Section<'_>, text: &str) -> Option<TablePlace> 
         r.error(s, "table", "is empty; write an nbd:// URI or the path of a file on storage that both hosts mount");
         return None;
     }
-    Some(TablePlace::File(PathBuf::from(text)))
-}
-
-const DR_KEYS: &[&str] =
-    &["dir", "backing", "listen", "address", "export", "control", "streams", "journal", "spool", "direct", "metrics"];
-
     if !text.starts_with('/') {
         let text = format!(
             "{text} is a relative path: each host would look for it in another place; write the whole path, from / on"
@@ -218,6 +218,12 @@ const DR_KEYS: &[&str] =
         r.error(s, "table", text);
         return None;
     }
+    Some(TablePlace::File(PathBuf::from(text)))
+}
+
+const DR_KEYS: &[&str] =
+    &["dir", "backing", "listen", "address", "export", "control", "streams", "journal", "spool", "direct", "metrics"];
+
 fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes);
@@ -260,6 +266,10 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Opt
             "backing",
             "is missing: the file or block device of each volume, for example { db = \"/srv/db.img\" }",
         );
+        return None;
+    }
+    // Which of them it has to name is not known before each volume has a name.
+    if names.contains(&"") {
         return None;
     }
     let t = r.child(s, "backing", &names)?;
