@@ -141,6 +141,10 @@ impl Machine {
             }
             (false, Some(since)) => {
                 self.frozen_since_ns = None;
+                // Nothing waits any more because everything was failed: nothing goes on.
+                if stuck {
+                    return;
+                }
                 let ms = (self.now.mono_ns - since) / 1_000_000;
                 fx.push(Effect::Log { level: Level::Info, text: format!("writes go on after {ms} ms") });
             }
