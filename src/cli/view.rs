@@ -24,6 +24,9 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
     if let Some(reason) = &s.frozen {
         row("FROZEN", &format!("writes wait: {reason}"), out)?;
     }
+    if let Some(reason) = &s.paced {
+        row("PACED", &format!("writes wait for room: {reason}"), out)?;
+    }
     degraded(&s.degraded, out)?;
     lag(s.lag_writes, s.lag_bytes, s.lag_seconds, s.tail_seq.0, s.cut_seq.0, out)?;
     let asked = format!("{}, ack {}, require {}", s.protect, s.ack, s.require);

@@ -59,6 +59,7 @@ const FIELDS: &[Row] = &[
     ("lag_seconds", "lag_seconds", Gauge, "Age of the oldest write not yet at DR"),
     ("overflow", "overflow", Gauge, "1 while the FIFO is at its bound and its policy acts"),
     ("frozen", "frozen", Gauge, "1 while writes wait because no peer may be relied on"),
+    ("paced", "paced", Gauge, "1 while writes wait for room in a queue"),
     ("fifo_bytes", "fifo_bytes", Gauge, "Payloads not yet copied, in memory and on disk"),
     ("fifo_memory_bytes", "fifo_memory_bytes", Gauge, "Payloads not yet copied, in memory"),
     ("fifo_disk_bytes", "fifo_disk_bytes", Gauge, "Payloads not yet copied, on disk"),
@@ -176,7 +177,7 @@ fn rows(families: &mut Families, table: &[Row], fields: &Map<String, Value>, lab
             Some(Value::Number(number)) => families.sample(row, labels, &number.to_string()),
             Some(Value::Bool(truth)) => families.sample(row, labels, if *truth { "1" } else { "0" }),
             Some(Value::String(_)) => families.sample(row, labels, "1"),
-            Some(Value::Null) if ["frozen", "fenced"].contains(&row.0) => families.sample(row, labels, "0"),
+            Some(Value::Null) if ["frozen", "paced", "fenced"].contains(&row.0) => families.sample(row, labels, "0"),
             _ => {}
         }
     }
@@ -254,6 +255,7 @@ mod tests {
             &format!("farshore_tail_seq{{{labels}}} 18446744073709551615"),
             &format!("farshore_lag_seconds{{{labels}}} 0.25"),
             &format!("farshore_frozen{{{labels}}} 1"),
+            &format!("farshore_paced{{{labels}}} 0"),
             &format!("farshore_fenced{{{labels}}} 0"),
             &format!("farshore_protection_reduced{{{labels}}} 1"),
             &format!("farshore_degraded{{{labels}}} 2"),

@@ -47,6 +47,8 @@ pub struct PrimaryStatus {
     pub overflow: bool,
     /// Why writes wait, while they do.
     pub frozen: Option<String>,
+    /// What writes wait for room in, while `overflow = "pace"` makes them.
+    pub paced: Option<String>,
     /// Set when a higher epoch was met: this writer is out of office (I7).
     pub fenced: Option<String>,
     /// Payloads not yet copied, in memory and on disk together.

@@ -269,6 +269,8 @@ pub struct Machine {
     pub(super) fenced: Option<String>,
     pub(super) lease_until_ns: u64,
     pub(super) frozen_since_ns: Option<u64>,
+    /// Writes wait for room, which `overflow = "pace"` makes them do.
+    pub(super) paced: Option<Paced>,
     pub(super) stopping: Stopping,
     pub(super) stop_syncs_left: usize,
     /// The syncs that end a cycle of the intent map: issued, and how many are under way.
@@ -353,6 +355,7 @@ impl Machine {
             fenced: None,
             lease_until_ns: 0,
             frozen_since_ns: None,
+            paced: None,
             stopping: Stopping::No,
             stop_syncs_left: 0,
             cycle_syncing: false,
@@ -500,6 +503,15 @@ impl Machine {
     pub fn tail(&self) -> Seq {
         self.tail
     }
+}
+
+/// A time in which writes wait for room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paced {
+    pub since_wall_ns: u64,
+    /// When it was last so, monotonic.
+    pub seen_ns: u64,
+    pub why: &'static str,
 }
 
 impl Pending {

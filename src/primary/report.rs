@@ -50,6 +50,7 @@ impl Machine {
             .into(),
             overflow: self.held() > 0 || self.refuses() || (self.lost_any() && !self.options.standalone),
             frozen: self.frozen_since_ns.map(|_| self.frozen_why().into()),
+            paced: self.paced.map(|paced| paced.why.into()),
             fenced: self.fenced.clone(),
             fifo_bytes: self.memory_bytes + disk,
             fifo_memory_bytes: self.memory_bytes,
@@ -163,6 +164,10 @@ impl Machine {
             let pace = if self.closes_batch() { ": writes wait for the present one when the FIFO is full" } else { "" };
             let text = format!("{} batches were given up to a full FIFO{pace}", self.batches_given_up);
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
+        if let Some(paced) = self.paced {
+            let text = format!("paced: {}, writes wait until something has left", paced.why);
+            out.push(Degraded::new(text, paced.since_wall_ns, now.wall_ns));
         }
         if self.refuses() {
             out.push(Degraded::new("the FIFO is full: writes are refused (ENOSPC)", now.wall_ns, now.wall_ns));

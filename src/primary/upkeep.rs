@@ -3,17 +3,22 @@
 use bytes::Bytes;
 
 use super::batch::Mode;
-use super::machine::{CYCLE_NS, Effect, File, Machine, Pending, Stopping, disk_write};
+use super::machine::{CYCLE_NS, Effect, File, Kind, Machine, Paced, Pending, Stopping, disk_write};
 use crate::core::errno::Errno;
 use crate::core::ids::{Seq, Volume};
-use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::machine::{DiskKind, DiskOp, Level};
+use crate::core::modes::Overflow;
 use crate::core::planted::{Bug, planted};
 use crate::format::intent::{LogLayout, Watermark};
 use crate::format::superblock;
 
+/// Pauses between waits for room up to here belong to one wait, nanoseconds.
+const PACED_PAUSE_NS: u64 = 2_000_000_000;
+
 impl Machine {
     pub(super) fn periodic(&mut self, fx: &mut Vec<Effect>) {
         self.expire_frozen(fx);
+        self.note_paced(fx);
         self.tick_aux(fx);
         self.tick_dr(fx);
         self.tick_cycle(fx);
@@ -32,6 +37,37 @@ impl Machine {
                 keep
             });
         }
+    }
+
+    /// Keeps since when writes wait for room. At the pace of a link they come and go all the time: that is one wait
+    /// as long as the pauses are short.
+    fn note_paced(&mut self, fx: &mut Vec<Effect>) {
+        let now = self.now;
+        let Some(why) = self.paced_by() else {
+            self.paced = self.paced.filter(|paced| now.mono_ns < paced.seen_ns + PACED_PAUSE_NS);
+            return;
+        };
+        if self.paced.is_none() {
+            let text = format!("writes are paced: {why}; they wait until something has left");
+            fx.push(Effect::Log { level: Level::Warn, text });
+        }
+        let since_wall_ns = self.paced.map_or(now.wall_ns, |paced| paced.since_wall_ns);
+        self.paced = Some(Paced { since_wall_ns, seen_ns: now.mono_ns, why });
+    }
+
+    /// What writes wait for now, with `overflow = "pace"`.
+    fn paced_by(&self) -> Option<&'static str> {
+        let (_, _, kind) = self.held_requests.front().filter(|_| self.options.overflow == Overflow::Pace)?;
+        let bytes = if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 };
+        if self.table_full() {
+            return Some("the status table is full");
+        }
+        if !self.payload_ring_has_room(bytes) {
+            return Some("the auxiliary's payload ring is full");
+        }
+        let spills = self.may_spill() && self.fifo.has_room(self.memory_bytes + bytes);
+        let full = self.memory_bytes + bytes + self.window.overhead() > self.options.fifo_memory_bytes;
+        (full && !spills).then_some("the FIFO is full")
     }
 
     /// Peers are met only once the superblock is durable: they must never know an identity, or a seq, that a
