@@ -266,7 +266,10 @@ impl Shell {
     fn received(&mut self, conn: Conn) -> anyhow::Result<()> {
         loop {
             match self.links.next(&mut self.reactor, conn) {
-                Ok(Some(message)) => self.step(Input::Message { conn, message })?,
+                Ok(Some(message)) => {
+                    self.links.measure(&mut self.reactor, conn, &message);
+                    self.step(Input::Message { conn, message })?;
+                }
                 Ok(None) => return Ok(()),
                 Err(error) => {
                     let peer = self.links.peer(conn);
@@ -423,7 +426,10 @@ impl Shell {
     }
 
     fn status(&self) -> Status {
-        Status::Dr(Box::new(self.machine.status(self.reactor.now())))
+        let mut status = self.machine.status(self.reactor.now());
+        let order = self.machine.order_conn();
+        status.links.iter_mut().for_each(|link| self.links.describe(order, link));
+        Status::Dr(Box::new(status))
     }
 
     /// A plan and a refusal are answered at once; a promotion when the volumes are served.
@@ -486,12 +492,6 @@ impl Shell {
         links.close_all(&mut reactor, "this DR was promoted");
         let group = report.as_ref().map_or(files.group, |report| report.group_id);
         let owner = files.owner;
-        files.close(&mut reactor);
-        tracing::info!("going on as primary of epoch {epoch} after seq {tail}");
-        Promoted {
-            reactor,
-            group,
-            owner,
         let loss_missing = report.is_none().then(|| files.report_missing());
         if let Some(text) = &loss_missing {
             tracing::error!("{text}");
@@ -500,6 +500,12 @@ impl Shell {
             Some(text) => Answer::failed(format!("this site was promoted already: {text}")),
             None => loss_answer(report.as_ref()),
         };
+        files.close(&mut reactor);
+        tracing::info!("going on as primary of epoch {epoch} after seq {tail}");
+        Promoted {
+            reactor,
+            group,
+            owner,
             epoch,
             tail,
             chain,

@@ -1,7 +1,7 @@
 //! What the site says of itself. Reads the machine, changes nothing.
 
 use crate::cluster::status::{BatchStatus, Degraded, DrStatus, LinkStatus, VolumeStatus, seconds};
-use crate::core::ids::Seq;
+use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Now;
 use crate::dr::links::Part;
 use crate::dr::machine::Machine;
@@ -14,7 +14,13 @@ impl Machine {
         self.point(self.cut)
     }
 
-    /// Where this site stands.
+    /// The order connection of the primary, while it is up.
+    #[must_use]
+    pub fn order_conn(&self) -> Option<Conn> {
+        self.links.order
+    }
+
+    /// Where this site stands; bytes and times of its connections are known to who has them.
     #[must_use]
     pub fn status(&self, now: Now) -> DrStatus {
         let it = self.keeper.get();

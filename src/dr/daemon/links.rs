@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use crate::cluster::status::{LinkStatus, seconds};
 use crate::core::ids::Conn;
 use crate::format::FormatError;
 use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES};
@@ -24,6 +25,10 @@ pub struct Links {
     dirty: Vec<Conn>,
     out: Vec<Bytes>,
     held: bool,
+    /// Of all connections since the start; `order_bytes`: both ways, without those of the streams.
+    sent_bytes: u64,
+    received_bytes: u64,
+    order_bytes: u64,
 }
 
 struct Link {
@@ -36,11 +41,23 @@ struct Link {
     stream: bool,
     /// Head and data of the last message with data.
     hint: (usize, usize),
+    /// When our ping left that has not been answered yet, monotonic; and the last round trip, nanoseconds.
+    pinged_ns: Option<u64>,
+    rtt_ns: Option<u64>,
 }
 
 impl Links {
     pub fn add(&mut self, conn: Conn, peer: String) {
-        let link = Link { peer, encoder: Encoder::new(), dirty: false, closing: false, stream: false, hint: (0, 0) };
+        let link = Link {
+            peer,
+            encoder: Encoder::new(),
+            dirty: false,
+            closing: false,
+            stream: false,
+            hint: (0, 0),
+            pinged_ns: None,
+            rtt_ns: None,
+        };
         self.links.insert(conn, link);
     }
 
@@ -65,7 +82,12 @@ impl Links {
     /// The next whole message of a connection.
     pub fn next(&mut self, reactor: &mut Reactor, conn: Conn) -> Result<Option<Message>, FormatError> {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return Ok(None) };
-        let message = wire::decode(reactor.rx(conn))?;
+        let rx = reactor.rx(conn);
+        let before = rx.len();
+        let message = wire::decode(rx)?;
+        let taken = (before - rx.len()) as u64;
+        self.received_bytes += taken;
+        self.order_bytes += if link.stream { 0 } else { taken };
         let hint = match &message {
             Some(Message::Payload { data, .. }) => (PAYLOAD_HEAD_BYTES, data.len()),
             Some(Message::Chunk { data, .. }) => (CHUNK_HEAD_BYTES, data.len()),
@@ -87,7 +109,43 @@ impl Links {
         if !std::mem::replace(&mut link.dirty, true) {
             self.dirty.push(conn);
         }
-        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        self.give(reactor, conn);
+    }
+
+    /// Gives the reactor what was encoded for a connection.
+    fn give(&mut self, reactor: &mut Reactor, conn: Conn) {
+        let stream = self.links.get(&conn).is_some_and(|link| link.stream);
+        for part in self.out.drain(..) {
+            self.sent_bytes += part.len() as u64;
+            self.order_bytes += if stream { 0 } else { part.len() as u64 };
+            reactor.send(conn, part);
+        }
+    }
+
+    /// Measures the round trip of the order connection, whenever the primary measures its own.
+    pub fn measure(&mut self, reactor: &mut Reactor, conn: Conn, message: &Message) {
+        let Some(link) = self.links.get_mut(&conn).filter(|link| !link.stream) else { return };
+        let now_ns = reactor.now().mono_ns;
+        match message {
+            Message::Ping { .. } if link.pinged_ns.is_none() => {
+                link.pinged_ns = Some(now_ns);
+                self.send(reactor, conn, &Message::Ping { nonce: now_ns });
+            }
+            Message::Pong { nonce } if link.pinged_ns == Some(*nonce) => {
+                link.pinged_ns = None;
+                link.rtt_ns = Some(now_ns - nonce);
+            }
+            _ => {}
+        }
+    }
+
+    /// What is known here of the link to the primary, whose order connection is `order`.
+    pub fn describe(&self, order: Option<Conn>, status: &mut LinkStatus) {
+        let order = order.and_then(|conn| self.links.get(&conn));
+        status.address = order.map(|link| link.peer.clone()).unwrap_or_default();
+        status.rtt_seconds = order.and_then(|link| link.rtt_ns).map(seconds);
+        (status.sent_bytes, status.received_bytes) = (self.sent_bytes, self.received_bytes);
+        status.order_bytes = self.order_bytes;
     }
 
     /// Sends what the encoders still hold: once a turn.
@@ -96,7 +154,7 @@ impl Links {
             let Some(link) = self.links.get_mut(&conn) else { continue };
             link.dirty = false;
             link.encoder.flush(&mut self.out);
-            self.out.drain(..).for_each(|part| reactor.send(conn, part));
+            self.give(reactor, conn);
             if reactor.queued_bytes(conn) > QUEUE_BYTES_MAX {
                 self.give_up(reactor, conn, "takes no acknowledgements");
             }
@@ -108,7 +166,7 @@ impl Links {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return };
         link.encoder.flush(&mut self.out);
         link.closing = true;
-        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        self.give(reactor, conn);
         reactor.close(conn, reason);
     }
 
