@@ -1,5 +1,8 @@
 //! Reading the configuration from its file, with what is wrong printed line by line.
 
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::failure::{EXIT_USAGE, Failure};
@@ -38,13 +41,7 @@ pub fn load(path: &Path) -> Result<Config, Failure> {
 /// Exit status 2, with what to do.
 pub fn read(path: &Path) -> Result<String, Failure> {
     let shown = path.display();
-    let bytes = std::fs::metadata(path).and_then(|found| {
-        if found.len() > FILE_BYTES_MAX {
-            return Err(std::io::Error::other(format!("{} bytes are too many for a configuration", found.len())));
-        }
-        std::fs::read(path)
-    });
-    let bytes = bytes.map_err(|error| match error.kind() {
+    let bytes = regular(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failure::usage(format!(
             "{shown}: there is no such file; name one with --config, or write one with `farshore init`"
         )),
@@ -54,4 +51,32 @@ pub fn read(path: &Path) -> Result<String, Failure> {
         _ => Failure::usage(format!("{shown}: cannot read the configuration: {error}")),
     })?;
     String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{shown}: is not UTF-8 text")))
+}
+
+/// The bytes of a regular file. Anything else is not even opened: a pipe without a writer would be waited for, and a
+/// device may do more than be read.
+fn regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let problem = |text: String| Err(std::io::Error::other(text));
+    let kind = |data: &Metadata| match data.file_type() {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return problem(format!("it is {}, not a file", kind(&found)));
+    }
+    // Between the two another file may have taken its place.
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return problem(format!("it is {}, not a file", kind(&found)));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return problem(format!("more than {FILE_BYTES_MAX} bytes are too many for a configuration"));
+    }
+    Ok(bytes)
 }
