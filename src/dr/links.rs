@@ -63,6 +63,8 @@ pub struct Links {
     pub peers: BTreeMap<Conn, Peer>,
     pub order: Option<Conn>,
     pub writer: Option<Writer>,
+    /// Why the primary wants nothing of this site, and since when (wall clock, nanoseconds); until it sends orders.
+    pub turned_down: Option<(String, u64)>,
 }
 
 impl Links {

@@ -80,6 +80,7 @@ impl Machine {
                 self.ask_after_ns = NEED_AFTER_NS;
                 self.payload(now, Arrival { conn, record, data }, fx);
             }
+            (Part::Order, Message::Refuse(refuse)) => self.turned_down(now, conn, &refuse.text, fx),
             (Part::Stream, Message::Chunk { index, record, data }) => {
                 self.chunk(index, Arrival { conn, record, data }, fx);
             }
@@ -87,6 +88,16 @@ impl Machine {
                 let text = format!("a {} message has no place here", word(&other));
                 self.refuse(conn, RefuseCode::Protocol, text, fx);
             }
+        }
+    }
+
+    /// The primary does not take this site for its DR, and will ask again every few seconds: it is said once.
+    fn turned_down(&mut self, now: Now, conn: Conn, why: &str, fx: &mut Vec<Effect>) {
+        let text = format!("the primary refuses this DR: {why}");
+        self.close(conn, &text, fx);
+        if self.links.turned_down.is_none() {
+            fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
+            self.links.turned_down = Some((text, now.wall_ns));
         }
     }
 
@@ -169,7 +180,8 @@ impl Machine {
             "writer {:016x} of epoch {} connected: journal {}, cut {}, applied {}",
             writer.owner.0, writer.epoch, welcome.journal_seq, welcome.cut, welcome.applied
         );
-        fx.push(Effect::Log { level: Level::Info, text });
+        let level = if self.links.turned_down.is_some() { Level::Debug } else { Level::Info };
+        fx.push(Effect::Log { level, text });
         fx.push(Effect::Send { conn, message: Message::Welcome(welcome) });
         let mut ranges = self.history.gaps(LIST_ITEMS_MAX);
         let (history, due) = (&self.history, self.due_above());
@@ -204,6 +216,7 @@ impl Machine {
     }
 
     fn orders(&mut self, now: Now, conn: Conn, records: &[OrderRecord], fx: &mut Vec<Effect>) {
+        self.links.turned_down = None;
         for record in records {
             if let Err(text) = self.acceptable(record) {
                 return self.refuse(conn, RefuseCode::Protocol, text, fx);

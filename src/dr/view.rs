@@ -102,6 +102,9 @@ impl Machine {
         if !self.synced() {
             list.push(Degraded::new("no recovery point yet: the first sync is not complete", now.wall_ns, now.wall_ns));
         }
+        if let Some((text, since)) = &self.links.turned_down {
+            list.push(Degraded::new(text.clone(), *since, now.wall_ns));
+        }
         if self.links.order.is_none() && !self.keeper.get().has(PROMOTED) {
             list.push(Degraded::new("no primary is connected", wall_of(self.alone_since_ns), now.wall_ns));
         }
@@ -115,12 +118,14 @@ impl Machine {
         let strangers = self.links.peers.values().any(|peer| matches!(peer.part, Part::Pending(_)));
         let state = match order {
             Some(_) => "up",
+            None if self.links.turned_down.is_some() => "refused",
             None if strangers => "connecting",
             None => "down",
         };
         vec![LinkStatus {
             peer: "primary".into(),
             state: state.into(),
+            reason: self.links.turned_down.as_ref().map(|(text, _)| text.clone()),
             streams,
             seconds: seconds(now.mono_ns.saturating_sub(since)),
             ..LinkStatus::default()

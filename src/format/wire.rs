@@ -123,7 +123,7 @@ pub enum RefuseCode {
     Protocol = 7,
 }
 
-/// A refusal: closes the connection after it.
+/// A refusal: closes the connection after it. DR refuses a hello, the primary a welcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refuse {
     pub code: RefuseCode,

@@ -544,6 +544,10 @@ impl Machine {
 
     fn welcome(&mut self, conn: Conn, welcome: &Welcome, fx: &mut Vec<Effect>) {
         if let Err(text) = self.check_welcome(welcome) {
+            // Its operator looks at its log, not at ours.
+            let (code, epoch) = (RefuseCode::Protocol, self.superblock.epoch);
+            let refuse = Refuse { code, epoch, text: text.clone() };
+            fx.push(Effect::DrSend { conn, message: Message::Refuse(refuse) });
             self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
             self.dr.gone = false;
             return;

@@ -27,13 +27,16 @@ struct Line {
     dirty: bool,
     /// The machine has given it up: its end is of no interest.
     dropped: bool,
+    /// DR was told why it is refused: that goes out before the end.
+    refusing: bool,
 }
 
 impl DrConns {
     pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address) {
         let conn = reactor.next_conn();
         self.by_machine.insert(name, conn);
-        self.by_reactor.insert(conn, Line { name, encoder: Encoder::new(), dirty: false, dropped: false });
+        let line = Line { name, encoder: Encoder::new(), dirty: false, dropped: false, refusing: false };
+        self.by_reactor.insert(conn, line);
         reactor.connect(conn, address);
         // The local write is on its way before its record is: what takes longest begins first.
         reactor.bulk(conn, true);
@@ -54,6 +57,7 @@ impl DrConns {
     pub fn send(&mut self, reactor: &mut Reactor, name: Conn, message: &Message) {
         let Some(conn) = self.by_machine.get(&name).copied() else { return };
         let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+        line.refusing |= matches!(message, Message::Refuse(_));
         line.encoder.push(message, &mut self.out);
         if !std::mem::replace(&mut line.dirty, true) {
             self.dirty.push(conn);
@@ -77,10 +81,14 @@ impl DrConns {
 
     pub fn close(&mut self, reactor: &mut Reactor, name: Conn) {
         let Some(conn) = self.by_machine.remove(&name) else { return };
-        if let Some(line) = self.by_reactor.get_mut(&conn) {
-            line.dropped = true;
+        let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+        line.dropped = true;
+        if !line.refusing {
+            return reactor.abort(conn, "given up");
         }
-        reactor.abort(conn, "given up");
+        line.encoder.flush(&mut self.out);
+        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        reactor.close(conn, "refused");
     }
 
     /// The next whole message of a connection.
