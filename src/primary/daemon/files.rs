@@ -106,7 +106,12 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     let mut volumes = Vec::new();
     for (volume, path) in config.volumes.iter().zip(setup.backing) {
         let opened = open_volume(reactor, path, volume.size, setup.direct);
-        volumes.push(opened.inspect_err(|_| distrust(reactor, superblock))?);
+        let failed = |error: &anyhow::Error| !error.is::<Refused>();
+        volumes.push(opened.inspect_err(|error| {
+            if failed(error) {
+                distrust(reactor, superblock)
+            }
+        })?);
     }
     // Names have to survive a loss of power as contents do.
     std::fs::File::open(setup.dir)
@@ -116,11 +121,6 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, readers })
 }
 
-/// A directory with everything but its superblock is not a new one.
-fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
-    let there = |name: &str| std::fs::metadata(path(name)).is_ok_and(|found| found.len() > 0);
-    let left = ["intent.map", "intent.log", "fifo"].into_iter().find(|name| there(name));
-    if let (false, Some(left)) = (there("superblock"), left) {
 /// The disk FIFO with all of its space: a queue that finds the disk full in the middle of an outage ends the role.
 fn open_fifo(reactor: &mut Reactor, options: &OpenOptions) -> anyhow::Result<FileId> {
     let wanted = options.size.unwrap_or(0);
@@ -134,6 +134,11 @@ fn open_fifo(reactor: &mut Reactor, options: &OpenOptions) -> anyhow::Result<Fil
     })
 }
 
+/// A directory with everything but its superblock is not a new one.
+fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
+    let there = |name: &str| std::fs::metadata(path(name)).is_ok_and(|found| found.len() > 0);
+    let left = ["intent.map", "intent.log", "fifo"].into_iter().find(|name| there(name));
+    if let (false, Some(left)) = (there("superblock"), left) {
         let text = format!(
             "{} is missing or empty, but {} is there: the superblock was lost; restore it, or empty the directory of \
              this primary, its auxiliary and its DR and let everything be copied anew",
