@@ -75,6 +75,7 @@ fn group(options: &Init, volumes: &[(String, u64)]) -> String {
     let mut text = format!(
         r#"# farshore: configuration of one consistency group. The same file serves all three hosts: each role reads its
 # own section, and from the others where to reach them. Check it on each host: farshore check --config FILE
+# Sizes have their unit ("8GiB", "500MB"); a plain number is bytes.
 
 [group]
 name    = {}

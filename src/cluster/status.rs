@@ -221,7 +221,8 @@ pub struct PromoteReport {
     pub tail_seq: Seq,
     /// Writes applied to the volumes by this promotion.
     pub replayed: u64,
-    /// Payloads that DR did not have and the auxiliary's ring did.
+    /// Payloads that DR did not have and the auxiliary's ring did; of the last attempt, when an earlier one was killed:
+    /// what that had fetched already is DR's own by then.
     pub fetched_from_aux: u64,
     pub missing: Vec<MissingWrite>,
     pub missing_bytes: u64,
