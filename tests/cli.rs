@@ -403,3 +403,79 @@ fn the_systemd_units_pass_their_own_check() {
     }
     assert_eq!(checked, 3);
 }
+
+#[test]
+fn what_is_no_file_is_not_waited_for_as_a_configuration() {
+    let dir = Directory::new();
+    let pipe = dir.0.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("makes a pipe");
+    for (path, word) in [(pipe.as_path(), "a pipe"), (&dir.0, "a directory"), (Path::new("/dev/zero"), "a device")] {
+        let output = on(&["check"], path);
+        assert_eq!(code(&output), 2);
+        assert!(err(&output).contains(&format!("it is {word}, not a file")), "{}", err(&output));
+    }
+}
+
+#[test]
+fn an_unusable_volume_name_is_one_error() {
+    let dir = Directory::new();
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    for name in ["../x", "\u{fc}", &"x".repeat(300)] {
+        let file = dir.write(
+            "name.toml",
+            &text.replace("\"db\"", &format!("{name:?}")).replace("{ db =", &format!("{{ {name:?} =")),
+        );
+        let output = on(&["check"], &file);
+        assert_eq!(code(&output), 2);
+        assert!(out(&output).contains(": 1 error\n"), "{}", out(&output));
+    }
+}
+
+#[test]
+fn check_finds_places_that_cannot_work() {
+    let dir = Directory::new();
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    let data = dir.text("data");
+    let (db, db_dr) = (format!("{data}/db.img"), format!("{data}/db-dr.img"));
+    let table = |what: &str| {
+        let (head, aux) = text.split_once("[aux]").expect("written");
+        let (_, dr) = aux.split_once("[dr]").expect("written");
+        format!("{head}[aux]\ntable = {what:?}\n[dr]{dr}")
+    };
+    for (changed, exit, words) in [
+        (text.replace(&db_dr, &format!("{data}/nowhere/db.img")), 2, "nowhere does not exist"),
+        (text.replace(&db_dr, &db), 2, "is what primary.backing.db"),
+        (text.replace(&format!("{data}/dr\""), &format!("{data}/primary\"")), 2, "is what primary.dir"),
+        (table("http://x"), 2, "expected nbd://host"),
+        (table("relative/path"), 2, "is a relative path"),
+        (table("/nonexist/t"), 0, "/nonexist does not exist"),
+        (table("nbd://127.0.0.1:1/x"), 0, "nobody answers there"),
+    ] {
+        let output = on(&["check"], &dir.write("changed.toml", &changed));
+        assert_eq!(code(&output), exit, "{words}: {}", out(&output));
+        assert!(out(&output).contains(words), "{words}: {}", out(&output));
+    }
+}
+
+#[test]
+fn the_losses_of_an_unknown_volume_are_not_nothing() {
+    let dir = Directory::new();
+    let status = r#"{"ok":{"role":"dr","group":"g","epoch":1,"volumes":[{"name":"db","size_bytes":4096,"clients":0},{"name":"log","size_bytes":4096,"clients":0}],"tail_seq":0,"cut_seq":0,"journal_seq":0,"applied_seq":0,"checkpoint_seq":0,"lag_writes":0,"lag_bytes":0,"lag_seconds":0.0,"pending_writes":0,"missing_writes":0,"spool_bytes":0,"spool_limit_bytes":0,"journal_bytes":0,"journal_limit_bytes":0,"synced":true,"batch":null,"promotion":null,"degraded":[],"links":[]}}
+"#;
+    let asked = answering(&dir.0.join("s"), status);
+    let output = farshore(&["loss", "--control", &dir.text("s"), "--volume", "bd"]);
+    asked.join().expect("it answered");
+    assert_eq!(code(&output), 2, "{}", out(&output));
+    assert!(err(&output).contains("there is db, log"), "{}", err(&output));
+}
+
+#[test]
+fn the_units_start_a_role_again_for_as_long_as_it_takes() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    for role in ["aux", "dr", "primary"] {
+        let text = std::fs::read_to_string(dir.join(format!("farshore-{role}.service"))).expect("a unit of each role");
+        let (head, service) = text.split_once("[Service]").expect("a section");
+        assert!(head.lines().any(|line| line == "StartLimitIntervalSec=0"), "{role}: the limit stands in [Unit]");
+        assert!(service.lines().any(|line| line == "Restart=on-failure"), "{role}");
+    }
+}

@@ -26,7 +26,7 @@ use crate::core::machine::Level;
 use crate::core::modes::Overflow;
 use crate::core::ranges::VolumeRanges;
 use crate::io::http::{Asked as Page, HttpServer};
-use crate::io::{Event, FileId, Reactor, ReactorOptions, entropy, notify};
+use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
@@ -220,12 +220,12 @@ struct Shell {
     replication: Option<usize>,
     /// Connections of the replication listener: they only hear that they are fenced.
     strangers: HashMap<Conn, ()>,
-    loss: Option<String>,
-    effects: Vec<Effect>,
     /// Of a promoted site: what `loss` and `promote` are answered with; and the words for a report that is missing.
-    completed: Vec<Event>,
+    loss: Option<String>,
     loss_missing: Option<String>,
     started_wall_ns: u64,
+    effects: Vec<Effect>,
+    completed: Vec<Event>,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -271,11 +271,11 @@ impl Shell {
             replication: None,
             strangers: HashMap::new(),
             loss: None,
+            loss_missing: None,
+            started_wall_ns: now.wall_ns,
             effects,
             completed: Vec::new(),
             disk_inflight: 0,
-            loss_missing: None,
-            started_wall_ns: now.wall_ns,
             acknowledged: (0, 0),
             stop_by_ns: None,
             stopped: false,
@@ -618,6 +618,9 @@ impl Shell {
             volume.clients = self.exports.values().filter(|on| usize::from(on.0) == index).count() as u64;
         }
         (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
+        if let Some(text) = &self.loss_missing {
+            status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
+        }
         for link in &mut status.links {
             if link.peer == "dr" {
                 link.received_bytes = self.dr.received_bytes;
@@ -627,9 +630,6 @@ impl Shell {
                     Some(TableTarget::Own { address, .. }) => address.to_string(),
                     other => other.as_ref().map(ToString::to_string).unwrap_or_default(),
                 },
-        if let Some(text) = &self.loss_missing {
-            status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
-        }
                 _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
         }
@@ -684,18 +684,5 @@ fn log(level: Level, text: &str) {
         Level::Warn => tracing::warn!("{text}"),
         Level::Info => tracing::info!("{text}"),
         Level::Debug => tracing::debug!("{text}"),
-    }
-}
-
-/// A file of the machine, by its number in the reactor.
-impl Opened {
-    fn file(&self, file: File) -> FileId {
-        match file {
-            File::Superblock => self.superblock,
-            File::IntentMap => self.map,
-            File::IntentLog => self.log,
-            File::Fifo => self.fifo,
-            File::Volume(volume) => self.volumes[usize::from(volume.0)],
-        }
     }
 }

@@ -4,6 +4,7 @@ mod crash;
 mod harness;
 mod metrics;
 mod modes;
+mod operator;
 mod promotion;
 mod refusals;
 mod resize;
