@@ -70,7 +70,7 @@ impl Machine {
     /// Whether replies wait for everything the mode promises; otherwise status says what is degraded.
     #[must_use]
     pub fn in_full(&self) -> bool {
-        policy::in_full(self.options.protect, self.standing())
+        policy::in_full(self.options.protect, self.standing()) && !self.table_overrun()
     }
 
     /// Whether an ordinary write would be refused now.
@@ -143,6 +143,11 @@ impl Machine {
         }
         if self.dr.caught_up() && self.dr.skipped > self.dr.cut {
             let text = format!("DR lacks records up to seq {} until its batch is complete", self.dr.skipped);
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
+        }
+        if self.table_overrun() {
+            let text =
+                "the auxiliary's table is full: orders that DR may not have are overwritten (overflow = coalesce)";
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {

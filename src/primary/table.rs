@@ -331,6 +331,15 @@ impl Machine {
         self.tail.0 - needed_after.0.min(self.tail.0) + 1 >= slots && !planted(Bug::SlotReusedEarly)
     }
 
+    /// Whether later records have taken the slots of writes that are not copied: the policy has given them up.
+    #[must_use]
+    pub(super) fn table_overrun(&self) -> bool {
+        let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
+        !self.options.standalone
+            && self.aux.phase == Phase::Ready
+            && self.tail.0 - self.floor().0.min(self.tail.0) > slots
+    }
+
     // ---- opening -----------------------------------------------------------------------------
 
     fn head_read(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use farshore::core::ids::{Seq, Volume};
 use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::{Ack, Overflow, Require};
-use farshore::format::intent::{MapLayout, Page};
+use farshore::format::intent::{MapHeader, MapLayout, Page};
 use farshore::format::record::OrderRecord;
 use farshore::format::table::RECORDS_AT;
 use farshore::format::wire::Message;
@@ -194,6 +194,10 @@ impl World {
     pub fn intent_is_durable(&self, volume: Volume, offset: u64, length: u64) -> bool {
         use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES};
         let stable = self.primary_disk.file(primary::machine::File::IntentMap).stable();
+        if MapHeader::decode(&stable[..BLOCK_BYTES]).is_err() {
+            // Every start takes the whole map for full, and says so.
+            return true;
+        }
         let layout = MapLayout::new(&self.setup.volume_bytes);
         (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
             let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
