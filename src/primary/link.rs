@@ -693,8 +693,13 @@ impl Machine {
 
     /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.
     fn needed(&mut self, ranges: &[SeqRange], fx: &mut Vec<Effect>) {
+        // The batch under way may bring everything there is: then nothing from before its begin is owed.
+        let everything = self.mode.batch().map(|batch| batch.begin).filter(|begin| *begin == self.dr.everything_in);
         for range in ranges {
             for seq in range.first.0..=range.last.0.min(self.tail.0) {
+                if everything.is_some_and(|begin| Seq(seq) < begin) {
+                    continue;
+                }
                 let entry = self.window.get_mut(Seq(seq));
                 match entry.map(|entry| entry.payload) {
                     Some(Payload::None | Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {

@@ -5,6 +5,7 @@
 //! `bunker` the payloads and the states that say where they are belong to the commit.
 
 mod anew;
+mod ring;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -17,13 +18,11 @@ use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::Protect;
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
-use crate::format::spool::{self, EntryHeader, Kind};
+use crate::format::spool;
 use crate::format::table::{
     self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, State, TableHeader, TableLayout,
 };
-use crate::limits::{
-    BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PAYLOAD_BYTES_MAX, PING_EVERY_NS, RECORD_BYTES,
-};
+use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
 
 const HEAD_BYTES: u64 = 3 * BLOCK_BYTES as u64;
 /// Of the NBD protocol, around each commit.
@@ -609,120 +608,6 @@ impl Machine {
             let bytes: usize = parts.iter().map(Bytes::len).sum();
             self.aux.order_bytes += (bytes + REQUEST_BYTES + SIMPLE_REPLY_BYTES) as u64;
             self.aux_write(AuxOp::Commit { last }, offset, parts, true, fx);
-        }
-    }
-
-    fn commit_payloads(&mut self, records: &[OrderRecord], layout: TableLayout, writes: &mut Vec<(u64, Vec<Bytes>)>) {
-        let mut states = BytesMut::with_capacity(records.len() * STATE_BYTES);
-        for record in records {
-            let mut payload_pos = NO_PAYLOAD;
-            if record.op.has_payload() {
-                match self.place_payload(record, layout, writes) {
-                    Some(pos) => payload_pos = pos,
-                    None => {
-                        // What an earlier incarnation put there stays known. Whether it is whole, nobody has looked.
-                        payload_pos = self.ring_found_at(record.seq).unwrap_or(NO_PAYLOAD);
-                        self.aux.hole = record.seq;
-                    }
-                }
-            }
-            states.extend_from_slice(&SlotState { seq: record.seq, state: State::Queued, payload_pos }.encode());
-        }
-        writes.push((layout.state_offset(records[0].seq), vec![states.freeze()]));
-    }
-
-    /// Where the ring holds the payload of a seq, as far as this incarnation put it there or found it.
-    fn ring_found_at(&self, seq: Seq) -> Option<u64> {
-        let at = self.aux.ring_live.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
-        Some(self.aux.ring_live[at].1)
-    }
-
-    /// Puts a payload into the ring; `None` when there is no room or it is not in memory any more.
-    fn place_payload(
-        &mut self,
-        record: &OrderRecord,
-        layout: TableLayout,
-        writes: &mut Vec<(u64, Vec<Bytes>)>,
-    ) -> Option<u64> {
-        let data = self.window.get(record.seq).map(|entry| entry.data.clone()).filter(|data| !data.is_empty())?;
-        let bytes = spool::entry_bytes(data.len() as u64);
-        if bytes > layout.payload_bytes {
-            return None;
-        }
-        let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
-        let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
-        self.aux.ring_full = pos + bytes - oldest > layout.payload_bytes && !planted(Bug::RingReusedEarly);
-        if self.aux.ring_full {
-            return None;
-        }
-        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record };
-        let mut parts = Vec::with_capacity(3);
-        spool::encode_entry(&header, self.group().0, data, &mut parts);
-        let offset = layout.payload_offset(pos);
-        match writes.last_mut() {
-            Some((start, run)) if *start + run.iter().map(|part| part.len() as u64).sum::<u64>() == offset => {
-                run.append(&mut parts);
-            }
-            _ => writes.push((offset, parts)),
-        }
-        self.aux.ring_pos = pos + bytes;
-        self.aux.ring_live.push_back((record.seq, pos));
-        Some(pos)
-    }
-
-    /// Whether the payload ring takes `bytes` more once everything that waits for it is in it. True where there is
-    /// no ring in use: that is what `require` is for.
-    pub(super) fn payload_ring_has_room(&self, bytes: u64) -> bool {
-        let Some(layout) = self.aux.layout.filter(|layout| layout.payload_bytes > 0) else { return true };
-        if self.options.protect != Protect::Bunker || bytes == 0 || !self.aux.in_reach() || self.aux.hole > Seq(0) {
-            return true;
-        }
-        let entry = spool::entry_bytes(bytes);
-        let waiting: u64 = self
-            .window
-            .from(self.aux.next)
-            .filter(|entry| entry.record.op.has_payload())
-            .map(|entry| spool::entry_bytes(entry.record.payload_bytes()))
-            .sum();
-        let oldest = self.aux.ring_live.front().map_or(self.aux.ring_pos, |(_, pos)| *pos);
-        // An entry never wraps: up to one of them may be skipped at the end of the ring.
-        let skipped = spool::entry_bytes(u64::from(PAYLOAD_BYTES_MAX)).min(layout.payload_bytes / 4);
-        let idle = self.aux.ring_live.is_empty() && waiting == 0;
-        idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= layout.payload_bytes
-    }
-
-    /// From which seq on the payload ring has yet to get what is written; `None` where it takes nothing.
-    pub(super) fn ring_from(&self) -> Option<Seq> {
-        let ring = self.aux.layout.is_some_and(|layout| layout.payload_bytes > 0);
-        let takes = self.options.protect == Protect::Bunker && ring && self.aux.in_reach();
-        takes.then(|| self.aux.durable.next())
-    }
-
-    /// Whether a payload that DR does not get by the stream is kept for the ring.
-    pub(super) fn owes_ring(&self, seq: Seq) -> bool {
-        self.ring_from().is_some_and(|from| seq >= from)
-    }
-
-    /// Bytes in memory for the ring alone (I9): what DR gets is charged to the FIFO.
-    pub(super) fn ring_owed_bytes(&self) -> u64 {
-        let Some(from) = self.ring_from().filter(|_| self.mode.drops_payloads()) else { return 0 };
-        self.window.from(from).filter(|entry| entry.owed_to_ring()).map(|entry| entry.data.len() as u64).sum()
-    }
-
-    /// The ring has it, or takes nothing any more: what was kept for it alone goes.
-    fn forget_ring_data(&mut self, upto: Seq) {
-        let kept = self.window.iter_mut().take_while(|entry| entry.record.seq <= upto);
-        kept.filter(|entry| entry.owed_to_ring() && entry.local_begun()).for_each(|entry| entry.data = Bytes::new());
-    }
-
-    fn release_ring(&mut self) {
-        let floor = self.floor();
-        while self.aux.ring_live.front().is_some_and(|(seq, _)| *seq <= floor) {
-            self.aux.ring_live.pop_front();
-            self.aux.ring_full = false;
-        }
-        if self.aux.hole <= floor {
-            self.aux.hole = Seq(0);
         }
     }
 

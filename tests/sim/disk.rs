@@ -53,10 +53,13 @@ pub struct Disk<F> {
     settled: Vec<Settled<F>>,
     fails: Option<Fails<F>>,
     /// The next write to such a file goes astray.
-    misdirects: Option<(fn(F) -> bool, Rng)>,
+    misdirects: Option<(Which<F>, Rng)>,
     /// One has, in this file.
     misdirected: Option<F>,
 }
+
+/// Some of the files.
+type Which<F> = fn(F) -> bool;
 
 /// A disk that fails for a while.
 struct Fails<F> {
