@@ -16,6 +16,8 @@ use crate::format::superblock::{CLEAN, Superblock};
 #[derive(Clone, Debug)]
 pub struct Keeper<A> {
     intended: Superblock,
+    /// Nothing of it has been written to the disk yet, by this process or one before it.
+    unwritten: bool,
     /// Changes made to `intended`, contained in the write in flight, and durable.
     changed: u64,
     durable: u64,
@@ -27,7 +29,8 @@ impl<A> Keeper<A> {
     /// `fresh`: nothing of it is on disk yet.
     #[must_use]
     pub fn new(found: Superblock, fresh: bool) -> Keeper<A> {
-        Keeper { intended: found, changed: u64::from(fresh), durable: 0, writing: None, waiting: Vec::new() }
+        let changed = u64::from(fresh);
+        Keeper { intended: found, unwritten: fresh, changed, durable: 0, writing: None, waiting: Vec::new() }
     }
 
     /// The superblock as it is or will be on disk.
@@ -77,8 +80,9 @@ impl<A> Keeper<A> {
         if self.writing.is_some() || self.changed == self.durable {
             return None;
         }
-        // A fresh directory writes the generation it was given, 1; every other write is a new one.
-        if self.durable > 0 || self.intended.generation > 1 || self.changed > 1 {
+        // A fresh directory writes the generation it was given, 1; every other write is a new one, so that it never goes
+        // over the slot in force.
+        if !std::mem::take(&mut self.unwritten) || self.changed > 1 {
             self.intended.generation += 1;
         }
         self.writing = Some((ticket, self.changed));
@@ -104,6 +108,19 @@ mod tests {
     use super::*;
     use crate::core::ids::Epoch;
     use crate::format::superblock::Role;
+
+    /// The first change after a start went over the only slot of a directory that had written no more than one.
+    #[test]
+    fn the_first_change_after_a_start_does_not_go_over_the_slot_in_force() {
+        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true);
+        let (first_at, bytes) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
+        let found = Superblock::decode(&bytes).expect("valid");
+        let mut keeper: Keeper<()> = Keeper::new(found, false);
+        keeper.change(|it| it.epoch = Epoch(2));
+        let (next_at, bytes) = keeper.next_write(Ticket(1)).expect("the change");
+        assert_ne!(first_at, next_at);
+        assert_eq!(Superblock::decode(&bytes).expect("valid").generation, 2);
+    }
 
     #[test]
     fn nobody_is_woken_before_his_change_is_durable() {

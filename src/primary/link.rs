@@ -4,7 +4,7 @@
 //! not have. Records that DR cannot be given any more (the intent log no longer holds them) are left out
 //! by a jump: the begin of a batch that covers everything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -119,6 +119,8 @@ pub struct DrLink {
     pub(super) holes: VolumeRanges,
     /// DR's journal cannot be continued: the next record it gets is the begin of a batch.
     pub(super) must_jump: bool,
+    /// Seqs whose payload DR has asked for on this connection.
+    asked: BTreeSet<Seq>,
     /// The last attempt to connect failed, and nothing was heard of it since.
     pub(super) gone: bool,
     pub problem: Option<String>,
@@ -159,6 +161,7 @@ impl DrLink {
             everything_in: Seq(0),
             holes: VolumeRanges::new(),
             must_jump: false,
+            asked: BTreeSet::new(),
             gone: false,
             problem: None,
             since_ns: 0,
@@ -553,6 +556,7 @@ impl Machine {
             return;
         }
         self.dr.gone = false;
+        self.dr.asked.clear();
         if self.superblock.peer != welcome.owner {
             self.superblock.peer = welcome.owner;
             let reserved = self.superblock.seq;
@@ -700,22 +704,32 @@ impl Machine {
                 if everything.is_some_and(|begin| Seq(seq) < begin) {
                     continue;
                 }
-                let entry = self.window.get_mut(Seq(seq));
-                match entry.map(|entry| entry.payload) {
+                let entry = self.window.get_mut(Seq(seq)).map(|entry| entry.payload);
+                match entry {
+                    // Asked for again on the same connection: DR cannot take it, it has lost the order that it belongs to.
+                    _ if !self.dr.asked.insert(Seq(seq)) => {
+                        self.left_to_batch(Seq(seq), fx);
+                        return;
+                    }
                     Some(Payload::None | Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
                         self.requeue(Seq(seq));
                     }
                     // Left to a batch already: the one under way, or the next.
                     Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
                     _ => {
-                        self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
-                        // What is queued comes after it: DR could only hold it back, and may have no room to.
-                        self.drop_queued();
-                        self.lost.union(&self.intent.ranges());
+                        self.left_to_batch(Seq(seq), fx);
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// A payload that DR lacks cannot be brought by the stream.
+    fn left_to_batch(&mut self, seq: Seq, fx: &mut Vec<Effect>) {
+        self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
+        // What is queued comes after it: DR could only hold it back, and may have no room to.
+        self.drop_queued();
+        self.lost.union(&self.intent.ranges());
     }
 }

@@ -15,7 +15,7 @@ use super::machine::{Effect, File, Machine, Peer, Pending};
 use super::window::{Entry, Payload};
 use crate::core::ids::{Epoch, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
-use crate::core::modes::Protect;
+use crate::core::modes::{Overflow, Protect};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool;
@@ -321,13 +321,26 @@ impl Machine {
         let needed_after = if self.aux.phase == Phase::Ready {
             self.floor()
         } else {
-            let known = self.floor().max(self.aux.found_floor).max(self.journal_held());
+            let known = self.known_elsewhere();
             if known >= self.aux.durable.max(self.first.prev()) {
                 return false;
             }
             known
         };
         self.tail.0 - needed_after.0.min(self.tail.0) + 1 >= slots && !planted(Bug::SlotReusedEarly)
+    }
+
+    /// Everything up to here is told of by DR, whatever becomes of the table.
+    fn known_elsewhere(&self) -> Seq {
+        self.floor().max(self.aux.found_floor).max(self.journal_held())
+    }
+
+    /// The last seq whose record may be written now: it takes no slot that only the table may need. Records of our own,
+    /// which nothing keeps waiting, come to this after a loss of power, when seqs go on far behind the last.
+    fn slots_until(&self) -> Seq {
+        let bound = self.options.overflow != Overflow::Coalesce && !planted(Bug::SlotReusedEarly);
+        let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
+        if bound { Seq(self.known_elsewhere().0.saturating_add(slots)) } else { Seq(u64::MAX) }
     }
 
     /// Whether later records have taken the slots of writes that are not copied: the policy has given them up.
@@ -564,7 +577,7 @@ impl Machine {
         self.aux.phase == Phase::Ready
             && self.fenced.is_none()
             && !self.aux.reading_log
-            && self.aux.next <= self.tail
+            && self.aux.next <= self.tail.min(self.slots_until())
             && self.aux.commits.len() < COMMITS_INFLIGHT_MAX
     }
 
@@ -573,8 +586,10 @@ impl Machine {
             return;
         }
         self.release_ring();
-        while self.aux.commits.len() < COMMITS_INFLIGHT_MAX && self.aux.next <= self.tail {
-            let records = self.next_records(Peer::Aux, fx);
+        let until = self.slots_until();
+        while self.aux.commits.len() < COMMITS_INFLIGHT_MAX && self.aux.next <= self.tail.min(until) {
+            let mut records = self.next_records(Peer::Aux, fx);
+            records.retain(|record| record.seq <= until);
             if records.is_empty() {
                 return;
             }

@@ -223,7 +223,8 @@ impl Setup {
         self.protect = rng.pick(&[Protect::Near, Protect::Order, Protect::Bunker, Protect::Sync]);
         if rng.chance(60) {
             // Payloads wait in spool and FIFO for what crosses slowly.
-            self.wan.bytes_per_second = rng.scale(128 << 10, 2 << 20);
+            // All connections share one queue here: a piece of a batch must not keep the order link silent.
+            self.wan.bytes_per_second = rng.scale(128 << 10, 2 << 20).max(512 << 10);
             self.streams = rng.pick(&[2, 4, 8]);
             self.fifo_memory_bytes = rng.scale(64 << 10, 512 << 10);
         }
