@@ -28,7 +28,7 @@ impl Machine {
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
         if let Some(view) = promotion.view.as_mut().filter(|_| !under_way) {
-            view.pass_batches();
+            view.pass_batches(Seq(0));
         }
         let (Some(view), Some(table)) = (&promotion.view, &promotion.table) else { return };
         let decision = |entry: &Entry| {
@@ -63,7 +63,7 @@ impl Machine {
 
     /// Nobody is left who could complete the batch that was coming in.
     fn abandon_batch(&mut self) {
-        self.history.pass_batches();
+        self.history.pass_batches(Seq(0));
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

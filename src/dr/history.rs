@@ -66,6 +66,8 @@ pub struct History {
     /// Everything up to here has been applied and forgotten.
     floor: Seq,
     floor_chain: Chain,
+    /// A batch was completed there since the writer last started, as far as is known.
+    floor_settled: bool,
     /// Seq and chain of the last record.
     tail: Seq,
     chain: Chain,
@@ -192,13 +194,19 @@ impl History {
 
     /// With no writer left to complete it, a batch is no reason to stop: where nothing was left out before its begin, the
     /// order goes on there as anywhere else, if what it would have brought is here by itself (from the ring).
-    pub fn pass_batches(&mut self) {
+    ///
+    /// Not so the first batch after a start of the writer: it also takes back what DR was sent of writes that a killed
+    /// writer had not made on its own disk yet, and which its clients never saw again (I5). Up to `promised` an earlier
+    /// attempt at the same promotion has passed them.
+    pub fn pass_batches(&mut self, promised: Seq) {
         let mut before = (self.floor, self.floor_chain);
+        let mut settled = self.floor_settled;
         for entry in &mut self.entries {
             let record = &entry.record;
-            if record.op == Op::BatchBegin && record.seq == before.0.next() {
+            if record.op == Op::BatchBegin && record.seq == before.0.next() && (settled || record.seq <= promised) {
                 entry.unbroken |= record.chain_after(before.1) == record.chain;
             }
+            settled = settled_by(record.op).unwrap_or(settled);
             before = (record.seq, record.chain);
         }
     }
@@ -272,8 +280,9 @@ impl History {
 
     /// Forgets everything up to `seq`, which is applied and checkpointed.
     pub fn forget(&mut self, seq: Seq) {
-        while self.entries.front().is_some_and(|entry| entry.record.seq <= seq) {
-            self.floor_chain = self.entries.pop_front().map_or(self.floor_chain, |entry| entry.record.chain);
+        while let Some(entry) = self.entries.pop_front_if(|entry| entry.record.seq <= seq) {
+            self.floor_chain = entry.record.chain;
+            self.floor_settled = settled_by(entry.record.op).unwrap_or(self.floor_settled);
         }
         while self.missing.first_key_value().is_some_and(|(&missing, _)| missing <= seq) {
             self.missing_total -= self.missing.pop_first().map_or(0, |(_, bytes)| bytes);
@@ -394,6 +403,15 @@ impl History {
     }
 }
 
+/// Whether both sides agree on what a writer's last start may have undone, once this record is applied; `None`: as before.
+fn settled_by(op: Op) -> Option<bool> {
+    match op {
+        Op::EpochStart => Some(false),
+        Op::BatchEnd => Some(true),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,17 +468,38 @@ mod tests {
     }
 
     #[test]
-    fn the_begin_of_a_batch_is_passed_only_where_nothing_was_left_out() {
-        for jump in [0, 1] {
+    fn the_begin_of_a_batch_is_passed_only_where_nothing_was_left_out_and_no_start_is_open() {
+        for (jump, settled, promised) in
+            [(0, true, 0), (1, true, 0), (0, false, 0), (0, false, 3), (0, false, 2), (1, true, 9)]
+        {
             let mut history = History::after(Seq(0), Chain(0));
+            history.floor_settled = settled;
             writes(&mut history, 2);
             let begin = record(3 + jump, Op::BatchBegin, 0, history.tail_chain());
             assert_eq!(history.take(begin), Ok(Intake::New));
             writes(&mut history, 1);
             [1, 2, 4 + jump].into_iter().for_each(|seq| history.hold(Seq(seq), 0));
             assert_eq!(history.unbroken_from(Seq(0), Seq(9)), Seq(2));
-            history.pass_batches();
-            assert_eq!(history.unbroken_from(Seq(0), Seq(9)), if jump == 0 { Seq(4) } else { Seq(2) });
+            history.pass_batches(Seq(promised));
+            let passed = jump == 0 && (settled || promised >= 3);
+            assert_eq!(history.unbroken_from(Seq(0), Seq(9)), if passed { Seq(4) } else { Seq(2) });
+        }
+    }
+
+    #[test]
+    fn a_start_of_the_writer_is_open_until_a_batch_is_complete() {
+        let mut history = History::after(Seq(0), Chain(0));
+        let ops = [
+            (Op::EpochStart, 0, false),
+            (Op::BatchBegin, 0, false),
+            (Op::BatchEnd, 2, true),
+            (Op::EpochStart, 3, false),
+        ];
+        for (seq, (op, offset, settled)) in (1..).zip(ops) {
+            let next = record(seq, op, offset, history.tail_chain());
+            assert_eq!(history.take(next), Ok(Intake::New));
+            history.forget(Seq(seq));
+            assert_eq!(history.floor_settled, settled, "{op:?}");
         }
     }
 

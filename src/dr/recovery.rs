@@ -101,9 +101,10 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let mut damage = journal.damage.clone();
     let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
     let after = committed.as_ref().map_or(superblock.seq, |it| it.end);
-    if superblock.has(PROMOTING) && history.unbroken_from(after, history.tail()) < superblock.promised_cut {
+    let behind = history.unbroken_from(after, history.tail()) < superblock.promised_cut;
+    if superblock.has(PROMOTING) && superblock.batch == Seq(0) && behind {
         // The promotion that was under way had passed it, and may have applied what follows.
-        history.pass_batches();
+        history.pass_batches(superblock.promised_cut);
     }
     let seen = Seen {
         anchored: journal.anchored,

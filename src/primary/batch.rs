@@ -197,6 +197,11 @@ impl Machine {
         self.save_watermark(fx);
     }
 
+    /// Whether something has yet to cross by a batch.
+    pub(super) fn catches_up(&self) -> bool {
+        self.lost_any() || self.mode.batch().is_some() || self.closing.is_some()
+    }
+
     /// Whether writes wait for room rather than have the batch under way given up: one was before, and this one gets on.
     pub(super) fn closes_batch(&self) -> bool {
         let under_way = self.mode.batch().is_some() || self.closing.is_some();
@@ -458,6 +463,7 @@ impl Machine {
             let batch = self.closing.take().expect("just seen");
             self.batch_pause_ns = 0;
             self.batches_given_up = 0;
+            self.settled_start = true;
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }

@@ -286,6 +286,8 @@ pub struct Machine {
     /// No batch begins before this, and how long the last pause was.
     pub(super) batch_from_ns: u64,
     pub(super) batch_pause_ns: u64,
+    /// A batch has been completed since this start.
+    pub(super) settled_start: bool,
     /// Batches given up since both sides were last consistent, and when the present one last got on.
     pub(super) batches_given_up: u64,
     pub(super) batch_progress_ns: u64,
@@ -367,6 +369,7 @@ impl Machine {
             dropped_writes: 0,
             batch_from_ns: 0,
             batch_pause_ns: 0,
+            settled_start: false,
             batches_given_up: 0,
             batch_progress_ns: 0,
             gather_ns: None,

@@ -157,8 +157,12 @@ impl Machine {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
         }
-        let catching_up = self.lost_any() || self.batch().is_some() || self.closing.is_some();
-        if matches!(self.options.protect, Protect::Sync) && catching_up {
+        if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
+            let text =
+                "bunker is not in force: data is acknowledged with its order only until DR's first batch is complete";
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
+        }
+        if matches!(self.options.protect, Protect::Sync) && self.catches_up() {
             let text = match self.options.require {
                 Require::Both => "sync: nothing is acknowledged until DR's batch is complete",
                 _ => "sync is not in force: data is acknowledged before it is at DR until its batch is complete",
