@@ -17,7 +17,7 @@ use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
 use crate::dr::machine::{After, Machine, Trouble};
-use crate::format::superblock::{DIRECT, SYNCED};
+use crate::format::superblock::{DIRECT, SETTLED, SYNCED};
 use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX, spool_for_any_batch};
 
 /// Checkpoints: what is under way, and when the next is due.
@@ -135,7 +135,9 @@ impl Machine {
             self.intake.spool.release(spool_pos);
         }
         let durable = self.journal.durable();
+        let settled = self.history.settled_at(seq);
         self.keeper.change(|it| {
+            it.set(SETTLED, settled);
             it.promised_tail = it.promised_tail.max(durable);
             it.seq = seq;
             it.chain = chain;

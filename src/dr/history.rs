@@ -87,6 +87,20 @@ impl History {
         History { floor: seq, floor_chain: chain, tail: seq, chain, ..History::default() }
     }
 
+    /// The same, where it is known whether a batch was completed there since the writer last started.
+    #[must_use]
+    pub fn settled(mut self, settled: bool) -> History {
+        self.floor_settled = settled;
+        self
+    }
+
+    /// Whether a batch was completed since the writer last started, as of `seq`.
+    #[must_use]
+    pub fn settled_at(&self, seq: Seq) -> bool {
+        let ops = self.entries.iter().take_while(|entry| entry.record.seq <= seq).map(|entry| entry.record.op);
+        ops.filter_map(settled_by).last().unwrap_or(self.floor_settled)
+    }
+
     #[must_use]
     pub fn floor(&self) -> Seq {
         self.floor
@@ -498,8 +512,9 @@ mod tests {
         for (seq, (op, offset, settled)) in (1..).zip(ops) {
             let next = record(seq, op, offset, history.tail_chain());
             assert_eq!(history.take(next), Ok(Intake::New));
+            assert_eq!(history.settled_at(Seq(seq)), settled, "{op:?}");
             history.forget(Seq(seq));
-            assert_eq!(history.floor_settled, settled, "{op:?}");
+            assert_eq!(history.settled_at(Seq(seq)), settled, "{op:?} forgotten");
         }
     }
 

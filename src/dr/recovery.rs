@@ -29,7 +29,7 @@ use crate::dr::spool::Spool;
 use crate::format::is_zero;
 use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{
-    BLANK, DIRECT, PROMOTING, Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
+    BLANK, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
 };
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 
@@ -91,7 +91,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     };
     check_identity(&superblock, options)?;
     let news_before = news.len();
-    let mut history = History::after(superblock.seq, superblock.chain);
+    let mut history = History::after(superblock.seq, superblock.chain).settled(superblock.has(SETTLED));
     let first = superblock.journal_segment.max(1);
     let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
     let (entries, torn) =

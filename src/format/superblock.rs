@@ -58,7 +58,9 @@ pub const DIRECT: u32 = 16;
 pub const BLANK: u32 = 32;
 /// DR: a start found something lost that had been promised; nothing is promoted without force until it is made good.
 pub const DAMAGED: u32 = 64;
-const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED;
+/// DR: at the checkpoint a batch has been completed since the writer last started.
+pub const SETTLED: u32 = 128;
+const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED | SETTLED;
 
 const NAME_AT: usize = 128;
 const VOLUMES_AT: usize = NAME_AT + NAME_BYTES_MAX;

@@ -6,11 +6,11 @@ use super::{Image, Printer};
 use crate::cli::failure::Failure;
 use crate::format::is_zero;
 use crate::format::superblock::{
-    BLANK, CLEAN, DAMAGED, DIRECT, PROMOTED, PROMOTING, SUPERBLOCK_BYTES, SYNCED, Superblock,
+    BLANK, CLEAN, DAMAGED, DIRECT, PROMOTED, PROMOTING, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock,
 };
 use crate::limits::BLOCK_BYTES;
 
-const FLAGS: [(u32, &str); 7] = [
+const FLAGS: [(u32, &str); 8] = [
     (SYNCED, "synced"),
     (PROMOTING, "promoting"),
     (PROMOTED, "promoted"),
@@ -18,6 +18,7 @@ const FLAGS: [(u32, &str); 7] = [
     (DIRECT, "direct"),
     (BLANK, "blank"),
     (DAMAGED, "damaged"),
+    (SETTLED, "settled"),
 ];
 
 /// Prints each slot and which one is in force.
