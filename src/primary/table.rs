@@ -261,7 +261,7 @@ impl Machine {
         self.aux.backfill.clear();
         self.aux.caught_up = false;
         self.aux.next = self.aux.durable.next();
-        self.forget_ring_data(self.tail);
+        self.forget_ring_data(self.aux.next, self.tail);
     }
 
     /// Gives the connection up; it is tried again later.
@@ -633,13 +633,14 @@ impl Machine {
         if self.aux.fencing {
             self.renew_lease(sent_ns);
         }
+        let durable_before = self.aux.durable;
         while self.aux.commits.front().is_some_and(|commit| commit.left == 0) {
             let commit = self.aux.commits.pop_front().expect("just seen");
             self.aux.durable = self.aux.durable.max(commit.last);
             self.aux.committed = self.aux.committed.max(commit.last);
         }
         if self.options.protect == Protect::Bunker {
-            self.forget_ring_data(self.aux.durable);
+            self.forget_ring_data(durable_before.next(), self.aux.durable);
         }
     }
 

@@ -117,9 +117,9 @@ impl Machine {
         self.window.from(from).filter(|entry| entry.owed_to_ring()).map(|entry| entry.data.len() as u64).sum()
     }
 
-    /// The ring has it, or takes nothing any more: what was kept for it alone goes.
-    pub(super) fn forget_ring_data(&mut self, upto: Seq) {
-        let kept = self.window.iter_mut().take_while(|entry| entry.record.seq <= upto);
+    /// The ring has them, or takes nothing any more: what was kept of these for it alone goes.
+    pub(super) fn forget_ring_data(&mut self, from: Seq, upto: Seq) {
+        let kept = self.window.from_mut(from).take_while(|entry| entry.record.seq <= upto);
         kept.filter(|entry| entry.owed_to_ring() && entry.local_begun()).for_each(|entry| entry.data = Bytes::new());
     }
 
