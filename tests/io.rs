@@ -337,18 +337,20 @@ fn leased_bytes_wait_for_the_lease_and_for_room_and_go_out_in_order() {
     let (mut reactor, conn, mut client) = accepted(&scratch);
     let until = |reactor: &Reactor, ns| Lease::Until(reactor.now().mono_ns + ns);
     let data = pattern(5, 3 << 20);
-    let mut peer = client.try_clone().expect("cloned");
-    let reader = std::thread::spawn(move || {
-        let mut got = vec![0; 3 << 20];
-        peer.read_exact(&mut got).expect("reads");
-        got
-    });
     let lease = until(&reactor, 10_000_000_000);
     reactor.lease(lease).expect("a timer");
     for (at, part) in data.chunks(7777).enumerate() {
         let part = Bytes::copy_from_slice(part);
         if at % 3 == 0 { reactor.send_leased(conn, part) } else { reactor.send(conn, part) }
     }
+    // Nobody reads yet: there is no room for all of it, so it is sent later and that is told.
+    assert_eq!(count_for(&mut reactor, 5_000_000, |event| matches!(event, Event::Sent { .. })), 0);
+    let mut peer = client.try_clone().expect("cloned");
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; 3 << 20];
+        peer.read_exact(&mut got).expect("reads");
+        got
+    });
     turn_until(&mut reactor, |_, event| matches!(event, Event::Sent { .. }));
     assert_eq!(reactor.queued_bytes(conn), 0);
     assert!(reader.join().expect("the peer") == data);
