@@ -64,18 +64,29 @@ pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
 /// Requests in flight on one NBD connection; more wait in the socket.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Payload bytes, both ways, of the requests in flight on one NBD connection; a single longer one passes.
-pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 16 << 20;
 /// Replies of one NBD connection not yet taken by its client, bytes; above it no more requests are parsed.
-pub const CONNECTION_QUEUE_BYTES_MAX: usize = 64 << 20;
+pub const CONNECTION_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// NBD connections of one server; more are closed at once.
 pub const CONNECTIONS_MAX: usize = 256;
-/// All NBD connections of one server together, bytes: reads in flight and replies that were not taken; writes in flight;
-/// what was received of requests that are not complete.
-pub const SERVER_READ_BYTES_MAX: u64 = 256 << 20;
-pub const SERVER_WRITE_BYTES_MAX: u64 = 256 << 20;
-pub const SERVER_KEPT_BYTES_MAX: u64 = 256 << 20;
-/// How long a client that holds up others may take nothing of its replies, nanoseconds.
-pub const UNTAKEN_NS: u64 = 5_000_000_000;
+/// All NBD connections of one server together, bytes: reads in flight and replies that were not taken; writes in flight,
+/// from their head on; long requests of each way, of which one that is longer than that passes alone; what is received
+/// ahead of what has begun.
+pub const SERVER_READ_BYTES_MAX: u64 = 4 << 20;
+pub const SERVER_WRITE_BYTES_MAX: u64 = 8 << 20;
+pub const SERVER_LONG_BYTES_MAX: u64 = 8 << 20;
+pub const SERVER_AHEAD_BYTES_MAX: usize = 4 << 20;
+/// Payload of the longest request that is not a long one, bytes.
+pub const LONG_BYTES: u64 = 1 << 20;
+/// How long a client waits for room before the others begin one request at a time, of so many bytes, nanoseconds.
+pub const PATIENCE_NS: u64 = 1_000_000_000;
+pub const PATIENCE_BYTES: u64 = 64 << 10;
+/// How long a client that holds up others may be slow, nanoseconds, how slow that is, and what it holds at the least.
+pub const SLOW_NS: u64 = 5_000_000_000;
+pub const SLOW_BYTES: u64 = 320 << 10;
+pub const SLOW_HOLDS_BYTES_MIN: u64 = 16 << 10;
+/// What a process takes beside its queue, bytes: the promise that `benches/memory` holds the figures against.
+pub const MEMORY_BESIDE_FIFO_BYTES: u64 = 64 << 20;
 /// Longest request of a metrics client, bytes, and its connections.
 pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
@@ -144,12 +155,20 @@ const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX,
 const _: () =
     assert!(COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX >= REQUESTS_INFLIGHT_MAX, "commits never hold requests back");
 const _: () = assert!(CONNECTION_REQUESTS_MAX <= REQUESTS_INFLIGHT_MAX, "one connection never exceeds the group");
-const _: () =
-    assert!(CONNECTION_PAYLOAD_BYTES_MAX >= PAYLOAD_BYTES_MAX as u64, "the longest request fits a connection");
 const _: () = assert!(
-    SERVER_READ_BYTES_MAX >= CONNECTION_PAYLOAD_BYTES_MAX && SERVER_WRITE_BYTES_MAX >= CONNECTION_PAYLOAD_BYTES_MAX,
-    "one connection alone is not held up by what is for all of them"
+    SERVER_READ_BYTES_MAX
+        + SERVER_WRITE_BYTES_MAX
+        + SERVER_LONG_BYTES_MAX
+        + PAYLOAD_BYTES_MAX as u64
+        + SERVER_AHEAD_BYTES_MAX as u64
+        <= MEMORY_BESIDE_FIFO_BYTES / 8 * 7,
+    "what clients hold leaves something of the bound"
 );
+const _: () = assert!(
+    LONG_BYTES * 2 <= SERVER_READ_BYTES_MAX && SERVER_READ_BYTES_MAX <= SERVER_WRITE_BYTES_MAX,
+    "an ordinary request fits the share of a client that is alone"
+);
+const _: () = assert!(CHUNK_BYTES_MAX as u64 <= LONG_BYTES, "what we ask for ourselves is ordinary");
 const _: () = assert!(REGION_PIECE_BYTES <= PAYLOAD_BYTES_MAX, "any NBD server takes a piece");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");

@@ -20,7 +20,7 @@ use nix::sys::socket::SockaddrStorage;
 use super::clock;
 use super::lease::{self, Sent};
 use super::listen::{self, Listener};
-use super::plan::{HEAD_BYTES_MAX, Hint};
+use super::plan::{AHEAD_BYTES_MAX, HEAD_BYTES_MAX, Hint};
 use super::reactor::Event;
 use super::resolve::{Resolved, Resolver};
 use super::ring::{Completion, Kernel, Kind, Token, on};
@@ -171,6 +171,12 @@ impl Net {
         socket.hint = if sensible { Hint { head, body } } else { Hint::default() };
     }
 
+    pub fn receive_ahead(&mut self, conn: Conn, bytes: usize) {
+        if let Some(socket) = self.sockets.get_mut(&conn) {
+            socket.ahead = bytes.min(AHEAD_BYTES_MAX);
+        }
+    }
+
     pub fn pause(&mut self, conn: Conn, paused: bool) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
         socket.paused = paused;
@@ -195,6 +201,13 @@ impl Net {
                 socket.leased_bytes = socket.queued_bytes;
             }
             mark(socket, &mut self.dirty);
+        }
+    }
+
+    /// `Sent` is wanted for what is queued now, also if there is room for all of it at once.
+    pub fn tell_sent(&mut self, conn: Conn) {
+        if let Some(socket) = self.sockets.get_mut(&conn) {
+            socket.delayed |= !socket.queue.is_empty();
         }
     }
 
@@ -647,7 +660,7 @@ fn receive(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
         return Ok(());
     }
     let hint = if discard { Hint::default() } else { socket.hint };
-    socket.plan.prepare(hint, socket.rx.len(), kernel);
+    socket.plan.prepare(hint, socket.rx.len(), socket.ahead, kernel);
     let message = socket.describe_receive();
     let target = socket.target.expect("an open socket has a descriptor");
     let entry = on!(target, |fd| opcode::RecvMsg::new(fd, message).build());

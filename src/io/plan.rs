@@ -3,7 +3,8 @@
 //! Without expectation: one plain segment that grows and shrinks with what came last. With a hint of
 //! messages of `head` bytes followed by `body` bytes: pairs of segments, heads packed into one page,
 //! each body in pages of its own, so that it can be written with direct I/O without a copy. A guess that
-//! turns out wrong costs a copy later, never a byte.
+//! turns out wrong costs a copy later, never a byte. A long body is received when its head has been seen, so that
+//! whoever has no room for it can pause the connection first.
 //!
 //! Invariants:
 //! - A byte of a segment is exposed once it is received, and never received into again.
@@ -21,8 +22,10 @@ use crate::core::rope::Rope;
 
 /// Most pairs of head and body in one plan.
 const PAIRS_MAX: usize = 16;
-/// Most bytes of bodies in one plan, unless a single body is longer.
-const PLAN_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of bodies in one plan, when nothing less is asked for, unless a single body is longer.
+pub const AHEAD_BYTES_MAX: usize = 1 << 20;
+/// A longer body is received on its own.
+const BODY_AHEAD_BYTES_MAX: usize = 64 << 10;
 /// Smallest and largest plain segment.
 const PLAIN_BYTES_MIN: usize = PAGE_BYTES;
 const PLAIN_BYTES_MAX: usize = 256 << 10;
@@ -58,12 +61,13 @@ struct Segment {
 }
 
 impl Plan {
-    /// Readies segments for the next receive. `waiting` are the bytes received and not yet taken.
-    pub fn prepare(&mut self, hint: Hint, waiting: usize, kernel: &mut Kernel) {
+    /// Readies segments for the next receive. `waiting` are the bytes received and not yet taken, `ahead` those that may
+    /// be received of what nobody has seen the head of, about.
+    pub fn prepare(&mut self, hint: Hint, waiting: usize, ahead: usize, kernel: &mut Kernel) {
         if hint.body == 0 {
-            self.prepare_plain(kernel);
+            self.prepare_plain(ahead, kernel);
         } else {
-            self.prepare_pairs(hint, waiting, kernel);
+            self.prepare_pairs(hint, waiting, ahead, kernel);
         }
         assert!(!self.segments.is_empty(), "a receive has somewhere to go");
     }
@@ -103,8 +107,9 @@ impl Plan {
         self.segments.clear();
     }
 
-    fn prepare_plain(&mut self, kernel: &mut Kernel) {
-        let wanted = (self.last_bytes * 2).next_power_of_two().clamp(PLAIN_BYTES_MIN, PLAIN_BYTES_MAX);
+    fn prepare_plain(&mut self, ahead: usize, kernel: &mut Kernel) {
+        let most = ahead.clamp(PLAIN_BYTES_MIN, PLAIN_BYTES_MAX);
+        let wanted = (self.last_bytes * 2).next_power_of_two().clamp(PLAIN_BYTES_MIN, most);
         let room = self.segments.front().map_or(0, |segment| segment.end - segment.filled);
         let fits = self.hint.body == 0 && room >= wanted / 4 && room <= wanted * 4;
         if fits {
@@ -115,7 +120,7 @@ impl Plan {
         self.segments.push_back(Segment::new(Arc::new(kernel.allocate(wanted)), 0, wanted));
     }
 
-    fn prepare_pairs(&mut self, hint: Hint, waiting: usize, kernel: &mut Kernel) {
+    fn prepare_pairs(&mut self, hint: Hint, waiting: usize, ahead: usize, kernel: &mut Kernel) {
         let pair = hint.head + hint.body;
         let phase = waiting % pair;
         if self.hint != hint || self.phase != phase {
@@ -123,7 +128,10 @@ impl Plan {
             self.phase = phase;
             self.segments.clear();
         }
-        let most = (PLAN_BYTES_MAX / hint.body).clamp(1, PAIRS_MAX);
+        if hint.body > BODY_AHEAD_BYTES_MAX {
+            return self.prepare_one(hint, kernel);
+        }
+        let most = (ahead / hint.body).clamp(1, PAIRS_MAX);
         let wanted = (self.last_bytes * 2).div_ceil(pair).clamp(1, most);
         let have = self.segments.len().div_ceil(2);
         if have >= wanted.div_ceil(2) && !self.segments.is_empty() {
@@ -141,6 +149,15 @@ impl Plan {
             let body = hint.body - skip.saturating_sub(hint.head);
             self.segments.push_back(Segment::new(Arc::new(kernel.allocate(body)), 0, body));
             skip = 0;
+        }
+    }
+
+    /// What is left of the head, or else what is left of the body.
+    fn prepare_one(&mut self, hint: Hint, kernel: &mut Kernel) {
+        if self.segments.is_empty() {
+            let head = hint.head.saturating_sub(self.phase);
+            let bytes = if head > 0 { head } else { hint.head + hint.body - self.phase };
+            self.segments.push_back(Segment::new(Arc::new(kernel.allocate(bytes)), 0, bytes));
         }
     }
 }

@@ -211,9 +211,19 @@ impl Reactor {
         self.net.hint(conn, head, body);
     }
 
+    /// At most about so many bytes are received of what nobody has seen the head of, as far as hints tell.
+    pub fn receive_ahead(&mut self, conn: Conn, bytes: usize) {
+        self.net.receive_ahead(conn, bytes);
+    }
+
     /// No receive while paused. One that is in flight may still bring what its plan has room for.
     pub fn pause(&mut self, conn: Conn, paused: bool) {
         self.net.pause(conn, paused);
+    }
+
+    /// `Sent` will tell when what is queued now has gone out, also if there is room for all of it at once.
+    pub fn tell_sent(&mut self, conn: Conn) {
+        self.net.tell_sent(conn);
     }
 
     /// Queues bytes; they go out at the next turn, in order, with what else is queued.

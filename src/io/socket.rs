@@ -11,7 +11,7 @@ use nix::libc;
 use nix::sys::socket::SockaddrStorage;
 
 use super::lease::{Lease, Sent};
-use super::plan::{Hint, Plan, SEGMENTS_MAX};
+use super::plan::{AHEAD_BYTES_MAX, Hint, Plan, SEGMENTS_MAX};
 use super::ring::{Kernel, Target};
 use crate::core::ids::Conn;
 use crate::core::rope::Rope;
@@ -47,6 +47,8 @@ pub struct Socket {
 
     pub rx: Rope,
     pub hint: Hint,
+    /// Bytes that may be received of what nobody has seen the head of, about.
+    pub ahead: usize,
     pub plan: Plan,
     pub paused: bool,
     pub receiving: bool,
@@ -95,6 +97,7 @@ impl Socket {
             connecting: false,
             rx: Rope::new(),
             hint: Hint::default(),
+            ahead: AHEAD_BYTES_MAX,
             plan: Plan::default(),
             paused: false,
             receiving: false,

@@ -1,51 +1,105 @@
-//! What all connections of a server may hold together, beside the bounds that each has (I9).
+//! What all connections of a server may hold together (I9).
 //!
-//! A client that never reads, or that sends the first half of a long write, holds memory as long as it likes; many of
-//! them would hold all of it. So there is one budget for what goes out (reads in flight, replies not taken), one for
-//! what has come in and is being done (writes in flight), and one for what has come in and is not a whole request yet.
-//! At the first two nothing new begins; beyond the third, and where replies are not taken, somebody is cut off.
+//! A client that never reads, or that sends the first half of a write, holds memory as long as it likes; many of them
+//! would hold all of it. So there is a budget for what goes out (reads in flight, replies not taken) and one for what
+//! comes in (writes, from their head on): two, so that writes that wait for a peer never keep a read waiting. And each
+//! has two lanes, so that the few long requests keep nobody waiting but each other.
+//!
+//! Of the lane of ordinary requests a client may hold as much as it leaves free: alone, half; beside n that are stuck
+//! with their share, one part in n + 2. So nobody who is stuck stops another one. In the lane of long ones, one that is
+//! longer than the lane passes alone, and on one way at a time.
 
-use crate::limits::{SERVER_KEPT_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
-use crate::nbd::session::Room;
+use crate::limits::{LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
 
-/// What one connection holds, bytes.
+/// One of something for the bytes that go to a client, and one for those that come from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Reads in flight and replies that were not taken.
-    pub read: u64,
-    /// Writes in flight.
-    pub write: u64,
-    /// Received, and not parsed.
-    pub kept: u64,
+pub struct Ways<T> {
+    pub read: T,
+    pub write: T,
 }
 
-/// What all of them hold.
+/// One of something for ordinary requests, and one for long ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lanes<T> {
+    pub short: T,
+    pub long: T,
+}
+
+/// Bytes that are held.
+pub type Held = Ways<Lanes<u64>>;
+
+/// What may begin on one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    pub bytes: Lanes<u64>,
+    /// One long request passes, however long.
+    pub alone: bool,
+}
+
+/// What all clients hold.
 #[derive(Debug, Default)]
 pub struct Budget(Held);
+
+impl Lanes<u64> {
+    /// The lane of a request of this size.
+    pub fn of(&mut self, bytes: u64) -> &mut u64 {
+        if bytes > LONG_BYTES { &mut self.long } else { &mut self.short }
+    }
+}
+
+impl Share {
+    /// Whatever the connection's own bounds allow.
+    pub const ALL: Share = Share { bytes: Lanes { short: u64::MAX, long: u64::MAX }, alone: true };
+
+    /// Whether a request of this size may begin.
+    #[must_use]
+    pub fn allows(&self, bytes: u64) -> bool {
+        if bytes > LONG_BYTES { bytes <= self.bytes.long || self.alone } else { bytes <= self.bytes.short }
+    }
+
+    /// Takes the room of a request, if it is there.
+    pub fn take(&mut self, bytes: u64) -> bool {
+        let allowed = self.allows(bytes);
+        if !allowed || *self == Share::ALL {
+            return allowed;
+        }
+        if bytes > LONG_BYTES {
+            self.bytes.long = self.bytes.long.saturating_sub(bytes);
+            self.alone = false;
+        } else {
+            // It holds more, and less is free.
+            self.bytes.short = self.bytes.short.saturating_sub(2 * bytes);
+        }
+        allowed
+    }
+}
 
 impl Budget {
     /// A connection holds `now` instead of `before`.
     pub fn change(&mut self, before: Held, now: Held) {
-        let Held { read, write, kept } = &mut self.0;
-        *read = *read - before.read + now.read;
-        *write = *write - before.write + now.write;
-        *kept = *kept - before.kept + now.kept;
+        let change = |all: &mut Lanes<u64>, before: Lanes<u64>, now: Lanes<u64>| {
+            all.short = all.short - before.short + now.short;
+            all.long = all.long - before.long + now.long;
+        };
+        change(&mut self.0.read, before.read, now.read);
+        change(&mut self.0.write, before.write, now.write);
     }
 
-    /// What may still begin. A single request is never too much for a budget nobody uses.
+    /// What a client that holds `own` may begin.
     #[must_use]
-    pub fn room(&self) -> Room {
-        Room {
-            read: SERVER_READ_BYTES_MAX.saturating_sub(self.0.read),
-            write: SERVER_WRITE_BYTES_MAX.saturating_sub(self.0.write),
+    pub fn room(&self, own: Held) -> Ways<Share> {
+        let Ways { read, write } = self.0;
+        Ways {
+            read: share(SERVER_READ_BYTES_MAX, read, own.read, write),
+            write: share(SERVER_WRITE_BYTES_MAX, write, own.write, read),
         }
     }
+}
 
-    /// Whether somebody has to go.
-    #[must_use]
-    pub fn keeps_too_much(&self) -> bool {
-        self.0.kept > SERVER_KEPT_BYTES_MAX
-    }
+fn share(most: u64, used: Lanes<u64>, own: Lanes<u64>, other_way: Lanes<u64>) -> Share {
+    let short = most.saturating_sub(used.short).saturating_sub(own.short);
+    let long = SERVER_LONG_BYTES_MAX.saturating_sub(used.long);
+    Share { bytes: Lanes { short, long }, alone: used.long == 0 && other_way.long <= SERVER_LONG_BYTES_MAX }
 }
 
 #[cfg(test)]
@@ -53,20 +107,68 @@ mod tests {
     use super::*;
     use crate::limits::PAYLOAD_BYTES_MAX;
 
+    const STEP: u64 = 64 << 10;
+
+    fn reads(short: u64, long: u64) -> Held {
+        Ways { read: Lanes { short, long }, write: Lanes::default() }
+    }
+
+    /// What a client gets that asks for one thing after another.
+    fn fill(budget: &mut Budget) -> u64 {
+        let mut own = 0;
+        loop {
+            let mut room = budget.room(reads(own, 0));
+            let before = own;
+            while room.read.take(STEP) {
+                own += STEP;
+            }
+            if own == before {
+                return own;
+            }
+            budget.change(reads(before, 0), reads(own, 0));
+        }
+    }
+
+    #[test]
+    fn those_who_are_stuck_leave_as_much_as_each_of_them_has() {
+        let mut budget = Budget::default();
+        let mut free = SERVER_READ_BYTES_MAX;
+        while free > 2 * STEP {
+            let got = fill(&mut budget);
+            assert!(got.abs_diff(free / 2) <= STEP, "{got} of {free}");
+            free -= got;
+            assert!(budget.room(Held::default()).read.allows(free), "for a new one all of it is free");
+        }
+    }
+
+    #[test]
+    fn what_is_longer_than_its_lane_passes_alone_and_on_one_way() {
+        let mut budget = Budget::default();
+        let longest = u64::from(PAYLOAD_BYTES_MAX);
+        let long = LONG_BYTES + 1;
+        let mut room = budget.room(Held::default());
+        assert!(room.read.take(longest));
+        assert!(!room.read.allows(long), "one of them");
+        budget.change(Held::default(), reads(0, longest));
+        let room = budget.room(Held::default());
+        assert!(!room.read.allows(long) && room.read.allows(LONG_BYTES), "ordinary ones pass it by");
+        assert!(!room.write.allows(longest), "nor one the other way");
+        assert!(room.write.allows(long));
+        budget.change(reads(0, longest), reads(0, long));
+        let room = budget.room(Held::default());
+        assert!(!room.read.allows(longest) && room.read.allows(long) && room.write.allows(longest));
+    }
+
     #[test]
     fn what_is_given_back_is_room_again() {
         let mut budget = Budget::default();
-        let all = budget.room();
-        assert!(all.read >= u64::from(PAYLOAD_BYTES_MAX) && all.write >= u64::from(PAYLOAD_BYTES_MAX));
-        let held = Held { read: 10, write: 20, kept: SERVER_KEPT_BYTES_MAX };
+        let all = budget.room(Held::default());
+        let held = reads(u64::MAX / 4, 20);
         budget.change(Held::default(), held);
-        assert_eq!(budget.room(), Room { read: all.read - 10, write: all.write - 20 });
-        assert!(!budget.keeps_too_much());
-        let more = Held { read: u64::MAX / 2, write: 0, kept: held.kept + 1 };
-        budget.change(held, more);
-        assert_eq!(budget.room(), Room { read: 0, write: all.write });
-        assert!(budget.keeps_too_much());
-        budget.change(more, Held::default());
-        assert_eq!(budget.room(), all);
+        assert!(!budget.room(Held::default()).read.allows(1));
+        budget.change(held, Held::default());
+        assert_eq!(budget.room(Held::default()), all);
+        let mut unbound = Share::ALL;
+        assert!(unbound.take(u64::MAX / 4) && unbound == Share::ALL);
     }
 }

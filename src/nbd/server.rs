@@ -13,8 +13,8 @@
 //! Owns no policy: what exports there are, and what a request does, is the daemon's. Replies of one turn go
 //! out together. Bounds (I9): requests in flight and payload bytes by the session; replies that a client does
 //! not take stop the parsing of its requests; a handshake that takes too long is ended, and sooner when a newer
-//! connection needs its place; what all of them hold has a `budget`, and who holds up the others by taking nothing, or
-//! by never ending a request, is cut off.
+//! connection needs its place; what all of them hold has a `budget`, for which they queue, and who holds up the others by
+//! taking next to nothing, or by sending next to nothing of a request that has its room, is cut off.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -25,8 +25,11 @@ use crate::core::errno::Errno;
 use crate::core::ids::Conn;
 use crate::io;
 use crate::io::Reactor;
-use crate::limits::{CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, UNTAKEN_NS};
-use crate::nbd::budget::{Budget, Held};
+use crate::limits::{
+    CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
+    SERVER_AHEAD_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS,
+};
+use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
@@ -40,9 +43,9 @@ pub struct NbdServer {
     handshakes: VecDeque<(u64, Conn)>,
     scratch: Vec<Event>,
     budget: Budget,
-    /// Clients whose next request waits for what others hold.
-    starved: Vec<Conn>,
-    /// Those that take nothing are looked for next at this time, while somebody waits for them.
+    /// Clients whose next request waits for what others hold, and since when, monotonic.
+    starved: Ways<Lanes<VecDeque<(Conn, u64)>>>,
+    /// Those that are slow are looked for next at this time, while somebody waits for them.
     look_ns: Option<u64>,
     /// Whoever has not begun yet is told that the server is being shut down.
     shutdown: bool,
@@ -59,13 +62,18 @@ struct Client {
     /// Whether the reactor was told to close it.
     closing: bool,
     hint: usize,
+    /// Bytes that may be received ahead of what has begun, as the reactor was told.
+    ahead: usize,
     held: Held,
-    /// Whether it is on the list of those that wait for others.
-    starved: bool,
-    /// Bytes that were given to the reactor for it.
+    /// Received, and not parsed.
+    kept: usize,
+    /// Bytes that were given to the reactor for it, and that it sent itself.
     sent: u64,
-    /// Since when it takes nothing, monotonic, and how much it had taken then.
-    untaken: Option<(u64, u64)>,
+    received: u64,
+    /// The long ones of the parts that were given to the reactor: where each ends among the bytes given, and its bytes.
+    long_parts: VecDeque<(u64, u64)>,
+    /// Since when it is slow, monotonic, and how many bytes it had taken and sent by then.
+    slow: Option<(u64, u64)>,
 }
 
 impl NbdServer {
@@ -117,6 +125,7 @@ impl NbdServer {
             io::Event::Closed { conn, .. } => {
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());
+                self.starved.leave(*conn);
                 self.wake_starved();
                 asked.push((*conn, Event::Disconnect));
             }
@@ -182,8 +191,8 @@ impl NbdServer {
         if let Some(client) = self.clients.get_mut(&conn) {
             client.out = Outbox::new();
             client.closing = true;
-            self.budget.change(client.held, Held::default());
-            client.held = Held::default();
+            self.budget.change(std::mem::take(&mut client.held), Held::default());
+            self.starved.leave(conn);
             reactor.abort(conn, reason);
         }
     }
@@ -209,7 +218,7 @@ impl NbdServer {
     /// Ends handshakes that have taken too long, and looks for who holds up the others.
     pub fn tick(&mut self, reactor: &mut Reactor) {
         if self.look_ns.is_some_and(|at| at <= reactor.now().mono_ns) {
-            self.look_for_untaken(reactor);
+            self.look_for_slow(reactor);
             self.wake_starved();
         }
         while let Some((until_ns, conn)) = self.handshakes.front().copied() {
@@ -227,20 +236,21 @@ impl NbdServer {
         }
     }
 
-    /// Who waits for what others hold tries again when there is enough for its next request.
+    /// Who waits for what others hold tries again when there is enough for its next request; of the long ones, the first.
     fn wake_starved(&mut self) {
         if self.starved.is_empty() {
             return;
         }
-        let room = self.budget.room();
-        for conn in std::mem::take(&mut self.starved) {
-            let Some(client) = self.clients.get_mut(&conn) else { continue };
-            match client.session.wants() {
-                Some(wants) if wants.read > room.read || wants.write > room.write => self.starved.push(conn),
-                _ => {
-                    client.starved = false;
-                    self.mark(conn);
-                }
+        let Ways { read, write } = &self.starved;
+        let short = read.short.iter().chain(&write.short);
+        let waiting: Vec<Conn> =
+            short.chain(read.long.front()).chain(write.long.front()).map(|(conn, _)| *conn).collect();
+        for conn in waiting {
+            let Some(client) = self.clients.get(&conn) else { continue };
+            let room = self.budget.room(client.held);
+            let wants = client.session.wants().unwrap_or_default();
+            if room.read.allows(wants.read) && room.write.allows(wants.write) {
+                self.mark(conn);
             }
         }
     }
@@ -253,41 +263,42 @@ impl NbdServer {
         true
     }
 
-    /// Cuts off who has taken nothing of its replies for too long while others wait for that memory.
-    fn look_for_untaken(&mut self, reactor: &mut Reactor) {
+    /// Cuts off who has been slow to take its replies, or to send what it announced, while others wait for that memory.
+    fn look_for_slow(&mut self, reactor: &mut Reactor) {
         let now_ns = reactor.now().mono_ns;
-        let wants = |conn: &Conn| self.clients.get(conn).and_then(|client| client.session.wants());
-        let waited_for = self.starved.iter().filter_map(wants).any(|wants| wants.read > 0);
+        let starved = &self.starved;
+        let waited = |queue: &Queue, conn: Conn| queue.iter().any(|(other, _)| *other != conn);
         self.look_ns = (!self.starved.is_empty()).then_some(now_ns + LOOK_EVERY_NS);
         let mut late = Vec::new();
-        for (conn, client) in &mut self.clients {
-            let queued = reactor.queued_bytes(*conn) as u64;
+        for (conn, client) in self.clients.iter_mut().filter(|(_, client)| !client.closing) {
+            let queued = reactor.queued_bytes(*conn);
             // What was taken meanwhile is room, also before all of it is.
-            let held = Held { read: client.session.inflight_bytes().read + queued, ..client.held };
-            if !client.closing {
-                self.budget.change(std::mem::replace(&mut client.held, held), held);
-            }
-            let taken = client.sent - queued;
-            client.untaken = match client.untaken {
-                _ if !waited_for || queued == 0 => None,
-                Some((since_ns, before)) if taken == before => Some((since_ns, before)),
-                _ => Some((now_ns, taken)),
+            client.account(&mut self.budget, queued);
+            let queued = queued as u64;
+            let moved = client.sent - queued + client.received;
+            let long = client.long_queued(queued);
+            let arriving = client.session.arriving_bytes();
+            let (queue, bytes) = match (arriving > LONG_BYTES, arriving) {
+                (false, bytes) => (&starved.write.short, bytes),
+                (true, bytes) => (&starved.write.long, bytes),
             };
-            if client.untaken.is_some_and(|(since_ns, _)| now_ns >= since_ns + UNTAKEN_NS) {
+            let held = [(&starved.read.short, queued - long), (&starved.read.long, long), (queue, bytes)];
+            let holds = held.iter().any(|(queue, bytes)| *bytes >= SLOW_HOLDS_BYTES_MIN && waited(queue, *conn));
+            client.slow = match client.slow {
+                _ if !holds => None,
+                Some((since_ns, before)) if moved < before + SLOW_BYTES => Some((since_ns, before)),
+                _ => Some((now_ns, moved)),
+            };
+            if client.slow.is_some_and(|(since_ns, _)| now_ns >= since_ns + SLOW_NS) {
                 late.push(*conn);
             }
         }
         for conn in late {
-            self.abort(reactor, conn, "it takes nothing of its replies, and others wait for the memory they are in");
-        }
-    }
-
-    /// Cuts off who keeps most of requests that are not complete.
-    fn end_fullest(&mut self, reactor: &mut Reactor) {
-        let live = self.clients.iter().filter(|(_, client)| !client.closing);
-        if let Some((conn, _)) = live.max_by_key(|(_, client)| client.held.kept) {
-            let conn = *conn;
-            self.abort(reactor, conn, "too much was received of requests that are not complete");
+            self.abort(
+                reactor,
+                conn,
+                "it is too slow to take its replies, or to send its write, and others wait for that memory",
+            );
         }
     }
 
@@ -307,23 +318,39 @@ impl NbdServer {
 
     /// Sends, parses as far as the bounds allow, and closes what has come to its end.
     fn pump(&mut self, reactor: &mut Reactor, conn: Conn, asked: &mut Vec<(Conn, Event)>) {
+        let ahead = SERVER_AHEAD_BYTES_MAX / self.clients.len().max(1);
         let Some(client) = self.clients.get_mut(&conn).filter(|client| !client.closing) else { return };
         client.send(reactor, conn);
+        let now_ns = reactor.now().mono_ns;
         let queued = reactor.queued_bytes(conn);
         let congested = queued > CONNECTION_QUEUE_BYTES_MAX;
+        let before = client.session.inflight_bytes();
         let mut parsed = Ok(());
-        let (mut kept, mut sent) = (client.held.kept, 0);
+        let mut sent = 0;
         if !congested {
-            client.session.set_room(self.budget.room());
+            let held = client.held;
+            client.session.set_room(self.starved.narrow(conn, held, self.budget.room(held), now_ns));
             let rx = reactor.rx(conn);
+            client.received += (rx.len() - client.kept) as u64;
             parsed = client.session.advance(rx, &mut self.scratch, &mut client.out);
-            kept = rx.len() as u64;
+            client.kept = rx.len();
             sent = client.send(reactor, conn);
         }
-        let inflight = client.session.inflight_bytes();
-        let held = Held { read: inflight.read + (queued + sent) as u64, write: inflight.write, kept };
-        self.budget.change(client.held, held);
-        client.held = held;
+        client.account(&mut self.budget, queued + sent);
+        let wants = client.session.wants().filter(|_| !congested && parsed.is_ok()).unwrap_or_default();
+        let alone = self.starved.is_empty();
+        if wants != Ways::default() || !alone {
+            self.starved.enter(conn, wants, client.session.inflight_bytes() != before, now_ns);
+            // What went out at once nobody was told of: the first look comes soon.
+            self.look_ns.get_or_insert(now_ns + if alone { LOOK_SOON_NS } else { LOOK_EVERY_NS });
+        }
+        if !alone || queued + sent > TELL_BYTES {
+            reactor.tell_sent(conn);
+        }
+        if client.ahead != ahead {
+            client.ahead = ahead;
+            reactor.receive_ahead(conn, ahead);
+        }
         for event in self.scratch.drain(..) {
             match event {
                 Event::Disconnect => client.done = true,
@@ -349,19 +376,65 @@ impl NbdServer {
             client.paused = paused;
             reactor.pause(conn, paused);
         }
-        if client.session.wants().is_some() && !client.starved {
-            client.starved = true;
-            self.starved.push(conn);
-            self.look_ns.get_or_insert(reactor.now().mono_ns + LOOK_EVERY_NS);
-        }
-        if self.budget.keeps_too_much() {
-            self.end_fullest(reactor);
-        }
     }
 }
 
-/// How often who takes nothing is looked for, nanoseconds.
+/// Clients that wait, in the order they began to.
+type Queue = VecDeque<(Conn, u64)>;
+
+impl Ways<Lanes<Queue>> {
+    fn is_empty(&self) -> bool {
+        let Ways { read, write } = self;
+        [&read.short, &read.long, &write.short, &write.long].into_iter().all(VecDeque::is_empty)
+    }
+
+    fn leave(&mut self, conn: Conn) {
+        let Ways { read, write } = self;
+        for queue in [&mut read.short, &mut read.long, &mut write.short, &mut write.long] {
+            queue.retain(|(other, _)| *other != conn);
+        }
+    }
+
+    /// A client waits for what it wants: behind the others, also if something of it has just begun.
+    fn enter(&mut self, conn: Conn, wants: Ways<u64>, begun: bool, now_ns: u64) {
+        for (queues, bytes) in [(&mut self.read, wants.read), (&mut self.write, wants.write)] {
+            let long = bytes > LONG_BYTES;
+            for (queue, waits) in [(&mut queues.short, bytes > 0 && !long), (&mut queues.long, long)] {
+                let at = queue.iter().position(|(other, _)| *other == conn);
+                if let Some(at) = at.filter(|_| begun || !waits) {
+                    queue.remove(at);
+                }
+                if waits && (begun || at.is_none()) {
+                    queue.push_back((conn, now_ns));
+                }
+            }
+        }
+    }
+
+    /// What of its room a client may use while others wait.
+    fn narrow(&self, conn: Conn, held: Held, mut room: Ways<Share>, now_ns: u64) -> Ways<Share> {
+        for (queues, held, share) in
+            [(&self.read, held.read, &mut room.read), (&self.write, held.write, &mut room.write)]
+        {
+            let late = |(other, since): &(Conn, u64)| *other != conn && now_ns >= since + PATIENCE_NS;
+            if queues.short.front().is_some_and(late) {
+                let one = if held.short == 0 { PATIENCE_BYTES } else { 0 };
+                share.bytes.short = share.bytes.short.min(one);
+            }
+            if queues.long.front().is_some_and(|(other, _)| *other != conn) {
+                *share = Share { bytes: Lanes { long: 0, ..share.bytes }, alone: false };
+            }
+        }
+        room
+    }
+}
+
+/// How often who is slow is looked for, nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
+/// And for the first time after somebody began to wait.
+const LOOK_SOON_NS: u64 = 1_000_000;
+/// Of so many queued bytes it is worth being told when they have gone out.
+const TELL_BYTES: usize = 64 << 10;
 
 impl Client {
     /// Gives what it has to say to the reactor; how many bytes that were.
@@ -370,6 +443,9 @@ impl Client {
         let mut bytes = 0;
         for part in self.out.drain() {
             bytes += part.len();
+            if part.len() as u64 > LONG_BYTES {
+                self.long_parts.push_back((self.sent + bytes as u64, part.len() as u64));
+            }
             if promises {
                 reactor.send_leased(conn, part);
             } else {
@@ -378,6 +454,24 @@ impl Client {
         }
         self.sent += bytes as u64;
         bytes
+    }
+
+    /// How many of the bytes that were given to the reactor and not taken belong to long replies.
+    fn long_queued(&mut self, queued: u64) -> u64 {
+        let taken = self.sent - queued;
+        while self.long_parts.front().is_some_and(|(end, _)| *end <= taken) {
+            self.long_parts.pop_front();
+        }
+        self.long_parts.iter().map(|(end, bytes)| (end - taken).min(*bytes)).sum()
+    }
+
+    /// Tells the budget what it holds.
+    fn account(&mut self, budget: &mut Budget, queued: usize) {
+        let long = self.long_queued(queued as u64);
+        let mut held = self.session.inflight_bytes();
+        held.read.long += long;
+        held.read.short += queued as u64 - long;
+        budget.change(std::mem::replace(&mut self.held, held), held);
     }
 
     fn handshaking(&self) -> bool {

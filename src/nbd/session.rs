@@ -16,6 +16,7 @@ use bytes::Bytes;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
+use crate::nbd::budget::{Held, Share, Ways};
 pub use crate::nbd::export::Export;
 use crate::nbd::handshake::{Handshake, Outcome};
 use crate::nbd::outbox::Outbox;
@@ -96,20 +97,6 @@ pub enum Kind {
         length: u64,
         one: bool,
     },
-}
-
-/// Payload bytes to the client and from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    pub read: u64,
-    pub write: u64,
-}
-
-impl Default for Room {
-    /// As much as the connection's own bounds allow.
-    fn default() -> Room {
-        Room { read: u64::MAX, write: u64::MAX }
-    }
 }
 
 /// The client broke the protocol in a way that leaves the stream out of step: close the connection.
@@ -234,17 +221,23 @@ impl Session {
         }
     }
 
-    /// Payload bytes that may be in flight beside those that are: all connections share what there is.
-    pub fn set_room(&mut self, room: Room) {
+    /// What may begin of each way: all connections share what there is.
+    pub fn set_room(&mut self, room: Ways<Share>) {
         if let Phase::Transmission(transmission) = &mut self.phase {
             transmission.set_room(room);
         }
     }
 
-    /// Payload bytes in flight.
+    /// Memory of the payloads in flight, bytes; a write is from its head on.
     #[must_use]
-    pub fn inflight_bytes(&self) -> Room {
-        self.transmission().map_or(Room { read: 0, write: 0 }, Transmission::inflight)
+    pub fn inflight_bytes(&self) -> Held {
+        self.transmission().map_or(Held::default(), Transmission::inflight)
+    }
+
+    /// The part of it that is of a write which has not arrived completely.
+    #[must_use]
+    pub fn arriving_bytes(&self) -> u64 {
+        self.transmission().map_or(0, Transmission::arriving)
     }
 
     /// Payload length of the next write, guessed from the last one: 0 when the client has turned to reading.
@@ -267,7 +260,7 @@ impl Session {
 
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
-    pub fn wants(&self) -> Option<Room> {
+    pub fn wants(&self) -> Option<Ways<u64>> {
         self.transmission().and_then(Transmission::wants)
     }
 

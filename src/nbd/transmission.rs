@@ -14,30 +14,35 @@ use bytes::Bytes;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
-use crate::limits::{CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX};
+use crate::limits::{
+    BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX,
+};
+use crate::nbd::budget::{Held, Share, Ways};
 use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
 use crate::nbd::export::Export;
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::{CMD_READ, CMD_WRITE};
 use crate::nbd::reply::{Failure, Style, To};
-use crate::nbd::session::{Event, Kind, Request, Room, SessionError, Step, skip};
+use crate::nbd::session::{Event, Kind, Request, SessionError, Step, skip};
 use crate::nbd::slots::Slots;
 
 #[derive(Debug)]
 pub struct Transmission {
     terms: Terms,
     tasks: Slots<Task>,
-    /// Payload bytes of the requests in flight, from and to the client.
-    inflight: Room,
-    /// Payload bytes that may be in flight beside those.
-    room: Room,
+    /// Memory of the payloads in flight, from and to the client, bytes.
+    inflight: Held,
+    /// What may begin beside that.
+    room: Ways<Share>,
+    /// The next request has its room, and waits for its payload: how much of `inflight` that is.
+    arriving: Option<u64>,
     /// Tasks whose next piece is to be asked for.
     resumed: VecDeque<u64>,
     /// The payload of a refused request is passing by.
     skipping: Option<Skipping>,
     blocked: bool,
     /// What the next request needs of `room`, when it is not there.
-    wants: Option<Room>,
+    wants: Option<Ways<u64>>,
     /// The client has said goodbye.
     over: bool,
     write_bytes: u32,
@@ -82,8 +87,9 @@ impl Transmission {
         Transmission {
             terms: Terms { export, style, allocation },
             tasks: Slots::default(),
-            inflight: Room { read: 0, write: 0 },
-            room: Room::default(),
+            inflight: Held::default(),
+            room: Ways { read: Share::ALL, write: Share::ALL },
+            arriving: None,
             resumed: VecDeque::new(),
             skipping: None,
             blocked: false,
@@ -193,15 +199,21 @@ impl Transmission {
         self.terms.style.status(out, to, if one { &stretches[..1] } else { stretches });
     }
 
-    /// Payload bytes that may be in flight beside those that are.
-    pub fn set_room(&mut self, room: Room) {
+    /// What may begin beside what is in flight.
+    pub fn set_room(&mut self, room: Ways<Share>) {
         self.room = room;
     }
 
-    /// Payload bytes in flight.
+    /// Memory of the payloads in flight, bytes.
     #[must_use]
-    pub fn inflight(&self) -> Room {
+    pub fn inflight(&self) -> Held {
         self.inflight
+    }
+
+    /// The part of it that belongs to a payload which has not arrived completely.
+    #[must_use]
+    pub fn arriving(&self) -> u64 {
+        self.arriving.unwrap_or(0)
     }
 
     /// Requests not answered yet.
@@ -231,7 +243,7 @@ impl Transmission {
 
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
-    pub fn wants(&self) -> Option<Room> {
+    pub fn wants(&self) -> Option<Ways<u64>> {
         self.wants
     }
 
@@ -247,11 +259,18 @@ impl Transmission {
             CMD_READ | CMD_WRITE => asked.length as u32,
             _ => 0,
         };
-        self.blocked = !self.has_room(u64::from(bytes)) || !self.is_allowed(asked.command, u64::from(bytes));
-        if self.blocked || ((rx.len() - asked.head) as u64) < asked.payload {
+        if self.arriving.is_none() {
             self.remember(&asked);
+            self.blocked = !self.has_room(memory_of(bytes)) || !self.is_allowed(asked.command, memory_of(bytes));
+            if self.blocked {
+                return Step::Stop;
+            }
+            self.arriving = Some(memory_of(bytes));
+        }
+        if ((rx.len() - asked.head) as u64) < asked.payload {
             return Step::Stop;
         }
+        self.arriving = None;
         rx.skip(asked.head);
         let data = rx.take(asked.payload as usize);
         let asked = if asked.chooses() {
@@ -270,7 +289,6 @@ impl Transmission {
         } else {
             asked
         };
-        self.remember(&asked);
         let kind = asked.kind(data);
         self.begin(to, bytes, kind, events);
         Step::Again
@@ -279,7 +297,6 @@ impl Transmission {
     fn begin(&mut self, to: To, bytes: u32, mut kind: Kind, events: &mut Vec<Event>) {
         let what = match &kind {
             Kind::Read { .. } => {
-                self.inflight.read += u64::from(bytes);
                 self.reads_since_write = self.reads_since_write.saturating_add(1);
                 What::Read
             }
@@ -289,10 +306,7 @@ impl Transmission {
                 let rest = std::mem::replace(&mut kind, first);
                 What::Long(Box::new(Long { rest, at: to.offset }))
             }
-            _ => {
-                self.inflight.write += u64::from(bytes);
-                What::Change
-            }
+            _ => What::Change,
         };
         let cookie = self.tasks.insert(Task { to, bytes, what });
         events.push(Event::Request(Request { cookie, kind }));
@@ -301,27 +315,28 @@ impl Transmission {
     fn retire(&mut self, cookie: u64) -> Task {
         let task = self.tasks.remove(cookie).expect("a request is answered once, by the cookie it came with");
         let counted = if matches!(task.what, What::Read) { &mut self.inflight.read } else { &mut self.inflight.write };
-        *counted -= u64::from(task.bytes);
+        *counted.of(memory_of(task.bytes)) -= memory_of(task.bytes);
         task
     }
 
     /// Whether a request may begin, by the bounds of its connection.
     fn has_room(&self, bytes: u64) -> bool {
-        let own = self.inflight.read + self.inflight.write;
+        let Ways { read, write } = self.inflight;
+        let own = read.short + read.long + write.short + write.long;
         self.tasks.len() < CONNECTION_REQUESTS_MAX && (own == 0 || own + bytes <= CONNECTION_PAYLOAD_BYTES_MAX)
     }
 
     /// Whether it may begin, by the room there is for all connections; takes its part of it.
     fn is_allowed(&mut self, command: u16, bytes: u64) -> bool {
-        let (room, wants) = match command {
-            CMD_READ => (&mut self.room.read, Room { read: bytes, write: 0 }),
-            _ => (&mut self.room.write, Room { read: 0, write: bytes }),
+        let (room, inflight, wants) = match command {
+            CMD_READ => (&mut self.room.read, &mut self.inflight.read, Ways { read: bytes, write: 0 }),
+            _ => (&mut self.room.write, &mut self.inflight.write, Ways { read: 0, write: bytes }),
         };
-        if bytes > *room {
+        if !room.take(bytes) {
             self.wants = Some(wants);
             return false;
         }
-        *room -= bytes;
+        *inflight.of(bytes) += bytes;
         true
     }
 
@@ -332,6 +347,11 @@ impl Transmission {
             self.reads_since_write = 0;
         }
     }
+}
+
+/// What a payload takes in memory, bytes: it lies in pages of its own.
+fn memory_of(bytes: u32) -> u64 {
+    u64::from(bytes).next_multiple_of(BLOCK_BYTES as u64)
 }
 
 /// Takes the first piece off a range. Pieces end at multiples of their greatest length, and only the first one can be

@@ -4,10 +4,11 @@ use bytes::Bytes;
 
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
-use crate::limits::{PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX};
+use crate::limits::{PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
+use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::protocol::*;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, request, write};
-use crate::nbd::session::{Event, Export, Kind, Request, Room, SessionError};
+use crate::nbd::session::{Event, Export, Kind, Request, SessionError};
 
 /// In the transmission phase, in a style, with `base:allocation` selected.
 fn going(style: u32, export: Export) -> Bench {
@@ -300,20 +301,46 @@ fn only_the_success_of_a_change_is_a_promise() {
 #[test]
 fn what_others_hold_is_waited_for() {
     let mut bench = structured();
-    bench.session.set_room(Room { read: 8192, write: 0 });
+    let whole = Budget::default();
+    let room = |read: u64, write: u64| {
+        let held = Ways { read: SERVER_READ_BYTES_MAX - read, write: SERVER_WRITE_BYTES_MAX - write };
+        let held = Ways { read: Lanes { short: held.read, long: 0 }, write: Lanes { short: held.write, long: 0 } };
+        let mut others = Budget::default();
+        others.change(Held::default(), held);
+        others.room(Held::default())
+    };
+    bench.session.set_room(room(8192, 0));
     bench.feed(&[request(0, CMD_READ, 1, 0, 8192), write(2, 0, &[1; 512])].concat()).unwrap();
     assert_eq!(bench.requests().len(), 1);
     assert!(bench.session.blocked());
-    assert_eq!(bench.session.wants(), Some(Room { read: 0, write: 512 }));
-    bench.session.set_room(Room { read: 0, write: 512 });
+    assert_eq!(bench.session.wants(), Some(Ways { read: 0, write: 4096 }));
+    bench.session.set_room(room(0, 4096));
     bench.feed(&request(0, CMD_READ, 3, 0, 1)).unwrap();
     assert_eq!(bench.requests().len(), 1, "the write");
-    assert_eq!(bench.session.wants(), Some(Room { read: 1, write: 0 }));
-    bench.session.set_room(Room { read: SERVER_READ_BYTES_MAX, write: 0 });
+    assert_eq!(bench.session.wants(), Some(Ways { read: 4096, write: 0 }));
+    bench.session.set_room(whole.room(Held::default()));
     bench.advance().unwrap();
     assert_eq!(bench.requests().len(), 1);
-    assert_eq!(bench.session.inflight_bytes(), Room { read: 8193, write: 512 });
+    assert_eq!(bench.session.inflight_bytes().read.short, 8192 + 4096);
+    assert_eq!(bench.session.inflight_bytes().write.short, 4096);
     assert_eq!(bench.session.wants(), None);
+}
+
+#[test]
+fn a_write_has_its_room_from_its_head_on() {
+    let mut bench = structured();
+    let whole = write(1, 0, &[7; 8192]);
+    bench.feed(&whole[..100]).unwrap();
+    assert!(bench.requests().is_empty() && !bench.session.blocked());
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (8192, 8192));
+    bench.session.set_room(Ways::default());
+    bench.feed(&whole[100..]).unwrap();
+    let cookie = bench.requests()[0].cookie;
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (8192, 0));
+    bench.feed(&write(2, 0, &[8; 1])[..28]).unwrap();
+    assert!(bench.session.blocked(), "its head alone shows that there is no room");
+    bench.reply(cookie, Ok(Bytes::new()));
+    assert_eq!(bench.session.inflight_bytes(), Held::default());
 }
 
 #[test]

@@ -279,7 +279,7 @@ impl Machine {
         let (mut seqs, mut extents) = (Vec::new(), Vec::new());
         for entry in self.window.iter_mut() {
             if matches!(entry.payload, Payload::Queued | Payload::Sent) {
-                self.memory_bytes -= entry.data.len() as u64;
+                self.held -= entry.held();
                 entry.payload = Payload::Dropped;
                 if entry.local == super::window::Local::Done && ring.is_none_or(|from| entry.record.seq < from) {
                     entry.data = Bytes::new();
@@ -330,7 +330,7 @@ impl Machine {
         if self.dr.must_jump {
             self.drop_queued();
         }
-        if self.memory_bytes > 0 || !self.fifo.is_empty() {
+        if self.held.bytes > 0 || !self.fifo.is_empty() {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::machine::{Effect, File, Machine, Pending, disk_write};
-use super::window::{Local, Payload};
+use super::window::{Held, Local, Payload};
 use crate::core::ids::Seq;
 use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
 use crate::core::planted::{Bug, planted};
@@ -234,7 +234,7 @@ impl Machine {
     pub(super) fn pump_spill(&mut self, fx: &mut Vec<Effect>) {
         let high = self.options.fifo_memory_bytes / 4 * 3;
         let overhead = self.window.overhead();
-        while self.may_spill() && self.memory_bytes - self.spilling_bytes + overhead > high {
+        while self.may_spill() && self.held.memory - self.spilling.memory + overhead > high {
             if !self.spill_one(fx) {
                 break;
             }
@@ -244,16 +244,16 @@ impl Machine {
 
     /// At a stop: everything in memory goes to disk. True while that is under way.
     pub(super) fn spill_everything(&mut self, fx: &mut Vec<Effect>) -> bool {
-        while self.may_spill() && self.memory_bytes > self.spilling_bytes && self.spill_one(fx) {}
-        self.spilling_bytes > 0
+        while self.may_spill() && self.held.bytes > self.spilling.bytes && self.spill_one(fx) {}
+        self.spilling.bytes > 0
     }
 
     /// One write of the oldest payloads in memory to the disk FIFO. False when nothing can be spilled now.
     fn spill_one(&mut self, fx: &mut Vec<Effect>) -> bool {
-        if self.spilling_bytes >= SPILLS_BYTES_MAX {
+        if self.spilling.bytes >= SPILLS_BYTES_MAX {
             return false;
         }
-        let (mut parts, mut seqs, mut bytes, mut start) = (Vec::new(), Vec::new(), 0, None);
+        let (mut parts, mut seqs, mut held, mut start) = (Vec::new(), Vec::new(), Held::default(), None);
         // Nothing before it is in memory: the search does not begin at the front each time.
         let skipped = u64::from(planted(Bug::SpillUnordered));
         let from = Seq(self.spill_next.max(self.window.first()).0 + skipped);
@@ -268,7 +268,7 @@ impl Machine {
             let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
             if entry.local != Local::Done
                 || !self.fifo.fits(entry_bytes)
-                || bytes >= SPILL_BYTES
+                || held.bytes >= SPILL_BYTES
                 || (wraps && start.is_some())
             {
                 break;
@@ -279,28 +279,28 @@ impl Machine {
             spool::encode_entry(&header, self.fifo.nonce, entry.data.clone(), &mut parts);
             entry.payload = Payload::Spilling;
             seqs.push(entry.record.seq);
-            bytes += length;
+            held += Held::one(length);
         }
         let Some(start) = start else { return false };
         self.fifo.last = *seqs.last().expect("something was placed");
         self.spill_next = self.fifo.last.next();
-        self.spilling_bytes += bytes;
+        self.spilling += held;
         self.fifo.appends.push_back((self.fifo.tail, false));
         self.dr.forget_sent_seqs(&seqs);
-        let ticket = self.ticket(Pending::Spill { upto: self.fifo.tail, seqs, bytes });
+        let ticket = self.ticket(Pending::Spill { upto: self.fifo.tail, seqs, held });
         fx.push(disk_write(ticket, File::Fifo, start % self.fifo.size, parts, false));
         true
     }
 
-    pub(super) fn spill_done(&mut self, upto: u64, seqs: &[Seq], bytes: u64) {
-        self.spilling_bytes -= bytes;
+    pub(super) fn spill_done(&mut self, upto: u64, seqs: &[Seq], held: Held) {
+        self.spilling -= held;
         self.fifo.append_done(upto);
         for seq in seqs {
             if let Some(entry) = self.window.get_mut(*seq)
                 && entry.payload == Payload::Spilling
             {
                 entry.payload = Payload::Spilled;
-                self.memory_bytes -= entry.data.len() as u64;
+                self.held -= entry.held();
                 entry.data = Bytes::new();
             }
         }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::machine::{
     Effect, File, FlushStage, Kind, Machine, PERIOD_NS, Pending, PendingFlush, Req, Stopping, disk_write,
 };
-use super::window::{Entry, Local, Payload};
+use super::window::{Entry, Held, Local, Payload};
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
@@ -108,15 +108,15 @@ impl Machine {
         if self.ring_owed_bytes() + bytes > self.options.fifo_memory_bytes.max(bytes) {
             return Room::Wait;
         }
-        if self.mode.drops_payloads() || self.memory_bytes == 0 {
+        if self.mode.drops_payloads() || self.held.bytes == 0 {
             return Room::Yes;
         }
         // Writes without payload are charged for what is kept of them while an earlier payload waits.
-        let charge = bytes + self.window.overhead();
-        if charge == 0 || self.memory_bytes + charge <= self.options.fifo_memory_bytes {
+        let charge = Held::memory_of(bytes) + self.window.overhead();
+        if charge == 0 || self.held.memory + charge <= self.options.fifo_memory_bytes {
             return Room::Yes;
         }
-        if self.fifo.has_room(self.memory_bytes + bytes) && self.may_spill() {
+        if self.fifo.has_room(self.held.bytes + bytes) && self.may_spill() {
             return Room::Wait;
         }
         match self.options.overflow {
@@ -169,7 +169,7 @@ impl Machine {
             0 => Payload::None,
             _ if dropped => Payload::Dropped,
             bytes => {
-                self.memory_bytes += bytes;
+                self.held += Held::one(bytes);
                 Payload::Queued
             }
         };

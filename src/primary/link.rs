@@ -644,7 +644,7 @@ impl Machine {
                 && matches!(entry.payload, Payload::Queued | Payload::Sent)
                 && entry.local == Local::Done
             {
-                self.memory_bytes -= entry.data.len() as u64;
+                self.held -= entry.held();
                 entry.payload = Payload::Copied;
                 entry.data = Bytes::new();
             }
@@ -679,7 +679,7 @@ impl Machine {
                 } else if let Some(entry) = self.window.get_mut(seq)
                     && entry.payload == Payload::Sent
                 {
-                    self.memory_bytes -= entry.data.len() as u64;
+                    self.held -= entry.held();
                     entry.payload = Payload::Copied;
                     // In `sync` a payload may be there before its turn on the local disk has come.
                     if !matches!(entry.local, Local::Waiting { .. }) {

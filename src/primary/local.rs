@@ -29,7 +29,7 @@ impl Machine {
             (Pending::Flush { volume, upto }, result) => self.flush_done(volume, upto, result, fx),
             (Pending::CycleSync, Ok(_)) => self.cycle_syncs_left -= 1,
             (Pending::StopSync, Ok(_)) => self.stop_sync_done(fx),
-            (Pending::Spill { upto, seqs, bytes }, Ok(_)) => self.spill_done(upto, &seqs, bytes),
+            (Pending::Spill { upto, seqs, held }, Ok(_)) => self.spill_done(upto, &seqs, held),
             (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
             (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
             (Pending::Chunk { index, extent }, Ok(bytes)) => self.chunk_read(index, extent, bytes, fx),

@@ -16,7 +16,7 @@ use super::link::DrLink;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
 use super::table::AuxLink;
-use super::window::Window;
+use super::window::{Held, Window};
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
@@ -186,7 +186,7 @@ pub(super) enum Pending {
     Flush { volume: Volume, upto: usize },
     CycleSync,
     StopSync,
-    Spill { upto: u64, seqs: Vec<Seq>, bytes: u64 },
+    Spill { upto: u64, seqs: Vec<Seq>, held: Held },
     FifoRead { pos: u64 },
     LogRead { peer: Peer, first: Seq, count: usize },
     Chunk { index: u64, extent: Extent },
@@ -251,8 +251,10 @@ pub struct Machine {
     pub(super) held_requests: VecDeque<(Req, Volume, Kind)>,
     pub(super) flushes: Vec<PendingFlush>,
     pub(super) fifo: DiskFifo,
-    pub(super) memory_bytes: u64,
-    pub(super) spilling_bytes: u64,
+    /// Payloads in memory that are still to be copied.
+    pub(super) held: Held,
+    /// The part of it that is on its way to the disk FIFO.
+    pub(super) spilling: Held,
     /// No payload before it is in memory and could be spilled.
     pub(super) spill_next: Seq,
     /// Everything up to here is durable at DR, or carries no payload.
@@ -343,8 +345,8 @@ impl Machine {
             held_requests: VecDeque::new(),
             flushes: Vec::new(),
             fifo: recovered.fifo,
-            memory_bytes: 0,
-            spilling_bytes: 0,
+            held: Held::default(),
+            spilling: Held::default(),
             spill_next: Seq(0),
             copied: Seq(0),
             mode,

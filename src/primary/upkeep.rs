@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::batch::Mode;
 use super::machine::{CYCLE_NS, Effect, File, Kind, Machine, Paced, Pending, Stopping, disk_write};
+use super::window::Held;
 use crate::core::errno::Errno;
 use crate::core::ids::{Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level};
@@ -65,8 +66,8 @@ impl Machine {
         if !self.payload_ring_has_room(bytes) {
             return Some("the auxiliary's payload ring is full");
         }
-        let spills = self.may_spill() && self.fifo.has_room(self.memory_bytes + bytes);
-        let full = self.memory_bytes + bytes + self.window.overhead() > self.options.fifo_memory_bytes;
+        let spills = self.may_spill() && self.fifo.has_room(self.held.bytes + bytes);
+        let full = self.held.memory + Held::memory_of(bytes) + self.window.overhead() > self.options.fifo_memory_bytes;
         (full && !spills).then_some("the FIFO is full")
     }
 
@@ -143,7 +144,7 @@ impl Machine {
         if self.stop_syncs_left > 0 {
             return;
         }
-        let unsaved = self.memory_bytes > 0 || self.mode.drops_payloads();
+        let unsaved = self.held.bytes > 0 || self.mode.drops_payloads();
         self.superblock.flags |= if unsaved { 0 } else { superblock::CLEAN };
         self.write_superblock(self.reserved, fx);
     }

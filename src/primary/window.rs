@@ -4,15 +4,57 @@
 //! memory's concern (copied, spilled, or left to a batch). The window is contiguous in seq.
 
 use std::collections::VecDeque;
+use std::ops::{AddAssign, SubAssign};
 
 use bytes::Bytes;
 
 use super::machine::Req;
 use crate::core::ids::Seq;
 use crate::format::record::OrderRecord;
+use crate::limits::BLOCK_BYTES;
 
 /// Bytes of entries that are not charged to the memory FIFO.
 const OVERHEAD_FREE_BYTES: u64 = 8 << 20;
+
+/// What a payload takes beside whole pages: who owns it, and who counts its owners.
+const PAYLOAD_OVERHEAD_BYTES: u64 = 256;
+
+/// Payloads in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Their bytes.
+    pub bytes: u64,
+    /// What they take: each lies in pages of its own.
+    pub memory: u64,
+}
+
+impl Held {
+    /// What one payload takes.
+    #[must_use]
+    pub fn memory_of(bytes: u64) -> u64 {
+        if bytes == 0 { 0 } else { bytes.next_multiple_of(BLOCK_BYTES as u64) + PAYLOAD_OVERHEAD_BYTES }
+    }
+
+    /// One payload.
+    #[must_use]
+    pub fn one(bytes: u64) -> Held {
+        Held { bytes, memory: Held::memory_of(bytes) }
+    }
+}
+
+impl AddAssign for Held {
+    fn add_assign(&mut self, other: Held) {
+        self.bytes += other.bytes;
+        self.memory += other.memory;
+    }
+}
+
+impl SubAssign for Held {
+    fn sub_assign(&mut self, other: Held) {
+        self.bytes -= other.bytes;
+        self.memory -= other.memory;
+    }
+}
 
 /// How far the local write has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +101,10 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes charged to the memory FIFO.
+    /// What its payload takes, if that is in memory.
     #[must_use]
-    pub fn charge(&self) -> u64 {
-        match self.payload {
-            Payload::Queued | Payload::Sent | Payload::Spilling => self.data.len() as u64,
-            Payload::None | Payload::Spilled | Payload::Copied | Payload::Dropped => 0,
-        }
+    pub fn held(&self) -> Held {
+        Held::one(self.data.len() as u64)
     }
 
     /// The intent map says durably that this range may differ between the sides (I2). Before that, a primary that loses
