@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::machine::{Effect, File, Machine, Pending};
+use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level, Now};
@@ -294,6 +294,10 @@ impl Machine {
 
     /// Begins a batch when it can, sends its pieces, ends it.
     pub(super) fn pump_batch(&mut self, fx: &mut Vec<Effect>) {
+        // The log is being synced for a clean stop: it takes no record any more.
+        if matches!(self.stopping, Stopping::Syncing | Stopping::Stopped) {
+            return;
+        }
         self.maybe_begin();
         self.issue_pieces(fx);
         let done = self.mode.batch().is_some_and(Batch::complete) && self.copied_before_batch();

@@ -541,3 +541,7 @@ pub(super) fn disk_write(ticket: Ticket, file: File, offset: u64, parts: Vec<Byt
 }
 
 const _: () = assert!(RECORD_BYTES * 64 == BLOCK_BYTES);
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

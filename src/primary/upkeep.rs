@@ -117,12 +117,15 @@ impl Machine {
     }
 
     /// Answers what can be answered, puts memory's payloads on disk, and marks the directory clean.
+    ///
+    /// A sync covers what was complete when it began: so the log has every record by then, and gets none afterwards.
+    /// A record that a peer has and a log that is called clean has not would give its seq out again (I1).
     pub(super) fn go_on_stopping(&mut self, fx: &mut Vec<Effect>) {
         if self.stopping != Stopping::Draining {
             return;
         }
-        let busy = self.pending.values().any(|pending| !matches!(pending, Pending::Unwatched(_)));
-        if self.local_done < self.tail || self.spill_everything(fx) || busy {
+        self.write_log(fx);
+        if self.local_done < self.tail || self.spill_everything(fx) || !self.pending.is_empty() {
             return;
         }
         self.stopping = Stopping::Syncing;

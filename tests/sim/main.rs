@@ -66,6 +66,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (2725, "a batch found the spool full of what waited for it"),
     (4746, "seqs were given out again after a clean stop, a start and a loss of power"),
     (5315, "the end of a sync given up was taken for the end of the next one"),
+    (126115, "a clean stop synced the intent log while its last record was on its way, and gave that seq out again"),
+    (136699, "the same, behind a batch's end"),
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
 ];
 
