@@ -711,11 +711,12 @@ impl Machine {
                         self.left_to_batch(Seq(seq), fx);
                         return;
                     }
-                    Some(Payload::None | Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
+                    Some(Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
                         self.requeue(Seq(seq));
                     }
                     // Left to a batch already: the one under way, or the next.
                     Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
+                    // Gone from memory; or there never was one, and it is the order itself that DR has lost.
                     _ => {
                         self.left_to_batch(Seq(seq), fx);
                         return;

@@ -1,7 +1,9 @@
 //! The primary's machine with a disk that completes when the test says so.
 
 use super::*;
+use crate::core::ids::SeqRange;
 use crate::core::machine::{IoFail, ReadAt};
+use crate::format::wire::Welcome;
 use crate::primary::recovery::{Expect, Files, recover};
 
 struct Absent;
@@ -116,4 +118,41 @@ fn a_clean_stop_syncs_the_log_when_its_last_record_is_written() {
     bench.complete(|_| true);
     bench.complete(|_| true);
     assert!(bench.effects.iter().any(|effect| matches!(effect, Effect::Stopped)));
+}
+
+/// Seeds 115093 and 123870: DR asked for the trim again and again, and nothing brought it.
+#[test]
+fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    let conn = bench
+        .effects
+        .iter()
+        .find_map(|effect| if let Effect::DrConnect { conn } = effect { Some(*conn) } else { None })
+        .expect("it connects");
+    let kind = Kind::Trim { offset: 4096, length: 4096, fua: false };
+    bench.input(Input::Request { req: Req(1), volume: Volume(0), kind });
+    bench.complete(|_| true);
+    bench.input(Input::DrUp { conn });
+    let welcome = Welcome {
+        group: GroupId(1),
+        epoch: Epoch(1),
+        owner: Owner(2),
+        journal_seq: Seq(2),
+        journal_chain: bench.machine.chain,
+        cut: Seq(1),
+        applied: Seq(1),
+        synced: true,
+        blank: true,
+        batch: Seq(0),
+        have: Vec::new(),
+        window_bytes: 1 << 20,
+    };
+    bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
+    assert!(!bench.machine.lost_any());
+    let ranges = vec![SeqRange { first: Seq(2), last: Seq(2) }];
+    bench.input(Input::DrMessage { conn, message: Message::Need { ranges } });
+    assert!(bench.machine.catches_up());
+    let covers = |extent: Extent| extent.offset <= 4096 && 8192 <= extent.offset + extent.length;
+    assert!(bench.machine.lost.iter().any(covers), "{:?}", bench.machine.lost);
 }

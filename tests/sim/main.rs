@@ -68,6 +68,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (5315, "the end of a sync given up was taken for the end of the next one"),
     (126115, "a clean stop synced the intent log while its last record was on its way, and gave that seq out again"),
     (136699, "the same, behind a batch's end"),
+    (115093, "a trim whose order DR had lost was asked for, and nothing brought it"),
+    (123870, "the same, of another record without payload"),
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
 ];
 
