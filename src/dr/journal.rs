@@ -41,6 +41,14 @@ pub struct Write {
     pub parts: Vec<Bytes>,
 }
 
+impl Write {
+    /// That many zeroes from `offset` on.
+    #[must_use]
+    pub fn zeroes(offset: u64, bytes: u64) -> Write {
+        Write { offset, parts: zeroes(bytes) }
+    }
+}
+
 /// Where a journal stands when its machine starts.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
@@ -54,15 +62,15 @@ pub struct Start {
     pub block: u64,
     pub partial: Vec<OrderRecord>,
     pub durable: Seq,
-    /// Torn remains to be zeroed before anything is appended.
-    pub repairs: Vec<(u64, u64)>,
+    /// What rids the file of torn remains, before anything is appended.
+    pub repairs: Vec<Write>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
     /// Records up to here; touches blocks up to this one (counted over all segments).
     Append { last: Seq, block: u64 },
-    /// Zeroes at the start, before anything else.
+    /// At the start, before anything else.
     Repair,
 }
 
@@ -83,7 +91,7 @@ pub struct Journal {
     written_chain: Chain,
     durable: Seq,
     appends: VecDeque<(Ticket, Job, bool)>,
-    repairs: Vec<(u64, u64)>,
+    repairs: Vec<Write>,
     repairing: usize,
     prepared: Option<(u64, bool)>,
     preparing: Option<Ticket>,
@@ -189,10 +197,10 @@ impl Journal {
 
     /// The next write that can go out, if one can; `ticket` names it.
     pub fn next_write(&mut self, ticket: Ticket) -> Option<Write> {
-        if let Some((offset, bytes)) = self.repairs.pop() {
+        if let Some(write) = self.repairs.pop() {
             self.repairing += 1;
             self.appends.push_back((ticket, Job::Repair, false));
-            return Some(Write { offset, parts: zeroes(bytes) });
+            return Some(write);
         }
         if self.repairing > 0 {
             return None;
@@ -283,7 +291,7 @@ impl Journal {
         }
         self.prepared = Some((next, false));
         self.preparing = Some(ticket);
-        Some(Write { offset: self.segment_at(next), parts: zeroes(SEGMENT_BYTES) })
+        Some(Write::zeroes(self.segment_at(next), SEGMENT_BYTES))
     }
 
     /// A block that an append in flight writes to is not written again: the next append starts after it.

@@ -16,14 +16,14 @@
 //! data verified. One that is not whole is named: torn if it was never acknowledged, damaged otherwise, which
 //! the records without payload then show.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::{Chain, GroupId, Seq};
 use crate::core::machine::{IoFail, Level, ReadAt};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::history::{History, Intake};
-use crate::dr::journal::Start;
+use crate::dr::journal::{Start, Write};
 use crate::format::is_zero;
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
@@ -121,7 +121,7 @@ pub fn scan_journal(
         news.push((Level::Error, text));
     }
     let end = scan.accept(history, news);
-    let start = scan.start(first, end, history);
+    let start = scan.start(first, end, history)?;
     if let Some(text) = &scan.damage {
         news.push((Level::Error, text.clone()));
     }
@@ -328,17 +328,17 @@ impl Scan<'_> {
     }
 
     /// Where appending goes on, and what has to be zeroed before.
-    fn start(&self, first: u64, end: Option<Place>, history: &History) -> Start {
+    fn start(&self, first: u64, end: Option<Place>, history: &History) -> Result<Start, ScanError> {
         let mut start = Start { segments: self.segments, first, durable: history.tail(), ..Start::default() };
-        let Some(&(lowest, previous)) = self.used.first() else { return start };
+        let Some(&(lowest, previous)) = self.used.first() else { return Ok(start) };
         // Without newer ones, behind the last record of the checkpoint: it is what the next start looks for.
         let base = self.base.filter(|base| self.used.iter().any(|used| used.0 == base.block / SEGMENT_BLOCKS));
         let last = end.or(base);
         if last.is_none() && self.headless.contains(&lowest) {
             // Nothing of it can be read: it is begun anew.
-            start.repairs.extend(self.used.iter().map(|used| (segment_offset(used.0, self.segments), SEGMENT_BYTES)));
+            start.repairs.extend(self.used.iter().map(|used| Write::zeroes(self.segment_at(used.0), SEGMENT_BYTES)));
             self.clear_garbage(&mut start);
-            return start;
+            return Ok(start);
         }
         let current = last.map_or(lowest, |last| last.block / SEGMENT_BLOCKS);
         start.used = self.used.iter().copied().filter(|&(number, _)| number <= current).collect();
@@ -349,33 +349,56 @@ impl Scan<'_> {
         if let Some(end) = end {
             self.reuse_block(end, &mut start);
         }
-        let base = segment_offset(current, self.segments);
+        if let Some(last) = last.filter(|_| start.partial.is_empty()) {
+            start.repairs.extend(self.end_of_block(last)?);
+        }
+        let base = self.segment_at(current);
         let behind = |place: &Place| end.is_none_or(|end| *place > end);
         if self.slots.iter().any(|(place, _)| place.block / SEGMENT_BLOCKS == current && behind(place)) {
             let from = start.block + u64::from(!start.partial.is_empty());
             if from < SEGMENT_BLOCKS {
-                start.repairs.push((base + from * BLOCK_BYTES as u64, (SEGMENT_BLOCKS - from) * BLOCK_BYTES as u64));
+                let length = (SEGMENT_BLOCKS - from) * BLOCK_BYTES as u64;
+                start.repairs.push(Write::zeroes(base + from * BLOCK_BYTES as u64, length));
             }
         }
         for &(number, _) in self.used.iter().filter(|&&(number, _)| number > current) {
             // A segment without header is found by the header of a later one: the next start needs it too.
             let keep = self.headless.iter().any(|&it| it <= current) && !self.headless.contains(&number);
             let kept = if keep { BLOCK_BYTES as u64 } else { 0 };
-            start.repairs.push((segment_offset(number, self.segments) + kept, SEGMENT_BYTES - kept));
+            start.repairs.push(Write::zeroes(self.segment_at(number) + kept, SEGMENT_BYTES - kept));
         }
         self.clear_garbage(&mut start);
-        start
+        Ok(start)
+    }
+
+    fn segment_at(&self, number: u64) -> u64 {
+        segment_offset(number, self.segments)
     }
 
     /// What cannot be read is in nobody's way, but the next start would take it for damage of its own time.
     fn clear_garbage(&self, start: &mut Start) {
         for &slot in &self.garbage {
             let offset = slot * SEGMENT_BYTES;
-            let used = start.used.iter().any(|used| segment_offset(used.0, self.segments) == offset);
-            if !used && !start.repairs.iter().any(|repair| repair.0 == offset) {
-                start.repairs.push((offset, SEGMENT_BYTES));
+            let used = start.used.iter().any(|used| self.segment_at(used.0) == offset);
+            if !used && !start.repairs.iter().any(|repair| repair.offset == offset) {
+                start.repairs.push(Write::zeroes(offset, SEGMENT_BYTES));
             }
         }
+    }
+
+    /// The block of the last record, without the torn records behind it there, when no append writes it again: the next
+    /// start would take them for the end. The sectors before them get the bytes that they have.
+    fn end_of_block(&self, last: Place) -> Result<Option<Write>, ScanError> {
+        let torn = |(place, slot): &(Place, Slot)| {
+            place.block == last.block && *place > last && matches!(slot, Slot::Record { .. })
+        };
+        if !self.slots.iter().any(torn) {
+            return Ok(None);
+        }
+        let offset = self.segment_at(last.block / SEGMENT_BLOCKS) + last.block % SEGMENT_BLOCKS * BLOCK_BYTES as u64;
+        let mut block = BytesMut::from(&self.read(offset, BLOCK_BYTES)?[..]);
+        block[(last.slot + 1) * RECORD_BYTES..].fill(0);
+        Ok(Some(Write { offset, parts: vec![block.freeze()] }))
     }
 
     /// The block of the last record is written again with what follows, if nothing in it is damaged.

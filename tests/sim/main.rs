@@ -70,6 +70,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (136699, "the same, behind a batch's end"),
     (115093, "a trim whose order DR had lost was asked for, and nothing brought it"),
     (123870, "the same, of another record without payload"),
+    (139738, "torn records in the block of the checkpoint hid all that was acknowledged after them"),
+    (151816, "the same, in the block of the last record"),
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
 ];
 

@@ -37,46 +37,61 @@ fn journal() -> Memory {
 }
 
 impl Memory {
-    /// Puts the records 1 to `seq` in a chain, of which only those in `places` (seq, block, slot) reach the disk.
+    /// Puts the records in `places` (seq, block, slot), of one chain, where they stand.
     fn put(&mut self, places: &[(u64, usize, usize)]) {
-        let mut chain = Chain(0);
-        for seq in 1..=places.iter().map(|place| place.0).max().expect("something is put") {
-            let record = OrderRecord {
-                seq: Seq(seq),
-                epoch: Epoch(1),
-                volume: Volume(0),
-                op: Op::Write,
-                flags: 0,
-                offset: 0,
-                length: 512,
-                time_ns: 1,
-                chain,
-                payload_crc: 0,
-            }
-            .chained(chain);
-            chain = record.chain;
-            for &(_, block, slot) in places.iter().filter(|place| place.0 == seq) {
-                let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES + slot * RECORD_BYTES;
-                self.0[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
-            }
+        for &(seq, block, slot) in places {
+            let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES + slot * RECORD_BYTES;
+            self.0[at..at + RECORD_BYTES].copy_from_slice(&record(seq).encode());
         }
     }
 
     fn scan(&self) -> (Vec<u64>, FoundJournal) {
-        let mut history = History::after(Seq(0), Chain(0));
+        self.scan_from(0)
+    }
+
+    /// The same, with the checkpoint at `floor`.
+    fn scan_from(&self, floor: u64) -> (Vec<u64>, FoundJournal) {
+        let chain = if floor == 0 { Chain(0) } else { record(floor).chain };
+        let mut history = History::after(Seq(floor), chain);
         let found =
             scan_journal(self, GROUP, SEGMENTS, 1, &mut history, &mut News::new()).expect("memory does not fail");
-        (history.above(Seq(0)).map(|entry| entry.record.seq.0).collect(), found)
+        (history.above(Seq(floor)).map(|entry| entry.record.seq.0).collect(), found)
+    }
+
+    fn mend(&mut self, found: &FoundJournal) {
+        for write in &found.start.repairs {
+            let mut at = write.offset as usize;
+            for part in &write.parts {
+                self.0[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+        }
     }
 
     /// What a start finds, and what the next one does after its repairs.
     fn started_twice(mut self) -> (Vec<u64>, Vec<u64>) {
         let (first, found) = self.scan();
-        for &(offset, length) in &found.start.repairs {
-            self.0[offset as usize..(offset + length) as usize].fill(0);
-        }
+        self.mend(&found);
         (first, self.scan().0)
     }
+}
+
+/// The record of this seq, in a chain from seq 1 on.
+fn record(seq: u64) -> OrderRecord {
+    let chain = if seq == 1 { Chain(0) } else { record(seq - 1).chain };
+    OrderRecord {
+        seq: Seq(seq),
+        epoch: Epoch(1),
+        volume: Volume(0),
+        op: Op::Write,
+        flags: 0,
+        offset: 0,
+        length: 512,
+        time_ns: 1,
+        chain,
+        payload_crc: 0,
+    }
+    .chained(chain)
 }
 
 /// Found by fuzzing: zeroing the torn end took away what told a lost write from a torn one.
@@ -103,4 +118,26 @@ fn a_torn_end_is_zeroed_and_the_next_start_finds_a_clean_one() {
     file.put(&[(1, 1, 0), (2, 1, 1), (40, 20, 0)]);
     let (_, found) = file.scan();
     assert!(found.damage.is_none() && !found.start.repairs.is_empty());
+}
+
+#[test]
+fn what_is_torn_in_the_block_of_the_last_record_does_not_hide_what_follows() {
+    for floor in 0..=3 {
+        let mut file = journal();
+        // The last sector of a block that was written again, and the block after it, without the sectors before.
+        file.put(&[(1, 1, 0), (2, 1, 1), (3, 1, 2), (40, 1, 56), (41, 1, 57), (48, 2, 0)]);
+        let (found, journal) = file.scan_from(floor);
+        assert_eq!(found.last().copied().unwrap_or(floor), 3);
+        file.mend(&journal);
+        let (block, slot) = (journal.start.block as usize, journal.start.partial.len());
+        if slot > 0 {
+            // The machine writes whole blocks: what was torn there goes with the first append.
+            let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES;
+            file.0[at + slot * RECORD_BYTES..at + BLOCK_BYTES].fill(0);
+        }
+        file.put(&[(4, block, slot), (5, block, slot + 1)]);
+        let (found, journal) = file.scan_from(floor);
+        assert_eq!(found.last(), Some(&5), "checkpoint {floor}");
+        assert!(journal.damage.is_none() && journal.start.repairs.is_empty(), "checkpoint {floor}");
+    }
 }

@@ -100,9 +100,13 @@ pub fn journal(input: &[u8]) {
         previous = (record.seq, record.chain);
     }
     assert_eq!(start.durable, previous.0);
-    for &(offset, length) in &start.repairs {
-        assert!(offset + length <= segments * SEGMENT_BYTES, "a repair outside the file");
-        file.zero(offset as usize, length as usize);
+    for repair in &start.repairs {
+        let mut at = repair.offset as usize;
+        for part in &repair.parts {
+            assert!(at + part.len() <= (segments * SEGMENT_BYTES) as usize, "a repair outside the file");
+            file.put(at, part);
+            at += part.len();
+        }
     }
     let (again, _) = history_of(&file, segments, first, floor).expect("a mended journal is readable");
     assert!(again == records, "mending lost or made up records: {records:?} became {again:?}");
