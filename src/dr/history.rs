@@ -154,7 +154,7 @@ impl History {
                 return Err(Divergence::Chain { seq });
             }
         }
-        let unbroken = self.follows(&record);
+        let unbroken = follows(&record, (self.tail, self.chain), self.batch);
         self.push(record, unbroken);
         Ok(Intake::New)
     }
@@ -164,6 +164,30 @@ impl History {
     pub fn take_after_gap(&mut self, record: OrderRecord) {
         assert!(record.seq > self.tail, "a journal is read in ascending order");
         self.push(record, false);
+    }
+
+    /// Takes in a record that was lost here to damage and is known from elsewhere, if it continues the one right before it.
+    /// Not what begins, ends or starts something: what follows from that was decided without it. Whether it was taken.
+    pub fn fill(&mut self, record: OrderRecord) -> bool {
+        let Err(index) = self.index(record.seq) else { return false };
+        let before = index.checked_sub(1).map_or((self.floor, self.floor_chain), |at| {
+            let entry = &self.entries[at];
+            (entry.record.seq, entry.record.chain)
+        });
+        let plain = !record.op.may_jump() && record.op != Op::BatchEnd;
+        let continues = record.seq == before.0.next() && record.chain == record.chain_after(before.1);
+        if index == self.entries.len() || !plain || !continues {
+            return false;
+        }
+        if record.op.has_payload() {
+            self.miss(record.seq, entry_bytes(record.payload_bytes()));
+        }
+        self.entries.insert(index, Entry { record, unbroken: true, payload: None });
+        let begins = self.entries.range(..index).rev().find(|entry| entry.record.op == Op::BatchBegin);
+        let open = begins.map(|entry| entry.record.seq);
+        let next = &mut self.entries[index + 1];
+        next.unbroken = follows(&next.record, (record.seq, record.chain), open);
+        true
     }
 
     fn push(&mut self, record: OrderRecord, unbroken: bool) {
@@ -180,30 +204,6 @@ impl History {
         self.entries.push_back(Entry { record, unbroken, payload: None });
         self.tail = record.seq;
         self.chain = record.chain;
-    }
-
-    /// Whether `record` was written directly after the present tail.
-    ///
-    /// | op | cut may pass when |
-    /// |---|---|
-    /// | `BatchBegin` | never: only its complete batch takes the cut past it; but see [`History::pass_batches`] |
-    /// | `EpochStart` | its chain continues, and it names the tail as the seq before it |
-    /// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open here |
-    /// | others | its chain continues, next seq |
-    fn follows(&self, record: &OrderRecord) -> bool {
-        if planted(Bug::GapAccepted) && !record.op.may_jump() {
-            return true;
-        }
-        if record.chain_after(self.chain) != record.chain && !planted(Bug::RecordUnchecked) {
-            return false;
-        }
-        let next = record.seq == self.tail.next();
-        match record.op {
-            Op::BatchBegin => false,
-            Op::EpochStart => Seq(record.offset) == self.tail,
-            Op::BatchEnd => next && self.batch == Some(Seq(record.offset)),
-            _ => next,
-        }
     }
 
     /// With no writer left to complete it, a batch is no reason to stop: where nothing was left out before its begin, the
@@ -417,6 +417,30 @@ impl History {
     }
 }
 
+/// Whether `record` was written directly after the one with this seq and chain, where batch `open` is the last begun.
+///
+/// | op | cut may pass when |
+/// |---|---|
+/// | `BatchBegin` | never: only its complete batch takes the cut past it; but see [`History::pass_batches`] |
+/// | `EpochStart` | its chain continues, and it names that seq as the one before it |
+/// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open |
+/// | others | its chain continues, next seq |
+fn follows(record: &OrderRecord, before: (Seq, Chain), open: Option<Seq>) -> bool {
+    if planted(Bug::GapAccepted) && !record.op.may_jump() {
+        return true;
+    }
+    if record.chain_after(before.1) != record.chain && !planted(Bug::RecordUnchecked) {
+        return false;
+    }
+    let next = record.seq == before.0.next();
+    match record.op {
+        Op::BatchBegin => false,
+        Op::EpochStart => Seq(record.offset) == before.0,
+        Op::BatchEnd => next && open == Some(Seq(record.offset)),
+        _ => next,
+    }
+}
+
 /// Whether both sides agree on what a writer's last start may have undone, once this record is applied; `None`: as before.
 fn settled_by(op: Op) -> Option<bool> {
     match op {
@@ -466,6 +490,36 @@ mod tests {
         assert_eq!(history.take(late), Err(Divergence::Gap { seq: Seq(5), expected: Seq(4) }));
         let foreign = record(4, Op::Write, 0, Chain(77));
         assert_eq!(history.take(foreign), Err(Divergence::Chain { seq: Seq(4) }));
+    }
+
+    #[test]
+    fn a_record_lost_to_damage_is_taken_only_where_it_was() {
+        let mut whole = History::after(Seq(0), Chain(0));
+        writes(&mut whole, 6);
+        let records: Vec<OrderRecord> = whole.above(Seq(0)).map(|entry| entry.record).collect();
+        let mut damaged = History::after(Seq(0), Chain(0));
+        for at in [0, 3, 5] {
+            damaged.take_after_gap(records[at]);
+        }
+        let mut history = damaged.clone();
+        assert!(!history.fill(records[2]), "what it continues is not here");
+        assert!(!history.fill(records[3]), "it is here");
+        assert!(!history.fill(OrderRecord { offset: 8192, ..records[1] }), "its chain is another");
+        let begin = record(2, Op::BatchBegin, 0, records[0].chain);
+        assert!(!history.fill(begin) && history.fill(records[1]));
+        assert!(!history.get(Seq(4)).expect("behind the gap").unbroken, "seq 3 is still missing");
+        assert!(history.fill(records[2]) && history.fill(records[4]));
+        assert!(!history.fill(record(7, Op::Write, 0, records[5].chain)), "nothing is known behind it");
+        history.entries.front_mut().expect("seq 1").unbroken = true;
+        (1..=6).for_each(|seq| history.hold(Seq(seq), 0));
+        assert_eq!((history.unbroken_from(Seq(0), Seq(9)), history.missing_len()), (Seq(6), 0));
+        assert_eq!(history.gaps(9), []);
+        let mut end = History::after(Seq(0), Chain(0));
+        let begin = record(1, Op::BatchBegin, 0, Chain(0));
+        let write = record(2, Op::Write, 0, begin.chain);
+        end.take_after_gap(begin);
+        end.take_after_gap(record(3, Op::BatchEnd, 1, write.chain));
+        assert!(end.fill(write) && end.get(Seq(3)).expect("the end").unbroken);
     }
 
     #[test]

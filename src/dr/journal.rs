@@ -335,8 +335,11 @@ impl Journal {
             for _ in 0..room {
                 let Some(record) = self.waiting.pop_front_if(|record| first || !record.op.may_jump()) else { break };
                 first = false;
-                self.written = record.seq;
-                self.written_chain = record.chain;
+                // What a promotion found elsewhere of damaged records comes behind later ones.
+                if record.seq > self.written {
+                    self.written = record.seq;
+                    self.written_chain = record.chain;
+                }
                 self.partial.push(record);
             }
             for record in &self.partial {

@@ -128,6 +128,8 @@ pub(super) struct Promotion {
     pub(super) view: Option<History>,
     /// Records of the table that the history has no place for: reported, never applied.
     pub(super) strays: BTreeMap<Seq, OrderRecord>,
+    /// Records of the table that are damaged here, on their way to the journal.
+    pub(super) mended: Vec<OrderRecord>,
     pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
     pub(super) fetching: Option<Ticket>,
     pub(super) fetched: u64,
@@ -203,6 +205,7 @@ impl Machine {
             blank: false,
             view: None,
             strays: BTreeMap::new(),
+            mended: Vec::new(),
             fetch: VecDeque::new(),
             fetching: None,
             fetched: 0,
@@ -467,7 +470,7 @@ impl Machine {
             Step::Lease(until) if now.mono_ns >= until => promotion.step = Step::Records,
             Step::Records | Step::States if self.table_read(fx) => self.table_done(before, fx),
             Step::Settling => self.settling(fx),
-            Step::Appending if self.journal.idle() => self.want_states(fx),
+            Step::Appending if self.journal.idle() => self.appended(fx),
             Step::Fetching => self.fetch_more(now, fx),
             Step::Replaying => self.replaying(now, fx),
             _ => {}
@@ -529,7 +532,14 @@ impl Machine {
                 continue;
             }
             let known = view.get(seq).map(|entry| entry.record);
-            match view.take(*record) {
+            let taken = view.take(*record);
+            let mended = taken.is_err() && view.fill(*record);
+            match taken {
+                _ if mended && promotion.plan => {}
+                _ if mended => {
+                    self.journal.push(*record);
+                    promotion.mended.push(*record);
+                }
                 Ok(crate::dr::history::Intake::New) if !promotion.plan => {
                     self.journal.push(*record);
                     let taken = self.history.take(*record);
@@ -557,6 +567,20 @@ impl Machine {
         if promotion.plan {
             self.want_states(fx);
         }
+    }
+
+    /// What the table had is durable here: what mends a gap may be counted on.
+    fn appended(&mut self, fx: &mut Vec<Effect>) {
+        let mut mended = self.promotion.as_mut().map(|it| std::mem::take(&mut it.mended)).unwrap_or_default();
+        // A batch that is complete now may have passed the gap.
+        mended.retain(|record| self.history.fill(*record));
+        if let (Some(first), Some(last)) = (mended.first(), mended.last()) {
+            let (count, first, last) = (mended.len(), first.seq, last.seq);
+            let text =
+                format!("{count} orders, damaged in the journal here, are the status table's: seqs {first} to {last}");
+            fx.push(Effect::Log { level: Level::Info, text });
+        }
+        self.want_states(fx);
     }
 
     /// Asks for the states of everything that is not going to be in the image by itself.

@@ -27,6 +27,7 @@ use crate::dr::promote::LossReport;
 use crate::dr::scan::{FoundEntry, News, ScanError, scan_journal, scan_spool};
 use crate::dr::spool::Spool;
 use crate::format::is_zero;
+use crate::format::record::OrderRecord;
 use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{
     BLANK, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
@@ -96,6 +97,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
     let (entries, torn) =
         scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
+    orders_of_payloads(&entries, &mut history, &mut news);
     let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
@@ -283,6 +285,19 @@ fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, 
     let before = history.above(after).take_while(|entry| entry.record.seq < begin);
     let missing = before.filter(|entry| history.is_missing(entry.record.seq));
     missing.filter_map(|entry| entry.record.extent()).any(|extent| !covered.contains(extent))
+}
+
+/// A payload in the spool bears its order: one that is damaged in the journal is known from there, as long as it is kept.
+fn orders_of_payloads(entries: &[FoundEntry], history: &mut History, news: &mut News) {
+    let payloads = entries.iter().filter(|entry| entry.header.kind == Kind::Payload);
+    let records: BTreeMap<Seq, OrderRecord> = payloads.map(|it| (it.header.record.seq, it.header.record)).collect();
+    for (seq, record) in records {
+        if history.fill(record) {
+            let text =
+                format!("the order of seq {seq}, damaged in the journal, is known from its payload in the spool");
+            news.push((Level::Info, text));
+        }
+    }
 }
 
 type Chunks = BTreeMap<(Seq, u64), Chunk>;

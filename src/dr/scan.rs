@@ -265,7 +265,10 @@ impl Scan<'_> {
                 }
             };
             let tail = history.tail();
-            match history.take(record) {
+            // A promotion appends what it found elsewhere of records that are damaged here.
+            let taken = history.take(record);
+            let taken = taken.or_else(|why| if history.fill(record) { Ok(Intake::Known) } else { Err(why) });
+            match taken {
                 // Whoever may follow a gap was written when all before it was durable: what is missing there was here.
                 Ok(Intake::New) if (damaged.is_some() || hole || self.enters_after(place, end, tail)) => {
                     if record.op.may_jump() && self.jumps(&record, tail) {

@@ -141,3 +141,14 @@ fn what_is_torn_in_the_block_of_the_last_record_does_not_hide_what_follows() {
         assert!(journal.damage.is_none() && journal.start.repairs.is_empty(), "checkpoint {floor}");
     }
 }
+
+#[test]
+fn an_order_that_a_promotion_appended_again_takes_the_place_of_the_damaged_one() {
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 1, 3), (5, 1, 4), (3, 1, 5)]);
+    let at = segment_offset(1, SEGMENTS) as usize + BLOCK_BYTES + 2 * RECORD_BYTES;
+    file.0[at + 20] ^= 1;
+    assert_eq!(file.scan().0, [1, 2, 3, 4, 5]);
+    file.put(&[(6, 1, 6)]);
+    assert_eq!(file.started_twice(), (vec![1, 2, 3, 4, 5, 6], vec![1, 2, 3, 4, 5, 6]));
+}
