@@ -172,6 +172,8 @@ pub struct Reach<'a> {
     pub knowable: &'a dyn Fn(&OrderRecord) -> bool,
     /// Whether what the auxiliary held of a seq was damaged there: it may be lost, and then that is said (I8).
     pub rotten: &'a dyn Fn(Seq) -> bool,
+    /// Whether the payload that DR held of a seq was damaged there.
+    pub rotten_payload: &'a dyn Fn(Seq) -> bool,
     /// Whether the group's policy at a full status table gave this record up (`overflow = coalesce`).
     pub given_up: &'a dyn Fn(Seq) -> bool,
 }
@@ -261,6 +263,7 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     let before_jump = old.iter().map(|record| record.seq).max().unwrap_or_default();
     // A payload that cannot be had holds back what comes after it.
     let spoiled = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten)(record.seq));
+    let spoiled_at_dr = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten_payload)(record.seq));
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
         if request.acked_ns.is_some_and(|at| at >= reach.until_ns) {
@@ -282,7 +285,9 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
             ));
         }
         let nothing_lost = match protect {
-            Protect::Sync => promise.full,
+            // Beside the primary only DR has the payloads: one that a bit flips in is lost with the primary, and holds back
+            // what comes after it. That is known, and listed.
+            Protect::Sync => promise.full && !spoiled_at_dr(seq),
             // A primary that came back from a loss of power goes on after a gap in the seqs, and DR with it: what only
             // the table knew from before has no place in DR's history any more, until the batch that it then makes is
             // complete. Lost before that, it is lost a second time; the report lists what that costs.
@@ -402,7 +407,13 @@ mod tests {
     #[test]
     fn exact_report_passes_and_every_other_one_fails() {
         let oracle = scene();
-        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false, rotten: &|_| false };
+        let reach = Reach {
+            until_ns: u64::MAX,
+            knowable: &|_| true,
+            given_up: &|_| false,
+            rotten: &|_| false,
+            rotten_payload: &|_| false,
+        };
         let check = |o: &Outcome| check_report(&oracle, Protect::Order, o, &reach);
         assert!(check(&outcome(1, 3, &[2, 3])).is_ok());
         assert!(check(&outcome(3, 3, &[])).is_ok());
@@ -419,7 +430,13 @@ mod tests {
         let unknown = Outcome { unknown: vec![range(3, 3)], ..outcome(1, 3, &[2]) };
         assert!(check(&unknown).is_err(), "unknown, and a place that was read holds it");
         let given = Reach { knowable: &|r| r.seq < Seq(3), given_up: &|seq| seq == Seq(3), ..reach };
-        let reach = Reach { until_ns: u64::MAX, knowable: &|_| true, given_up: &|_| false, rotten: &|_| false };
+        let reach = Reach {
+            until_ns: u64::MAX,
+            knowable: &|_| true,
+            given_up: &|_| false,
+            rotten: &|_| false,
+            rotten_payload: &|_| false,
+        };
         assert!(check_report(&oracle, Protect::Order, &unknown, &given).is_ok(), "given up, and said so");
         let silent = outcome(1, 3, &[2]);
         assert!(check_report(&oracle, Protect::Order, &silent, &given).is_err(), "given up in silence");

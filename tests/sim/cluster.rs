@@ -214,6 +214,9 @@ pub struct World {
     pub aux_epoch: u32,
     /// Bits of DR's files have flipped.
     pub damaged: bool,
+    /// Seqs whose record, and those whose payload was damaged there.
+    pub dr_rotten: BTreeSet<Seq>,
+    pub dr_rotten_payloads: BTreeSet<Seq>,
     /// Of the auxiliary: seqs whose record or payload was damaged there, or all of them.
     pub aux_rotten: BTreeSet<Seq>,
     pub aux_astray: bool,
@@ -325,6 +328,8 @@ impl World {
             aux_writers: BTreeMap::new(),
             aux_epoch: 0,
             damaged: false,
+            dr_rotten: BTreeSet::new(),
+            dr_rotten_payloads: BTreeSet::new(),
             aux_rotten: BTreeSet::new(),
             aux_astray: false,
             astray: false,

@@ -78,11 +78,13 @@ impl World {
         }
     }
 
-    fn flip_in(&mut self, file: File, (_, at, length): Piece, rng: &mut Rng) {
+    fn flip_in(&mut self, file: File, (seq, at, length): Piece, rng: &mut Rng) {
         let at = at + rng.below(length);
         let bit = rng.below(8) as u8;
         self.landmark(|| format!("bit {bit} of byte {at} of DR's {file:?} flips"));
         self.dr_disk.flip(file, at, bit);
         self.damaged = true;
+        let rotten = if file == File::Journal { &mut self.dr_rotten } else { &mut self.dr_rotten_payloads };
+        rotten.insert(seq);
     }
 }

@@ -441,6 +441,7 @@ impl World {
             until_ns: if plan { self.director.asked_ns } else { u64::MAX },
             knowable: &|record| self.holds_at_dr(record) || (outcome.aux_read && self.holds_at_aux(record)),
             rotten: &|seq| self.rotten_at_aux(seq),
+            rotten_payload: &|seq| self.dr_rotten_payloads.contains(&seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
         };
         checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)

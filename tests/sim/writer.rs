@@ -349,6 +349,11 @@ impl World {
             // as it would be a moment later: the report will say so (I4).
             return Ok(());
         }
+        // The reply relies on what was called durable before: a bit that has flipped since, in a site that was down or in
+        // one that nobody has heard of since, makes it no broken promise. What it costs, the report has to say (I4, I8).
+        let mut promise = promise;
+        promise.holders.aux |= self.aux_rotten.contains(&seq);
+        promise.holders.dr |= seq <= self.journal_told && self.dr_rotten.contains(&seq);
         checkers::check_promise(self.setup.protect, self.setup.require, &record, promise)
     }
 
