@@ -225,7 +225,9 @@ impl Machine {
                     self.close(stream, "a damaged payload has to be sent again first", fx);
                 }
             }
-            Item::Chunk { index, .. } => self.stage(Stage::Chunks(index)),
+            // It says that the recovery point cannot be reached.
+            Item::Chunk { index, .. } if self.promotion.is_some() => self.stage(Stage::Chunks(index)),
+            Item::Chunk { .. } => self.lose_batch(now, fx),
         }
     }
 }

@@ -216,19 +216,7 @@ impl Machine {
         let cut = self.cut;
         if seq <= self.promises.inherited {
             let reason = format!("the payload of seq {seq} in the spool is damaged, and may be in the volumes in part");
-            let text = advice(&reason, cut);
-            let until = self.history.tail().max(self.promises.cut);
-            let doubt = self.doubt.get_or_insert(Doubt {
-                text: text.clone(),
-                reason,
-                until,
-                applied_until: self.promises.inherited,
-                open: false,
-                heard: None,
-            });
-            doubt.applied_until = doubt.applied_until.max(self.promises.inherited);
-            self.mark_damaged();
-            self.trouble(now, Trouble::Doubt, text, fx);
+            self.applied_in_part(now, reason, self.promises.inherited, fx);
         } else if self.promises.cut >= seq {
             self.promises.cut = cut;
             self.keeper.change(|it| it.promised_cut = cut);
@@ -240,6 +228,40 @@ impl Machine {
         {
             self.close(conn, "the recovery point went back: a payload here is damaged", fx);
         }
+    }
+
+    /// A piece of a batch that is being applied cannot be read back: the volumes are between two states, and the writer
+    /// has forgotten what the batch brought. As after a start that finds it so, only a copy of everything makes that good.
+    pub(super) fn lose_batch(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(committed) = self.committed.take() else { return };
+        for chunk in committed.chunks.values() {
+            self.intake.spool.free(chunk.pos);
+        }
+        self.pieces.clear();
+        self.cut = committed.base;
+        self.fed = committed.base;
+        let reason = format!("batch {} in the spool is damaged, and may be in the volumes in part", committed.begin);
+        self.applied_in_part(now, reason, committed.end, fx);
+        if let Some(conn) = self.links.order {
+            self.close(conn, "a batch here is damaged: a full copy has to be made again", fx);
+        }
+    }
+
+    /// What the volumes hold of seqs up to `applied_until` is in doubt.
+    fn applied_in_part(&mut self, now: Now, reason: String, applied_until: Seq, fx: &mut Vec<Effect>) {
+        let text = advice(&reason, self.cut);
+        let until = self.history.tail().max(self.promises.cut);
+        let doubt = self.doubt.get_or_insert(Doubt {
+            text: text.clone(),
+            reason,
+            until,
+            applied_until,
+            open: false,
+            heard: None,
+        });
+        doubt.applied_until = doubt.applied_until.max(applied_until);
+        self.mark_damaged();
+        self.trouble(now, Trouble::Doubt, text, fx);
     }
 
     /// Has the superblock say that something is in doubt.

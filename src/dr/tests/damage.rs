@@ -287,3 +287,37 @@ fn a_payload_that_spoils_after_the_start_is_not_applied_and_what_volumes_hold_is
     let report = trial.promote_damaged(0, Seq(0));
     assert!(report.incomplete.is_some(), "{report:?}");
 }
+
+/// Seed 221459: DR read the damaged piece again and again, and told a recovery point that it could not reach.
+#[test]
+fn a_batch_that_spoils_while_it_is_applied_is_made_good_by_a_full_copy() {
+    let mut found = 0;
+    for seed in 70..90 {
+        let mut trial = site(seed, false);
+        caught_up(&mut trial);
+        (0..12).for_each(|_| trial.write());
+        let mut rng = trial.rng.clone();
+        trial.writer.overflow(&mut rng);
+        let mut spoiled = false;
+        for _ in 0..400_000 {
+            let chunk =
+                trial.machine.committed.as_ref().and_then(|it| it.chunks.values().next().map(|chunk| chunk.pos));
+            if let Some(pos) = chunk.filter(|_| !spoiled) {
+                trial.disk.flip(File::Spool, usize::try_from(pos).expect("a small spool") % (1 << 20) + 200, 1);
+                trial.writer.damaged = true;
+                spoiled = true;
+            }
+            let status = trial.machine.status(trial.now);
+            let good = status.synced && !trial.in_doubt() && !trial.superblock().has(DAMAGED);
+            if status.applied_seq == trial.writer.tail() && good {
+                break;
+            }
+            trial.turn();
+        }
+        let status = trial.machine.status(trial.now);
+        assert!(status.synced && !trial.in_doubt() && !trial.superblock().has(DAMAGED), "seed {seed}: {status:?}");
+        assert_eq!(status.applied_seq, trial.writer.tail(), "seed {seed}");
+        found += u64::from(trial.errors.iter().any(|text| text.contains("copied anew")));
+    }
+    assert!(found > 3, "pieces were read back damaged");
+}
