@@ -62,9 +62,12 @@ impl World {
         }
     }
 
-    /// DR's cut: what it has told, or says now.
+    /// DR's cut: what it has told, or says now; what its checkpoint has passed is below it, whether it came to say so or not.
     pub fn cut(&self) -> Seq {
-        self.dr.as_ref().map_or(Seq(0), dr::machine::Machine::recovery_point).max(self.cut_told)
+        let checkpoint =
+            self.dr_superblock.as_ref().filter(|it| it.has(superblock::SYNCED)).map_or(Seq(0), |it| it.seq);
+        let says = self.dr.as_ref().map_or(Seq(0), dr::machine::Machine::recovery_point);
+        says.max(self.cut_told).max(checkpoint)
     }
 
     /// Every record since the last one that was told, or since DR's history jumped; what the cut has passed may
