@@ -282,7 +282,9 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             Action::Write { offset, data, version: None, .. } => {
                 let version = self.next_version();
                 let whole = data.len() / SECTOR * SECTOR;
-                let kept = [0, fails.rng.below(whole as u64 / SECTOR as u64 + 1) as usize * SECTOR, data.len()];
+                // It ends where a sector of the disk does, as what a loss of power tears.
+                let part = fails.rng.below(whole as u64 / SECTOR as u64 + 1) as usize * SECTOR;
+                let kept = [0, part.saturating_sub(offset as usize % SECTOR), data.len()];
                 let kept = fails.rng.pick(&kept);
                 self.file_mut(file).write_cache(offset, &data.slice(..kept), version);
             }

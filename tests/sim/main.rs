@@ -80,6 +80,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (213604, "with sync, a payload that a bit had flipped in at DR was expected in the image"),
     (234850, "a promise was held against a record that had been damaged at rest since DR called it durable"),
     (202716, "what DR's checkpoint had passed, and DR had not told before it died, was looked for in its journal"),
+    (217059, "a write that failed ended in the middle of a sector"),
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
 ];
 
