@@ -58,6 +58,11 @@ impl Records {
         self.0.get(&seq) == Some(&at)
     }
 
+    /// Whether a record of this seq ever stood here, whole and durable.
+    pub fn had(&self, seq: Seq) -> bool {
+        self.0.contains_key(&seq)
+    }
+
     /// Whether the record of this seq stands in the stable bytes now, byte for byte.
     pub fn holds(&self, stable: &[u8], seq: Seq, encoded: &[u8; RECORD_BYTES]) -> bool {
         let Some(&at) = self.0.get(&seq) else { return false };
@@ -487,7 +492,7 @@ mod tests {
         assert!(records.holds(&bytes, r.seq, &r.encode()));
         assert!(!records.holds(&bytes, r.seq, &OrderRecord { time_ns: 1, ..r }.encode()));
         bytes[130] ^= 1;
-        assert!(!records.holds(&bytes, r.seq, &r.encode()));
+        assert!(!records.holds(&bytes, r.seq, &r.encode()) && records.had(r.seq) && !records.had(Seq(6)));
         let header = EntryHeader { pos: 4096, kind: Kind::Payload, index: 0, record: r };
         bytes[4096..4096 + ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(9));
         bytes[4096 + ENTRY_HEADER_BYTES..4096 + ENTRY_HEADER_BYTES + 700].copy_from_slice(&data);

@@ -330,7 +330,9 @@ impl World {
         // What DR's cut has passed is in every image from now on: there is nothing to report of it any more.
         let crossed = seq <= self.cut();
         let holders = checkers::holders(
-            crossed || self.holds_at_aux(&record),
+            // What was durable there and has rotted since was promised all the same: nobody can know before it is read
+            // back. A report that leaves it out has to say so (I8, I4).
+            crossed || self.holds_at_aux(&record) || self.aux_rotten.contains(&seq) && self.table.had(seq),
             // What a crash happens to leave behind a hole in the journal was never promised.
             crossed || seq <= self.journal_told && self.holds_at_dr(&record),
             self.ring.had(seq),
