@@ -130,7 +130,7 @@ impl Payloads {
 
 /// I3: what was durable when a write was acknowledged, against what its mode promises.
 pub fn check_promise(protect: Protect, require: Require, record: &OrderRecord, promise: Promise) -> Verdict {
-    let Promise { holders: at, full } = promise;
+    let Promise { holders: at, full, .. } = promise;
     let no_payload = record.payload_bytes() == 0;
     // Record and payload at DR are at least as good as anything the auxiliary could hold.
     let crossed = at.dr && (at.dr_payload || no_payload);
@@ -171,7 +171,7 @@ pub struct Outcome {
 
 /// What a promotion can be held to.
 pub struct Reach<'a> {
-    /// What was acknowledged after it is of no concern (a plan is made while the primary goes on).
+    /// What was promised after it is of no concern (a plan is made while the primary goes on).
     pub until_ns: u64,
     /// Whether a place that the promotion read has this record.
     pub knowable: &'a dyn Fn(&OrderRecord) -> bool,
@@ -271,7 +271,7 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     let spoiled_at_dr = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten_payload)(record.seq));
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
-        if request.acked_ns.is_some_and(|at| at >= reach.until_ns) {
+        if promise.at_ns >= reach.until_ns {
             continue;
         }
         if (reach.given_up)(seq) && unknown(seq) {
@@ -284,9 +284,9 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
         let known = promise.holders.dr || (promise.holders.aux && outcome.aux_read);
         if known && seq > outcome.cut && !got.contains_key(&seq) {
             return wrong(format!(
-                "seq {seq}, acknowledged at {:?} ns and held by {:?}, is neither in the image (cut {}) nor in the report \
+                "seq {seq}, promised at {} ns and held by {:?}, is neither in the image (cut {}) nor in the report \
                  (tail {})",
-                request.acked_ns, promise.holders, outcome.cut, outcome.tail
+                promise.at_ns, promise.holders, outcome.cut, outcome.tail
             ));
         }
         let nothing_lost = match protect {
@@ -391,7 +391,7 @@ mod tests {
             oracle.saw(&record(seq, seq * 512, &data)).expect("in order");
             oracle.requests[number].acked_ns = Some(9);
             oracle.requests[number].promise =
-                Some(Promise { holders: holders(true, seq < 3, false, false), full: true });
+                Some(Promise { at_ns: 9, holders: holders(true, seq < 3, false, false), full: true });
         }
         oracle
     }
@@ -465,7 +465,7 @@ mod tests {
         let r = record(1, 0, &[1]);
         let check = |protect, require, bits: u32, full| {
             let holders = holders(bits & 1 != 0, bits & 2 != 0, bits & 4 != 0, bits & 8 != 0);
-            check_promise(protect, require, &r, Promise { holders, full }).is_ok()
+            check_promise(protect, require, &r, Promise { at_ns: 0, holders, full }).is_ok()
         };
         let needs =
             [(Protect::Async, 0), (Protect::Near, 1), (Protect::Order, 3), (Protect::Bunker, 5), (Protect::Sync, 10)];

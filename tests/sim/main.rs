@@ -84,6 +84,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (202716, "what DR's checkpoint had passed, and DR had not told before it died, was looked for in its journal"),
     (217059, "a write that failed ended in the middle of a sector"),
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
+    (135936, "sim: with ack = flush, a plan was held to what was promised after it was asked for"),
     (136656, "sim: as 119662, where nothing but the table held the record"),
 ];
 

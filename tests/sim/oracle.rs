@@ -48,6 +48,8 @@ pub struct Request {
 /// What a client was promised about one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
+    /// When it was made: with `ack = flush`, later than the answer to the write.
+    pub at_ns: u64,
     pub holders: Holders,
     /// The mode's full promise held; otherwise the group said that it was degraded.
     pub full: bool,

@@ -338,7 +338,7 @@ impl World {
             self.ring.had(seq),
             crossed || self.spool.had(seq),
         );
-        let promise = Promise { holders, full: self.promise_full };
+        let promise = Promise { at_ns: self.now_ns, holders, full: self.promise_full };
         self.oracle.requests[number].promise = Some(promise);
         if self.astray {
             // What a disk says it has done, and has not, nobody can know before it is read back.
