@@ -90,9 +90,9 @@ pub struct DrLink {
     pub(super) next: Seq,
     /// Records durable in DR's journal, without a hole but the one that `skipped` tells of.
     pub journal: Seq,
-    /// Records up to here, after `held`, were left out by a jump of the journal.
+    /// Records up to here, after `held`, were left out by a jump of the journal, or may have been lost there.
     pub(super) skipped: Seq,
-    /// Records durable in the journal before the jump.
+    /// Records durable in the journal before that.
     pub(super) held: Seq,
     pub cut: Seq,
     pub applied: Seq,
@@ -288,6 +288,13 @@ impl DrLink {
     #[must_use]
     pub fn streams_up(&self) -> usize {
         self.streams.iter().filter(|stream| stream.up().is_some()).count()
+    }
+
+    /// DR's recovery point is gone, or went back: what took it may have taken orders, too. Beyond the cut its journal
+    /// protects nothing until a batch has made good all that stands in it now (I3).
+    fn distrust_journal(&mut self) {
+        self.held = self.cut;
+        self.skipped = self.journal;
     }
 
     /// The word of status.
@@ -565,6 +572,7 @@ impl Machine {
         self.check_batch(welcome.batch, welcome.cut, fx);
         let dr = &mut self.dr;
         let regressed = welcome.cut < dr.cut;
+        let copy_lost = regressed || dr.synced && !welcome.synced;
         dr.phase = Phase::Up { conn };
         dr.problem = None;
         dr.since_ns = self.now.wall_ns;
@@ -578,6 +586,9 @@ impl Machine {
         dr.window_bytes = welcome.window_bytes;
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
+        if copy_lost {
+            dr.distrust_journal();
+        }
         dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);
         let unlogged = dr.next < self.log_first;
         // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.
@@ -734,3 +745,6 @@ impl Machine {
         self.lost.union(&self.intent.ranges());
     }
 }
+
+#[cfg(test)]
+mod tests;

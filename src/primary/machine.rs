@@ -482,7 +482,7 @@ impl Machine {
     pub(super) fn floor(&self) -> Seq {
         if self.options.standalone {
             self.tail
-        } else if self.lost_any() || self.closing.is_some() || self.mode.batch().is_some() {
+        } else if self.catches_up() || self.dr.skipped > self.dr.cut {
             self.dr.cut
         } else {
             self.dr.cut.max(self.copied.min(self.dr.journal))

@@ -1,0 +1,102 @@
+//! What a primary believes of DR's journal after a welcome.
+
+use super::*;
+use crate::core::ids::{Epoch, GroupId};
+use crate::core::machine::{IoFail, ReadAt};
+use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::primary::machine::Options;
+use crate::primary::recovery::{Expect, Files, recover};
+
+const CONN: Conn = Conn(7);
+const DR: Owner = Owner(3);
+
+struct Absent;
+
+impl ReadAt for Absent {
+    fn size(&self) -> u64 {
+        0
+    }
+
+    fn read_at(&self, _offset: u64, length: usize) -> Result<Bytes, IoFail> {
+        Ok(vec![0; length].into())
+    }
+}
+
+/// A primary at seq 200 that DR has told of a recovery point at 50, and of payloads up to 90.
+fn primary() -> Machine {
+    let volumes = vec![("v".to_string(), 1 << 20)];
+    let expect = Expect {
+        group_name: "g".into(),
+        volumes: volumes.clone(),
+        boot_id: [1; 16],
+        fifo_disk_bytes: 0,
+        log_slots: 1024,
+        fresh_group: GroupId(1),
+        fresh_owner: Owner(2),
+        fresh_nonce: 1,
+    };
+    let files = Files { superblock: &Absent, map: &Absent, log: &Absent, fifo: &Absent };
+    let options = Options {
+        group_name: "g".into(),
+        volumes,
+        protect: Protect::Order,
+        ack: Ack::Write,
+        require: Require::Both,
+        isolated_continue: false,
+        freeze_timeout_ns: 0,
+        overflow: Overflow::Coalesce,
+        fifo_memory_bytes: 1 << 20,
+        fifo_disk_bytes: 0,
+        streams: 1,
+        table_slots: 1024,
+        standalone: false,
+        table_payload_bytes: 0,
+        intent_neighbours: 1,
+        incarnation: 1,
+    };
+    let recovered = recover(&expect, &files).expect("a new directory");
+    let mut machine = Machine::new(options, recovered, Now::default(), &mut Vec::new());
+    (machine.tail, machine.copied) = (Seq(200), Seq(90));
+    (machine.superblock.peer, machine.dr.synced, machine.dr.cut) = (DR, true, Seq(50));
+    machine
+}
+
+fn welcome(cut: u64, synced: bool) -> Message {
+    Message::Welcome(Welcome {
+        group: GroupId(1),
+        epoch: Epoch(1),
+        owner: DR,
+        journal_seq: Seq(100),
+        journal_chain: Chain(0),
+        cut: Seq(cut),
+        applied: Seq(cut),
+        synced,
+        blank: false,
+        batch: Seq(0),
+        have: Vec::new(),
+        window_bytes: 1 << 20,
+    })
+}
+
+/// Found by seed 130013: DR had lost an order, and its recovery point with it; a write was acknowledged for its journal.
+#[test]
+fn the_journal_of_a_dr_whose_recovery_point_went_back_protects_nothing_until_a_batch_has_made_it_good() {
+    for (cut, synced, kept) in [(50, true, true), (60, true, true), (49, true, false), (0, false, false)] {
+        let mut machine = primary();
+        machine.dr.phase = Phase::Greeting { conn: CONN, since_ns: 0 };
+        machine.dr_message(CONN, welcome(cut, synced), &mut Vec::new());
+        assert!(machine.dr.ready(), "it is welcome: {:?}", machine.dr.problem);
+        machine.dr.caught_up = true;
+        assert_eq!(machine.standing().journal, kept.then_some(Seq(100)), "{cut} {synced}");
+        assert_eq!(
+            (machine.journal_held(), machine.floor()),
+            if kept { (Seq(100), Seq(90)) } else { (Seq(cut), Seq(cut)) }
+        );
+        let progress =
+            |cut| Message::Progress { cut, applied: cut, synced: true, spool_bytes: 0, window_bytes: 1 << 20 };
+        machine.dr_message(CONN, progress(Seq(99)), &mut Vec::new());
+        assert_eq!(machine.standing().journal.is_some(), kept, "not all of it is good");
+        machine.dr_message(CONN, progress(Seq(100)), &mut Vec::new());
+        assert_eq!((machine.standing().journal, machine.journal_held()), (Some(Seq(100)), Seq(100)));
+    }
+}
