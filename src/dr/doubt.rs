@@ -73,6 +73,8 @@ pub(super) struct Doubt {
     applied_until: Seq,
     /// Orders beyond `until` may have been acknowledged.
     open: bool,
+    /// The journal may lack orders above the recovery point.
+    journal: bool,
     /// Tail of a writer that came since.
     heard: Option<Seq>,
 }
@@ -118,6 +120,7 @@ impl Doubt {
             until,
             applied_until: it.promised_cut,
             open: it.has(DAMAGED) || journal && !it.has(CLEAN),
+            journal: seen.damage.is_some(),
             heard: None,
         })
     }
@@ -257,11 +260,17 @@ impl Machine {
             until,
             applied_until,
             open: false,
+            journal: false,
             heard: None,
         });
         doubt.applied_until = doubt.applied_until.max(applied_until);
         self.mark_damaged();
         self.trouble(now, Trouble::Doubt, text, fx);
+    }
+
+    /// Whether the writer may not count on the journal, because orders in it are lost.
+    pub(super) fn lacks_orders(&self) -> bool {
+        self.doubt.as_ref().is_some_and(|doubt| doubt.journal) || !self.history.gaps(1).is_empty()
     }
 
     /// Has the superblock say that something is in doubt.

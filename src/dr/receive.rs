@@ -209,6 +209,7 @@ impl Machine {
             applied: self.point(self.replay.applied()),
             synced: self.synced(),
             blank: it.has(BLANK) && !self.direct(),
+            gaps: self.lacks_orders(),
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),

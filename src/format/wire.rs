@@ -20,7 +20,7 @@
 //! | kind | message | body |
 //! |---|---|---|
 //! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
-//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, ranges |
+//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, ranges |
 //! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
 //! | 4 | orders | order records, packed (see `wire/orders.rs`) |
 //! | 5 | orders durable | journal seq 8 |
@@ -54,7 +54,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -99,6 +99,8 @@ pub struct Welcome {
     pub synced: bool,
     /// Whether the volume was known to be all zeroes when DR took it (holes need not be sent).
     pub blank: bool,
+    /// Whether orders between the cut and `journal_seq` may have been lost to damage: it is not to be relied upon there.
+    pub gaps: bool,
     /// The batch whose chunks DR keeps, by the seq of its begin; 0 when none.
     pub batch: Seq,
     /// Payloads beyond the cut that DR has.

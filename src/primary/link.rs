@@ -290,8 +290,8 @@ impl DrLink {
         self.streams.iter().filter(|stream| stream.up().is_some()).count()
     }
 
-    /// DR's recovery point is gone, or went back: what took it may have taken orders, too. Beyond the cut its journal
-    /// protects nothing until a batch has made good all that stands in it now (I3).
+    /// DR lacks orders, or its recovery point is gone or went back, and what took it may have taken orders, too. Beyond the
+    /// cut its journal protects nothing until a batch has made good all that stands in it now (I3).
     fn distrust_journal(&mut self) {
         self.held = self.cut;
         self.skipped = self.journal;
@@ -572,7 +572,7 @@ impl Machine {
         self.check_batch(welcome.batch, welcome.cut, fx);
         let dr = &mut self.dr;
         let regressed = welcome.cut < dr.cut;
-        let copy_lost = regressed || dr.synced && !welcome.synced;
+        let lost = regressed || welcome.gaps || dr.synced && !welcome.synced;
         dr.phase = Phase::Up { conn };
         dr.problem = None;
         dr.since_ns = self.now.wall_ns;
@@ -586,7 +586,7 @@ impl Machine {
         dr.window_bytes = welcome.window_bytes;
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
-        if copy_lost {
+        if lost {
             dr.distrust_journal();
         }
         dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);

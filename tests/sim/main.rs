@@ -86,6 +86,12 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (10547, "a plan called seqs unknown that a batch had just taken the cut past"),
     (135936, "sim: with ack = flush, a plan was held to what was promised after it was asked for"),
     (136656, "sim: as 119662, where nothing but the table held the record"),
+    (
+        301543,
+        "a write was acknowledged for a journal that had lost its order, and a batch that was to bring it was given up",
+    ),
+    (315596, "DR went on from a journal that lacked an order, and the primary was not told that it did"),
+    (315727, "as 315596, where the order has no payload"),
 ];
 
 pub fn env(name: &str) -> Option<u64> {

@@ -175,7 +175,7 @@ fn hello(body: &mut Reader<'_>) -> Result<Hello, FormatError> {
 
 fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
     let (group, epoch, flags) = (GroupId(body.u64()?), Epoch(body.u32()?), body.u32()?);
-    if flags > 3 {
+    if flags > 7 {
         return Err(body.wrong(format!("unknown flags {flags:#x}")));
     }
     Ok(Welcome {
@@ -183,6 +183,7 @@ fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         epoch,
         synced: flags & 1 != 0,
         blank: flags & 2 != 0,
+        gaps: flags & 4 != 0,
         owner: Owner(body.u64()?),
         journal_seq: Seq(body.u64()?),
         journal_chain: Chain(body.u64()?),

@@ -141,7 +141,7 @@ fn put_hello(body: &mut BytesMut, hello: &Hello) {
 fn put_welcome(body: &mut BytesMut, welcome: &Welcome) {
     body.put_u64_le(welcome.group.0);
     body.put_u32_le(welcome.epoch.0);
-    body.put_u32_le(u32::from(welcome.synced) | u32::from(welcome.blank) << 1);
+    body.put_u32_le(u32::from(welcome.synced) | u32::from(welcome.blank) << 1 | u32::from(welcome.gaps) << 2);
     let fields = [
         welcome.owner.0,
         welcome.journal_seq.0,
