@@ -121,6 +121,12 @@ impl Machine {
             Ok((header, _)) => format!("it holds seq {}", header.record.seq),
             Err(err) => err.to_string(),
         };
+        // The writer goes on during a plan: what DR got from it meanwhile has left the ring.
+        let arrived = record.seq <= self.cut || self.history.get(record.seq).is_some_and(|it| it.payload.is_some());
+        if promotion.plan && arrived {
+            promotion.pretend(record.seq);
+            return;
+        }
         // What comes after it could not be applied anyway.
         promotion.fetch.clear();
         let text = format!("the payload of seq {} in the auxiliary's ring is not usable: {why}", record.seq);
@@ -132,9 +138,14 @@ impl super::promote::Promotion {
     /// One more payload could be had; a plan pretends to hold it.
     fn count_fetched(&mut self, seq: Seq) {
         self.add_fetched();
-        if self.plan
-            && let Some(view) = &mut self.view
-        {
+        if self.plan {
+            self.pretend(seq);
+        }
+    }
+
+    /// A plan looks at a history in which what can be had is here.
+    fn pretend(&mut self, seq: Seq) {
+        if let Some(view) = &mut self.view {
             view.hold(seq, 0);
         }
     }
