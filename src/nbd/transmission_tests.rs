@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::limits::{PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
-use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
+use crate::nbd::budget::{Budget, Held, Lanes, Ways};
 use crate::nbd::protocol::*;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, request, write};
 use crate::nbd::session::{Event, Export, Kind, Request, SessionError};

@@ -144,6 +144,7 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
         applied: Seq(1),
         synced: true,
         blank: true,
+        gaps: false,
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
