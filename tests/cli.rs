@@ -390,18 +390,45 @@ fn the_systemd_units_pass_their_own_check() {
         let text = std::fs::read_to_string(unit.path()).expect("text");
         // The check wants to find the program; an installation has it there.
         let text = text.replace("/usr/local/bin/farshore", env!("CARGO_BIN_EXE_farshore"));
-        let path = dir.write(&unit.file_name().to_string_lossy(), &text);
+        // A template is checked as one of its instances.
+        let name = unit.file_name().to_string_lossy().replace("@.", "@nbd0.");
+        let path = dir.write(&name, &text.replace("%i", "nbd0"));
         let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output();
         let verify = verify.expect("it runs");
         assert!(verify.status.success() && verify.stderr.is_empty(), "{}", err(&verify));
         // What it runs exists as a verb, with the options it names.
         let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("it runs something");
         let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-        assert_eq!((words.len(), words[1], words[2]), (3, "--config", "/etc/farshore/farshore.toml"), "{line}");
+        if name.contains('@') {
+            assert_eq!(words[..4], ["attach", "--foreground", "--config", "/etc/farshore/farshore.toml"], "{line}");
+        } else {
+            assert_eq!((words.len(), words[1], words[2]), (3, "--config", "/etc/farshore/farshore.toml"), "{line}");
+        }
         assert_eq!(code(&farshore(&[words[0], "--help"])), 0, "{line}");
         checked += 1;
     }
-    assert_eq!(checked, 3);
+    assert_eq!(checked, 4);
+}
+
+#[test]
+fn a_device_that_cannot_be_attached_says_why() {
+    let dir = Directory::new();
+    let config = dir.write("farshore.toml", CONFIG);
+    for (words, exit, says) in [
+        (vec!["attach", "/dev/sda", "data"], 2, "/dev/sda: not a device of the nbd driver"),
+        (vec!["attach", "/dev/nbd0", "nothing"], 2, "there is no volume \"nothing\""),
+        (vec!["attach", "/dev/nbd0", "nbds://host/x"], 2, "nbds://host/x"),
+        (vec!["attach", "/dev/nbd0", "data", "--block-size", "513"], 2, "512, 1024, 2048 and 4096"),
+        (vec!["detach", "/dev/null"], 2, "/dev/null: not a device of the nbd driver"),
+    ] {
+        let mut words = words;
+        if words[0] == "attach" {
+            words.extend(["--foreground", "--config", config.to_str().expect("a path")]);
+        }
+        let output = farshore(&words);
+        assert_eq!(code(&output), exit, "{words:?}: {}", err(&output));
+        assert!(err(&output).contains(says), "{words:?}: {}", err(&output));
+    }
 }
 
 #[test]

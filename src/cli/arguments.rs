@@ -1,5 +1,6 @@
 //! The verbs and their arguments. Parsing has no side effects.
 
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -47,6 +48,17 @@ pub enum Verb {
     /// Print the loss report of the last promotion again
     #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]
     Loss(Loss),
+    /// Make a volume a device of the kernel, and keep it connected while its server is restarted
+    #[command(
+        after_help = "Example:\n  farshore attach /dev/nbd0 db\n  mkfs.ext4 /dev/nbd0 && mount /dev/nbd0 /srv\n\n\
+        Needs the kernel's nbd driver (modprobe nbd) and root. While the server is away, requests wait; after --wait \
+        seconds they fail."
+    )]
+    Attach(Attach),
+    /// Take a device away that nobody uses any more
+    #[command(after_help = "Example:\n  umount /srv && farshore detach /dev/nbd0\n\n\
+        Writes out what is in memory first. Exit status 3: it is in use.")]
+    Detach(Detach),
     /// Print what is on disk; opens read-only and never modifies
     #[command(after_help = "Example:\n  farshore inspect journal /var/lib/farshore/dr/journal | less\n\n\
         Damage is printed with its offset and does not end the listing; the exit status is 1 when there was any.")]
@@ -179,6 +191,61 @@ pub struct Loss {
     /// Print the whole report as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Device, such as /dev/nbd0
+    #[arg(value_name = "DEV")]
+    pub device: PathBuf,
+    /// Volume of the group, or the NBD URI of any export
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+    #[command(flatten)]
+    pub config: Config,
+    /// The export of a promoted DR site ([dr] export) instead of the primary's
+    #[arg(long)]
+    pub dr: bool,
+    /// Connections, if the server keeps several consistent
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub connections: NonZeroU8,
+    /// How long requests wait for a server that is away before they fail, seconds
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u64).range(1..=86400 * 365))]
+    pub wait: u64,
+    /// After how long a request is sent again whose connection has died, seconds; a server that is slower than that is
+    /// asked twice
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// Nothing may be written
+    #[arg(long)]
+    pub read_only: bool,
+    /// Logical block of the device, bytes
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = block_size)]
+    pub block_size: u32,
+    /// Stay in the foreground until the device is detached (for systemd)
+    #[arg(long)]
+    pub foreground: bool,
+    /// This process is the keeper of an `attach` that returns
+    #[arg(long, hide = true, requires = "foreground")]
+    pub background_of_another: bool,
+}
+
+/// The kernel takes powers of two from a sector to a page.
+fn block_size(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bytes @ (512 | 1024 | 2048 | 4096)) => Ok(bytes),
+        _ => Err("the kernel takes 512, 1024, 2048 and 4096".into()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// Device, such as /dev/nbd0
+    #[arg(value_name = "DEV")]
+    pub device: PathBuf,
+    /// Also if it is in use, or what is in memory cannot be written: that is lost
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

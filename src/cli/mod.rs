@@ -5,12 +5,14 @@
 //!                  ├─► status, promote    ask a running role over its control socket
 //!                  ├─► init, check        a configuration, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
+//!                  ├─► attach, detach     a device of the kernel
 //!                  └─► demo, relay        the whole story on one machine, and the slow line in it
 //! ```
 //!
 //! Reports go to standard output, everything else to standard error.
 
 mod arguments;
+mod attach;
 mod check;
 mod client;
 pub mod demo;
@@ -67,5 +69,7 @@ fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Inspect(options) => inspect::run(&options, out),
         Verb::Demo(options) => demo::run(&options, out),
         Verb::Relay(options) => relay::run(&options, out),
+        Verb::Attach(options) => attach::attach(&options, out),
+        Verb::Detach(options) => attach::detach(&options, out),
     }
 }
