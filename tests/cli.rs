@@ -413,12 +413,12 @@ fn the_systemd_units_pass_their_own_check() {
 #[test]
 fn a_device_that_cannot_be_attached_says_why() {
     let dir = Directory::new();
-    let config = dir.write("farshore.toml", CONFIG);
+    let config = dir.configured();
     for (words, exit, says) in [
-        (vec!["attach", "/dev/sda", "data"], 2, "/dev/sda: not a device of the nbd driver"),
+        (vec!["attach", "/dev/sda", "db"], 2, "/dev/sda: not a device of the nbd driver"),
         (vec!["attach", "/dev/nbd0", "nothing"], 2, "there is no volume \"nothing\""),
         (vec!["attach", "/dev/nbd0", "nbds://host/x"], 2, "nbds://host/x"),
-        (vec!["attach", "/dev/nbd0", "data", "--block-size", "513"], 2, "512, 1024, 2048 and 4096"),
+        (vec!["attach", "/dev/nbd0", "db", "--block-size", "513"], 2, "512, 1024, 2048 and 4096"),
         (vec!["detach", "/dev/null"], 2, "/dev/null: not a device of the nbd driver"),
     ] {
         let mut words = words;

@@ -245,6 +245,10 @@ impl Net {
         Ok(())
     }
 
+    pub fn peer_left(&self, conn: Conn) -> bool {
+        self.sockets.get(&conn).is_some_and(|socket| socket.peer_left())
+    }
+
     pub fn queued_bytes(&self, conn: Conn) -> usize {
         self.sockets.get(&conn).map_or(0, |socket| socket.queued_bytes)
     }

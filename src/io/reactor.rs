@@ -247,6 +247,13 @@ impl Reactor {
         self.net.bulk(conn, bulk);
     }
 
+    /// Whether the peer has ended its side, or the connection: asked of the kernel, for the reactor does not hear of it
+    /// while it does not receive.
+    #[must_use]
+    pub fn peer_left(&self, conn: Conn) -> bool {
+        self.net.peer_left(conn)
+    }
+
     /// Bytes queued and not yet taken by the kernel.
     #[must_use]
     pub fn queued_bytes(&self, conn: Conn) -> usize {

@@ -139,6 +139,15 @@ impl Socket {
         !self.receiving && !self.sending && !self.connecting
     }
 
+    /// Whether the other end is closed, or is not going to send any more.
+    pub fn peer_left(&self) -> bool {
+        let Some(fd) = &self.fd else { return true };
+        let mut asked = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: one entry, valid for the call, whose descriptor is open.
+        let found = unsafe { libc::poll(&raw mut asked, 1, 0) };
+        found > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
     /// Ends one or both directions of the stream.
     pub fn shutdown(&self, how: i32) {
         if let Some(fd) = &self.fd {

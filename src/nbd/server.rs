@@ -324,6 +324,10 @@ impl NbdServer {
         let now_ns = reactor.now().mono_ns;
         let queued = reactor.queued_bytes(conn);
         let congested = queued > CONNECTION_QUEUE_BYTES_MAX;
+        if client.paused && !congested && reactor.peer_left(conn) {
+            // Whoever has left may have sent them again on another connection, and written the same place since.
+            return self.abort(reactor, conn, "it left while requests of its own waited to begin");
+        }
         let before = client.session.inflight_bytes();
         let mut parsed = Ok(());
         let mut sent = 0;
