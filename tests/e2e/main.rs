@@ -9,6 +9,7 @@ mod promotion;
 mod refusals;
 mod resize;
 mod restarts;
+mod stale;
 mod stop;
 mod table;
 mod unprivileged;

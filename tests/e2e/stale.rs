@@ -1,0 +1,54 @@
+//! A client that reconnects sends again what was not answered. What of it still waited on the old connection must not be
+//! done after what it has written since.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use farshore::cli::demo::site::Role;
+use farshore::core::address::Address;
+use farshore::nbd::protocol::{CMD_WRITE, EXPORT_NAME_REPLY_BYTES, GREETING_BYTES, RequestHead};
+
+use crate::harness::{FAST, Group, LONG, MIB};
+
+/// A connection past the handshake.
+fn transmitting(address: &Address) -> Result<UnixStream> {
+    let Address::Unix(path) = address else { bail!("{address} is no unix socket") };
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(LONG))?;
+    stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT\0\0\0\x01\0\0\0\x02db"].concat())?;
+    stream.read_exact(&mut [0; GREETING_BYTES + EXPORT_NAME_REPLY_BYTES])?;
+    Ok(stream)
+}
+
+#[test]
+fn what_waited_on_a_connection_that_was_left_is_not_done_later() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"\nrequire = \"both\"")?;
+    group.site.freeze(Role::Dr)?;
+    let mut old = transmitting(&group.site.export(Role::Primary))?;
+    // As much as one client may have in flight, so that the last one waits to begin.
+    let whole = vec![0x11; MIB as usize];
+    for cookie in 0..4u64 {
+        old.write_all(&RequestHead::encode(0, CMD_WRITE, cookie, (4 + cookie) * MIB, MIB as u32))?;
+        old.write_all(&whole)?;
+    }
+    old.write_all(&RequestHead::encode(0, CMD_WRITE, 4, 0, 4096))?;
+    old.write_all(&[0xaa; 4096])?;
+    std::thread::sleep(Duration::from_millis(500));
+    let before = group.site.primary()?.tail_seq;
+    drop(old);
+    std::thread::scope(|scope| {
+        let again = scope.spawn(|| group.write(Role::Primary, "db", 0, 0xbb));
+        std::thread::sleep(Duration::from_millis(500));
+        ensure!(group.site.primary()?.tail_seq.0 == before.0 + 1, "the newer write has its place");
+        group.site.thaw(Role::Dr)?;
+        again.join().expect("no panic").context("the write on the new connection")
+    })?;
+    group.site.settle(LONG)?;
+    std::thread::sleep(Duration::from_millis(200));
+    let volume = std::fs::read(group.site.backing(Role::Primary, "db"))?;
+    ensure!(volume[..4096] == [0xbb; 4096], "the older write was done after the newer one: {:#x}", volume[0]);
+    group.site.settle(LONG)?;
+    group.compare_files()
+}
