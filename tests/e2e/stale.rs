@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use farshore::cli::demo::site::Role;
 use farshore::core::address::Address;
+use farshore::limits::CONNECTION_REQUESTS_MAX;
 use farshore::nbd::protocol::{CMD_WRITE, EXPORT_NAME_REPLY_BYTES, GREETING_BYTES, RequestHead};
 
 use crate::harness::{FAST, Group, LONG, MIB};
@@ -27,14 +28,15 @@ fn what_waited_on_a_connection_that_was_left_is_not_done_later() -> Result<()> {
     let mut group = Group::started(FAST, "protect = \"order\"\nrequire = \"both\"")?;
     group.site.freeze(Role::Dr)?;
     let mut old = transmitting(&group.site.export(Role::Primary))?;
-    // As much as one client may have in flight, so that the last one waits to begin.
-    let whole = vec![0x11; MIB as usize];
-    for cookie in 0..4u64 {
-        old.write_all(&RequestHead::encode(0, CMD_WRITE, cookie, (4 + cookie) * MIB, MIB as u32))?;
-        old.write_all(&whole)?;
+    // As much as one client may have in flight, and one more, which is received and waits to begin.
+    let mut asked = Vec::new();
+    for cookie in 0..=CONNECTION_REQUESTS_MAX as u64 {
+        let last = cookie == CONNECTION_REQUESTS_MAX as u64;
+        let (offset, byte) = if last { (0, 0xaa) } else { (4 * MIB + cookie * 4096, 0x11) };
+        asked.extend_from_slice(&RequestHead::encode(0, CMD_WRITE, cookie, offset, 4096));
+        asked.extend_from_slice(&[byte; 4096]);
     }
-    old.write_all(&RequestHead::encode(0, CMD_WRITE, 4, 0, 4096))?;
-    old.write_all(&[0xaa; 4096])?;
+    old.write_all(&asked)?;
     std::thread::sleep(Duration::from_millis(500));
     let before = group.site.primary()?.tail_seq;
     drop(old);
