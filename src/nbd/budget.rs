@@ -7,7 +7,7 @@
 //!
 //! Of the lane of ordinary requests a client may hold as much as it leaves free: alone, half; beside n that are stuck
 //! with their share, one part in n + 2. So nobody who is stuck stops another one. In the lane of long ones, one that is
-//! longer than the lane passes alone, and on one way at a time.
+//! longer than the lane passes alone.
 
 use crate::limits::{LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
 
@@ -90,16 +90,16 @@ impl Budget {
     pub fn room(&self, own: Held) -> Ways<Share> {
         let Ways { read, write } = self.0;
         Ways {
-            read: share(SERVER_READ_BYTES_MAX, read, own.read, write),
-            write: share(SERVER_WRITE_BYTES_MAX, write, own.write, read),
+            read: share(SERVER_READ_BYTES_MAX, read, own.read),
+            write: share(SERVER_WRITE_BYTES_MAX, write, own.write),
         }
     }
 }
 
-fn share(most: u64, used: Lanes<u64>, own: Lanes<u64>, other_way: Lanes<u64>) -> Share {
+fn share(most: u64, used: Lanes<u64>, own: Lanes<u64>) -> Share {
     let short = most.saturating_sub(used.short).saturating_sub(own.short);
     let long = SERVER_LONG_BYTES_MAX.saturating_sub(used.long);
-    Share { bytes: Lanes { short, long }, alone: used.long == 0 && other_way.long <= SERVER_LONG_BYTES_MAX }
+    Share { bytes: Lanes { short, long }, alone: used.long == 0 }
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_its_lane_passes_alone_and_on_one_way() {
+    fn what_is_longer_than_its_lane_passes_alone() {
         let mut budget = Budget::default();
         let longest = u64::from(PAYLOAD_BYTES_MAX);
         let long = LONG_BYTES + 1;
@@ -152,8 +152,7 @@ mod tests {
         budget.change(Held::default(), reads(0, longest));
         let room = budget.room(Held::default());
         assert!(!room.read.allows(long) && room.read.allows(LONG_BYTES), "ordinary ones pass it by");
-        assert!(!room.write.allows(longest), "nor one the other way");
-        assert!(room.write.allows(long));
+        assert!(room.write.allows(longest), "writes that wait keep no read waiting, nor the other way round");
         budget.change(reads(0, longest), reads(0, long));
         let room = budget.room(Held::default());
         assert!(!room.read.allows(longest) && room.read.allows(long) && room.write.allows(longest));

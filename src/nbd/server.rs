@@ -27,7 +27,7 @@ use crate::io;
 use crate::io::Reactor;
 use crate::limits::{
     CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
-    SERVER_AHEAD_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS,
+    SERVER_AHEAD_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::Outbox;
@@ -126,7 +126,7 @@ impl NbdServer {
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());
                 self.starved.leave(*conn);
-                self.wake_starved();
+                self.wake_starved(reactor.now().mono_ns);
                 asked.push((*conn, Event::Disconnect));
             }
             _ => return false,
@@ -182,7 +182,7 @@ impl NbdServer {
                     self.pump(reactor, conn, asked);
                 }
             }
-            self.wake_starved();
+            self.wake_starved(reactor.now().mono_ns);
         }
     }
 
@@ -219,7 +219,7 @@ impl NbdServer {
     pub fn tick(&mut self, reactor: &mut Reactor) {
         if self.look_ns.is_some_and(|at| at <= reactor.now().mono_ns) {
             self.look_for_slow(reactor);
-            self.wake_starved();
+            self.wake_starved(reactor.now().mono_ns);
         }
         while let Some((until_ns, conn)) = self.handshakes.front().copied() {
             let late = until_ns <= reactor.now().mono_ns;
@@ -237,7 +237,7 @@ impl NbdServer {
     }
 
     /// Who waits for what others hold tries again when there is enough for its next request; of the long ones, the first.
-    fn wake_starved(&mut self) {
+    fn wake_starved(&mut self, now_ns: u64) {
         if self.starved.is_empty() {
             return;
         }
@@ -247,7 +247,8 @@ impl NbdServer {
             short.chain(read.long.front()).chain(write.long.front()).map(|(conn, _)| *conn).collect();
         for conn in waiting {
             let Some(client) = self.clients.get(&conn) else { continue };
-            let room = self.budget.room(client.held);
+            // As much as it will find: whoever is woken in vain would be woken for ever.
+            let room = self.starved.narrow(conn, client.held, self.budget.room(client.held), now_ns);
             let wants = client.session.wants().unwrap_or_default();
             if room.read.allows(wants.read) && room.write.allows(wants.write) {
                 self.mark(conn);
@@ -283,10 +284,13 @@ impl NbdServer {
                 (true, bytes) => (&starved.write.long, bytes),
             };
             let held = [(&starved.read.short, queued - long), (&starved.read.long, long), (queue, bytes)];
-            let holds = held.iter().any(|(queue, bytes)| *bytes >= SLOW_HOLDS_BYTES_MIN && waited(queue, *conn));
+            let holds =
+                held.iter().filter(|(queue, _)| waited(queue, *conn)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
+            // Whoever holds much has to be through with it soon.
+            let enough = SLOW_BYTES.max(holds / SLOW_PART);
             client.slow = match client.slow {
-                _ if !holds => None,
-                Some((since_ns, before)) if moved < before + SLOW_BYTES => Some((since_ns, before)),
+                _ if holds < SLOW_HOLDS_BYTES_MIN => None,
+                Some((since_ns, before)) if moved < before + enough => Some((since_ns, before)),
                 _ => Some((now_ns, moved)),
             };
             if client.slow.is_some_and(|(since_ns, _)| now_ns >= since_ns + SLOW_NS) {

@@ -16,12 +16,13 @@ use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::{
     BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX,
+    STATUS_STRETCHES_MAX,
 };
 use crate::nbd::budget::{Held, Share, Ways};
 use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
 use crate::nbd::export::Export;
 use crate::nbd::outbox::Outbox;
-use crate::nbd::protocol::{CMD_READ, CMD_WRITE};
+use crate::nbd::protocol::{CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLAG_REQ_ONE, CMD_READ, CMD_WRITE};
 use crate::nbd::reply::{Failure, Style, To};
 use crate::nbd::session::{Event, Kind, Request, SessionError, Step, skip};
 use crate::nbd::slots::Slots;
@@ -54,6 +55,8 @@ struct Task {
     to: To,
     /// Payload bytes, one way or the other.
     bytes: u32,
+    /// What it takes of the room.
+    cost: Ways<u64>,
     what: What,
 }
 
@@ -163,7 +166,7 @@ impl Transmission {
         {
             return self.resumed.push_back(cookie);
         }
-        let Task { to, bytes, what } = self.retire(cookie);
+        let Task { to, bytes, what, .. } = self.retire(cookie);
         match result {
             Ok(data) => {
                 let read = matches!(what, What::Read);
@@ -259,13 +262,14 @@ impl Transmission {
             CMD_READ | CMD_WRITE => asked.length as u32,
             _ => 0,
         };
+        let cost = cost(&asked);
         if self.arriving.is_none() {
             self.remember(&asked);
-            self.blocked = !self.has_room(memory_of(bytes)) || !self.is_allowed(asked.command, memory_of(bytes));
+            self.blocked = !self.has_room(cost.read + cost.write) || !self.is_allowed(cost);
             if self.blocked {
                 return Step::Stop;
             }
-            self.arriving = Some(memory_of(bytes));
+            self.arriving = Some(cost.write);
         }
         if ((rx.len() - asked.head) as u64) < asked.payload {
             return Step::Stop;
@@ -281,6 +285,7 @@ impl Transmission {
             match verdict {
                 (asked, Verdict::Accepted) => asked,
                 (_, Verdict::Refused(failure)) => {
+                    self.give_back(cost);
                     self.terms.style.failed(out, to, failure);
                     return Step::Again;
                 }
@@ -290,11 +295,11 @@ impl Transmission {
             asked
         };
         let kind = asked.kind(data);
-        self.begin(to, bytes, kind, events);
+        self.begin(to, bytes, cost, kind, events);
         Step::Again
     }
 
-    fn begin(&mut self, to: To, bytes: u32, mut kind: Kind, events: &mut Vec<Event>) {
+    fn begin(&mut self, to: To, bytes: u32, cost: Ways<u64>, mut kind: Kind, events: &mut Vec<Event>) {
         let what = match &kind {
             Kind::Read { .. } => {
                 self.reads_since_write = self.reads_since_write.saturating_add(1);
@@ -308,15 +313,19 @@ impl Transmission {
             }
             _ => What::Change,
         };
-        let cookie = self.tasks.insert(Task { to, bytes, what });
+        let cookie = self.tasks.insert(Task { to, bytes, cost, what });
         events.push(Event::Request(Request { cookie, kind }));
     }
 
     fn retire(&mut self, cookie: u64) -> Task {
         let task = self.tasks.remove(cookie).expect("a request is answered once, by the cookie it came with");
-        let counted = if matches!(task.what, What::Read) { &mut self.inflight.read } else { &mut self.inflight.write };
-        *counted.of(memory_of(task.bytes)) -= memory_of(task.bytes);
+        self.give_back(task.cost);
         task
+    }
+
+    fn give_back(&mut self, cost: Ways<u64>) {
+        *self.inflight.read.of(cost.read) -= cost.read;
+        *self.inflight.write.of(cost.write) -= cost.write;
     }
 
     /// Whether a request may begin, by the bounds of its connection.
@@ -327,16 +336,15 @@ impl Transmission {
     }
 
     /// Whether it may begin, by the room there is for all connections; takes its part of it.
-    fn is_allowed(&mut self, command: u16, bytes: u64) -> bool {
-        let (room, inflight, wants) = match command {
-            CMD_READ => (&mut self.room.read, &mut self.inflight.read, Ways { read: bytes, write: 0 }),
-            _ => (&mut self.room.write, &mut self.inflight.write, Ways { read: 0, write: bytes }),
-        };
-        if !room.take(bytes) {
-            self.wants = Some(wants);
+    fn is_allowed(&mut self, cost: Ways<u64>) -> bool {
+        let Ways { read, write } = &mut self.room;
+        if !read.allows(cost.read) || !write.allows(cost.write) {
+            self.wants = Some(cost);
             return false;
         }
-        *inflight.of(bytes) += bytes;
+        assert!(read.take(cost.read) && write.take(cost.write), "both allow it");
+        *self.inflight.read.of(cost.read) += cost.read;
+        *self.inflight.write.of(cost.write) += cost.write;
         true
     }
 
@@ -349,10 +357,21 @@ impl Transmission {
     }
 }
 
-/// What a payload takes in memory, bytes: it lies in pages of its own.
-fn memory_of(bytes: u32) -> u64 {
-    u64::from(bytes).next_multiple_of(BLOCK_BYTES as u64)
+/// What a request takes of the room, bytes: a payload lies in pages of its own, the longest answer to a block status
+/// too, and whatever waits for others as writes do counts as a page.
+fn cost(asked: &Asked) -> Ways<u64> {
+    const PAGE: u64 = BLOCK_BYTES as u64;
+    match asked.command {
+        CMD_READ => Ways { read: asked.length.next_multiple_of(PAGE), write: 0 },
+        CMD_BLOCK_STATUS if asked.flags & CMD_FLAG_REQ_ONE == 0 => Ways { read: STATUS_BYTES, write: 0 },
+        CMD_BLOCK_STATUS | CMD_CACHE => Ways { read: PAGE, write: 0 },
+        CMD_WRITE => Ways { read: 0, write: asked.length.next_multiple_of(PAGE) },
+        _ => Ways { read: 0, write: PAGE },
+    }
 }
+
+/// Longest answer to a block status, bytes: 16 for a stretch where headers are extended.
+const STATUS_BYTES: u64 = 16 * STATUS_STRETCHES_MAX as u64;
 
 /// Takes the first piece off a range. Pieces end at multiples of their greatest length, and only the first one can be
 /// refused for being slow: after it the client is owed the rest.

@@ -99,8 +99,8 @@ impl Machine {
         if self.tail >= self.reserved {
             return Room::Wait;
         }
-        if self.options.overflow != Overflow::Coalesce && self.table_full() {
-            return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
+        if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
+            return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
         }
         if self.options.overflow != Overflow::Coalesce && !self.payload_ring_has_room(bytes) {
             return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };

@@ -56,12 +56,16 @@ impl Machine {
         self.paced = Some(Paced { since_wall_ns, seen_ns: now.mono_ns, why });
     }
 
-    /// What writes wait for now, with `overflow = "pace"`.
+    /// What writes wait for now, with `overflow = "pace"`, or in `bunker`.
     fn paced_by(&self) -> Option<&'static str> {
-        let (_, _, kind) = self.held_requests.front().filter(|_| self.options.overflow == Overflow::Pace)?;
+        let paces = self.options.overflow == Overflow::Pace;
+        let (_, _, kind) = self.held_requests.front().filter(|_| paces || self.ring_needs_slots())?;
         let bytes = if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 };
         if self.table_full() {
             return Some("the status table is full");
+        }
+        if !paces {
+            return None;
         }
         if !self.payload_ring_has_room(bytes) {
             return Some("the auxiliary's payload ring is full");

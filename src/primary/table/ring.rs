@@ -78,6 +78,12 @@ impl Machine {
         Some(pos)
     }
 
+    /// The slots of what is not copied are what a promotion finds the payloads in the ring by: they are not given up,
+    /// whatever the policy.
+    pub(in crate::primary) fn ring_needs_slots(&self) -> bool {
+        self.options.protect == Protect::Bunker && self.aux.keeps_payloads()
+    }
+
     /// Whether the payload ring takes `bytes` more once everything that waits for it is in it. True where there is
     /// no ring in use: that is what `require` is for.
     pub(in crate::primary) fn payload_ring_has_room(&self, bytes: u64) -> bool {
