@@ -279,11 +279,7 @@ impl Machine {
             };
             let (begin, direct, marked) = (batch.begin, batch.direct, batch.marked);
             let item = Item::Chunk { batch: begin, index };
-            let known = batch.have.contains(index, 1)
-                || batch.writing.contains_key(&index)
-                || batch.unsynced.iter().any(|it| it.index == index)
-                || self.checkpoints.direct_of == begin
-                    && self.checkpoints.direct_chunks.iter().any(|it| it.index == index);
+            let known = batch.have.contains(index, 1) || self.placed(index).is_some();
             if known || self.also_chunk(item) {
                 let Some((index, arrival)) = self.intake.take_chunk() else { return };
                 self.chunk_again(index, &arrival.record, arrival.conn);
@@ -316,14 +312,19 @@ impl Machine {
 
     /// A chunk came twice: acknowledged (again) when it is durable.
     fn chunk_again(&mut self, index: u64, record: &OrderRecord, conn: Conn) {
-        let Some(batch) = &mut self.batch else { return };
-        if batch.have.contains(index, 1) {
+        if self.batch.as_ref().is_some_and(|batch| batch.have.contains(index, 1)) {
             self.chunks_copied.push((conn, record.seq, index));
-        } else if let Some(placed) = batch.writing.get_mut(&index) {
-            placed.conns.push(conn);
-        } else if let Some(placed) = batch.unsynced.iter_mut().find(|it| it.index == index) {
+        } else if let Some(placed) = self.placed(index) {
             placed.conns.push(conn);
         }
+    }
+
+    /// A chunk of the first sync under way that is in its volume or on its way there, and not durable yet.
+    fn placed(&mut self, index: u64) -> Option<&mut Placed> {
+        let batch = self.batch.as_mut()?;
+        let syncing = self.checkpoints.direct_chunks.iter_mut().filter(|_| self.checkpoints.direct_of == batch.begin);
+        let mut all = batch.writing.values_mut().chain(&mut batch.unsynced).chain(syncing);
+        all.find(|placed| placed.index == index)
     }
 
     /// A chunk of a first sync is in its volume, not yet durable there.

@@ -4,11 +4,13 @@ use bytes::Bytes;
 
 use super::run::{Trial, options};
 use super::writer::{GROUP, volumes};
-use crate::core::ids::{Conn, Epoch, Owner, Seq, Ticket};
+use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{IoFail, Level, Machine as _};
+use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
 use crate::dr::links::{Standing, Writer, judge};
 use crate::dr::recovery::{Found, recover};
+use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, PROMOTED, PROMOTING, Role, SYNCED, Superblock, read_slots};
 use crate::format::wire::{Hello, Message, Purpose, RefuseCode};
 
@@ -249,6 +251,45 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
     fx.clear();
     trial.machine.step(trial.now, Input::Tick, &mut fx);
     assert!(fx.is_empty() && trial.machine.deadline_ns().is_none());
+}
+
+#[test]
+fn a_chunk_that_comes_again_while_the_volumes_are_synced_for_it_is_acknowledged_to_who_sent_it_last() {
+    let mut trial = Trial::new(8, false);
+    trial.drain_disk();
+    let connect = |trial: &mut Trial, conn, purpose| {
+        trial.step(Input::Opened { conn });
+        let message = trial.writer.hello(purpose);
+        trial.step(Input::Message { conn, message });
+    };
+    connect(&mut trial, Conn(1), Purpose::Order);
+    trial.drain_disk();
+    connect(&mut trial, Conn(2), Purpose::Stream);
+    let begin = OrderRecord {
+        seq: Seq(1),
+        epoch: Epoch(1),
+        volume: Volume(0),
+        op: Op::BatchBegin,
+        flags: 0,
+        offset: 0,
+        length: 0,
+        time_ns: 1,
+        chain: Chain(0),
+        payload_crc: 0,
+    };
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin.chained(Chain(0))]) });
+    trial.drain_disk();
+    let zeroes = OrderRecord { op: Op::WriteZeroes, length: 4096, ..begin };
+    let chunk = Message::Chunk { index: 0, record: zeroes, data: Bytes::new() };
+    trial.step(Input::Message { conn: Conn(2), message: chunk.clone() });
+    trial.complete_disk();
+    assert!(trial.disk.busy(), "written, and being synced");
+    trial.hang_up(Conn(2));
+    connect(&mut trial, Conn(3), Purpose::Stream);
+    trial.step(Input::Message { conn: Conn(3), message: chunk });
+    trial.drain_disk();
+    let told = Message::ChunksDurable { batch: Seq(1), indexes: vec![0] };
+    assert!(trial.sent(Conn(3)).contains(&told), "{:?}", trial.sent(Conn(3)));
 }
 
 #[test]
