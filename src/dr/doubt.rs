@@ -434,15 +434,14 @@ pub(super) fn unknown(
     let mut unknown = Vec::new();
     let mut at = cut;
     for (&seq, (record, _)) in above {
-        let last = match (record.op, table) {
-            (Op::EpochStart, Some(table)) if record.offset == 0 => table.overwritten_after(at, seq),
+        let between = match (record.op, table) {
+            (Op::EpochStart, Some(table)) if record.offset == 0 => table.overwritten(at, seq),
             // A start names the last seq before it: those between were never given out.
-            (Op::EpochStart, _) => Seq(record.offset).min(seq.prev()),
-            _ => seq.prev(),
+            (Op::EpochStart, _) => vec![SeqRange { first: at.next(), last: Seq(record.offset).min(seq.prev()) }],
+            _ => vec![SeqRange { first: at.next(), last: seq.prev() }],
         };
-        if last > at && at < until {
-            unknown.push(SeqRange { first: at.next(), last: last.min(until) });
-        }
+        let between = between.into_iter().map(|range| SeqRange { last: range.last.min(until), ..range });
+        unknown.extend(between.filter(|range| range.first <= range.last));
         at = seq;
     }
     if at < until {

@@ -149,6 +149,7 @@ mod tests {
     use crate::core::op::Op;
     use crate::dr::table::TableReader;
     use crate::format::table::TableLayout;
+    use crate::limits::SEQ_RESERVE;
 
     /// A plan is made while a batch takes the cut past records that only the table has.
     #[test]
@@ -204,6 +205,45 @@ mod tests {
             let found = doubt::unknown(Seq(10), Seq(start + count - 1), &all, Some(&table)).0;
             let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
             assert_eq!(found, unknown, "{count} records after the start");
+        }
+    }
+
+    /// The primary lost its power again before DR was back, and wrote over all that it had written between the two losses.
+    #[test]
+    fn what_was_written_between_two_losses_of_power_and_is_gone_from_the_table_is_unknown() {
+        let start = |losses: u64| losses * SEQ_RESERVE + 1;
+        let record = |seq, op| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op,
+            flags: 0,
+            offset: 0,
+            length: 512,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        };
+        // DR has 14 of 15. After the last loss came `count` records.
+        for (losses, count, unknown) in [
+            (1, 15, vec![(15, 15)]),
+            (2, 15, vec![(15, 15), (start(1), start(1) + 14)]),
+            (2, 9, vec![(start(1), start(1) + 8)]),
+            (3, 4, vec![(start(1), start(1) + 3), (start(2), start(2) + 3)]),
+            (2, 1024, vec![(15, start(2) - 1)]),
+            (17, 3, (1..17).map(|loss| (start(loss), start(loss) + 2)).collect()),
+            (18, 3, vec![(16, start(18) - 1)]),
+        ] {
+            let mut table = TableReader::new(TableLayout::new(1024, 0), GroupId(1), Seq(14), Epoch(1));
+            let old = (count < 15).then(|| record(15, Op::Write));
+            let (first, end) = (start(losses), start(losses) + count);
+            let new = (first..end).map(|seq| record(seq, if seq == first { Op::EpochStart } else { Op::Write }));
+            old.into_iter().chain(new).for_each(|record| table.take(record));
+            let records = std::mem::take(&mut table.records);
+            let all = records.into_iter().map(|(seq, record)| (seq, (record, false))).collect();
+            let found = doubt::unknown(Seq(14), Seq(end - 1), &all, Some(&table)).0;
+            let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
+            assert_eq!(found, unknown, "{losses} losses, {count} records after the last");
         }
     }
 }
