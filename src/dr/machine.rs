@@ -366,7 +366,10 @@ impl Machine {
             }
             self.promote_waiting(now, fx);
             let again = self.promote_step(now, fx);
-            if let Some((offset, block)) = self.keeper.next_write(self.desk.next()) {
+            // Nor is the superblock written over its other slot while the one in force may be in a cache only.
+            if self.starting.is_empty()
+                && let Some((offset, block)) = self.keeper.next_write(self.desk.next())
+            {
                 let kind = DiskKind::Write { offset, parts: vec![block], durable: true };
                 self.desk.disk(fx, File::Superblock, kind);
             }

@@ -85,6 +85,11 @@ impl Disk {
         !self.inflight.is_empty()
     }
 
+    /// Every operation under way.
+    pub fn under_way(&self) -> impl Iterator<Item = &DiskOp<File>> {
+        self.inflight.iter().map(|(op, _)| op)
+    }
+
     /// An operation under way.
     pub fn any_ticket(&self) -> Option<Ticket> {
         self.inflight.first().map(|(op, _)| op.ticket)

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::run::{Trial, options};
 use super::writer::{GROUP, volumes};
 use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, Ticket, Volume};
-use crate::core::machine::{IoFail, Level, Machine as _};
+use crate::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
 use crate::dr::links::{Standing, Writer, judge};
@@ -307,6 +307,24 @@ fn stopped_cleanly_it_says_so_and_everything_is_checkpointed() {
     let superblock = read_slots(&trial.disk.files[&File::Superblock].stable).expect("valid").newest.expect("written");
     assert!(superblock.has(CLEAN | SYNCED));
     trial.check_image(superblock.seq);
+}
+
+/// Found by a trial: a process was killed while it wrote one slot, the next one wrote the other, and a loss of power tore
+/// both.
+#[test]
+fn a_start_writes_the_other_slot_of_the_superblock_only_when_the_one_it_found_is_durable() {
+    let mut trial = site(9, false);
+    trial.stop_cleanly();
+    trial.crash(false);
+    let written = |trial: &Trial| {
+        let mut all = trial.disk.under_way();
+        all.any(|op| op.file == File::Superblock && matches!(op.kind, DiskKind::Write { .. }))
+    };
+    for _ in 0..3 {
+        assert!(!written(&trial), "what was found may be in a cache only");
+        trial.complete_disk();
+    }
+    assert!(written(&trial), "that the site was stopped cleanly is taken back");
 }
 
 #[test]
