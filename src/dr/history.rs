@@ -211,15 +211,22 @@ impl History {
     ///
     /// Not so the first batch after a start of the writer: it also takes back what DR was sent of writes that a killed
     /// writer had not made on its own disk yet, and which its clients never saw again (I5). Up to `promised` an earlier
-    /// attempt at the same promotion has passed them.
+    /// attempt at the same promotion has passed them; where it has checkpointed behind one, its end is an order as any other.
     pub fn pass_batches(&mut self, promised: Seq) {
         let mut before = (self.floor, self.floor_chain);
         let mut settled = self.floor_settled;
+        let mut begun = false;
         for entry in &mut self.entries {
             let record = &entry.record;
-            if record.op == Op::BatchBegin && record.seq == before.0.next() && (settled || record.seq <= promised) {
+            let passed = match record.op {
+                Op::BatchBegin => settled || record.seq <= promised,
+                Op::BatchEnd => !begun && Seq(record.offset) <= self.floor,
+                _ => false,
+            };
+            if passed && record.seq == before.0.next() {
                 entry.unbroken |= record.chain_after(before.1) == record.chain;
             }
+            begun |= record.op == Op::BatchBegin;
             settled = settled_by(record.op).unwrap_or(settled);
             before = (record.seq, record.chain);
         }
@@ -551,6 +558,30 @@ mod tests {
             history.pass_batches(Seq(promised));
             let passed = jump == 0 && (settled || promised >= 3);
             assert_eq!(history.unbroken_from(Seq(0), Seq(9)), if passed { Seq(4) } else { Seq(2) });
+        }
+    }
+
+    /// Found by a trial of `dr::tests`: a promotion was killed behind its checkpoint there, and its own report could not be
+    /// reached any more.
+    #[test]
+    fn the_end_of_a_batch_whose_begin_was_passed_and_forgotten_is_passed_with_it() {
+        for (floor, passed) in [(3, true), (4, true), (2, false)] {
+            let mut whole = History::after(Seq(0), Chain(0)).settled(true);
+            writes(&mut whole, 2);
+            let begin = record(3, Op::BatchBegin, 0, whole.tail_chain());
+            assert_eq!(whole.take(begin), Ok(Intake::New));
+            writes(&mut whole, 1);
+            assert_eq!(whole.take(record(5, Op::BatchEnd, 3, whole.tail_chain())), Ok(Intake::New));
+            writes(&mut whole, 1);
+            // As a start reads it again.
+            let mut history = History::after(Seq(floor), whole.chain_at(Seq(floor)));
+            for entry in whole.above(Seq(floor)) {
+                assert_eq!(history.take(entry.record), Ok(Intake::New));
+                history.hold(entry.record.seq, 0);
+            }
+            assert!(history.unbroken_from(Seq(floor), Seq(9)) < Seq(5), "not by itself");
+            history.pass_batches(Seq(0));
+            assert_eq!(history.unbroken_from(Seq(floor), Seq(9)) == Seq(6), passed, "{floor}");
         }
     }
 
