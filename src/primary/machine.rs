@@ -241,6 +241,8 @@ pub struct Machine {
     pub(super) log: LogLayout,
     /// Oldest record that the intent log still holds.
     pub(super) log_first: Seq,
+    /// The same when this process started: seqs may have a gap before it, which a loss of power left.
+    pub(super) log_began: Seq,
     /// Records up to here have been handed to the intent log.
     pub(super) log_written: Seq,
     pub(super) watermark_saved: (Seq, Seq),
@@ -338,6 +340,7 @@ impl Machine {
             local_done: recovered.tail,
             log: recovered.log,
             log_first: recovered.log_first,
+            log_began: recovered.log_first,
             log_written: recovered.tail,
             watermark_saved: (Seq(0), Seq(0)),
             protected: NOTHING,

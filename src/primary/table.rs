@@ -6,6 +6,8 @@
 
 mod anew;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -344,7 +346,11 @@ impl Machine {
     fn slots_until(&self) -> Seq {
         let bound = self.options.overflow != Overflow::Coalesce && !planted(Bug::SlotReusedEarly);
         let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
-        if bound { Seq(self.known_elsewhere().0.saturating_add(slots)) } else { Seq(u64::MAX) }
+        // DR's journal goes on over such a gap. What was written before it may stand in the table alone, until the cut of a DR
+        // that can be promoted has passed it.
+        let over_gap = self.dr.synced && self.dr.cut.next() < self.log_began;
+        let known = if over_gap { self.dr.cut.max(self.aux.found_floor) } else { self.known_elsewhere() };
+        if bound { Seq(known.0.saturating_add(slots)) } else { Seq(u64::MAX) }
     }
 
     /// Whether later records have taken the slots of writes that are not copied: the policy has given them up.

@@ -23,7 +23,7 @@ impl ReadAt for Absent {
 }
 
 /// A primary at seq 200 that DR has told of a recovery point at 50, and of payloads up to 90.
-fn primary() -> Machine {
+pub(in crate::primary) fn primary() -> Machine {
     let volumes = vec![("v".to_string(), 1 << 20)];
     let expect = Expect {
         group_name: "g".into(),
