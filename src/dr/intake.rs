@@ -52,7 +52,8 @@ pub struct Stored {
 pub struct Intake {
     nonce: u64,
     pub spool: Spool,
-    waiting: BTreeMap<Seq, Arrival>,
+    /// Each with who else has sent it.
+    waiting: BTreeMap<Seq, (Arrival, Vec<Conn>)>,
     chunks: VecDeque<(u64, Arrival)>,
     waiting_bytes: u64,
     storing: BTreeMap<Item, Stored>,
@@ -129,12 +130,19 @@ impl Intake {
         true
     }
 
-    /// Puts a payload into the waiting room; one with the same seq is replaced.
+    /// Puts a payload into the waiting room. It takes the place of one with the same seq; who sent the same is told, too.
     pub fn wait(&mut self, arrival: Arrival) {
-        self.waiting_bytes += arrival.data.len() as u64;
-        if let Some(old) = self.waiting.insert(arrival.record.seq, arrival) {
+        let mut others = Vec::new();
+        if let Some((old, before)) = self.waiting.remove(&arrival.record.seq) {
             self.waiting_bytes -= old.data.len() as u64;
+            if old.record == arrival.record {
+                others = before;
+                others.push(old.conn);
+                others.retain(|conn| *conn != arrival.conn);
+            }
         }
+        self.waiting_bytes += arrival.data.len() as u64;
+        self.waiting.insert(arrival.record.seq, (arrival, others));
     }
 
     /// Puts a chunk into the waiting room.
@@ -146,14 +154,14 @@ impl Intake {
     /// The lowest payload that waits: its record.
     #[must_use]
     pub fn first_waiting(&self) -> Option<OrderRecord> {
-        self.waiting.first_key_value().map(|(_, arrival)| arrival.record)
+        self.waiting.first_key_value().map(|(_, (arrival, _))| arrival.record)
     }
 
-    /// Takes the payload of `seq` out of the waiting room.
-    pub fn take_waiting(&mut self, seq: Seq) -> Option<Arrival> {
-        let arrival = self.waiting.remove(&seq)?;
+    /// Takes the payload of `seq` out of the waiting room; and who else has sent it.
+    pub fn take_waiting(&mut self, seq: Seq) -> Option<(Arrival, Vec<Conn>)> {
+        let (arrival, others) = self.waiting.remove(&seq)?;
         self.waiting_bytes -= arrival.data.len() as u64;
-        Some(arrival)
+        Some((arrival, others))
     }
 
     /// The chunk that has waited longest.
@@ -177,9 +185,15 @@ impl Intake {
     /// Drops what waits from a connection (any, with `None`): it was never acknowledged and will be sent again.
     pub fn drop_waiting(&mut self, conn: Option<Conn>) {
         let keep = |arrival: &Arrival| conn.is_some_and(|conn| arrival.conn != conn);
-        self.waiting.retain(|_, arrival| keep(arrival));
+        self.waiting.retain(|_, (arrival, others)| {
+            others.retain(|other| Some(*other) != conn);
+            if let Some(other) = others.pop_if(|_| conn == Some(arrival.conn)) {
+                arrival.conn = other;
+            }
+            keep(arrival)
+        });
         self.chunks.retain(|(_, arrival)| keep(arrival));
-        self.waiting_bytes = self.waiting.values().map(|arrival| arrival.data.len() as u64).sum::<u64>()
+        self.waiting_bytes = self.waiting.values().map(|(arrival, _)| arrival.data.len() as u64).sum::<u64>()
             + self.chunks.iter().map(|(_, arrival)| arrival.data.len() as u64).sum::<u64>();
     }
 

@@ -323,13 +323,15 @@ impl Machine {
             if known && !self.may_place(record.payload_bytes(), Some(seq)) {
                 break;
             }
-            let Some(arrival) = self.intake.take_waiting(seq) else { break };
+            let Some((arrival, others)) = self.intake.take_waiting(seq) else { break };
+            let again: Vec<Arrival> = others.into_iter().map(|conn| Arrival { conn, ..arrival.clone() }).collect();
             // What is no longer waited for, or never was, goes through the checks of a new arrival.
             if known && self.history.is_missing(seq) {
                 self.intake.store(Item::Payload(seq), arrival, &mut self.desk, fx);
             } else {
                 self.payload(now, arrival, fx);
             }
+            again.into_iter().for_each(|arrival| self.payload(now, arrival, fx));
         }
         self.place_chunks(fx);
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::run::{Trial, options};
 use super::writer::{GROUP, volumes};
-use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, Ticket, Volume};
+use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
@@ -253,43 +253,76 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
     assert!(fx.is_empty() && trial.machine.deadline_ns().is_none());
 }
 
-#[test]
-fn a_chunk_that_comes_again_while_the_volumes_are_synced_for_it_is_acknowledged_to_who_sent_it_last() {
-    let mut trial = Trial::new(8, false);
+/// A connection is made, and greets.
+fn greet(trial: &mut Trial, conn: Conn, purpose: Purpose) {
+    trial.step(Input::Opened { conn });
+    let message = trial.writer.hello(purpose);
+    trial.step(Input::Message { conn, message });
+}
+
+/// A new site with a writer, its order connection 1 and its stream 2.
+fn greeted(seed: u64) -> Trial {
+    let mut trial = Trial::new(seed, false);
     trial.drain_disk();
-    let connect = |trial: &mut Trial, conn, purpose| {
-        trial.step(Input::Opened { conn });
-        let message = trial.writer.hello(purpose);
-        trial.step(Input::Message { conn, message });
-    };
-    connect(&mut trial, Conn(1), Purpose::Order);
+    greet(&mut trial, Conn(1), Purpose::Order);
     trial.drain_disk();
-    connect(&mut trial, Conn(2), Purpose::Stream);
-    let begin = OrderRecord {
-        seq: Seq(1),
+    greet(&mut trial, Conn(2), Purpose::Stream);
+    trial
+}
+
+fn order(seq: u64, op: Op, previous: Chain) -> OrderRecord {
+    OrderRecord {
+        seq: Seq(seq),
         epoch: Epoch(1),
         volume: Volume(0),
-        op: Op::BatchBegin,
+        op,
         flags: 0,
         offset: 0,
-        length: 0,
+        length: 4096,
         time_ns: 1,
         chain: Chain(0),
-        payload_crc: 0,
-    };
-    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin.chained(Chain(0))]) });
+        payload_crc: crc32fast::hash(&[7; 4096]),
+    }
+    .chained(previous)
+}
+
+#[test]
+fn a_chunk_that_comes_again_while_the_volumes_are_synced_for_it_is_acknowledged_to_who_sent_it_last() {
+    let mut trial = greeted(8);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin]) });
     trial.drain_disk();
-    let zeroes = OrderRecord { op: Op::WriteZeroes, length: 4096, ..begin };
+    let zeroes = OrderRecord { op: Op::WriteZeroes, ..begin };
     let chunk = Message::Chunk { index: 0, record: zeroes, data: Bytes::new() };
     trial.step(Input::Message { conn: Conn(2), message: chunk.clone() });
     trial.complete_disk();
     assert!(trial.disk.busy(), "written, and being synced");
     trial.hang_up(Conn(2));
-    connect(&mut trial, Conn(3), Purpose::Stream);
+    greet(&mut trial, Conn(3), Purpose::Stream);
     trial.step(Input::Message { conn: Conn(3), message: chunk });
     trial.drain_disk();
     let told = Message::ChunksDurable { batch: Seq(1), indexes: vec![0] };
     assert!(trial.sent(Conn(3)).contains(&told), "{:?}", trial.sent(Conn(3)));
+}
+
+/// Seed 445989: a payload waited for its order, came again on another stream, and the first was never told of it.
+#[test]
+fn a_payload_that_waits_and_comes_again_is_acknowledged_on_both_streams() {
+    let copied = Message::Copied { ranges: vec![SeqRange { first: Seq(1), last: Seq(1) }] };
+    for lost in [None, Some(Conn(2)), Some(Conn(3))] {
+        let mut trial = greeted(10);
+        greet(&mut trial, Conn(3), Purpose::Stream);
+        let record = order(1, Op::Write, Chain(0));
+        let payload = Message::Payload { record, data: vec![7; 4096].into() };
+        trial.step(Input::Message { conn: Conn(2), message: payload.clone() });
+        trial.step(Input::Message { conn: Conn(3), message: payload });
+        lost.into_iter().for_each(|conn| trial.hang_up(conn));
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![record]) });
+        trial.drain_disk();
+        for conn in [Conn(2), Conn(3)] {
+            assert_eq!(trial.sent(conn).contains(&copied), lost != Some(conn), "{conn:?}, lost {lost:?}");
+        }
+    }
 }
 
 #[test]
