@@ -38,7 +38,7 @@ impl Machine {
         }
         if batch.end.is_none() {
             self.batch = Some(batch);
-            return;
+            return self.disown_batch(fx);
         }
         let (begin, direct) = (batch.begin, batch.direct);
         let end = batch.end.map_or(Seq(0), |end| end.seq);

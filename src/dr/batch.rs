@@ -59,6 +59,8 @@ pub struct Batch {
     pub(super) end: Option<OrderRecord>,
     /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
     forgotten: bool,
+    /// Chunks of it that were acknowledged are not here any more: the writer has to begin another.
+    disowned: bool,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
     pub(super) unsynced: Vec<Placed>,
     pub(super) writing: BTreeMap<u64, Placed>,
@@ -79,7 +81,7 @@ impl Batch {
     /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
     #[must_use]
     pub fn kept(&self) -> Seq {
-        if self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
+        if self.disowned || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
     }
 
     /// A chunk is durable.
@@ -194,6 +196,24 @@ impl Machine {
             return None;
         }
         Some(end)
+    }
+
+    /// The writer ends a batch when all of its chunks were acknowledged: one that is not here then was lost to damage, and
+    /// nobody would bring it. The writer hears of it in the next welcome, and begins another batch.
+    pub(super) fn disown_batch(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = self.batch.as_mut().filter(|it| it.kept() == it.begin) else { return };
+        let open = self.history.open_batch(self.cut).filter(|(begin, _)| *begin == batch.begin);
+        let count = open.and_then(|(_, end)| end).map_or(0, |end| u64::from(end.payload_crc));
+        if batch.have.bytes() >= count {
+            return;
+        }
+        batch.disowned = true;
+        let text =
+            format!("{} chunks of batch {} are lost here: it is begun anew", count - batch.have.bytes(), batch.begin);
+        fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
+        if let Some(conn) = self.links.order {
+            self.close(conn, &text, fx);
+        }
     }
 
     /// Whether the batch leaves out the range of a payload from before its begin that is not here: the writer

@@ -97,6 +97,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (243056, "what a primary wrote between two losses of its power, and wrote over in the table, was in no report"),
     (258331, "a piece of a first sync that came again while it was being synced was never acknowledged"),
     (419546, "after a loss of power the begin of a batch took the slot of an order that only the table had"),
+    (443901, "an acknowledged piece of a batch was damaged at rest, the batch had ended, and nobody brought it again"),
     (445989, "a payload came again while it waited, and the stream that had brought it first was never told of it"),
     (465360, "as 445989"),
     (324132, "DR lost the order of a TRIM after the begin of its first batch, asked for it once, and waited for ever"),

@@ -305,6 +305,37 @@ fn a_chunk_that_comes_again_while_the_volumes_are_synced_for_it_is_acknowledged_
     assert!(trial.sent(Conn(3)).contains(&told), "{:?}", trial.sent(Conn(3)));
 }
 
+/// Seed 443901: a chunk was acknowledged and damaged at rest; its batch had ended, and nobody brought it again.
+#[test]
+fn a_batch_that_has_ended_without_a_chunk_that_was_acknowledged_is_begun_anew() {
+    let mut trial = greeted(9);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    // Two chunks were acknowledged, the end says; one is here.
+    let end =
+        OrderRecord { offset: 1, length: 8192, payload_crc: 2, chain: Chain(0), ..order(2, Op::BatchEnd, Chain(0)) };
+    let end = end.chained(begin.chain);
+    trial.writer.records = vec![begin, end];
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin]) });
+    trial.drain_disk();
+    let zeroes = OrderRecord { op: Op::WriteZeroes, ..begin };
+    let chunk = Message::Chunk { index: 1, record: zeroes, data: Bytes::new() };
+    trial.step(Input::Message { conn: Conn(2), message: chunk });
+    trial.drain_disk();
+    let kept = |trial: &mut Trial, conn| {
+        greet(trial, conn, Purpose::Order);
+        trial.drain_disk();
+        let said =
+            trial.sent(conn).into_iter().find_map(|it| if let Message::Welcome(it) = it { Some(it) } else { None });
+        said.expect("it is welcome").batch
+    };
+    assert_eq!(kept(&mut trial, Conn(3)), Seq(1));
+    trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![end]) });
+    trial.drain_disk();
+    assert_eq!(kept(&mut trial, Conn(4)), Seq(0), "the writer hears that it is not kept");
+    trial.step(Input::Message { conn: Conn(4), message: Message::Ping { nonce: 5 } });
+    assert!(trial.sent(Conn(4)).contains(&Message::Pong { nonce: 5 }), "and is not turned away again");
+}
+
 /// Seed 445989: a payload waited for its order, came again on another stream, and the first was never told of it.
 #[test]
 fn a_payload_that_waits_and_comes_again_is_acknowledged_on_both_streams() {
