@@ -23,7 +23,7 @@ impl Machine {
         let cut = self.cut;
         let under_way = self.committing.is_some() || self.committed.is_some();
         if !under_way && self.promotion.as_ref().is_some_and(|promotion| !promotion.plan) {
-            self.abandon_batch();
+            self.abandon_batch(Seq(0));
         }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
@@ -61,9 +61,9 @@ impl Machine {
         }
     }
 
-    /// Nobody is left who could complete the batch that was coming in.
-    fn abandon_batch(&mut self) {
-        self.history.pass_batches(Seq(0));
+    /// Nobody is left who could complete the batch that was coming in. An earlier attempt has passed all up to `promised`.
+    pub(super) fn abandon_batch(&mut self, promised: Seq) {
+        self.history.pass_batches(promised);
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

@@ -266,9 +266,14 @@ impl Machine {
         let target = promotion.target;
         // A stored report is final: everything before it was done. Unless what it relies on was lost since.
         if let Some(stored) = self.report.as_ref().filter(|stored| stored.report.epoch == target) {
-            let lost = self.doubt.is_some() && self.cut < stored.report.cut_seq;
+            let cut = stored.report.cut_seq;
+            let lost = self.doubt.is_some() && self.cut < cut;
             if !(lost && promotion.force) {
                 promotion.step = Step::Replaying;
+                // It may have died before the superblock promised what its report is final about.
+                if self.cut < cut && self.committing.is_none() && self.committed.is_none() {
+                    self.abandon_batch(cut);
+                }
                 return;
             }
             self.report = None;
