@@ -94,6 +94,11 @@ pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
 /// How long an NBD client may take over its handshake, nanoseconds.
 pub const HANDSHAKE_NS: u64 = 10_000_000_000;
+/// How long a TLS handshake may take, nanoseconds, and what is kept of it before the peer is known, bytes.
+pub const TLS_HANDSHAKE_NS: u64 = 10_000_000_000;
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 32 << 10;
+/// Connections of links that are in their TLS handshake; beyond it the oldest is ended.
+pub const TLS_HANDSHAKES_MAX: usize = 64;
 /// Longest data of an NBD option that is looked at, bytes: a name of 4096 and every information type, or two queries of
 /// metadata contexts as long as a name may be.
 pub const NBD_OPTION_BYTES_MAX: usize = 16 << 10;
@@ -167,6 +172,10 @@ const _: () = assert!(
     "an ordinary request fits the share of a client that is alone"
 );
 const _: () = assert!(CHUNK_BYTES_MAX as u64 <= LONG_BYTES, "what we ask for ourselves is ordinary");
+const _: () = assert!(
+    TLS_HANDSHAKES_MAX * TLS_HANDSHAKE_BYTES_MAX <= MEMORY_BESIDE_FIFO_BYTES as usize / 16,
+    "strangers hold next to nothing"
+);
 const _: () = assert!(REGION_PIECE_BYTES <= PAYLOAD_BYTES_MAX, "any NBD server takes a piece");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");
 const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end a lease");

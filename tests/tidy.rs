@@ -370,15 +370,60 @@ fn every_dependency_has_its_reason_in_the_readme() {
     assert_none("the table of dependencies has a row for each, and for each that was asked for", &missing);
 }
 
-/// Whether an SPDX expression can be satisfied by the allowed licences. `OR`, `/` and `AND` without nesting deeper than
-/// one pair of brackets, which is what manifests have.
+/// Whether an SPDX expression can be satisfied by the allowed licences; `/` is the `OR` of old manifests.
 fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
-    let flat = expression.replace('/', " OR ");
-    if let Some((inside, rest)) = flat.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
-        let others = rest.trim().strip_prefix("AND ").is_none_or(|others| satisfied(others, allowed));
-        return satisfied(inside, allowed) && others;
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    any(&mut words.as_slice(), allowed)
+}
+
+/// `all OR all …`
+fn any(words: &mut &[&str], allowed: &BTreeSet<String>) -> bool {
+    let mut fine = all(words, allowed);
+    while words.first() == Some(&"OR") {
+        *words = &words[1..];
+        fine |= all(words, allowed);
     }
-    flat.split(" OR ").any(|choice| choice.split(" AND ").all(|licence| allowed.contains(licence.trim())))
+    fine
+}
+
+/// `one AND one …`, where one is a licence or something in brackets.
+fn all(words: &mut &[&str], allowed: &BTreeSet<String>) -> bool {
+    let mut fine = true;
+    loop {
+        let Some((first, rest)) = words.split_first() else { return false };
+        *words = rest;
+        if *first == "(" {
+            fine &= any(words, allowed);
+            assert_eq!(words.first(), Some(&")"), "brackets are closed");
+            *words = &words[1..];
+        } else {
+            fine &= allowed.contains(*first);
+        }
+        if words.first() != Some(&"AND") {
+            return fine;
+        }
+        *words = &words[1..];
+    }
+}
+
+#[test]
+fn licence_expressions_are_read_as_they_are_meant() {
+    let allowed: BTreeSet<String> = ["A", "B"].into_iter().map(String::from).collect();
+    for (text, fine) in [
+        ("A", true),
+        ("C", false),
+        ("C OR A", true),
+        ("C/A", true),
+        ("A AND C", false),
+        ("A AND B", true),
+        ("A AND (C OR B) AND (C OR D OR A)", true),
+        ("A AND (C OR D)", false),
+        ("(A OR C) AND B", true),
+        ("C AND A OR B", true),
+    ] {
+        assert_eq!(satisfied(text, &allowed), fine, "{text}");
+    }
 }
 
 #[test]

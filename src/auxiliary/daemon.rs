@@ -161,7 +161,7 @@ impl Shell {
             Event::Closed { conn, .. } => drop(self.controls.remove(&conn)),
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
-            Event::Connected { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
+            Event::Connected { .. } | Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
         }
         Ok(())
     }

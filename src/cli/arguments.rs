@@ -27,6 +27,12 @@ pub enum Verb {
     #[command(after_help = "Example:\n  farshore check --config farshore.toml --role dr\n\n\
         Without --role, the roles whose addresses belong to this host are checked. Exit status 0 or 2.")]
     Check(Check),
+    /// Make a private CA, and a certificate for each role of a group
+    #[command(
+        after_help = "Example:\n  farshore certs orders --dir certs --host aux=b.example --host dr=c.example\n  \
+        farshore certs orders --ca certs --dir certs-2027    # renew: hosts keep the CA they know"
+    )]
+    Certs(Certs),
     /// Run the auxiliary in the foreground
     #[command(after_help = "Example:\n  farshore aux --config farshore.toml")]
     Aux(Role),
@@ -128,6 +134,27 @@ pub struct Init {
     /// Write to this file instead of standard output; an existing file is never overwritten
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Certs {
+    /// Name of the group [default: that of the configuration]
+    pub group: Option<String>,
+    /// New directory for the files
+    #[arg(long, value_name = "DIR", default_value = "farshore-certs")]
+    pub dir: PathBuf,
+    /// How long the certificates are valid
+    #[arg(long, value_name = "N", default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+    /// Sign with the CA that an earlier run has left in this directory
+    #[arg(long, value_name = "DIR")]
+    pub ca: Option<PathBuf>,
+    /// Configuration of the group, for the names of its hosts
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A name or address by which NBD clients reach a role; may be given several times
+    #[arg(long = "host", value_name = "ROLE=NAME")]
+    pub hosts: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 //! ```text
 //!   main ──► parse ──► aux, dr, primary   run a role in the foreground
 //!                  ├─► status, promote    ask a running role over its control socket
-//!                  ├─► init, check        a configuration, before anything runs
+//!                  ├─► init, certs, check a configuration and its certificates, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
 //!                  ├─► attach, detach     a device of the kernel
 //!                  └─► demo, relay        the whole story on one machine, and the slow line in it
@@ -13,6 +13,7 @@
 
 mod arguments;
 mod attach;
+pub mod certs;
 mod check;
 mod client;
 pub mod demo;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
 fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
     match verb {
         Verb::Init(options) => init::run(&options, out),
+        Verb::Certs(options) => certs::run(&options, out),
         Verb::Check(options) => check::run(&options, out),
         Verb::Aux(options) => role::aux(&options),
         Verb::Dr(options) => role::dr(&options),

@@ -10,6 +10,7 @@ pub mod machine;
 pub mod modes;
 pub mod op;
 pub mod overlap;
+pub mod peer;
 pub mod planted;
 pub mod ranges;
 pub mod rope;

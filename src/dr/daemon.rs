@@ -258,7 +258,7 @@ impl Shell {
             }
             Event::Disk { ticket, result, .. } => self.disk_done(ticket, result),
             Event::Stop => self.stop(),
-            Event::Connected { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
+            Event::Connected { .. } | Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 

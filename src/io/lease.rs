@@ -124,6 +124,11 @@ impl Lease {
         Ok(shut)
     }
 
+    /// Whether nothing may be sent now.
+    pub fn is_shut(&self) -> bool {
+        self.gate.shut.load(Ordering::SeqCst) || clock::mono_ns() >= self.armed_ns
+    }
+
     /// Sends what the vectors name, as far as the peer has room, unless the lease has ended.
     pub fn send(&self, descriptor: RawFd, vectors: &mut [libc::iovec]) -> Sent {
         let header = self.gate.header.get();
@@ -131,7 +136,7 @@ impl Lease {
         unsafe { (*header).msg_iovlen = vectors.len() as _ };
         self.gate.vectors().store(vectors.as_mut_ptr(), Ordering::SeqCst);
         // The clock as well: who was held up for long has the signal still to come only if timers are late.
-        if self.gate.shut.load(Ordering::SeqCst) || clock::mono_ns() >= self.armed_ns {
+        if self.is_shut() {
             return Sent::Shut;
         }
         self.send_prepared(descriptor)

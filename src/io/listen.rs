@@ -14,6 +14,7 @@ use nix::sys::socket::{
 
 use super::patience::patiently;
 use super::resolve;
+use super::tls::Acceptor;
 use crate::core::address::Address;
 
 /// Connections that wait to be accepted.
@@ -26,6 +27,8 @@ pub struct Listener {
     pub address: Address,
     /// The file of a unix socket, with its inode: only our own is removed.
     file: Option<(PathBuf, u64)>,
+    /// Who connects here begins with TLS.
+    pub acceptor: Option<Acceptor>,
     pub accepting: bool,
     pub stopping: bool,
     /// After a failed accept: when to try again, monotonic.
@@ -53,7 +56,7 @@ impl Listener {
                 (fd, address, None)
             }
         };
-        Ok(Listener { fd, address, file, accepting: false, stopping: false, rest_until_ns: None })
+        Ok(Listener { fd, address, file, acceptor: None, accepting: false, stopping: false, rest_until_ns: None })
     }
 
     pub fn descriptor(&self) -> RawFd {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   daemon ──turn()──► reactor ──┬─ net     sockets: accept, connect, scatter receive, batched send
-//!          ◄─events───           ├─ disk    files: direct or buffered, durable writes, zeroing
+//!          ◄─events───           │    └─ secure, tls   records and plaintext, certificates
+//!                                ├─ disk    files: direct or buffered, durable writes, zeroing
 //!                                ├─ arena   page-aligned memory the kernel knows (fixed buffers)
 //!                                ├─ ring    one io_uring, one io_uring_enter a turn
 //!                                └─ clock, signal
@@ -32,9 +33,12 @@ pub mod reactor;
 pub mod reader;
 mod resolve;
 mod ring;
+mod secure;
+mod sending;
 mod signal;
 mod slice;
 mod socket;
+pub mod tls;
 pub mod vector;
 
 pub use extents::Range;

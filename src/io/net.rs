@@ -18,13 +18,16 @@ use nix::libc;
 use nix::sys::socket::SockaddrStorage;
 
 use super::clock;
-use super::lease::{self, Sent};
+use super::lease;
 use super::listen::{self, Listener};
 use super::plan::{AHEAD_BYTES_MAX, HEAD_BYTES_MAX, Hint};
 use super::reactor::Event;
 use super::resolve::{Resolved, Resolver};
 use super::ring::{Completion, Kernel, Kind, Token, on};
+use super::secure::{self, Announce, Secure};
+use super::sending::{Outcome, send, send_leased};
 use super::socket::{Phase, Socket};
+use super::tls::{Acceptor, Connector};
 use crate::core::address::Address;
 use crate::core::ids::Conn;
 use crate::core::machine::Lease;
@@ -43,8 +46,6 @@ const CONNECT_NS: u64 = 5_000_000_000;
 const ACCEPT_REST_NS: u64 = 100_000_000;
 /// Pause between two lines about connections beyond the most, nanoseconds.
 const TURNED_AWAY_PAUSE_NS: u64 = 1_000_000_000;
-/// Parts of one send.
-const SEND_PARTS_MAX: usize = 256;
 /// A queue of more bytes is sent once the disk operations of the turn are on their way: the copying takes long, and the
 /// ring would keep the disk waiting until it is done.
 const SMALL_QUEUE_BYTES: usize = 16 << 10;
@@ -52,13 +53,13 @@ const SMALL_QUEUE_BYTES: usize = 16 << 10;
 const HINT_BODY_BYTES_MIN: usize = 512;
 
 pub struct Net {
-    sockets: HashMap<Conn, Box<Socket>, BuildHasherDefault<ConnHasher>>,
+    pub(super) sockets: HashMap<Conn, Box<Socket>, BuildHasherDefault<ConnHasher>>,
     listeners: Vec<Option<Listener>>,
     resolver: Resolver,
     next_conn: u64,
     connections_max: usize,
     /// Connections with something to arm or send at the next flush.
-    dirty: Vec<Conn>,
+    pub(super) dirty: Vec<Conn>,
     /// Those of them whose sends wait until the rest of the turn is on its way.
     later: Vec<Conn>,
     promise: Promise,
@@ -67,9 +68,10 @@ pub struct Net {
     /// Connections whose `Closed` was given in the last turn: their bytes can still be read until the next.
     buried: Vec<Conn>,
     /// Connections with a deadline: connecting or closing.
-    timed: Vec<Conn>,
+    pub(super) timed: Vec<Conn>,
     /// Lines about those that were one too many.
     turned_away: Sparing,
+    pub(super) tls: secure::Shared,
     /// What `rx` gives for a connection that does not exist.
     nothing: Rope,
 }
@@ -79,13 +81,6 @@ enum Promise {
     Unbound,
     Bound(lease::Lease),
     Over,
-}
-
-/// What became of a queue that was to be sent under a lease.
-enum Outcome {
-    Going,
-    Held,
-    Failed(io::Error),
 }
 
 impl Net {
@@ -103,6 +98,7 @@ impl Net {
             buried: Vec::new(),
             timed: Vec::new(),
             turned_away: Sparing::new(TURNED_AWAY_PAUSE_NS),
+            tls: secure::Shared::default(),
             nothing: Rope::new(),
         }
     }
@@ -113,8 +109,9 @@ impl Net {
         conn
     }
 
-    pub fn listen(&mut self, address: &Address, kernel: &mut Kernel) -> io::Result<usize> {
-        let listener = Listener::open(address)?;
+    pub fn listen(&mut self, address: &Address, acceptor: Option<Acceptor>, kernel: &mut Kernel) -> io::Result<usize> {
+        let mut listener = Listener::open(address)?;
+        listener.acceptor = acceptor;
         let index = self.listeners.len();
         self.listeners.push(Some(listener));
         self.accept(index, kernel)?;
@@ -136,8 +133,15 @@ impl Net {
         Ok(())
     }
 
-    pub fn connect(&mut self, conn: Conn, address: &Address, kernel: &mut Kernel) -> io::Result<()> {
+    pub fn connect(
+        &mut self,
+        conn: Conn,
+        address: &Address,
+        connector: Option<&Connector>,
+        kernel: &mut Kernel,
+    ) -> io::Result<()> {
         let mut socket = Box::new(Socket::new(conn, address.to_string(), Phase::Connecting));
+        socket.connector = connector.map(|connector| Box::new(connector.clone()));
         socket.deadline_ns = clock::mono_ns() + CONNECT_NS;
         let previous = self.sockets.insert(conn, socket);
         assert!(previous.is_none(), "names of connections are drawn from next_conn and used once");
@@ -257,16 +261,24 @@ impl Net {
     pub fn close(&mut self, conn: Conn, reason: &str) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
         match socket.phase {
-            Phase::Open => {
-                socket.phase = Phase::Draining;
-                socket.reason = reason.into();
-                socket.deadline_ns = clock::mono_ns() + CLOSE_NS;
-                self.timed.push(conn);
-                mark(socket, &mut self.dirty);
+            // What was to be sent can never be: there are no keys for it.
+            Phase::Open if socket.secure.as_ref().is_some_and(|secure| secure.is_handshaking()) => {
+                self.abort(conn, reason);
             }
+            Phase::Open => self.drain(conn, reason),
             Phase::Connecting => self.abort(conn, reason),
             Phase::Draining | Phase::Aborting | Phase::Gone => {}
         }
+    }
+
+    /// Closes an open connection after what can be sent of it.
+    pub(super) fn drain(&mut self, conn: Conn, reason: &str) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        socket.phase = Phase::Draining;
+        socket.reason = reason.into();
+        socket.deadline_ns = clock::mono_ns() + CLOSE_NS;
+        self.timed.push(conn);
+        mark(socket, &mut self.dirty);
     }
 
     /// Closes at once.
@@ -298,58 +310,84 @@ impl Net {
         if !self.timed.is_empty() || self.listeners.iter().flatten().any(|one| one.rest_until_ns.is_some()) {
             self.act_on_deadlines(kernel)?;
         }
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for conn in dirty.drain(..) {
-            let Some(socket) = self.sockets.get_mut(&conn) else { continue };
-            socket.dirty = false;
-            match socket.phase {
-                Phase::Open => {
-                    receive(socket, kernel)?;
-                    if (socket.bulk && !socket.queue.is_empty()) || socket.queued_bytes > SMALL_QUEUE_BYTES {
-                        self.later.push(conn);
-                    } else {
-                        self.send_queue(conn, kernel, events)?;
-                    }
-                }
-                Phase::Draining => {
-                    receive(socket, kernel)?;
-                    self.send_queue(conn, kernel, events)?;
-                    let Some(socket) = self.sockets.get_mut(&conn) else { continue };
-                    if !socket.sending && socket.queue.is_empty() {
-                        if !socket.shut {
-                            // The peer sees the end of the stream, and then ends its own side.
-                            socket.shut = true;
-                            socket.shutdown(libc::SHUT_WR);
-                        }
-                        if socket.ended {
-                            socket.phase = Phase::Aborting;
-                            self.bury_if_quiet(conn, kernel, events)?;
-                        }
-                    }
-                }
-                Phase::Aborting => self.bury_if_quiet(conn, kernel, events)?,
-                Phase::Connecting | Phase::Gone => {}
+        while !self.dirty.is_empty() {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            for conn in dirty.drain(..) {
+                self.flush_one(conn, kernel, events)?;
             }
+            // Only the end of a stream marks anything above, once each; the list is given back for its memory.
+            dirty.append(&mut self.dirty);
+            self.dirty = dirty;
         }
-        // Nothing above marks anything, so the list is given back for its memory.
-        assert!(self.dirty.is_empty(), "a flush marks nothing");
-        self.dirty = dirty;
+        for conn in std::mem::take(&mut self.tls.again) {
+            self.sockets.get_mut(&conn).into_iter().for_each(|socket| mark(socket, &mut self.dirty));
+        }
+        Ok(())
+    }
+
+    /// Arms the receive of a connection, sends what it has queued, and ends it when that is due.
+    fn flush_one(&mut self, conn: Conn, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+        socket.dirty = false;
+        if socket.secure.as_ref().is_some_and(|secure| secure.tls.front().is_some()) {
+            self.place(conn, kernel, events);
+        }
+        let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+        match socket.phase {
+            Phase::Open => {
+                receive(socket, kernel)?;
+                if (socket.bulk && !socket.queue.is_empty()) || socket.queued_bytes > SMALL_QUEUE_BYTES {
+                    self.later.push(conn);
+                } else {
+                    self.send_queue(conn, kernel, events)?;
+                }
+            }
+            Phase::Draining => {
+                receive(socket, kernel)?;
+                self.send_queue(conn, kernel, events)?;
+                let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+                if socket.is_drained() && socket.secure.as_mut().is_some_and(|secure| secure.say_goodbye()) {
+                    self.send_queue(conn, kernel, events)?;
+                }
+                let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
+                if !socket.sending && socket.is_drained() && socket.phase == Phase::Draining {
+                    if !socket.shut {
+                        // The peer sees the end of the stream, and then ends its own side.
+                        socket.shut = true;
+                        socket.shutdown(libc::SHUT_WR);
+                    }
+                    if socket.ended {
+                        socket.phase = Phase::Aborting;
+                        self.bury_if_quiet(conn, kernel, events)?;
+                    }
+                }
+            }
+            Phase::Aborting => self.bury_if_quiet(conn, kernel, events)?,
+            Phase::Connecting | Phase::Gone => {}
+        }
         Ok(())
     }
 
     /// Sends the front of a queue, as far as the lease allows.
     fn send_queue(&mut self, conn: Conn, kernel: &mut Kernel, events: &mut Vec<Event>) -> io::Result<()> {
         let Some(socket) = self.sockets.get_mut(&conn) else { return Ok(()) };
-        let outcome = match &self.promise {
-            Promise::Bound(lease) if socket.leased_bytes > 0 => send_leased(socket, lease, kernel)?,
-            Promise::Over if socket.leased_bytes > 0 => Outcome::Failed(io::Error::other("a newer epoch is in force")),
+        let lease = match &self.promise {
+            Promise::Bound(lease) if socket.leased_bytes > 0 => Some(lease),
+            _ => None,
+        };
+        let outcome = match (&self.promise, lease) {
+            (Promise::Over, _) if socket.leased_bytes > 0 => {
+                Outcome::Failed(io::Error::other("a newer epoch is in force"))
+            }
+            (_, lease) if socket.secure.is_some() => secure::send(socket, lease, &mut self.tls, kernel)?,
+            (_, Some(lease)) => send_leased(socket, lease, kernel)?,
             _ => {
                 send(socket, kernel)?;
                 Outcome::Going
             }
         };
         match outcome {
-            Outcome::Going if socket.delayed && socket.queue.is_empty() => {
+            Outcome::Going if socket.delayed && socket.queued_bytes == 0 => {
                 socket.delayed = false;
                 if socket.phase == Phase::Open {
                     events.push(Event::Sent { conn });
@@ -410,7 +448,7 @@ impl Net {
             Kind::Accept => self.accepted(token.id as usize, result, more, kernel, events),
             Kind::Connect => self.connected(Conn(token.id), result, kernel, events),
             Kind::Receive => {
-                self.received(Conn(token.id), result, events);
+                self.received(Conn(token.id), result, kernel, events);
                 Ok(())
             }
             Kind::Send => {
@@ -454,12 +492,16 @@ impl Net {
                 drop(fd);
             } else {
                 let peer = listen::peer_name(&fd);
+                let begun = listener.acceptor.as_ref().map(Acceptor::begin);
                 let conn = self.next_conn();
                 let mut socket = Box::new(Socket::new(conn, peer.clone(), Phase::Open));
                 socket.adopt(fd, kernel);
                 mark(&mut socket, &mut self.dirty);
                 self.sockets.insert(conn, socket);
-                events.push(Event::Accepted { listener: index, conn, peer });
+                match begun {
+                    Some(begun) => self.secure(conn, begun, Announce::Accepted(index)),
+                    None => events.push(Event::Accepted { listener: index, conn, peer }),
+                }
             }
         } else if !stopping && result != -libc::ECONNABORTED {
             tracing::warn!(error = %io::Error::from_raw_os_error(-result), "accept failed: resting");
@@ -536,14 +578,20 @@ impl Net {
         socket.phase = Phase::Open;
         self.timed.retain(|timed| *timed != conn);
         mark(socket, &mut self.dirty);
-        events.push(Event::Connected { conn });
+        match socket.connector.take() {
+            Some(connector) => self.secure(conn, connector.begin(), Announce::Connected),
+            None => events.push(Event::Connected { conn }),
+        }
         Ok(())
     }
 
-    fn received(&mut self, conn: Conn, result: i32, events: &mut Vec<Event>) {
+    fn received(&mut self, conn: Conn, result: i32, kernel: &mut Kernel, events: &mut Vec<Event>) {
         let socket = self.sockets.get_mut(&conn).expect("a socket is kept while it is receiving");
         socket.receiving = false;
         mark(socket, &mut self.dirty);
+        if socket.secure.is_some() {
+            return self.received_secured(conn, result, kernel, events);
+        }
         if result > 0 {
             let bytes = result as usize;
             if socket.phase == Phase::Open {
@@ -612,6 +660,7 @@ impl Net {
             } else {
                 let reason = match socket.phase {
                     Phase::Connecting => format!("cannot connect to {}: the name server does not answer", socket.peer),
+                    Phase::Open => "the TLS handshake took too long".into(),
                     _ => String::new(),
                 };
                 self.abort(conn, &reason);
@@ -630,7 +679,13 @@ impl Net {
             socket.phase = Phase::Gone;
             self.timed.retain(|timed| *timed != conn);
             self.buried.push(conn);
-            events.push(Event::Closed { conn, reason: std::mem::take(&mut socket.reason) });
+            let reason = std::mem::take(&mut socket.reason);
+            if socket.secure.as_deref().is_none_or(Secure::is_known) {
+                events.push(Event::Closed { conn, reason });
+            } else {
+                let peer = std::mem::take(&mut socket.peer);
+                self.not_secured(conn, &peer, &reason);
+            }
             return Ok(());
         }
         if !socket.cancelled {
@@ -649,7 +704,7 @@ impl Net {
 }
 
 /// Puts a connection on the list of the next flush, once.
-fn mark(socket: &mut Socket, dirty: &mut Vec<Conn>) {
+pub(super) fn mark(socket: &mut Socket, dirty: &mut Vec<Conn>) {
     if !socket.dirty {
         socket.dirty = true;
         dirty.push(socket.conn);
@@ -659,67 +714,22 @@ fn mark(socket: &mut Socket, dirty: &mut Vec<Conn>) {
 /// Arms a receive unless one is in flight or none is wanted.
 fn receive(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
     let discard = socket.phase == Phase::Draining;
-    let held = !discard && (socket.paused || socket.rx.len() >= UNTAKEN_BYTES_MAX);
+    let waits = socket.secure.as_ref().is_some_and(|secure| secure.tls.front().is_some());
+    let held = !discard && (socket.paused || waits || socket.rx.len() >= UNTAKEN_BYTES_MAX);
     if socket.receiving || socket.ended || held {
         return Ok(());
     }
-    let hint = if discard { Hint::default() } else { socket.hint };
-    socket.plan.prepare(hint, socket.rx.len(), socket.ahead, kernel);
+    if socket.secure.is_none() {
+        let hint = if discard { Hint::default() } else { socket.hint };
+        socket.plan.prepare(hint, socket.rx.len(), socket.ahead, kernel);
+    }
     let message = socket.describe_receive();
     let target = socket.target.expect("an open socket has a descriptor");
     let entry = on!(target, |fd| opcode::RecvMsg::new(fd, message).build());
     socket.receiving = true;
     // SAFETY: the message header and its vectors are boxed in the socket, and the runs they name are held
-    // by its plan; neither is touched or dropped until `receiving` is false. Nobody sees the bytes before.
+    // by its plan, or the room by its TLS; neither is touched or dropped until `receiving` is false. Nobody sees the bytes before.
     unsafe { kernel.push(entry, Token::new(Kind::Receive, socket.conn.0)) }
-}
-
-/// Sends the front of the queue unless a send is in flight: in the thread, for the completion of a send through the ring
-/// would cost the turn a second system call. What could not be sent so, and why, is for the ring to find out.
-fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
-    if socket.sending || socket.queue.is_empty() {
-        return Ok(());
-    }
-    if socket.send_now(SEND_PARTS_MAX) {
-        return Ok(());
-    }
-    let target = socket.target.expect("an open socket has a descriptor");
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-    let entry = if socket.queue.len() == 1 {
-        let part = &socket.queue[0];
-        let length = u32::try_from(part.len()).unwrap_or(1 << 30);
-        on!(target, |fd| opcode::Send::new(fd, part.as_ptr(), length).flags(flags).build())
-    } else {
-        let message = socket.describe_send(SEND_PARTS_MAX);
-        on!(target, |fd| opcode::SendMsg::new(fd, message).flags(flags as u32).build())
-    };
-    (socket.sending, socket.delayed) = (true, true);
-    // SAFETY: the parts stay in the queue, and the header and vectors in the socket, until `sending` is
-    // false; `Bytes` are never written.
-    unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }
-}
-
-/// Sends a queue with leased bytes in it from this thread: what the ring was given it would send whenever there is
-/// room for it, however late. Where there is none, room is waited for.
-fn send_leased(socket: &mut Socket, lease: &lease::Lease, kernel: &mut Kernel) -> io::Result<Outcome> {
-    while !socket.sending && !socket.queue.is_empty() {
-        match socket.send_leased(SEND_PARTS_MAX, lease) {
-            Sent::Bytes(_) | Sent::Failed(libc::EINTR) => {}
-            Sent::Shut => {
-                socket.delayed = true;
-                return Ok(Outcome::Held);
-            }
-            Sent::Failed(libc::EAGAIN) => {
-                (socket.delayed, socket.sending, socket.polling) = (true, true, true);
-                let target = socket.target.expect("an open socket has a descriptor");
-                let entry = on!(target, |fd| opcode::PollAdd::new(fd, libc::POLLOUT as u32).build());
-                // SAFETY: no memory is named, and the descriptor stays open while `sending`.
-                unsafe { kernel.push(entry, Token::new(Kind::Send, socket.conn.0)) }?;
-            }
-            Sent::Failed(errno) => return Ok(Outcome::Failed(io::Error::from_raw_os_error(errno))),
-        }
-    }
-    Ok(Outcome::Going)
 }
 
 /// Names of connections are counted up: their low bits are hash enough.

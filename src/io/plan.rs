@@ -102,6 +102,33 @@ impl Plan {
         }
     }
 
+    /// What is about to be filled in, bytes: the next plan is sized by it.
+    pub fn expect(&mut self, bytes: usize) {
+        self.last_bytes = bytes;
+    }
+
+    /// Copies the front of `bytes` to where they would have been received, as far as one segment goes, and hands them to
+    /// the rope; how many they were.
+    pub fn fill(&mut self, bytes: &[u8], rope: &mut Rope) -> usize {
+        let segment = self.segments.front().expect("a plan was prepared");
+        let length = bytes.len().min(segment.end - segment.filled);
+        // SAFETY: the run has memory up to `end`, of which nobody sees the part behind `filled` but the plan; the kernel
+        // was not shown it, since a connection is either received from by the plan or filled.
+        unsafe {
+            let to = segment.run.as_ptr().add(segment.filled);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, length);
+        }
+        let expected = self.last_bytes;
+        self.received(length, rope);
+        self.last_bytes = expected;
+        length
+    }
+
+    /// Whether a long body is next, which is received once its head has been seen.
+    pub fn at_long_body(&self) -> bool {
+        self.hint.body > BODY_AHEAD_BYTES_MAX && self.phase == self.hint.head
+    }
+
     /// Gives all memory back.
     pub fn clear(&mut self) {
         self.segments.clear();

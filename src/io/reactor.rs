@@ -26,7 +26,9 @@ use super::open::{self, OpenOptions};
 use super::reader::{self, FileReader};
 use super::resolve::Resolver;
 use super::ring::{Completion, Kernel, Kind, Token, Wait};
+use super::secure::Announce;
 use super::signal::{Signals, Waker};
+use super::tls::{Acceptor, Connector};
 use crate::core::address::Address;
 use crate::core::allocation::Stretch;
 use crate::core::ids::{Conn, Ticket};
@@ -46,6 +48,10 @@ pub enum Event {
         peer: String,
     },
     Connected {
+        conn: Conn,
+    },
+    /// The TLS that was begun in the middle of a connection is established.
+    Secured {
         conn: Conn,
     },
     /// There are new bytes in `reactor.rx(conn)`.
@@ -175,7 +181,12 @@ impl Reactor {
 
     /// A unix socket left by a dead process is replaced; one that answers is "in use".
     pub fn listen(&mut self, address: &Address) -> io::Result<usize> {
-        self.net.listen(address, &mut self.kernel)
+        self.net.listen(address, None, &mut self.kernel)
+    }
+
+    /// As `listen`, or with TLS from the first byte on: a connection is told of once its handshake is done.
+    pub fn listen_with(&mut self, address: &Address, acceptor: Option<&Acceptor>) -> io::Result<usize> {
+        self.net.listen(address, acceptor.cloned(), &mut self.kernel)
     }
 
     /// Connections that were accepted go on.
@@ -196,8 +207,24 @@ impl Reactor {
 
     /// The result comes as `Connected` or `Closed`. What is sent before goes out once connected.
     pub fn connect(&mut self, conn: Conn, address: &Address) {
-        let done = self.net.connect(conn, address, &mut self.kernel);
+        self.connect_with(conn, address, None);
+    }
+
+    /// As `connect`, or with TLS from the first byte on: it is `Connected` once the handshake is done.
+    pub fn connect_with(&mut self, conn: Conn, address: &Address, connector: Option<&Connector>) {
+        let done = self.net.connect(conn, address, connector, &mut self.kernel);
         self.keep(done);
+    }
+
+    /// Begins TLS as the server of a connection. What is queued goes out before, as it is; what was received and not
+    /// taken is thrown away. The result comes as `Secured` or `Closed`; nothing is to be sent until then.
+    pub fn secure_server(&mut self, conn: Conn, acceptor: &Acceptor) {
+        self.net.secure(conn, acceptor.begin(), Announce::Secured);
+    }
+
+    /// As `secure_server`, as its client.
+    pub fn secure_client(&mut self, conn: Conn, connector: &Connector) {
+        self.net.secure(conn, connector.begin(), Announce::Secured);
     }
 
     /// Received bytes not yet taken. Empty for an unknown connection.

@@ -13,6 +13,8 @@ use nix::sys::socket::SockaddrStorage;
 use super::lease::{Lease, Sent};
 use super::plan::{AHEAD_BYTES_MAX, Hint, Plan, SEGMENTS_MAX};
 use super::ring::{Kernel, Target};
+use super::secure::Secure;
+use super::tls::Connector;
 use crate::core::ids::Conn;
 use crate::core::rope::Rope;
 
@@ -44,6 +46,10 @@ pub struct Socket {
     /// The address that is being connected to.
     pub address: Option<Box<SockaddrStorage>>,
     pub connecting: bool,
+    /// TLS begins with this as soon as it is connected.
+    pub connector: Option<Box<Connector>>,
+    /// Its TLS, from the beginning of the handshake on.
+    pub secure: Option<Box<Secure>>,
 
     pub rx: Rope,
     pub hint: Hint,
@@ -76,6 +82,9 @@ pub struct Socket {
     pub dirty: bool,
 }
 
+/// Vectors of one send.
+const VECTORS_MAX: usize = 256;
+
 /// A message header and the vectors that it points to.
 struct Message {
     header: libc::msghdr,
@@ -95,6 +104,8 @@ impl Socket {
             addresses: Vec::new(),
             address: None,
             connecting: false,
+            connector: None,
+            secure: None,
             rx: Rope::new(),
             hint: Hint::default(),
             ahead: AHEAD_BYTES_MAX,
@@ -169,6 +180,9 @@ impl Socket {
     pub fn sent(&mut self, bytes: usize) {
         self.queued_bytes -= bytes;
         self.leased_bytes = self.leased_bytes.saturating_sub(bytes);
+        if let Some(secure) = &mut self.secure {
+            secure.plain_bytes = secure.plain_bytes.saturating_sub(bytes);
+        }
         let mut left = bytes;
         while left > 0 {
             let front = self.queue.front_mut().expect("no more goes out than was queued");
@@ -205,9 +219,70 @@ impl Socket {
         sent
     }
 
-    /// The header of a receive into the plan.
+    /// Whether nothing of what was given to it, or of TLS, is left to be sent.
+    pub fn is_drained(&self) -> bool {
+        self.queue.is_empty() && self.secure.as_ref().is_none_or(|secure| secure.tls.pending().is_empty())
+    }
+
+    /// Sends the first `most` bytes of the queue, or as far as there is room, under the lease if there is one.
+    pub fn send_plain(&mut self, most: usize, lease: Option<&Lease>) -> Sent {
+        let mut left = most;
+        let vectors = &mut self.send_message.vectors;
+        vectors.clear();
+        for part in self.queue.iter().take(VECTORS_MAX) {
+            let bytes = part.len().min(left);
+            vectors.push(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: bytes });
+            left -= bytes;
+            if left == 0 {
+                break;
+            }
+        }
+        let sent = self.send_described(lease);
+        if let Sent::Bytes(bytes) = sent {
+            self.sent(bytes);
+        }
+        sent
+    }
+
+    /// Sends pending records of TLS, likewise.
+    pub fn send_records(&mut self, lease: Option<&Lease>) -> Sent {
+        let Some(secure) = &mut self.secure else { return Sent::Bytes(0) };
+        let pending = secure.tls.pending();
+        let vector = libc::iovec { iov_base: pending.as_ptr().cast_mut().cast(), iov_len: pending.len() };
+        self.send_message.vectors.clear();
+        self.send_message.vectors.push(vector);
+        let sent = self.send_described(lease);
+        if let (Sent::Bytes(bytes), Some(secure)) = (sent, &mut self.secure) {
+            secure.tls.advance(bytes);
+        }
+        sent
+    }
+
+    /// Sends what the vectors name, which lives through the call, without waiting.
+    fn send_described(&mut self, lease: Option<&Lease>) -> Sent {
+        assert!(!self.sending, "the header of a send in flight is not touched");
+        let Some(fd) = &self.fd else { return Sent::Failed(libc::EBADF) };
+        if let Some(lease) = lease {
+            return lease.send(fd.as_raw_fd(), &mut self.send_message.vectors);
+        }
+        let message = self.send_message.seal();
+        // SAFETY: the descriptor is open; header, vectors and what they name live through the call.
+        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        match usize::try_from(sent) {
+            Ok(bytes) => Sent::Bytes(bytes),
+            Err(_) => Sent::Failed(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+
+    /// The header of a receive into the plan, or into the memory of TLS.
     pub fn describe_receive(&mut self) -> *mut libc::msghdr {
         assert!(!self.receiving, "the header of a receive in flight is not touched");
+        if let Some(secure) = &mut self.secure {
+            let (start, length) = secure.tls.room(self.ahead);
+            self.receive_message.vectors.clear();
+            self.receive_message.vectors.push(libc::iovec { iov_base: start.cast(), iov_len: length });
+            return self.receive_message.seal();
+        }
         self.plan.describe(&mut self.receive_message.vectors);
         debug_assert!(self.receive_message.vectors.len() <= SEGMENTS_MAX);
         self.receive_message.seal()

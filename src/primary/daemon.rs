@@ -430,7 +430,7 @@ impl Shell {
                 }
             }
             Event::Stop => self.stop(),
-            Event::Sent { .. } | Event::Extents { .. } => Ok(()),
+            Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 

@@ -1,0 +1,138 @@
+//! Certificates and keys as files: read, matched, and told apart when they change.
+
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
+
+use super::{Paths, TlsError, verify, words};
+use crate::core::peer::PeerName;
+use crate::io::open::denied;
+
+/// Longest file that is read, bytes: a chain of a dozen certificates is far below.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// What files were when they were looked at: a change of any of them changes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp(Vec<Option<(u64, u64, i64, i64)>>);
+
+impl Stamp {
+    pub fn of(paths: &Paths) -> Stamp {
+        let own = paths.own.iter().flat_map(|(cert, key)| [cert, key]);
+        let look = |path: &PathBuf| {
+            let data = std::fs::metadata(path).ok()?;
+            Some((data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
+        };
+        Stamp(std::iter::once(&paths.ca).chain(own).map(look).collect())
+    }
+}
+
+/// What the files hold.
+pub struct Loaded {
+    pub ca: PathBuf,
+    pub roots: Arc<RootCertStore>,
+    /// The chain, the key, and what the two files are called.
+    pub own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, (PathBuf, PathBuf))>,
+}
+
+/// Reads everything. The stamp is older than what was read, never newer: a change in between is seen the next time.
+pub fn load(paths: &Paths) -> Result<(Stamp, Loaded), TlsError> {
+    let stamp = Stamp::of(paths);
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&paths.ca)? {
+        roots.add(root).map_err(|error| wrong(&paths.ca, &format!("holds what is no certificate of a CA: {error}")))?;
+    }
+    let own = match &paths.own {
+        Some((cert, key)) => Some((certificates(cert)?, private_key(key)?, (cert.clone(), key.clone()))),
+        None => None,
+    };
+    Ok((stamp, Loaded { ca: paths.ca.clone(), roots: Arc::new(roots), own }))
+}
+
+impl Loaded {
+    /// Whether the own certificate carries the name that this host is known by.
+    pub fn check_name(&self, wanted: Option<&PeerName>, paths: &Paths) -> Result<(), TlsError> {
+        let (Some(wanted), Some((chain, _, (cert, _)))) = (wanted, &self.own) else { return Ok(()) };
+        let names = verify::names(&chain[0]);
+        if names.contains(wanted) {
+            return Ok(());
+        }
+        let text = format!(
+            "is a certificate of {}, and this host has to be {wanted}: copy that of its own role here (`farshore certs` \
+             makes one for each role, signed by the CA in {})",
+            verify::listed(&names),
+            paths.ca.display()
+        );
+        Err(wrong(cert, &text))
+    }
+
+    /// Says what others will have against the own certificate. No reason not to start: volumes are served without links.
+    pub fn warn(&self, paths: &Paths) {
+        if let Some((_, _, (_, key))) = &self.own
+            && std::fs::metadata(key).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
+        {
+            tracing::warn!("{}: this private key can be read by others: chmod 600", key.display());
+        }
+        if let Err(error) = self.check_chain(paths) {
+            tracing::error!("the other hosts will refuse the certificate of this one: {error}");
+        }
+    }
+
+    /// Whether the own certificate is one of the CA, today.
+    pub fn check_chain(&self, paths: &Paths) -> Result<(), TlsError> {
+        let Some((chain, _, (cert, _))) = &self.own else { return Ok(()) };
+        let algorithms = super::provider().signature_verification_algorithms.all;
+        let verify = |end| {
+            let (roots, now) = (&self.roots, UnixTime::now());
+            rustls::client::verify_server_cert_signed_by_trust_anchor(&end, roots, &chain[1..], now, algorithms)
+        };
+        ParsedCertificate::try_from(&chain[0]).and_then(verify).map_err(|error| {
+            let text = words::certificate(&error, &paths.ca).unwrap_or_else(|| error.to_string());
+            wrong(cert, &format!("this certificate {text}"))
+        })
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = read(path, "certificate")?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(wrong(path, "holds no certificate (-----BEGIN CERTIFICATE-----)")),
+        Ok(found) => Ok(found),
+        Err(_) => Err(wrong(path, "is damaged: its PEM text cannot be read")),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let mut bytes = read(path, "private key")?;
+    let text = "holds no private key that can be used: PEM, without a password (-----BEGIN PRIVATE KEY-----)";
+    let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| wrong(path, text));
+    bytes.fill(0);
+    key
+}
+
+fn read(path: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() as u64 > FILE_BYTES_MAX => Err(wrong(path, &format!("is too long for a {what}"))),
+        Ok(_) => Ok(bytes),
+        Err(error) => {
+            let advice = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => format!("; {}", denied()),
+                std::io::ErrorKind::NotFound => "; `farshore certs` makes one".to_owned(),
+                _ => String::new(),
+            };
+            Err(wrong(path, &format!("the {what} cannot be read: {error}{advice}")))
+        }
+    }
+}
+
+fn wrong(path: &Path, text: &str) -> TlsError {
+    TlsError(format!("{}: {text}", path.display()))
+}

@@ -1,0 +1,276 @@
+//! TLS of connections: who shows which certificate, whom it believes, and what is said when it does not.
+//!
+//! ```text
+//!   Acceptor, Connector ──config()──► Tls (stream)   one connection: records in, plaintext out, and back
+//!     │  files, reloaded when they change  │
+//!     └─ verify  names of certificates     └─ words   what went wrong, and what to do
+//! ```
+//!
+//! Owns certificates, keys and the decision about a peer's. Knows no socket (`io::secure` carries the bytes). Keys and
+//! their passwords are in no text made here: errors name files and reasons only.
+//!
+//! Invariants: files are looked at before each handshake, and what cannot be used does not replace what could; nothing of
+//! a session is kept for another one, so that each handshake judges the certificates of its own time.
+
+mod files;
+mod stream;
+mod verify;
+mod words;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::ServerName;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+
+use self::files::{Loaded, Stamp};
+pub use self::stream::Tls;
+use self::verify::{NamedClients, NamedServer};
+use crate::core::peer::PeerName;
+
+/// Where the certificates of a host are, all of them PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Certificates of those who sign.
+    pub ca: PathBuf,
+    /// The host's own certificate, with those between it and the CA; and its key. A client may have none.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Anybody: no certificate is asked for.
+    Anybody,
+    /// Who has a certificate of the CA; one that names a farshore group has to name this one.
+    OfGroup(String),
+    /// Who has a certificate of the CA with one of these names.
+    Named(Vec<PeerName>),
+}
+
+/// Whom to believe at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// A role of a group, wherever it runs.
+    Named(PeerName),
+    /// A host, by name or address, as URIs have it.
+    Host(String),
+}
+
+/// Which versions of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    /// Both ends are ours.
+    Newest,
+    /// What clients of NBD may still have (1.2; the NBD specification asks for no less).
+    Wide,
+}
+
+/// What keeps certificates from being used; says which file, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TlsError(pub String);
+
+/// The side that is connected to. Clones share what they have loaded.
+#[derive(Clone, Debug)]
+pub struct Acceptor {
+    paths: Paths,
+    clients: Clients,
+    versions: Versions,
+    said: Said,
+    kept: Arc<Mutex<Kept<ServerConfig>>>,
+}
+
+/// The side that connects. Clones share what they have loaded.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    paths: Paths,
+    server: Server,
+    versions: Versions,
+    said: Said,
+    kept: Arc<Mutex<Kept<ClientConfig>>>,
+}
+
+/// What a verifier has against a name: TLS itself has no words for it.
+type Said = Arc<Mutex<Option<String>>>;
+
+/// What the files held when they were last good.
+#[derive(Debug)]
+struct Kept<C> {
+    /// Of the files as they were last looked at, usable or not.
+    stamp: Stamp,
+    config: Arc<C>,
+}
+
+impl Acceptor {
+    /// Loads the certificates. `own`: the name that this host's certificate has to carry.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn new(
+        paths: &Paths,
+        own: Option<&PeerName>,
+        clients: Clients,
+        versions: Versions,
+    ) -> Result<Acceptor, TlsError> {
+        let said = Said::default();
+        let (stamp, loaded) = files::load(paths)?;
+        loaded.check_name(own, paths)?;
+        loaded.warn(paths);
+        let config = server_config(loaded, &clients, versions, &said)?;
+        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config) }));
+        Ok(Acceptor { paths: paths.clone(), clients, versions, said, kept })
+    }
+
+    /// A connection that was accepted, at the beginning of its handshake.
+    ///
+    /// # Errors
+    /// When the files changed to something that leaves no choice.
+    pub fn begin(&self) -> Result<Tls, TlsError> {
+        let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
+        let config = current(&self.kept, &self.paths, build);
+        Tls::server(config, self.said.clone(), self.paths.clone())
+    }
+}
+
+impl Connector {
+    /// As [`Acceptor::new`].
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn new(
+        paths: &Paths,
+        own: Option<&PeerName>,
+        server: Server,
+        versions: Versions,
+    ) -> Result<Connector, TlsError> {
+        let said = Said::default();
+        let (stamp, loaded) = files::load(paths)?;
+        loaded.check_name(own, paths)?;
+        loaded.warn(paths);
+        server_name(&server)?;
+        let config = client_config(loaded, &server, versions, &said)?;
+        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config) }));
+        Ok(Connector { paths: paths.clone(), server, versions, said, kept })
+    }
+
+    /// A connection that is up, at the beginning of its handshake.
+    ///
+    /// # Errors
+    /// When the name of the server is none.
+    pub fn begin(&self) -> Result<Tls, TlsError> {
+        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
+        let config = current(&self.kept, &self.paths, build);
+        Tls::client(config, server_name(&self.server)?, self.said.clone(), self.paths.clone())
+    }
+}
+
+/// Whether certificates can be used, by this host and by those it meets, today.
+///
+/// # Errors
+/// Which file cannot be used, and why.
+pub fn check(paths: &Paths, own: Option<&PeerName>) -> Result<(), TlsError> {
+    let (_, loaded) = files::load(paths)?;
+    loaded.check_name(own, paths)?;
+    loaded.check_chain(paths)?;
+    server_config(loaded, &Clients::Anybody, Versions::Newest, &Said::default()).map(drop)
+}
+
+/// The configuration of the files as they are now, or as they were when they could last be used.
+fn current<C>(kept: &Mutex<Kept<C>>, paths: &Paths, build: impl FnOnce(Loaded) -> Result<C, TlsError>) -> Arc<C> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let stamp = Stamp::of(paths);
+    if stamp != kept.stamp {
+        kept.stamp = stamp;
+        let built = files::load(paths).and_then(|(stamp, loaded)| {
+            loaded.warn(paths);
+            Ok((stamp, build(loaded)?))
+        });
+        match built {
+            Ok((stamp, config)) => {
+                *kept = Kept { stamp, config: Arc::new(config) };
+                tracing::info!("TLS certificates were read anew from {}", paths.ca.display());
+            }
+            Err(error) => {
+                tracing::error!("TLS certificates have changed and cannot be used, the old ones stay: {error}")
+            }
+        }
+    }
+    kept.config.clone()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+const BUG: &str = "the provider has the versions that it is asked for";
+
+fn server_config(loaded: Loaded, clients: &Clients, versions: Versions, said: &Said) -> Result<ServerConfig, TlsError> {
+    let wrong = |error: &dyn std::fmt::Display| TlsError(format!("{}: {error}", loaded.ca.display()));
+    let builder = ServerConfig::builder_with_provider(provider());
+    let builder =
+        builder.with_protocol_versions(versions.list()).map_err(|error| TlsError(format!("{BUG}: {error}")))?;
+    let builder = match clients {
+        Clients::Anybody => builder.with_no_client_auth(),
+        named => {
+            let inner = WebPkiClientVerifier::builder_with_provider(loaded.roots.clone(), provider());
+            let inner = inner.build().map_err(|error| wrong(&error))?;
+            builder.with_client_cert_verifier(Arc::new(NamedClients::new(inner, named.clone(), said.clone())))
+        }
+    };
+    let (chain, key, files) = loaded.own.ok_or_else(|| TlsError("a server needs a certificate and its key".into()))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| words::own(&error, &files))?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client_config(loaded: Loaded, server: &Server, versions: Versions, said: &Said) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder =
+        builder.with_protocol_versions(versions.list()).map_err(|error| TlsError(format!("{BUG}: {error}")))?;
+    let builder = match server {
+        Server::Host(_) => builder.with_root_certificates(loaded.roots),
+        Server::Named(name) => {
+            let verifier = NamedServer::new(loaded.roots, name.clone(), said.clone());
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
+    let mut config = match loaded.own {
+        Some((chain, key, files)) => {
+            builder.with_client_auth_cert(chain, key).map_err(|error| words::own(&error, &files))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    // A role is known by its URI, which is not for the eyes of the network.
+    config.enable_sni = matches!(server, Server::Host(_));
+    Ok(config)
+}
+
+/// The name in the form TLS wants; that of a role is looked at by our own verifier and goes nowhere.
+fn server_name(server: &Server) -> Result<ServerName<'static>, TlsError> {
+    let text = match server {
+        Server::Named(_) => "farshore",
+        Server::Host(host) => host.trim_start_matches('[').trim_end_matches(']'),
+    };
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| TlsError(format!("{text:?} is no name of a host that a certificate could have")))
+}
+
+impl Versions {
+    fn list(self) -> &'static [&'static SupportedProtocolVersion] {
+        static NEWEST: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+        static WIDE: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+        match self {
+            Versions::Newest => &NEWEST,
+            Versions::Wide => &WIDE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
