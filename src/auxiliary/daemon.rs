@@ -20,9 +20,12 @@ use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
+use crate::core::modes::TlsMode;
+use crate::core::peer::Role;
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::format::table::TableLayout;
 use crate::io::http::{Asked, HttpServer};
+use crate::io::tls::{Acceptor, Clients, Versions};
 use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::ended::Ended;
@@ -38,7 +41,15 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (aux, own) = config.need_aux()?;
     let options = ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, prompt: true, ..ReactorOptions::default() };
     let reactor = Reactor::new(options).context("io_uring is needed, and the kernel does not give it")?;
-    let shell = Shell::start(reactor, &config.group.name, aux, own)?;
+    let acceptor = match config.certificates(Role::Aux) {
+        Some(paths) => {
+            let peers = Clients::Named(vec![config.name(Role::Primary), config.name(Role::Dr)]);
+            Some(Acceptor::new(&paths, Some(&config.name(Role::Aux)), peers, Versions::Newest)?)
+        }
+        None => None,
+    };
+    let mut shell = Shell::start(reactor, &config.group.name, aux, own)?;
+    shell.acceptor = acceptor;
     shell.serve()
 }
 
@@ -50,6 +61,8 @@ pub struct Shell {
     superblock: FileId,
     table: FileId,
     listener: usize,
+    /// With it every client has to become secure, and be the primary or DR of the group.
+    acceptor: Option<Acceptor>,
     control: usize,
     controls: HashMap<Conn, Lines>,
     peers: Ended,
@@ -93,6 +106,7 @@ impl Shell {
             superblock,
             table,
             listener,
+            acceptor: None,
             control,
             controls: HashMap::new(),
             peers: Ended::default(),
@@ -155,7 +169,8 @@ impl Shell {
             }
             Event::Accepted { conn, peer, .. } => {
                 self.peers.add(conn, peer);
-                self.nbd.add(&mut self.reactor, conn);
+                let mode = if self.acceptor.is_some() { TlsMode::Required } else { TlsMode::Off };
+                self.nbd.add_with(&mut self.reactor, conn, mode, self.acceptor.as_ref());
             }
             Event::Received { conn } => self.control_line(conn)?,
             Event::Closed { conn, .. } => drop(self.controls.remove(&conn)),
@@ -203,6 +218,7 @@ impl Shell {
                 self.step(Input::Request { conn, cookie: request.cookie, kind: kind(request.kind) })
             }
             session::Event::Disconnect => self.step(Input::Closed { conn }),
+            session::Event::Secure => unreachable!("the server begins TLS by itself"),
         }
     }
 

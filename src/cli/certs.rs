@@ -165,7 +165,8 @@ fn role_params(plan: &Plan, name: &PeerName) -> Result<CertificateParams, Failur
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("farshore {} of {}", name.role.word(), name.group));
     params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // The second is asked for by QEMU, although no key of this kind enciphers another.
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let uri = name.to_string().try_into().map_err(|error: rcgen::Error| making(&error))?;
     params.subject_alt_names = vec![SanType::URI(uri)];

@@ -18,6 +18,8 @@ use super::client;
 use crate::cluster::config::{Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
 use crate::cluster::size::human_size;
 use crate::core::address::Address;
+use crate::core::peer::Role;
+use crate::io::tls;
 use crate::limits;
 
 /// This host, as one configuration sees it.
@@ -71,12 +73,29 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             self.findings.note(Weight::Ok, &[word], format!("runs on another host ({address}), not checked here"));
             return;
         }
+        self.certificates(role);
         match role {
             RoleName::Primary => self.config.primary.as_ref().into_iter().for_each(|primary| self.primary(primary)),
             RoleName::Dr => self.config.dr.as_ref().into_iter().for_each(|dr| self.dr(dr)),
             RoleName::Aux => {
                 self.config.aux.as_ref().and_then(|aux| aux.own.as_ref()).into_iter().for_each(|own| self.aux(own));
             }
+        }
+    }
+
+    /// Certificate and key of a role, as this host has them.
+    fn certificates(&mut self, role: RoleName) {
+        let peer = match role {
+            RoleName::Primary => Role::Primary,
+            RoleName::Dr => Role::Dr,
+            RoleName::Aux => Role::Aux,
+        };
+        let Some(paths) = self.config.certificates(peer) else { return };
+        match tls::check(&paths, Some(&self.config.name(peer))) {
+            Ok(()) => {
+                self.findings.note(Weight::Ok, &["tls"], format!("the certificates of {} can be used", role.word()))
+            }
+            Err(error) => self.findings.note(Weight::Error, &["tls"], error.to_string()),
         }
     }
 

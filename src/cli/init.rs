@@ -7,6 +7,7 @@ use super::arguments::Init;
 use super::failure::Failure;
 use crate::cluster::config::parse;
 use crate::cluster::size::{exact_size, parse_size};
+use crate::core::address::Address;
 use crate::limits;
 
 /// Writes the configuration to `--output` or to `out`.
@@ -90,11 +91,29 @@ require = "any"     # while a peer is out of reach: both | any | none must hold 
 "#,
         quoted(&options.group)
     );
+    text.push_str(&tls(options));
     for (name, size) in volumes {
         let _ = write!(text, "\n[[volume]]          # exported by NBD under this name\nname = {}\n", quoted(name));
         let _ = writeln!(text, "size = \"{}\"", exact_size(*size));
     }
     text
+}
+
+/// Links that leave their host are secure.
+fn tls(options: &Init) -> String {
+    let local = [&options.aux_host, &options.dr_host]
+        .into_iter()
+        .all(|host| format!("{host}:1").parse::<Address>().is_ok_and(|address| address.is_local()));
+    let mark = if local { "# " } else { "" };
+    format!(
+        r#"
+{mark}[tls]                 # links between hosts are secure and known by name: `farshore certs {}` makes what is needed
+{mark}ca   = "/etc/farshore/tls/ca-cert.pem"
+{mark}cert = "/etc/farshore/tls/cert.pem"   # of this host's role; each host has its own under the same name
+{mark}key  = "/etc/farshore/tls/key.pem"
+"#,
+        options.group
+    )
 }
 
 /// `{ db = "…/db.img" }`, with `suffix` after the volume's name.
@@ -120,7 +139,8 @@ fn primary(options: &Init, volumes: &[(String, u64)]) -> String {
         r#"[primary]
 dir     = {}   # intent log, FIFO, superblock; on a disk that survives a power cut
 backing = {}   # file or block device of each volume
-# NBD clients connect here; NBD has no password: keep TCP on loopback or on a network you trust
+# NBD clients connect here; over TCP they need TLS as soon as there is [tls]: tls = "required" | "optional" | "off";
+# client_certificates = "yes" lets in only who has a certificate of the CA
 listen  = [{}, {}]
 control = {}   # farshore status asks here
 fifo    = {{ memory = "256MiB", disk = "8GiB" }}   # writes not yet at DR: how much may wait
@@ -202,6 +222,7 @@ mod tests {
         let config = parse(&text, "f").expect("its own output");
         let volumes: Vec<(String, u64)> = config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect();
         assert_eq!(volumes, [("db".into(), 3 << 30), ("wal.1".into(), 512_000_000)]);
+        assert!(matches!(config.tls, crate::cluster::config::Tls::Certificates(_)));
         assert_eq!(config.dr.expect("dr").address.to_string(), "c.example:10830");
         assert!(config.warnings.is_empty());
     }

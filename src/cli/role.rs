@@ -12,6 +12,7 @@ use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
 use crate::dr;
 use crate::io::open::denied as denied_advice;
+use crate::io::tls::TlsError;
 use crate::primary;
 use crate::primary::recovery::RecoveryError;
 
@@ -114,7 +115,7 @@ fn exit_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         cause.downcast_ref::<RecoveryError>(),
         Some(RecoveryError::Damaged { .. } | RecoveryError::Mismatch { .. })
     );
-    if cause.is::<ConfigError>() {
+    if cause.is::<ConfigError>() || cause.is::<TlsError>() {
         Some(EXIT_USAGE)
     } else if refused_start || cause.is::<Refused>() {
         Some(EXIT_REFUSED)

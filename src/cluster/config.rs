@@ -7,12 +7,14 @@
 mod read;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::core::modes::{Ack, Overflow, Protect, Require, TlsMode};
+use crate::core::peer::{Paths, PeerName, Role};
 
 /// A group as its file describes it. What `parse` returns has been checked as far as text can be.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,8 +27,21 @@ pub struct Config {
     pub primary: Option<PrimaryConfig>,
     pub aux: Option<AuxConfig>,
     pub dr: Option<DrConfig>,
+    pub tls: Tls,
     /// Keys that are accepted and do less than an operator may expect.
     pub warnings: Vec<ConfigError>,
+}
+
+/// `[tls]`: the certificates of the hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Nothing is said: fine as long as every link stays on its host.
+    #[default]
+    Absent,
+    /// `tls = "off"`: links are plain, whoever may listen to them.
+    Off,
+    /// Links are secure, and known by name.
+    Certificates(Paths),
 }
 
 /// `[group]`
@@ -72,6 +87,9 @@ pub struct PrimaryConfig {
     pub overflow: Overflow,
     pub direct: Direct,
     pub metrics: Option<Address>,
+    /// What NBD clients may do without TLS, and whether they need certificates with it.
+    pub tls: TlsMode,
+    pub client_certificates: bool,
 }
 
 /// Bounds of the FIFO, bytes.
@@ -143,6 +161,9 @@ pub struct DrConfig {
     pub spool: u64,
     pub direct: Direct,
     pub metrics: Option<Address>,
+    /// As [`PrimaryConfig::tls`], after a promotion.
+    pub tls: TlsMode,
+    pub client_certificates: bool,
 }
 
 /// Something wrong in a configuration file. `line` 0: the file as a whole.
@@ -187,6 +208,21 @@ pub fn line_of(text: &str, keys: &[&str]) -> usize {
 }
 
 impl Config {
+    /// The certificates of a role, if links are secure.
+    #[must_use]
+    pub fn certificates(&self, role: Role) -> Option<Paths> {
+        match &self.tls {
+            Tls::Certificates(paths) => Some(paths.of_role(role)),
+            Tls::Absent | Tls::Off => None,
+        }
+    }
+
+    /// The name that a role of this group has to have in its certificate.
+    #[must_use]
+    pub fn name(&self, role: Role) -> PeerName {
+        PeerName::new(&self.group.name, role)
+    }
+
     /// The section of the primary, with those of its peers present.
     ///
     /// # Errors

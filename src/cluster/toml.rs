@@ -158,6 +158,18 @@ impl<'a> Reader<'a> {
         self.warnings.push(ConfigError { path: self.path.into(), line, key: s.dotted(key), text: text.into() });
     }
 
+    /// As `error`, for a key of a child of the section.
+    pub(super) fn error_under(&mut self, s: &Section<'_>, child: &str, key: &str, text: impl Into<String>) {
+        let line = line_of(self.text, &[child, key]);
+        self.error_at(line, &format!("{}.{key}", s.dotted(child)), text);
+    }
+
+    /// As `warn`, for a key of a child of the section.
+    pub(super) fn warn_under(&mut self, s: &Section<'_>, child: &str, key: &str, text: impl Into<String>) {
+        let (line, key) = (line_of(self.text, &[child, key]), format!("{}.{key}", s.dotted(child)));
+        self.warnings.push(ConfigError { path: self.path.into(), line, key, text: text.into() });
+    }
+
     fn mistyped(&mut self, s: &Section<'_>, key: &str, value: &DeValue<'_>, wanted: &str) {
         let kind = value.type_str();
         self.error(s, key, format!("is {} {kind}, but must be {wanted}", article(kind)));

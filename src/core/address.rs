@@ -2,7 +2,7 @@
 //!
 //! Owns parsing and printing; nothing here resolves or connects. What `Display` prints parses back to
 //! the same value. URIs follow "The NBD Uniform Resource Indicator (URI) format" of the nbd project's doc/uri.md:
-//! all of it but TLS, abstract sockets and user names, which are recognised and refused in words.
+//! all of it but TLS-PSK with its user names, abstract sockets, vsock and SSH, which are recognised and refused in words.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +30,17 @@ pub struct NbdUri {
     pub address: Address,
     /// Name of the export, decoded; empty is the server's default export.
     pub export: String,
+    /// The connection has to be secure (`nbds://`, `nbds+unix://`).
+    pub tls: Option<UriTls>,
+}
+
+/// What a URI says of TLS, always with X.509.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct UriTls {
+    /// `tls-certificates`: a directory with ca-cert.pem and, if the server asks for them, client-cert.pem and -key.pem.
+    pub certificates: Option<PathBuf>,
+    /// `tls-hostname`: the name in the server's certificate, when it is not the host of the URI.
+    pub hostname: Option<String>,
 }
 
 /// What is wrong with an address.
@@ -71,12 +82,13 @@ impl FromStr for NbdUri {
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         // Schemes are written in either case (RFC 3986, section 3.1).
         match scheme.to_ascii_lowercase().as_str() {
-            "nbd" => tcp_uri(rest).map_err(wrong),
-            "nbd+unix" => unix_uri(rest).map_err(wrong),
-            "nbds" | "nbds+unix" => Err(wrong("TLS is not supported: use nbd:// or nbd+unix://, within a VPN")),
+            "nbd" => tcp_uri(rest, false).map_err(wrong),
+            "nbds" => tcp_uri(rest, true).map_err(wrong),
+            "nbd+unix" => unix_uri(rest, false).map_err(wrong),
+            "nbds+unix" => unix_uri(rest, true).map_err(wrong),
             "nbd+vsock" | "nbds+vsock" => Err(wrong("vsock is not supported: use nbd:// or nbd+unix://")),
             "nbd+ssh" => Err(wrong("SSH is not supported: forward a port, and use nbd://")),
-            _ => Err(wrong("expected nbd://host[:port]/export or nbd+unix:///export?socket=/path")),
+            _ => Err(wrong("expected nbd://host[:port]/export or nbd+unix:///export?socket=/path (nbds for TLS)")),
         }
     }
 }
@@ -84,15 +96,52 @@ impl FromStr for NbdUri {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = percent_encode(&self.export);
+        let s = if self.tls.is_some() { "s" } else { "" };
+        let mut mark = '?';
         match &self.address {
             Address::Tcp(host_port) => {
                 let shown = host_port.strip_suffix(&format!(":{NBD_PORT}")).unwrap_or(host_port);
-                write!(f, "nbd://{shown}/{export}")
+                write!(f, "nbd{s}://{shown}/{export}")?;
             }
             Address::Unix(path) => {
-                write!(f, "nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
+                write!(f, "nbd{s}+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))?;
+                mark = '&';
             }
         }
+        let tls = self.tls.as_ref();
+        let directory = tls.and_then(|tls| tls.certificates.as_ref()).map(|dir| dir.to_string_lossy().into_owned());
+        let hostname = tls.and_then(|tls| tls.hostname.clone());
+        for (key, value) in [("tls-certificates", directory), ("tls-hostname", hostname)] {
+            if let Some(value) = value {
+                write!(f, "{}{key}={}", std::mem::replace(&mut mark, '&'), percent_encode(&value))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NbdUri {
+    /// The name by which the server has to be known in its certificate.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        if let Some(name) = self.tls.as_ref().and_then(|tls| tls.hostname.as_ref()) {
+            return name;
+        }
+        match &self.address {
+            Address::Tcp(host_port) => host_port.rsplit_once(':').map_or(host_port.as_str(), |(host, _)| host),
+            Address::Unix(_) => "localhost",
+        }
+    }
+}
+
+impl Address {
+    /// Whether what goes there stays on this host: a unix socket, or a loopback address.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let Address::Tcp(text) = self else { return true };
+        let host = text.rsplit_once(':').map_or(text.as_str(), |(host, _)| host);
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -118,8 +167,8 @@ text_conversions!(Address);
 text_conversions!(NbdUri);
 
 /// `host[:port]/export`
-fn tcp_uri(rest: &str) -> Result<NbdUri, &'static str> {
-    let Parts { authority, export, socket } = Parts::of(rest)?;
+fn tcp_uri(rest: &str, secure: bool) -> Result<NbdUri, &'static str> {
+    let Parts { authority, export, socket, tls } = Parts::of(rest, secure)?;
     if socket.is_some() {
         return Err("?socket= belongs to nbd+unix://");
     }
@@ -131,12 +180,12 @@ fn tcp_uri(rest: &str) -> Result<NbdUri, &'static str> {
         _ => format!("{authority}:{NBD_PORT}"),
     };
     check_host_port(&host_port)?;
-    Ok(NbdUri { address: Address::Tcp(host_port), export })
+    Ok(NbdUri { address: Address::Tcp(host_port), export, tls })
 }
 
 /// `/export?socket=/path`
-fn unix_uri(rest: &str) -> Result<NbdUri, &'static str> {
-    let Parts { authority, export, socket } = Parts::of(rest)?;
+fn unix_uri(rest: &str, secure: bool) -> Result<NbdUri, &'static str> {
+    let Parts { authority, export, socket, tls } = Parts::of(rest, secure)?;
     if !authority.is_empty() {
         return Err("nbd+unix takes no host: nbd+unix:///export?socket=/path");
     }
@@ -145,7 +194,7 @@ fn unix_uri(rest: &str) -> Result<NbdUri, &'static str> {
         return Err("a socket in the abstract namespace is not supported");
     }
     check_socket_path(&socket)?;
-    Ok(NbdUri { address: Address::Unix(socket.into()), export })
+    Ok(NbdUri { address: Address::Unix(socket.into()), export, tls })
 }
 
 /// What stands behind the scheme of a URI, decoded.
@@ -154,35 +203,65 @@ struct Parts<'a> {
     /// The path without its first slash; any further one is part of the name.
     export: String,
     socket: Option<String>,
+    tls: Option<UriTls>,
 }
 
 impl Parts<'_> {
-    fn of(rest: &str) -> Result<Parts<'_>, &'static str> {
+    fn of(rest: &str, secure: bool) -> Result<Parts<'_>, &'static str> {
         if rest.contains('#') {
             return Err("a fragment (#…) means nothing in an NBD URI; in a name it is written %23");
         }
         let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
         let (authority, export) = path.split_once('/').unwrap_or((path, ""));
         if authority.contains('@') {
-            return Err("a user name before the host is for TLS, which is not supported");
+            return Err(
+                "a user name before the host is for TLS with shared keys, which is not supported: use certificates",
+            );
         }
         let export = percent_decode(export)?;
         if export.contains('\0') {
             return Err("the export name contains a zero byte");
         }
         let mut socket = None;
+        let mut tls = UriTls::default();
         for parameter in query.into_iter().flat_map(|query| query.split('&')).filter(|parameter| !parameter.is_empty())
         {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             match key {
                 "socket" if socket.is_some() => return Err("there are two parameters socket="),
                 "socket" => socket = Some(percent_decode(value)?),
-                "tls-type" | "tls-hostname" | "tls-verify-peer" | "tls-certificates" | "tls-psk-file"
-                | "tls-username" => return Err("TLS is not supported, nor are its parameters"),
-                _ => return Err("the query parameter is not known: the one allowed is socket=/path, of nbd+unix://"),
+                key if key.starts_with("tls-") && !secure => return Err("parameters of TLS belong to nbds://"),
+                key if key.starts_with("tls-") => tls.take(key, percent_decode(value)?)?,
+                _ => {
+                    return Err(
+                        "the query parameter is not known: there are socket=/path of nbd+unix://, and those of TLS",
+                    );
+                }
             }
         }
-        Ok(Parts { authority, export, socket })
+        Ok(Parts { authority, export, socket, tls: secure.then_some(tls) })
+    }
+}
+
+impl UriTls {
+    fn take(&mut self, key: &str, value: String) -> Result<(), &'static str> {
+        match (key, value.as_str()) {
+            ("tls-certificates" | "tls-hostname", "") => return Err("a parameter of TLS is empty"),
+            ("tls-certificates", dir) if !dir.starts_with('/') => {
+                return Err("tls-certificates is the whole path of a directory, from / on");
+            }
+            ("tls-certificates", dir) => self.certificates = Some(dir.into()),
+            ("tls-hostname", name) => self.hostname = Some(name.to_owned()),
+            ("tls-type", "x509") | ("tls-verify-peer", "true" | "1") => {}
+            ("tls-type", _) | ("tls-psk-file" | "tls-username", _) => {
+                return Err("TLS with shared keys is not supported: use certificates (tls-type=x509)");
+            }
+            ("tls-verify-peer", _) => {
+                return Err("a server that is not verified can be anybody: tls-verify-peer stays true");
+            }
+            _ => return Err("the parameter of TLS is not known: there are tls-certificates and tls-hostname"),
+        }
+        Ok(())
     }
 }
 
@@ -257,6 +336,23 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_on_this_host_is_known_by_its_address() {
+        for (text, local) in [
+            ("unix:/x", true),
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("192.0.2.1:1", false),
+            ("localhost.example:1", false),
+        ] {
+            assert_eq!(text.parse::<Address>().expect(text).is_local(), local, "{text}");
+        }
+    }
+
+    #[test]
     fn wrong_addresses_say_what_is_wrong() {
         for (text, why) in [
             ("unix:", "path of the socket is missing"),
@@ -291,6 +387,10 @@ mod tests {
         }
         assert_eq!("nbd://h".parse::<NbdUri>().expect("no path").export, "");
         for (text, shown) in [
+            ("nbds://h:10809/e", "nbds://h/e"),
+            ("nbds://h/e?tls-type=x509&tls-verify-peer=true", "nbds://h/e"),
+            ("nbds://h/e?tls-hostname=a&tls-certificates=/a%20b", "nbds://h/e?tls-certificates=/a%20b&tls-hostname=a"),
+            ("NBDS+UNIX:///e?socket=/s&tls-hostname=a", "nbds+unix:///e?socket=/s&tls-hostname=a"),
             ("nbd://example.com//disk", "nbd://example.com//disk"),
             ("NBD://h/e", "nbd://h/e"),
             ("nbd://h:/e", "nbd://h/e"),
@@ -310,11 +410,17 @@ mod tests {
         for (text, why) in [
             ("http://h/e", "nbd://"),
             ("h/e", "nbd://"),
-            ("nbds://h/e", "TLS is not supported"),
-            ("NBDS+UNIX:///e?socket=/x", "TLS is not supported"),
+            ("nbds://u@h/e", "shared keys"),
+            ("nbds://h/e?tls-type=psk", "shared keys"),
+            ("nbds://h/e?tls-psk-file=/x", "shared keys"),
+            ("nbds://h/e?tls-verify-peer=false", "anybody"),
+            ("nbds://h/e?tls-certificates=here", "whole path"),
+            ("nbds://h/e?tls-hostname=", "empty"),
+            ("nbds://h/e?tls-priority=x", "not known"),
+            ("NBDS+UNIX:///e", "missing"),
             ("nbd+vsock://2/e", "vsock"),
             ("nbd+ssh://h/e", "SSH"),
-            ("nbd://h/e?tls-type=x509", "TLS"),
+            ("nbd://h/e?tls-type=x509", "belong to nbds://"),
             ("nbd://h/e?socket=/x", "nbd+unix"),
             ("nbd://h/e#f", "fragment"),
             ("nbd://h/a%00b", "zero byte"),
@@ -344,8 +450,10 @@ mod tests {
             let unix = Address::Unix(socket.into());
             for address in [unix, Address::Tcp(format!("[::1]:{port}")), Address::Tcp(format!("host:{port}"))] {
                 assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));
-                let uri = NbdUri { address, export: export.clone() };
-                assert_eq!(uri.to_string().parse::<NbdUri>(), Ok(uri));
+                for tls in [None, Some(UriTls::default())] {
+                    let uri = NbdUri { address: address.clone(), export: export.clone(), tls };
+                    assert_eq!(uri.to_string().parse::<NbdUri>(), Ok(uri));
+                }
             }
         }
     }

@@ -41,6 +41,26 @@ pub enum Require {
     None,
 }
 
+/// What NBD clients may do without TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Everything: it is not offered.
+    #[default]
+    Off,
+    /// Everything; who wants it gets it.
+    Optional,
+    /// Nothing.
+    Required,
+}
+
+impl TlsMode {
+    /// On a unix socket, which files' permissions guard and nobody can listen to, TLS is offered and never required.
+    #[must_use]
+    pub fn on_unix(self) -> TlsMode {
+        if self == TlsMode::Required { TlsMode::Optional } else { self }
+    }
+}
+
 /// What happens to writes when the FIFO is at its bound (I9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

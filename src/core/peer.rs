@@ -9,6 +9,7 @@
 //! A name of DNS would not do: it knows no case and no underscore, and groups that differ in nothing else are two.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::limits::NAME_BYTES_MAX;
@@ -28,6 +29,34 @@ pub enum Role {
 pub struct PeerName {
     pub group: String,
     pub role: Role,
+}
+
+/// Where the certificates of a host are, all of them PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Certificates of those who sign.
+    pub ca: PathBuf,
+    /// The host's own certificate, with those between it and the CA; and its key. A client may have none.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+impl Paths {
+    /// Those of a client, by the names that libnbd and QEMU look for; `known`: it has a certificate of its own.
+    #[must_use]
+    pub fn in_directory(dir: &Path, known: bool) -> Paths {
+        let own = (dir.join("client-cert.pem"), dir.join("client-key.pem"));
+        Paths { ca: dir.join("ca-cert.pem"), own: known.then_some(own) }
+    }
+
+    /// With the word of a role where `{role}` stands: several roles on one host have one configuration.
+    #[must_use]
+    pub fn of_role(&self, role: Role) -> Paths {
+        let named = |path: &PathBuf| match path.to_str() {
+            Some(text) => text.replace("{role}", role.word()).into(),
+            None => path.clone(),
+        };
+        Paths { ca: named(&self.ca), own: self.own.as_ref().map(|(cert, key)| (named(cert), named(key))) }
+    }
 }
 
 /// How names begin.

@@ -32,7 +32,9 @@ use crate::cluster::status::{PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
+use crate::core::peer::Role;
 use crate::io::http::{Asked as Page, HttpServer};
+use crate::io::tls::{Acceptor, Clients, Connector, Versions};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 
@@ -99,6 +101,7 @@ pub struct Shell {
     http: HttpServer,
     pages: Vec<Page>,
     table: TableTarget,
+    table_tls: Option<Connector>,
     region: Option<Region>,
     /// Whether the region may be used: between its `Opened` and its end.
     region_open: bool,
@@ -132,20 +135,28 @@ impl Shell {
     /// What is wrong with the directory, its files or the addresses.
     pub fn start(mut reactor: Reactor, config: &Config) -> anyhow::Result<Shell> {
         let (dr, aux) = config.need_dr()?;
-        let (files, recovered, options) = files::open(&mut reactor, config)?;
-        let report = files.report.clone();
-        let machine = Machine::new(recovered, options);
-        let listener = reactor.listen(&dr.listen).with_context(|| format!("listening on {}", dr.listen))?;
-        let control_address = Address::Unix(dr.control.clone());
-        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
-        let http = HttpServer::start(&mut reactor, dr.metrics.as_ref()).context("listening on [dr] metrics")?;
-        let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
-        tracing::info!("replication arrives on {address}");
         let table = match &aux.table {
             TablePlace::Own(address) => TableTarget::Own { address: address.clone(), group: config.group.name.clone() },
             TablePlace::Nbd(uri) => TableTarget::Nbd(uri.clone()),
             TablePlace::File(path) => TableTarget::File { path: path.clone(), create: None },
         };
+        // Certificates first: what is wrong with them is known before anything is made.
+        let (own, certificates) = (config.name(Role::Dr), config.certificates(Role::Dr));
+        let table_tls = Region::connector(&table, certificates.as_ref(), &own)?;
+        let primary = Clients::Named(vec![config.name(Role::Primary)]);
+        let accept = |paths| Acceptor::new(paths, Some(&own), primary, Versions::Newest);
+        let acceptor = certificates.as_ref().map(accept).transpose()?;
+        let (files, recovered, options) = files::open(&mut reactor, config)?;
+        let report = files.report.clone();
+        let machine = Machine::new(recovered, options);
+        let listener = reactor
+            .listen_with(&dr.listen, acceptor.as_ref())
+            .with_context(|| format!("listening on {}", dr.listen))?;
+        let control_address = Address::Unix(dr.control.clone());
+        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let http = HttpServer::start(&mut reactor, dr.metrics.as_ref()).context("listening on [dr] metrics")?;
+        let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
+        tracing::info!("replication arrives on {address}");
         Ok(Shell {
             reactor,
             machine,
@@ -157,6 +168,7 @@ impl Shell {
             http,
             pages: Vec::new(),
             table,
+            table_tls,
             region: None,
             region_open: false,
             region_events: Vec::new(),
@@ -309,7 +321,7 @@ impl Shell {
             }
             Effect::AuxOpen { epoch, owner } => {
                 self.close_region();
-                self.region = Some(Region::open(&mut self.reactor, &self.table, epoch, owner));
+                self.region = Some(Region::open(&mut self.reactor, &self.table, self.table_tls.as_ref(), epoch, owner));
             }
             Effect::AuxRead { ticket, offset, length } => match &mut self.region {
                 Some(region) if self.region_open => region.read(&mut self.reactor, ticket, offset, length),

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   Greeting ──► Going (OPT_GO) ──► Ready
-//!                  │ unsupported       ▲
-//!                  └──► Naming ────────┘      (OPT_EXPORT_NAME, for servers of before 2016)
+//!     │  ▲         │ unsupported       ▲
+//!     │  │         └──► Naming ────────┘      (OPT_EXPORT_NAME, for servers of before 2016)
+//!     ▼  └── the connection is secure
+//!   Upgrading (OPT_STARTTLS) ──► Securing
 //! ```
 //!
 //! Owns the handshake and the pairing of replies with requests. Does not own the socket, nor any policy of
 //! reconnecting. Structured replies and extended headers are not asked for, so a server must not send any: for reads that
 //! are answered as a whole, and without a use for holes, they would only be longer. Servers that refuse to go without
-//! them, or without TLS, are told apart in words.
+//! them, or without TLS, are told apart in words; who was told to use TLS never goes without.
 //!
 //! Invariants: I8 - bytes that are no NBD reply end the connection with words, never with a guess; every
 //! request is answered by exactly one `Done`, also when the connection ends (`abandon`).
@@ -19,6 +21,7 @@ use bytes::Bytes;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::PAYLOAD_BYTES_MAX;
+use crate::nbd::options::clip;
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
 use crate::nbd::slots::Slots;
@@ -38,6 +41,8 @@ pub struct ExportInfo {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// The server grants TLS: begin it, and say [`ClientSession::secured`].
+    Secure,
     /// Requests may be sent.
     Ready(ExportInfo),
     /// The server refuses the export: an error reply's code and text. The connection is of no more use.
@@ -53,6 +58,8 @@ pub enum ClientError {
     Greeting(u64),
     #[error("this NBD server only speaks the oldstyle negotiation, which has no export names")]
     Oldstyle,
+    #[error("TLS is asked for, and this NBD server is too old to have it")]
+    TlsUnknown,
     #[error("expected the answer to option {want}, got one to option {got} (magic number {magic:#018x})")]
     OptionReply { want: u32, got: u32, magic: u64 },
     #[error("the server's answer to an option has {0} bytes, more than any it may send")]
@@ -75,12 +82,16 @@ pub struct ClientSession {
     block_max: u32,
     ask_block_size: bool,
     no_zeroes: bool,
+    /// TLS is wanted, and nothing without it.
+    tls: bool,
     inflight: Slots<InFlight>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Greeting,
+    Upgrading,
+    Securing,
     Going,
     Naming,
     Ready,
@@ -111,8 +122,24 @@ impl ClientSession {
             block_max: PAYLOAD_BYTES_MAX,
             ask_block_size: false,
             no_zeroes: false,
+            tls: false,
             inflight: Slots::default(),
         }
+    }
+
+    /// As `new`, for a connection that is to become secure first.
+    #[must_use]
+    pub fn with_tls(export: &str) -> ClientSession {
+        ClientSession { tls: true, ..ClientSession::new(export) }
+    }
+
+    /// The connection has become secure: asks for the export.
+    ///
+    /// # Panics
+    /// When TLS was not granted.
+    pub fn secured(&mut self, out: &mut Outbox) {
+        assert!(self.phase == Phase::Securing, "a connection becomes secure after the server has granted it");
+        self.go(out);
     }
 
     /// Parses what has arrived.
@@ -121,7 +148,8 @@ impl ClientSession {
             let step = match self.phase {
                 Phase::Ready => self.reply(rx, events)?,
                 Phase::Greeting => self.greeting(rx, out)?,
-                Phase::Going => self.option_reply(rx, events, out)?,
+                Phase::Going | Phase::Upgrading => self.option_reply(rx, events, out)?,
+                Phase::Securing => Step::Stop,
                 Phase::Naming => self.export_name_reply(rx, events)?,
                 // The server may still answer the goodbye, or what was in flight before it.
                 Phase::Ended => {
@@ -160,8 +188,8 @@ impl ClientSession {
     pub fn disconnect(&mut self, out: &mut Outbox) {
         match self.phase {
             Phase::Ready => out.put(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)),
-            Phase::Going => out.put(&OptionHead::encode(OPT_ABORT, 0)),
-            Phase::Greeting | Phase::Naming | Phase::Ended => {}
+            Phase::Going | Phase::Upgrading => out.put(&OptionHead::encode(OPT_ABORT, 0)),
+            Phase::Greeting | Phase::Securing | Phase::Naming | Phase::Ended => {}
         }
         self.phase = Phase::Ended;
     }
@@ -183,6 +211,8 @@ impl ClientSession {
     pub fn stage(&self) -> &'static str {
         match self.phase {
             Phase::Greeting => "before its greeting",
+            Phase::Upgrading => "while TLS was asked for",
+            Phase::Securing => "in the TLS handshake",
             Phase::Going => "while the export was asked for",
             Phase::Naming => "when the export was named: it may have none of that name",
             Phase::Ready => "while in use",
@@ -218,7 +248,13 @@ impl ClientSession {
         let flags = be16(&raw, 16) & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
         self.no_zeroes = flags & FLAG_NO_ZEROES != 0;
         out.put(&u32::from(flags).to_be_bytes());
-        if flags & FLAG_FIXED_NEWSTYLE != 0 {
+        if self.tls {
+            if flags & FLAG_FIXED_NEWSTYLE == 0 {
+                return Err(ClientError::TlsUnknown);
+            }
+            out.put(&OptionHead::encode(OPT_STARTTLS, 0));
+            self.phase = Phase::Upgrading;
+        } else if flags & FLAG_FIXED_NEWSTYLE != 0 {
             self.go(out);
         } else {
             self.name_export(out);
@@ -251,8 +287,9 @@ impl ClientSession {
             return Ok(Step::Stop);
         }
         let head = OptionReplyHead::decode(&raw);
-        if head.magic != MAGIC_OPTION_REPLY || head.option != OPT_GO {
-            return Err(ClientError::OptionReply { want: OPT_GO, got: head.option, magic: head.magic });
+        let want = if self.phase == Phase::Upgrading { OPT_STARTTLS } else { OPT_GO };
+        if head.magic != MAGIC_OPTION_REPLY || head.option != want {
+            return Err(ClientError::OptionReply { want, got: head.option, magic: head.magic });
         }
         if head.length as usize > 2 * STRING_BYTES_MAX {
             return Err(ClientError::OptionReplyLength(head.length));
@@ -263,7 +300,23 @@ impl ClientSession {
         rx.skip(OPTION_REPLY_BYTES);
         let data = rx.take(head.length as usize);
         match head.reply {
-            REP_INFO => self.option_info(&data)?,
+            REP_ACK if self.phase == Phase::Upgrading => {
+                // What else came in the clear is nobody's.
+                rx.skip(rx.len());
+                self.phase = Phase::Securing;
+                events.push(Event::Secure);
+                return Ok(Step::Stop);
+            }
+            code if self.phase == Phase::Upgrading && code & REP_ERROR_BIT != 0 => {
+                out.put(&OptionHead::encode(OPT_ABORT, 0));
+                rx.skip(rx.len());
+                self.phase = Phase::Ended;
+                let text = String::from_utf8_lossy(&data);
+                let text = format!("the server offers no TLS, which is asked for here ({})", clip(&text));
+                events.push(Event::Refused { code, text });
+                return Ok(Step::Stop);
+            }
+            REP_INFO if self.phase == Phase::Going => self.option_info(&data)?,
             REP_ACK => {
                 let mut info = self.info.ok_or(ClientError::Info("it ends without size and flags"))?;
                 (info.block_min, info.block_max) = (self.block_min, self.block_max);
@@ -367,7 +420,7 @@ fn refusal_word(code: u32) -> &'static str {
     match code {
         REP_ERR_POLICY => "refused by the policy of the server",
         REP_ERR_PLATFORM => "the server cannot do this where it runs",
-        REP_ERR_TLS_REQD => "the server insists on TLS, which this client does not speak",
+        REP_ERR_TLS_REQD => "the server insists on TLS: [tls] in the configuration, or nbds:// for a URI",
         REP_ERR_EXT_HEADER_REQD => "the server insists on extended headers, which this client does not speak",
         REP_ERR_UNKNOWN => "the server has no export of this name",
         REP_ERR_SHUTDOWN => "the server is shutting down",

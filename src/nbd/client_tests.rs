@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::modes::TlsMode;
 use crate::nbd::session::{self, Kind, Refusal, Session};
 
 const SIZE: usize = 256 << 10;
@@ -14,6 +15,7 @@ struct Server {
     out: Outbox,
     disk: Vec<u8>,
     refusal: Option<Refusal>,
+    granted: bool,
     /// Answers of a turn go out in reverse.
     reverse: bool,
 }
@@ -26,6 +28,7 @@ impl Server {
             out: Outbox::new(),
             disk: vec![0; SIZE],
             refusal: None,
+            granted: false,
             reverse: true,
         };
         server.session.greet(&mut server.out);
@@ -47,6 +50,8 @@ impl Server {
                         self.session.resolved(result, &mut self.out);
                     }
                     session::Event::List => unreachable!("the client never lists"),
+                    // Both sides of this conversation stay in the clear; what is tried is who speaks when.
+                    session::Event::Secure => self.granted = true,
                     session::Event::Request(request) => requests.push(request),
                     session::Event::Disconnect => {}
                 }
@@ -170,6 +175,43 @@ fn reads_what_it_wrote_with_answers_in_any_order() {
             Event::Done { cookie: 4, result: Err(Errno::Inval) },
         ]
     );
+}
+
+#[test]
+fn a_client_that_wants_tls_says_nothing_else_before_it_and_goes_on_after_it() {
+    for mode in [TlsMode::Optional, TlsMode::Required] {
+        let mut server = Server::new();
+        server.session = Session::with_tls(mode);
+        let mut client = Client { session: ClientSession::with_tls("orders"), ..Client::new("") };
+        converse(&mut client, &mut server, 5);
+        assert_eq!(client.events, [Event::Secure]);
+        assert!(server.granted && server.rx.is_empty());
+        // What comes in the clear after the grant is nobody's.
+        client.feed(b"forged").unwrap();
+        assert_eq!((client.events.len(), client.sent()), (1, vec![]));
+        client.rx.clear();
+        server.session.secured();
+        client.session.secured(&mut client.out);
+        converse(&mut client, &mut server, 5);
+        assert!(matches!(client.events[..], [Event::Secure, Event::Ready(_)]));
+    }
+}
+
+#[test]
+fn a_client_that_wants_tls_does_not_go_without_it() {
+    let mut server = Server::new();
+    let mut client = Client { session: ClientSession::with_tls("orders"), ..Client::new("") };
+    converse(&mut client, &mut server, 1000);
+    let [Event::Refused { code: REP_ERR_POLICY, text }] = &client.events[..] else { panic!("{:?}", client.events) };
+    assert!(text.contains("offers no TLS") && text.contains("switched off"), "{text}");
+    let mut old = Client { session: ClientSession::with_tls("orders"), ..Client::new("") };
+    let greeting = [MAGIC_SERVER.to_be_bytes(), MAGIC_OPTION.to_be_bytes()].concat();
+    assert_eq!(old.feed(&[&greeting[..], &[0, 0]].concat()), Err(ClientError::TlsUnknown));
+    let mut server = Server::new();
+    server.session = Session::with_tls(TlsMode::Required);
+    let mut plain = Client::new("orders");
+    converse(&mut plain, &mut server, 1000);
+    assert!(matches!(&plain.events[..], [Event::Refused { code: REP_ERR_TLS_REQD, .. }]));
 }
 
 #[test]

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //!   Flags ──► Options ──► Waiting (an export is looked up, or all of them are listed) ──► Options, or the end
-//!                │  ▲
-//!                ▼  │ passed by
+//!                │  ▲  ▲
+//!                ▼  │  └── Securing (STARTTLS was granted: nothing is parsed before the connection is secure)
 //!              Skipping (the data of an option that is refused by its head)
 //! ```
 //!
-//! Owns what has been negotiated: the style of replies, and for which export `base:allocation` was selected. TLS is not
-//! offered; a STARTTLS that succeeds has to forget both, which is what [`Handshake::default`] is.
+//! Owns what has been negotiated: the style of replies, for which export `base:allocation` was selected, and whether the
+//! connection is secure. A STARTTLS that succeeds forgets the first two ("STARTTLS": what was negotiated in the clear
+//! may have been negotiated by anybody).
 //!
 //! Invariants: I9 - an option's data is kept only up to a bound, the rest passes by; every option gets one final answer.
 
+use crate::core::modes::TlsMode;
 use crate::core::rope::Rope;
 use crate::nbd::export::Export;
 use crate::nbd::meta::{self, Queries};
@@ -30,6 +32,8 @@ pub struct Handshake {
     allocation_of: Option<String>,
     /// Every further option is refused: the server is being shut down.
     shutdown: bool,
+    tls: TlsMode,
+    secured: bool,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +50,7 @@ enum Phase {
     },
     Resolving(Question),
     Listing,
+    Securing,
     /// The client has said goodbye, or was turned away by an option that has no answer in words.
     Over,
 }
@@ -68,6 +73,22 @@ pub enum Outcome {
 }
 
 impl Handshake {
+    /// A handshake in which TLS has this part.
+    #[must_use]
+    pub fn new(tls: TlsMode) -> Handshake {
+        Handshake { tls, ..Handshake::default() }
+    }
+
+    /// The connection is secure now: it begins anew, but for the client's flags.
+    ///
+    /// # Panics
+    /// When nothing was granted.
+    pub fn secured(&mut self) {
+        assert!(matches!(self.phase, Phase::Securing), "a connection becomes secure after a STARTTLS that was granted");
+        let Handshake { no_zeroes, shutdown, tls, .. } = *self;
+        *self = Handshake { phase: Phase::Options, no_zeroes, shutdown, tls, secured: true, ..Handshake::default() };
+    }
+
     /// The server speaks first.
     pub fn greet(out: &mut Outbox) {
         out.put(&MAGIC_SERVER.to_be_bytes());
@@ -96,7 +117,7 @@ impl Handshake {
                 }
                 Ok(Step::Again)
             }
-            Phase::Resolving(_) | Phase::Listing => Ok(Step::Stop),
+            Phase::Resolving(_) | Phase::Listing | Phase::Securing => Ok(Step::Stop),
             Phase::Over => {
                 rx.skip(rx.len());
                 Ok(Step::Stop)
@@ -180,6 +201,9 @@ impl Handshake {
         if head.magic != MAGIC_OPTION {
             return Err(SessionError::OptionMagic(head.magic));
         }
+        if head.option == OPT_EXPORT_NAME && self.tls == TlsMode::Required && !self.secured {
+            return Err(SessionError::TlsRequired);
+        }
         if head.option == OPT_EXPORT_NAME && self.style == Style::Extended {
             return Err(SessionError::NameExtended);
         }
@@ -217,6 +241,16 @@ impl Handshake {
         if self.shutdown && head.option != OPT_EXPORT_NAME {
             return Some((REP_ERR_SHUTDOWN, "the server is being shut down"));
         }
+        if head.option == OPT_STARTTLS && head.length == 0 {
+            return match (self.secured, self.tls) {
+                (true, _) => Some((REP_ERR_INVALID, "this connection is secure already")),
+                (false, TlsMode::Off) => Some((REP_ERR_POLICY, "this server has TLS switched off")),
+                (false, TlsMode::Optional | TlsMode::Required) => None,
+            };
+        }
+        if head.option != OPT_STARTTLS && self.tls == TlsMode::Required && !self.secured {
+            return Some((REP_ERR_TLS_REQD, "this server insists on TLS: STARTTLS first"));
+        }
         refused_option(head, self.style)
     }
 
@@ -229,6 +263,11 @@ impl Handshake {
         out: &mut Outbox,
     ) -> Result<Result<(), &'static str>, SessionError> {
         match option {
+            OPT_STARTTLS => {
+                option_reply(out, option, REP_ACK, b"");
+                self.phase = Phase::Securing;
+                events.push(Event::Secure);
+            }
             OPT_LIST => {
                 self.phase = Phase::Listing;
                 events.push(Event::List);

@@ -1,8 +1,9 @@
 //! What is negotiated: styles of replies, metadata contexts, size constraints, and a server that goes away.
 
+use crate::core::modes::TlsMode;
 use crate::nbd::protocol::*;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, option_replies, request};
-use crate::nbd::session::{Event, Export, Purpose, Refusal, SessionError};
+use crate::nbd::session::{Event, Export, Purpose, Refusal, Session, SessionError};
 
 fn contexts(export: &str, queries: &[&str]) -> Vec<u8> {
     let string = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
@@ -191,4 +192,76 @@ fn a_server_that_goes_away_says_so_to_every_option_but_goodbye() {
     bench.session.shut_down();
     bench.feed(&option(OPT_EXPORT_NAME, b"db")).unwrap();
     assert!(bench.session.finished() && bench.sent.is_empty());
+}
+
+/// A session past its flags, in which TLS has this part.
+fn greeted_with(tls: TlsMode) -> Bench {
+    let mut bench = Bench::new();
+    bench.session = Session::with_tls(tls);
+    bench.export = Ok(export());
+    bench.feed(&client_flags()).unwrap();
+    bench.sent.clear();
+    bench
+}
+
+fn secure(bench: &mut Bench) {
+    assert_eq!(ask(bench, OPT_STARTTLS, b""), REP_ACK);
+    assert_eq!(bench.events.pop(), Some(Event::Secure));
+    bench.session.secured();
+}
+
+#[test]
+fn where_tls_is_required_nothing_is_answered_before_it_but_goodbye() {
+    let mut bench = greeted_with(TlsMode::Required);
+    let long = contexts("db", &["base:allocation"]);
+    for (kind, data) in [(OPT_GO, go("db", &[])), (OPT_LIST, vec![]), (OPT_SET_META_CONTEXT, long), (77, vec![1; 70])] {
+        assert_eq!(ask(&mut bench, kind, &data), REP_ERR_TLS_REQD);
+    }
+    assert_eq!(bench.events, [], "nobody was asked whether an export exists");
+    assert_eq!(ask(&mut bench, OPT_STARTTLS, b"?"), REP_ERR_INVALID);
+    secure(&mut bench);
+    assert_eq!(ask(&mut bench, OPT_STARTTLS, b""), REP_ERR_INVALID, "once");
+    go_flags(&mut bench);
+    assert!(bench.session.transmitting());
+    let mut bench = greeted_with(TlsMode::Required);
+    assert_eq!(bench.feed(&option(OPT_EXPORT_NAME, b"db")), Err(SessionError::TlsRequired));
+    assert!(bench.sent.is_empty());
+    let mut bench = greeted_with(TlsMode::Required);
+    assert_eq!(ask(&mut bench, OPT_ABORT, b""), REP_ACK);
+    assert!(bench.session.finished());
+    let mut bench = greeted_with(TlsMode::Required);
+    secure(&mut bench);
+    bench.export = Ok(Export { block_max: 32 << 20, ..export() });
+    bench.feed(&option(OPT_EXPORT_NAME, b"db")).unwrap();
+    assert!(bench.session.transmitting(), "old clients may, within TLS");
+}
+
+#[test]
+fn what_was_negotiated_in_the_clear_is_forgotten() {
+    let mut bench = greeted_with(TlsMode::Optional);
+    assert_eq!(ask(&mut bench, OPT_STRUCTURED_REPLY, b""), REP_ACK);
+    assert_eq!(ask(&mut bench, OPT_SET_META_CONTEXT, &contexts("db", &["base:allocation"])), REP_ACK);
+    bench.events.clear();
+    secure(&mut bench);
+    assert_eq!(
+        ask(&mut bench, OPT_SET_META_CONTEXT, &contexts("db", &[])),
+        REP_ERR_INVALID,
+        "replies are simple again"
+    );
+    assert_eq!(go_flags(&mut bench) & SEND_DF, 0);
+    bench.events.clear();
+    bench.feed(&request(0, CMD_BLOCK_STATUS, 9, 0, 4096)).unwrap();
+    assert!(bench.requests().is_empty());
+}
+
+#[test]
+fn nothing_is_parsed_between_the_grant_of_tls_and_its_beginning() {
+    let mut bench = greeted_with(TlsMode::Optional);
+    let forged = [option(OPT_STARTTLS, b""), option(OPT_LIST, b"")].concat();
+    bench.feed(&forged).unwrap();
+    assert_eq!(bench.events, [Event::Secure]);
+    assert_eq!(answers(&mut bench).len(), 1);
+    let mut bench = greeted_with(TlsMode::Optional);
+    go_flags(&mut bench);
+    assert!(bench.session.transmitting(), "who does not want it goes without");
 }

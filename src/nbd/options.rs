@@ -26,7 +26,6 @@ pub fn refused_option(head: &OptionHead, style: Style) -> Option<(u32, &'static 
         OPT_LIST | OPT_STARTTLS | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if head.length != 0 => {
             Some((REP_ERR_INVALID, "this option has no data"))
         }
-        OPT_STARTTLS => Some((REP_ERR_UNSUP, "this server does not offer TLS")),
         OPT_STRUCTURED_REPLY if style == Style::Extended => {
             Some((REP_ERR_EXT_HEADER_REQD, "extended headers are in force: there is no way back to structured replies"))
         }
@@ -42,7 +41,7 @@ pub fn refused_option(head: &OptionHead, style: Style) -> Option<(u32, &'static 
         OPT_INFO | OPT_GO | OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT if long => {
             Some((REP_ERR_TOO_BIG, "the data of this option is longer than this server accepts"))
         }
-        OPT_LIST | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => None,
+        OPT_LIST | OPT_STARTTLS | OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => None,
         OPT_INFO | OPT_GO | OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => None,
         _ => Some((REP_ERR_UNSUP, "this server does not know this option")),
     }

@@ -24,7 +24,9 @@ use crate::core::address::{Address, NbdUri};
 use crate::core::fence::{TableExport, Writer};
 use crate::core::ids::{Conn, Epoch, Owner, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
+use crate::core::peer::{Paths, PeerName, Role};
 use crate::io;
+use crate::io::tls::{Connector, Server, TlsError, Versions};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
 use crate::limits::LINK_SILENCE_NS;
 use crate::nbd::client::Event;
@@ -70,6 +72,7 @@ pub struct Region {
     place: String,
     /// Only to read: the view, or a promotion that is planned.
     view: bool,
+    connector: Option<Connector>,
     state: State,
 }
 
@@ -91,7 +94,15 @@ enum State {
 impl Region {
     /// Begins to open. `epoch` 0 is the read-only view; another one, with its owner, takes the region for
     /// writing (and fences older ones, where the server can).
-    pub fn open(reactor: &mut Reactor, target: &TableTarget, epoch: Epoch, owner: Owner) -> Region {
+    ///
+    /// `connector`: what the connection is made secure with, by STARTTLS; without one it stays plain.
+    pub fn open(
+        reactor: &mut Reactor,
+        target: &TableTarget,
+        connector: Option<&Connector>,
+        epoch: Epoch,
+        owner: Owner,
+    ) -> Region {
         let view = epoch == Epoch(0);
         let (address, export, fencing) = match target {
             TableTarget::Own { address, group } => {
@@ -104,13 +115,46 @@ impl Region {
                     Ok((reader, writer)) => State::Files { reader, writer, opened: false },
                     Err(fail) => State::Broken { text: Some(fail.to_string()) },
                 };
-                return Region { place: target.to_string(), view, state };
+                return Region { place: target.to_string(), view, connector: None, state };
             }
         };
         let conn = reactor.next_conn();
         reactor.connect(conn, address);
-        let remote = Remote::new(conn, &export, fencing, reactor.now().mono_ns);
-        Region { place: target.to_string(), view, state: State::Remote(Box::new(remote)) }
+        let remote = Remote::new(conn, &export, fencing, connector.is_some(), reactor.now().mono_ns);
+        let connector = connector.cloned();
+        Region { place: target.to_string(), view, connector, state: State::Remote(Box::new(remote)) }
+    }
+
+    /// What the connection to a target is made secure with, if anything. `certificates`: those of this host, `own` its
+    /// name.
+    ///
+    /// # Errors
+    /// What keeps certificates from being used.
+    pub fn connector(
+        target: &TableTarget,
+        certificates: Option<&Paths>,
+        own: &PeerName,
+    ) -> Result<Option<Connector>, TlsError> {
+        match (target, certificates) {
+            (TableTarget::Own { group, .. }, Some(paths)) => {
+                let aux = Server::Named(PeerName::new(group, Role::Aux));
+                Connector::new(paths, Some(own), aux, Versions::Newest).map(Some)
+            }
+            (TableTarget::Nbd(uri), certificates) => {
+                let Some(tls) = &uri.tls else { return Ok(None) };
+                let paths = match (&tls.certificates, certificates) {
+                    (Some(dir), _) => Paths::in_directory(dir, dir.join("client-cert.pem").exists()),
+                    (None, Some(paths)) => paths.clone(),
+                    (None, None) => {
+                        let text = "which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to \
+                                    the URI, or [tls] to the configuration";
+                        return Err(TlsError(format!("{uri}: {text}")));
+                    }
+                };
+                Connector::new(&paths, None, Server::Host(uri.host().to_owned()), Versions::Wide).map(Some)
+            }
+            (TableTarget::Own { .. } | TableTarget::File { .. }, _) => Ok(None),
+        }
     }
 
     /// Whether this connection is its own.
@@ -184,6 +228,12 @@ impl Region {
     pub fn on_event(&mut self, reactor: &mut Reactor, event: &io::Event, out: &mut Vec<RegionEvent>) -> bool {
         match (event, &mut self.state) {
             (io::Event::Connected { conn } | io::Event::Sent { conn }, State::Remote(remote)) => remote.conn == *conn,
+            (io::Event::Secured { conn }, State::Remote(remote)) if remote.conn == *conn => {
+                remote.heard_ns = reactor.now().mono_ns;
+                remote.session.secured(&mut remote.out);
+                send(remote, reactor);
+                true
+            }
             (io::Event::Received { conn }, State::Remote(remote)) if remote.conn == *conn => {
                 self.received(reactor, out);
                 true
@@ -242,6 +292,7 @@ impl Region {
         remote.heard_ns = reactor.now().mono_ns;
         let parsed = remote.session.advance(reactor.rx(remote.conn), &mut remote.rx_events, &mut remote.out);
         let mut end = parsed.err().map(|error| (error.to_string(), false));
+        let mut secure = false;
         for event in std::mem::take(&mut remote.rx_events) {
             match event {
                 Event::Ready(info) => match remote.unusable(&info, self.view) {
@@ -251,11 +302,16 @@ impl Region {
                         out.push(RegionEvent::Opened { size: info.size, fencing: remote.fencing });
                     }
                 },
+                Event::Secure => secure = true,
                 Event::Refused { code, text } => end = Some((text, remote.fencing && code == REP_ERR_POLICY)),
                 Event::Done { cookie, result } => remote.piece_done(cookie, result, out),
             }
         }
         send(remote, reactor);
+        if secure {
+            let connector = self.connector.as_ref().expect("TLS is asked for by who has certificates");
+            reactor.secure_client(remote.conn, connector);
+        }
         if let Some((text, fenced)) = end {
             // A goodbye may still be on its way out.
             reactor.close(remote.conn, &text);

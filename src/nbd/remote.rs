@@ -41,11 +41,11 @@ pub struct Op {
 }
 
 impl Remote {
-    /// A connection that is being made. `fencing`: the server is our own auxiliary.
-    pub fn new(conn: Conn, export: &str, fencing: bool, now_ns: u64) -> Remote {
+    /// A connection that is being made. `fencing`: the server is our own auxiliary; `tls`: it has to become secure.
+    pub fn new(conn: Conn, export: &str, fencing: bool, tls: bool, now_ns: u64) -> Remote {
         Remote {
             conn,
-            session: ClientSession::new(export),
+            session: if tls { ClientSession::with_tls(export) } else { ClientSession::new(export) },
             rx_events: Vec::new(),
             out: Outbox::new(),
             fencing,
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_export_that_cannot_carry_the_table_is_refused() {
-        let remote = Remote::new(Conn(1), "x", false, 0);
+        let remote = Remote::new(Conn(1), "x", false, false, 0);
         let info = |flags, block_min| ExportInfo { size: 1 << 20, flags, block_min, block_max: 1 << 20 };
         for (flags, block_min, view, usable) in [
             (SEND_FLUSH, 1, false, true),

@@ -23,8 +23,10 @@ use bytes::Bytes;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Conn;
+use crate::core::modes::TlsMode;
 use crate::io;
 use crate::io::Reactor;
+use crate::io::tls::Acceptor;
 use crate::limits::{
     CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
     SERVER_AHEAD_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
@@ -55,6 +57,8 @@ pub struct NbdServer {
 struct Client {
     session: Session,
     out: Outbox,
+    /// What it can be made secure with.
+    acceptor: Option<Acceptor>,
     dirty: bool,
     paused: bool,
     /// It said goodbye: it is closed once it has been answered.
@@ -84,11 +88,17 @@ impl NbdServer {
 
     /// Takes over a connection that was accepted, and greets it.
     pub fn add(&mut self, reactor: &mut Reactor, conn: Conn) {
+        self.add_with(reactor, conn, TlsMode::Off, None);
+    }
+
+    /// As `add`, with TLS as `mode` says; `acceptor` is needed where it is not off.
+    pub fn add_with(&mut self, reactor: &mut Reactor, conn: Conn, mode: TlsMode, acceptor: Option<&Acceptor>) {
+        assert!(mode == TlsMode::Off || acceptor.is_some(), "who offers TLS has certificates");
         let open = self.clients.values().filter(|client| !client.closing).count();
         if open >= CONNECTIONS_MAX && !self.end_oldest_handshake(reactor) {
             return reactor.abort(conn, "too many NBD connections");
         }
-        let mut client = Client::default();
+        let mut client = Client { session: Session::with_tls(mode), acceptor: acceptor.cloned(), ..Client::default() };
         if self.shutdown {
             client.session.shut_down();
         }
@@ -122,6 +132,11 @@ impl NbdServer {
         match event {
             io::Event::Received { conn } if self.owns(*conn) => self.pump(reactor, *conn, asked),
             io::Event::Sent { conn } if self.owns(*conn) => self.mark(*conn),
+            io::Event::Secured { conn } if self.owns(*conn) => {
+                if let Some(client) = self.live(*conn) {
+                    client.session.secured();
+                }
+            }
             io::Event::Closed { conn, .. } => {
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());
@@ -362,6 +377,11 @@ impl NbdServer {
         for event in self.scratch.drain(..) {
             match event {
                 Event::Disconnect => client.done = true,
+                Event::Secure => {
+                    let acceptor = client.acceptor.as_ref().expect("TLS is granted by who has certificates");
+                    reactor.secure_server(conn, acceptor);
+                    client.kept = 0;
+                }
                 other => asked.push((conn, other)),
             }
         }

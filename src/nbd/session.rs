@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
+use crate::core::modes::TlsMode;
 use crate::core::rope::Rope;
 use crate::nbd::budget::{Held, Share, Ways};
 pub use crate::nbd::export::Export;
@@ -47,6 +48,8 @@ pub enum Event {
     Resolve { name: String, purpose: Purpose },
     /// The client asks what there is: answer with [`Session::listed`]. Nothing is parsed before that.
     List,
+    /// The client was granted TLS: send what there is, begin it, and say [`Session::secured`]. Nothing is parsed before.
+    Secure,
     /// A checked request: answer with [`Session::reply`], or [`Session::status`] if it is a [`Kind::Status`].
     Request(Request),
     /// The client is done; what is in flight is still to be answered.
@@ -110,6 +113,8 @@ pub enum SessionError {
     NameLength(u32),
     #[error("export name: {0}")]
     NameText(&'static str),
+    #[error("the client names an export without TLS, which is required here, by an option that has no answer in words")]
+    TlsRequired,
     #[error("the client chose extended headers, and then the option EXPORT_NAME, which has no place for them")]
     NameExtended,
     #[error("expected an NBD request, got {0:#010x} where its magic number belongs")]
@@ -147,6 +152,23 @@ impl Session {
     #[must_use]
     pub fn new() -> Session {
         Session::default()
+    }
+
+    /// A session in which TLS has this part; it is off in a [`Session::new`].
+    #[must_use]
+    pub fn with_tls(tls: TlsMode) -> Session {
+        Session { phase: Phase::Handshake(Handshake::new(tls)) }
+    }
+
+    /// The connection has become secure, as a [`Event::Secure`] wanted.
+    ///
+    /// # Panics
+    /// When none did.
+    pub fn secured(&mut self) {
+        match &mut self.phase {
+            Phase::Handshake(handshake) => handshake.secured(),
+            Phase::Transmission(_) => panic!("a connection became secure that no client asked to be"),
+        }
     }
 
     /// The server speaks first: call once, before anything else.

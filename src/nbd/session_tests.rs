@@ -82,7 +82,7 @@ impl Bench {
                         let list = [("db".to_owned(), "the database".to_owned()), ("log".to_owned(), String::new())];
                         self.session.listed(&list, &mut self.out);
                     }
-                    Event::Request(_) | Event::Disconnect => continue,
+                    Event::Request(_) | Event::Secure | Event::Disconnect => continue,
                 }
                 asked = true;
             }
@@ -230,7 +230,7 @@ fn options_out_of_bounds_are_refused_and_the_stream_stays_in_step() {
     let mut miscounted = go("db", &[INFO_NAME]);
     miscounted[7] = 9;
     let cases: [(Vec<u8>, u32); 14] = [
-        (option(OPT_STARTTLS, b""), REP_ERR_UNSUP),
+        (option(OPT_STARTTLS, b""), REP_ERR_POLICY),
         (option(OPT_STARTTLS, b"?"), REP_ERR_INVALID),
         (option(OPT_STRUCTURED_REPLY, b"?"), REP_ERR_INVALID),
         (option(OPT_EXTENDED_HEADERS, b"?"), REP_ERR_INVALID),

@@ -7,6 +7,7 @@
 mod clients;
 mod files;
 mod links;
+mod secure;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,6 +15,7 @@ use anyhow::{Context, bail};
 
 use self::files::Opened;
 use self::links::DrConns;
+use self::secure::Security;
 use super::machine::{Effect, File, Input, Machine, Options};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
@@ -73,6 +75,16 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (primary, aux, dr) = config.need_primary()?;
     let span = tracing::info_span!("primary", group = %config.group.name);
     let _entered = span.enter();
+    let table = match &aux.table {
+        TablePlace::Own(address) => TableTarget::Own { address: address.clone(), group: config.group.name.clone() },
+        TablePlace::Nbd(uri) => TableTarget::Nbd(uri.clone()),
+        TablePlace::File(path) => {
+            let bytes = crate::format::table::TableLayout::new(aux.slots, aux.payload).total_bytes();
+            TableTarget::File { path: path.clone(), create: Some(bytes) }
+        }
+    };
+    // Certificates first: what is wrong with them is known before anything is made.
+    let security = Security::of_primary(config, &table)?;
     let arena_bytes = usize::try_from(primary.fifo.memory)? + ARENA_EXTRA_BYTES;
     let mut reactor =
         Reactor::new(ReactorOptions { arena_bytes, signals: true, spin: true, ..ReactorOptions::default() })
@@ -102,14 +114,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         ..alone(config)?
     };
     let mut shell = Shell::new(reactor, opened, recovered, options)?;
-    shell.table = Some(match &aux.table {
-        TablePlace::Own(address) => TableTarget::Own { address: address.clone(), group: config.group.name.clone() },
-        TablePlace::Nbd(uri) => TableTarget::Nbd(uri.clone()),
-        TablePlace::File(path) => {
-            let bytes = crate::format::table::TableLayout::new(aux.slots, aux.payload).total_bytes();
-            TableTarget::File { path: path.clone(), create: Some(bytes) }
-        }
-    });
+    (shell.table, shell.security) = (Some(table), security);
     shell.dr_address = Some(dr.address.clone());
     shell.listen(&primary.listen)?;
     let control = Address::Unix(primary.control.clone());
@@ -128,6 +133,7 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     let (dr, _) = config.need_dr()?;
     let span = tracing::info_span!("primary", group = %config.group.name, epoch = promotion.epoch.0);
     let _entered = span.enter();
+    let security = Security::of_promoted(config)?;
     let Promotion { mut reactor, group, owner, epoch, tail, chain, .. } = promotion;
     let setup = files::Setup {
         dir: &dr.dir,
@@ -154,6 +160,7 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     shell.replication = promotion.replication;
     shell.loss = Some(promotion.loss);
     shell.loss_missing = promotion.loss_missing;
+    shell.security = security;
     shell.listen(&dr.export)?;
     for (conn, line) in promotion.replies {
         shell.reactor.send(conn, line.into());
@@ -208,6 +215,7 @@ struct Shell {
     asked: Vec<(Conn, session::Event)>,
     deferred: VecDeque<(Conn, session::Event)>,
     listeners: Vec<usize>,
+    security: Security,
     table: Option<TableTarget>,
     region: Option<Region>,
     region_events: Vec<RegionEvent>,
@@ -259,6 +267,7 @@ impl Shell {
             asked: Vec::new(),
             deferred: VecDeque::new(),
             listeners: Vec::new(),
+            security: Security::default(),
             table: None,
             region: None,
             region_events: Vec::new(),
@@ -306,6 +315,7 @@ impl Shell {
     fn listen(&mut self, addresses: &[Address]) -> anyhow::Result<()> {
         for address in addresses {
             let listener = self.reactor.listen(address).with_context(|| format!("listening on {address}"))?;
+            self.security.listening(listener, address);
             self.listeners.push(listener);
             tracing::info!("serving {} volumes by NBD on {address}", self.volumes.len());
         }
@@ -441,7 +451,8 @@ impl Shell {
             self.strangers.insert(conn, ());
         } else {
             self.ended.add(conn, peer);
-            self.nbd.add(&mut self.reactor, conn);
+            let (mode, acceptor) = self.security.of_client(listener);
+            self.nbd.add_with(&mut self.reactor, conn, mode, acceptor);
         }
     }
 
@@ -474,7 +485,7 @@ impl Shell {
                     old.close(&mut self.reactor);
                 }
                 if let Some(target) = &self.table {
-                    let region = Region::open(&mut self.reactor, target, epoch, owner);
+                    let region = Region::open(&mut self.reactor, target, self.security.table.as_ref(), epoch, owner);
                     region.bulk(&mut self.reactor);
                     self.region = Some(region);
                 }
@@ -496,7 +507,7 @@ impl Shell {
             }
             Effect::DrConnect { conn } => {
                 if let Some(address) = &self.dr_address {
-                    self.dr.connect(&mut self.reactor, conn, address);
+                    self.dr.connect(&mut self.reactor, conn, address, self.security.dr.as_ref());
                 }
             }
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),

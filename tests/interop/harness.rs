@@ -13,6 +13,9 @@ use farshore::core::allocation::Stretch;
 use farshore::core::errno::Errno;
 use farshore::core::ids::{Epoch, Owner, Ticket};
 use farshore::core::machine::DiskResult;
+use farshore::core::modes::TlsMode;
+use farshore::core::peer::{PeerName, Role};
+use farshore::io::tls::Acceptor;
 use farshore::io::{Event, Reactor, ReactorOptions, Stopper};
 use farshore::nbd::region::{Region, RegionEvent, TableTarget};
 use farshore::nbd::server::NbdServer;
@@ -125,17 +128,22 @@ pub const MEMORY_BYTES: usize = 64 << 20;
 
 impl MemoryServer {
     pub fn start() -> MemoryServer {
+        MemoryServer::start_with(TlsMode::Off, None)
+    }
+
+    /// TLS has this part on TCP, and that of unix sockets there.
+    pub fn start_with(mode: TlsMode, acceptor: Option<Acceptor>) -> MemoryServer {
         let scratch = Scratch::new();
         let socket = scratch.path("nbd.sock");
         let (give, take) = std::sync::mpsc::channel();
         let address = Address::Unix(socket.clone());
         let thread = std::thread::spawn(move || {
             let mut reactor = reactor();
-            reactor.listen(&address).expect("a fresh socket");
+            let unix = reactor.listen(&address).expect("a fresh socket");
             let tcp = reactor.listen(&Address::Tcp("127.0.0.1:0".into())).expect("a free port");
             let tcp = reactor.listen_address(tcp).expect("it listens").to_string();
             give.send((reactor.stopper(), tcp)).expect("the test waits");
-            serve(reactor);
+            serve(reactor, |listener| if listener == unix { mode.on_unix() } else { mode }, acceptor.as_ref());
         });
         let (stopper, tcp) = take.recv().expect("the server starts");
         MemoryServer { socket, tcp, stopper, thread: Some(thread), _scratch: scratch }
@@ -156,7 +164,7 @@ impl Drop for MemoryServer {
     }
 }
 
-fn serve(mut reactor: Reactor) {
+fn serve(mut reactor: Reactor, mode: impl Fn(usize) -> TlsMode, acceptor: Option<&Acceptor>) {
     let mut server = NbdServer::new();
     let mut disk = vec![0u8; MEMORY_BYTES];
     let mut events = Vec::new();
@@ -168,7 +176,9 @@ fn serve(mut reactor: Reactor) {
                 continue;
             }
             match event {
-                Event::Accepted { conn, .. } => server.add(&mut reactor, conn),
+                Event::Accepted { listener, conn, .. } => {
+                    server.add_with(&mut reactor, conn, mode(listener), acceptor);
+                }
                 Event::Stop => return,
                 _ => {}
             }
@@ -190,6 +200,7 @@ fn serve(mut reactor: Reactor) {
                         server.reply(conn, request.cookie, result);
                     }
                     session::Event::Disconnect => {}
+                    session::Event::Secure => unreachable!("the server begins TLS by itself"),
                 }
             }
             server.flush(&mut reactor, &mut asked);
@@ -267,7 +278,9 @@ impl Driver {
     /// Begins to open; epoch 0 is the view.
     pub fn open(target: &TableTarget, epoch: u32, owner: u64) -> Driver {
         let mut reactor = reactor();
-        let region = Region::open(&mut reactor, target, Epoch(epoch), Owner(owner));
+        let own = PeerName::new("orders", Role::Primary);
+        let connector = Region::connector(target, None, &own).expect("certificates");
+        let region = Region::open(&mut reactor, target, connector.as_ref(), Epoch(epoch), Owner(owner));
         Driver { reactor, region: Some(region), seen: Vec::new(), next: 1 }
     }
 

@@ -9,3 +9,4 @@ mod hostile;
 mod raw;
 mod region;
 mod server;
+mod tls;

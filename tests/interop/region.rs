@@ -15,7 +15,7 @@ fn uri(socket: &Path, export: &str) -> TableTarget {
 }
 
 /// What primary and DR do with a region, on one of at least 32 MiB.
-fn exercise(target: &TableTarget) {
+pub fn exercise(target: &TableTarget) {
     let (mut driver, size) = Driver::opened(target, 1, 7);
     assert!(size >= 32 << 20);
     let ticket = driver.start_write(

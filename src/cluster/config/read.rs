@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AuxConfig, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig, TablePlace,
-    VolumeConfig,
+    AuxConfig, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig, TablePlace, Tls,
+    VolumeConfig, tls,
 };
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
@@ -35,19 +35,21 @@ const DIRECT: [(&str, Direct); 2] = [("auto", Direct::Auto), ("never", Direct::N
 pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>> {
     let document = crate::cluster::toml::document(text, path).map_err(|error| vec![error])?;
     let mut r = Reader::new(text, path);
-    let root = r.section(document.get_ref(), "", &["group", "volume", "primary", "aux", "dr"]);
+    let root = r.section(document.get_ref(), "", &["tls", "group", "volume", "primary", "aux", "dr"]);
+    let tls = tls::read(&mut r, &root);
     let group = group(&mut r, &root);
     let volumes = volumes(&mut r, &root);
-    let primary = r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes));
+    let primary = r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes, &tls));
     let protect = group.as_ref().map_or(Protect::default(), |group| group.protect);
     let aux = r.child(&root, "aux", AUX_KEYS).and_then(|s| aux(&mut r, &s, protect));
-    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes));
+    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls));
+    tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
     if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {
         r.error_at(0, "", "no role is described: add [primary], [aux] and [dr] (`farshore init` shows how)");
     }
     let (errors, warnings) = r.finish();
     match (group, errors.is_empty()) {
-        (Some(group), true) => Ok(Config { path: path.into(), group, volumes, primary, aux, dr, warnings }),
+        (Some(group), true) => Ok(Config { path: path.into(), group, volumes, primary, aux, dr, tls, warnings }),
         _ => Err(errors),
     }
 }
@@ -121,9 +123,10 @@ fn as_written(s: &Section<'_>) -> String {
     s.text("name").unwrap_or_default().to_owned()
 }
 
-const PRIMARY_KEYS: &[&str] = &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics"];
+const PRIMARY_KEYS: &[&str] =
+    &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics", "tls", "client_certificates"];
 
-fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<PrimaryConfig> {
+fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<PrimaryConfig> {
     let dir = path(r, s, "dir", "the directory of the intent log, the FIFO and the superblock");
     let backing = backing(r, s, volumes);
     let listen = addresses(r, s, "listen", "where NBD clients connect");
@@ -132,6 +135,7 @@ fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Opt
     let overflow = r.word(s, "overflow", &OVERFLOW);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
+    let (tls, client_certificates) = tls::of_clients(r, s, tls);
     Some(PrimaryConfig {
         dir: dir?,
         backing: backing?,
@@ -141,6 +145,8 @@ fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Opt
         overflow,
         direct,
         metrics,
+        tls,
+        client_certificates,
     })
 }
 
@@ -221,10 +227,23 @@ fn table(r: &mut Reader<'_>, s: &Section<'_>, text: &str) -> Option<TablePlace> 
     Some(TablePlace::File(PathBuf::from(text)))
 }
 
-const DR_KEYS: &[&str] =
-    &["dir", "backing", "listen", "address", "export", "control", "streams", "journal", "spool", "direct", "metrics"];
+const DR_KEYS: &[&str] = &[
+    "dir",
+    "backing",
+    "listen",
+    "address",
+    "export",
+    "control",
+    "streams",
+    "journal",
+    "spool",
+    "direct",
+    "metrics",
+    "tls",
+    "client_certificates",
+];
 
-fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<DrConfig> {
+fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
@@ -242,6 +261,7 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<D
     }
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
+    let (tls, client_certificates) = tls::of_clients(r, s, tls);
     Some(DrConfig {
         dir: dir?,
         backing: backing?,
@@ -254,6 +274,8 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<D
         spool,
         direct,
         metrics,
+        tls,
+        client_certificates,
     })
 }
 

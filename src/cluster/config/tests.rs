@@ -162,6 +162,7 @@ fn the_table_may_stand_elsewhere() {
 #[test]
 fn another_address_than_the_one_listened_at() {
     let text = with("listen  = \"127.0.0.1:10830\"", "listen = \"0.0.0.0:10830\"\naddress = \"dr.example:10830\"");
+    let text = format!("tls = \"off\"\n{text}");
     let dr = parse(&text, "f").expect("an address").dr.expect("dr");
     assert_eq!((dr.listen.to_string(), dr.address.to_string()), ("0.0.0.0:10830".into(), "dr.example:10830".into()));
 }
@@ -176,12 +177,58 @@ fn bunker_keeps_payloads_at_the_auxiliary() {
 
 #[test]
 fn a_host_needs_only_its_own_sections() {
-    let config = parse("[group]\nname='g'\n[[volume]]\nname='v'\nsize='1MiB'\n[aux]\ndir='a'\nlisten='h:1'", "f");
+    let config =
+        parse("tls='off'\n[group]\nname='g'\n[[volume]]\nname='v'\nsize='1MiB'\n[aux]\ndir='a'\nlisten='h:1'", "f");
     let config = config.expect("the auxiliary's file");
     assert!(config.need_aux().is_ok());
     let error = config.need_primary().expect_err("no primary").to_string();
     assert!(error.starts_with("f: primary: there is no [primary] section"), "{error}");
     assert_eq!(config.aux.expect("aux").own.expect("own").control, PathBuf::from("a/control"));
+}
+
+const CERTIFICATES: &str = "\n[tls]\nca = \"/t/ca.pem\"\ncert = \"/t/{role}.pem\"\nkey = \"/t/key.pem\"\n";
+
+#[test]
+fn a_link_that_leaves_its_host_needs_certificates_or_a_word() {
+    for (old, new, place) in [
+        ("listen  = \"127.0.0.1:10830\"", "listen = \"192.0.2.1:10830\"", "f.toml:27: dr.listen: 192.0.2.1:10830"),
+        ("streams = 4", "address = \"dr.example:1\"", "f.toml:30: dr.address: dr.example:1"),
+        ("listen = \"127.0.0.1:10820\"", "listen = \"[::]:1\"\naddress = \"b:1\"", "f.toml:23: aux.address: b:1"),
+    ] {
+        let text = with(old, new);
+        let told = complaint(&text);
+        assert!(told.starts_with(place) && told.contains("[tls]") && told.contains("tls = \"off\""), "{told}");
+        assert_eq!(parse(&format!("tls = \"off\"\n{text}"), "f").expect("careless").tls, Tls::Off);
+        let config = parse(&format!("{text}{CERTIFICATES}"), "f").expect("secure");
+        let own = config.certificates(Role::Aux).and_then(|paths| paths.own).expect("certificates");
+        assert_eq!(own, ("/t/aux.pem".into(), "/t/key.pem".into()));
+        assert_eq!(config.name(Role::Dr).to_string(), "farshore://orders/dr");
+    }
+    assert_eq!(parse(EXAMPLE, "f").expect("on one host").tls, Tls::Absent);
+    assert!(complaint(&format!("tls = \"of\"\n{EXAMPLE}")).contains("write \"off\", or a section [tls]"));
+    assert!(
+        complaint(&format!("{EXAMPLE}{}", CERTIFICATES.replace("key =", "# key ="))).contains("tls.key: is missing")
+    );
+}
+
+#[test]
+fn nbd_clients_need_tls_as_soon_as_there_are_certificates_unless_told_otherwise() {
+    use crate::core::modes::TlsMode;
+    let mode = |text: &str| {
+        let config = parse(text, "f").expect(text);
+        let (primary, dr) = (config.primary.expect("primary"), config.dr.expect("dr"));
+        (primary.tls, primary.client_certificates, dr.tls, dr.client_certificates)
+    };
+    let secure = format!("{EXAMPLE}{CERTIFICATES}");
+    assert_eq!(mode(EXAMPLE), (TlsMode::Off, false, TlsMode::Off, false));
+    assert_eq!(mode(&secure), (TlsMode::Required, false, TlsMode::Required, false));
+    let mixed = secure
+        .replace("streams = 4", "tls = \"optional\"\nclient_certificates = \"yes\"")
+        .replace("metrics = \"127", "tls = \"off\" # \"127");
+    assert_eq!(mode(&mixed), (TlsMode::Off, false, TlsMode::Optional, true));
+    assert!(complaint(&with("streams = 4", "tls = \"required\"")).contains("dr.tls: needs certificates"));
+    assert!(complaint(&with("streams = 4", "client_certificates = \"yes\"")).contains("within TLS only"));
+    assert_eq!(TlsMode::Required.on_unix(), TlsMode::Optional);
 }
 
 #[test]

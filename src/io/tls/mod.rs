@@ -17,7 +17,6 @@ mod stream;
 mod verify;
 mod words;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
@@ -29,16 +28,8 @@ use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
+pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
-
-/// Where the certificates of a host are, all of them PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Paths {
-    /// Certificates of those who sign.
-    pub ca: PathBuf,
-    /// The host's own certificate, with those between it and the CA; and its key. A client may have none.
-    pub own: Option<(PathBuf, PathBuf)>,
-}
 
 /// Who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]

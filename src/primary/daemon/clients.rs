@@ -25,6 +25,7 @@ impl Shell {
                 self.nbd.listed(conn, &list);
             }
             session::Event::Request(request) => return self.request(conn, request),
+            session::Event::Secure => unreachable!("the server begins TLS by itself"),
             session::Event::Disconnect => {
                 self.exports.remove(&conn);
             }

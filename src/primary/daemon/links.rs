@@ -9,6 +9,7 @@ use crate::core::ids::{Conn, Epoch};
 use crate::format::FormatError;
 use crate::format::wire::{self, Encoder, Message, Refuse, RefuseCode};
 use crate::io::Reactor;
+use crate::io::tls::Connector;
 
 /// Connections by both names: the machine chooses its own, the reactor has one for each socket.
 #[derive(Default)]
@@ -32,12 +33,12 @@ struct Line {
 }
 
 impl DrConns {
-    pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address) {
+    pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address, connector: Option<&Connector>) {
         let conn = reactor.next_conn();
         self.by_machine.insert(name, conn);
         let line = Line { name, encoder: Encoder::new(), dirty: false, dropped: false, refusing: false };
         self.by_reactor.insert(conn, line);
-        reactor.connect(conn, address);
+        reactor.connect_with(conn, address, connector);
         // The local write is on its way before its record is: what takes longest begins first.
         reactor.bulk(conn, true);
     }

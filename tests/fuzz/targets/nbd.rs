@@ -426,6 +426,7 @@ impl Server {
             Event::List => self.session.listed(&[("orders".into(), String::new())], out),
             Event::Request(request) => self.request(request),
             Event::Disconnect => assert!(self.session.finished()),
+            Event::Secure => unreachable!("TLS is off here"),
         }
     }
 

@@ -1,0 +1,86 @@
+//! `[tls]` and what depends on it: which links have to be secure, and what NBD clients may do without. Pure.
+
+use std::path::PathBuf;
+
+use super::{AuxConfig, DrConfig, TablePlace, Tls};
+use crate::cluster::toml::{Reader, Section};
+use crate::core::modes::TlsMode;
+use crate::core::peer::Paths;
+
+const MODES: [(&str, TlsMode); 3] =
+    [("off", TlsMode::Off), ("optional", TlsMode::Optional), ("required", TlsMode::Required)];
+const YES_NO: [(&str, bool); 2] = [("no", false), ("yes", true)];
+
+/// `[tls]`, or `tls = "off"` above the first section.
+pub(super) fn read(r: &mut Reader<'_>, root: &Section<'_>) -> Tls {
+    if let Some(text) = root.text("tls") {
+        if text != "off" {
+            r.error(root, "tls", format!("is {text:?}: write \"off\", or a section [tls] with ca, cert and key"));
+        }
+        return Tls::Off;
+    }
+    let Some(s) = r.child(root, "tls", &["ca", "cert", "key"]) else { return Tls::Absent };
+    let mut path = |key: &str, what: &str| -> PathBuf { r.required(&s, key, what).unwrap_or_default().into() };
+    let ca = path("ca", "the certificate of the CA that signs those of all hosts (`farshore certs` makes one)");
+    let cert = path("cert", "the certificate of this host, for its role in this group");
+    let key = path("key", "the private key of that certificate");
+    Tls::Certificates(Paths { ca, own: Some((cert, key)) })
+}
+
+/// `tls` and `client_certificates` of a section that NBD clients connect to.
+pub(super) fn of_clients(r: &mut Reader<'_>, s: &Section<'_>, tls: &Tls) -> (TlsMode, bool) {
+    let possible = matches!(tls, Tls::Certificates(_));
+    let mode = match s.has("tls") {
+        true => r.word(s, "tls", &MODES),
+        false if possible => TlsMode::Required,
+        false => TlsMode::Off,
+    };
+    if mode != TlsMode::Off && !possible {
+        r.error(
+            s,
+            "tls",
+            "needs certificates: add a section [tls] with ca, cert and key (`farshore certs` makes them)",
+        );
+    }
+    let known = r.word(s, "client_certificates", &YES_NO);
+    if known && mode == TlsMode::Off {
+        r.error(s, "client_certificates", "are shown within TLS only, which is off here");
+    }
+    (mode, known)
+}
+
+/// A link that leaves its host is secure, or declared to be plain.
+pub(super) fn check_links(
+    r: &mut Reader<'_>,
+    root: &Section<'_>,
+    tls: &Tls,
+    aux: Option<&AuxConfig>,
+    dr: Option<&DrConfig>,
+) {
+    if *tls != Tls::Absent {
+        return;
+    }
+    let own = aux.and_then(|aux| aux.own.as_ref()).map(|own| &own.listen);
+    let table = match aux.map(|aux| &aux.table) {
+        Some(TablePlace::Own(address)) => Some(address),
+        Some(TablePlace::Nbd(uri)) if uri.tls.is_none() && !uri.address.is_local() => {
+            let text = "is reached without TLS: anybody on the way can read and forge it (write nbds:// if it can)";
+            r.warn_under(root, "aux", "table", text);
+            None
+        }
+        _ => None,
+    };
+    let links = [("aux", table.or(own), own), ("dr", dr.map(|dr| &dr.address), dr.map(|dr| &dr.listen))];
+    for (section, reached, listen) in links {
+        let Some(address) = [reached, listen].into_iter().flatten().find(|address| !address.is_local()) else {
+            continue;
+        };
+        let key = if Some(address) == listen { "listen" } else { "address" };
+        let text = format!(
+            "{address} is a link to another host, and without certificates anybody on the way can read and forge it: \
+             add [tls] with ca, cert and key (`farshore certs` makes them), or write tls = \"off\" above the first \
+             section, for a network that nobody else is in"
+        );
+        r.error_under(root, section, key, text);
+    }
+}
