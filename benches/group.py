@@ -40,9 +40,11 @@ def wait_for(what, check, seconds=20):
 class Farshore:
     """A group of three processes on this machine."""
 
-    def __init__(self, binary, mode, disk, memory, line=None, filled=True, primary="", fifo='memory = "256MiB", disk = "1GiB"'):
+    def __init__(self, binary, mode, disk, memory, line=None, filled=True, primary="", fifo='memory = "256MiB", disk = "1GiB"',
+                 listen=(), tls=None):
         """`line`: (one-way delay in ms, Mbit/s) of a relay between the primary and DR; `filled`: the volume has
-        real blocks under all of it; `primary`: more lines of its part of the configuration."""
+        real blocks under all of it; `primary`: more lines of its part of the configuration; `listen`: more addresses for
+        clients; `tls`: a directory of `farshore certs`."""
         self.name, self.binary = mode, binary
         dr = f"127.0.0.1:{free_port()}"
         self.relay = relay = f"127.0.0.1:{free_port()}" if line else dr
@@ -62,7 +64,7 @@ size = "{SIZE}"
 [primary]
 dir = "{self.disk}/primary"
 backing = {{ v = "{self.volume}" }}
-listen = ["unix:{self.socket}"]
+listen = {json.dumps([f"unix:{self.socket}", *listen])}
 control = "{self.disk}/primary.ctl"
 fifo = {{ {fifo} }}
 {primary}
@@ -79,6 +81,9 @@ export = ["unix:{self.disk}/dr.sock"]
 control = "{self.disk}/dr.ctl"
 spool = "512MiB"
 """)
+            if tls:
+                keys = {"ca": "ca-cert.pem", "cert": "cert.pem", "key": "key.pem"}
+                out.write("[tls]\n" + "".join(f'{key} = "{tls}/{{role}}/{name}"\n' for key, name in keys.items()))
         if filled:
             fill(self.volume)
         self.log = open(f"{self.disk}/log", "w")

@@ -222,13 +222,55 @@ fn check_asks_only_for_what_belongs_to_this_host() {
             if line.starts_with("listen  = \"") { "listen = \"192.0.2.7:10830\"\n".into() } else { format!("{line}\n") }
         })
         .collect();
-    let file = dir.write("elsewhere.toml", &elsewhere);
+    let output = on(&["check"], &dir.write("open.toml", &elsewhere));
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("dr.listen: 192.0.2.7:10830 is a link to another host"), "{}", out(&output));
+    let file = dir.write("elsewhere.toml", &format!("tls = \"off\"\n{elsewhere}"));
     let output = on(&["check"], &file);
     assert_eq!(code(&output), 0, "{}", out(&output));
     assert!(out(&output).contains("dr: runs on another host (192.0.2.7:10830)"), "{}", out(&output));
     let output = on(&["check", "--role", "dr"], &file);
     assert_eq!(code(&output), 2);
     assert!(out(&output).contains("192.0.2.7 is not an address of this host"), "{}", out(&output));
+}
+
+#[test]
+fn certificates_are_made_once_for_their_owner_and_checked() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = Directory::new();
+    let certs = dir.text("certs");
+    let output = farshore(&["certs", "orders", "--dir", &certs, "--days", "9", "--host", "dr=dr.example"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    for part in ["valid for 9 days", "/dr/*.pem", "[tls]", "ca-key.pem away from these hosts"] {
+        assert!(out(&output).contains(part), "{part}: {}", out(&output));
+    }
+    let mode = |name: &str| std::fs::metadata(format!("{certs}/{name}")).expect(name).permissions().mode() & 0o777;
+    for key in ["ca-key.pem", "primary/key.pem", "aux/key.pem", "dr/key.pem", "client/client-key.pem"] {
+        assert_eq!(mode(key), 0o600, "{key}");
+    }
+    let again = farshore(&["certs", "orders", "--dir", &certs]);
+    assert_eq!(code(&again), 3);
+    assert!(err(&again).contains("nothing in it is overwritten"), "{}", err(&again));
+    assert_eq!(code(&farshore(&["certs", "--dir", &dir.text("none")])), 2, "which group?");
+    assert_eq!(code(&farshore(&["certs", "orders", "--dir", &dir.text("x"), "--host", "dr=a b"])), 2);
+
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    let section = |role: &str| {
+        let path = |name: &str| format!("{certs}/{role}/{name}");
+        format!(
+            "{text}\n[tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n",
+            path("ca-cert.pem"),
+            path("cert.pem"),
+            path("key.pem")
+        )
+    };
+    let output = on(&["check"], &dir.write("good.toml", &section("{role}")));
+    assert_eq!(code(&output), 0, "{}", out(&output));
+    assert!(out(&output).contains("tls: the certificates of dr can be used"), "{}", out(&output));
+    let output = on(&["check", "--role", "aux"], &dir.write("wrong.toml", &section("dr")));
+    assert_eq!(code(&output), 2);
+    assert!(out(&output).contains("has to be farshore://orders/aux"), "{}", out(&output));
 }
 
 #[test]

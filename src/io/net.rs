@@ -211,7 +211,7 @@ impl Net {
     /// `Sent` is wanted for what is queued now, also if there is room for all of it at once.
     pub fn tell_sent(&mut self, conn: Conn) {
         if let Some(socket) = self.sockets.get_mut(&conn) {
-            socket.delayed |= !socket.queue.is_empty();
+            socket.delayed |= socket.queued_bytes > 0;
         }
     }
 

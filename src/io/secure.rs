@@ -285,6 +285,11 @@ pub fn send(
         } else {
             break;
         };
+        if matches!(sent, Sent::Shut | Sent::Failed(libc::EAGAIN))
+            && let Some(memory) = socket.secure.as_mut().and_then(|secure| secure.tls.settle())
+        {
+            shared.records = memory;
+        }
         match sent {
             Sent::Bytes(_) => gone(socket, shared),
             Sent::Failed(libc::EINTR) => {}

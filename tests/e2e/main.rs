@@ -12,4 +12,5 @@ mod restarts;
 mod stale;
 mod stop;
 mod table;
+mod tls;
 mod unprivileged;

@@ -257,6 +257,16 @@ impl Tls {
         self.pending().is_empty().then(|| std::mem::take(&mut self.outgoing)).filter(|memory| memory.capacity() > 0)
     }
 
+    /// Keeps no more memory than what is pending needs, and gives the rest back: it may wait for long.
+    pub fn settle(&mut self) -> Option<Vec<u8>> {
+        if self.outgoing.capacity() < 2 * self.pending().len() + ROOM_BYTES_MIN {
+            return None;
+        }
+        let fitting = self.pending().to_vec();
+        self.sent = 0;
+        Some(std::mem::replace(&mut self.outgoing, fitting))
+    }
+
     /// Whether it is past the handshake.
     pub fn established(&self) -> bool {
         self.established

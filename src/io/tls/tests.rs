@@ -522,7 +522,7 @@ fn records_that_were_made_and_not_taken_wait_for_the_lease_as_well() {
     let mut quiet_since = std::time::Instant::now();
     turn_all(&mut here, &mut there, |here, there| {
         let rx = there.rx(far);
-        if rx.len() > 0 {
+        if !rx.is_empty() {
             quiet_since = std::time::Instant::now();
         }
         got.extend_from_slice(&rx.take(rx.len()));

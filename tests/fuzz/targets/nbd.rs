@@ -550,6 +550,7 @@ pub fn client(input: &[u8]) {
             let result = session.advance(&mut rope, &mut events, &mut out);
             for event in events {
                 match event {
+                    client::Event::Secure => unreachable!("nobody asked for TLS"),
                     client::Event::Ready(info) => {
                         assert!(!ready && !refused, "ready once, and not when refused");
                         assert!(info.block_min.is_power_of_two() && info.block_max >= info.block_min);
