@@ -128,6 +128,11 @@ fn device(path: &Path) -> Result<Device, Failure> {
 fn target(options: &Attach) -> Result<(NbdUri, String), Failure> {
     if options.volume.contains("://") {
         let uri: NbdUri = options.volume.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+        if uri.tls.is_some() {
+            return Err(Failure::usage(format!(
+                "{uri}: the kernel's client speaks no TLS; attach a unix socket, or run nbdfuse"
+            )));
+        }
         let backend = format!("farshore {uri}");
         return Ok((uri, backend));
     }
@@ -149,7 +154,7 @@ fn target(options: &Attach) -> Result<(NbdUri, String), Failure> {
     let address = listen.and_then(|addresses| addresses.first().cloned()).ok_or_else(|| {
         Failure::usage(format!("{}: [{section}] has no {key}: there is nothing to attach", config.path))
     })?;
-    let uri = NbdUri { address, export: name.clone() };
+    let uri = NbdUri { address, export: name.clone(), tls: None };
     Ok((uri, format!("farshore {}/{name}", config.group.name)))
 }
 

@@ -40,6 +40,7 @@ pub fn connect(uri: &NbdUri) -> Result<(OwnedFd, ExportInfo), String> {
         match events.pop() {
             Some(Event::Ready(info)) => return Ok((stream.release()?, info)),
             Some(Event::Refused { text, .. }) => return Err(format!("the server refuses: {text}")),
+            Some(Event::Secure) => unreachable!("TLS was not asked for"),
             Some(Event::Done { .. }) => unreachable!("nothing was requested"),
             None => {}
         }
