@@ -141,7 +141,7 @@ impl Address {
         let Address::Tcp(text) = self else { return true };
         let host = text.rsplit_once(':').map_or(text.as_str(), |(host, _)| host);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        bare == "localhost" || bare.parse::<::core::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 
