@@ -232,7 +232,8 @@ impl Machine {
 
     /// Spills from the front when memory is three quarters full; fetches back what is to be sent.
     pub(super) fn pump_spill(&mut self, fx: &mut Vec<Effect>) {
-        let high = self.options.fifo_memory_bytes / 4 * 3;
+        // Whoever waits for memory may be waiting for this alone: no part of it is worth keeping then.
+        let high = if self.held_requests.is_empty() { self.options.fifo_memory_bytes / 4 * 3 } else { 0 };
         let overhead = self.window.overhead();
         while self.may_spill() && self.held.memory - self.spilling.memory + overhead > high {
             if !self.spill_one(fx) {
