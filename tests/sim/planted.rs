@@ -42,7 +42,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::PromoteWithinLease, 100016),
     (Bug::PayloadForgotten, 100027),
     (Bug::PayloadUnchecked, 100215),
-    (Bug::RecordUnchecked, 100417),
+    (Bug::RecordUnchecked, 140554),
     (Bug::GapAccepted, 100046),
     (Bug::CheckpointUnsynced, 100007),
     (Bug::TailPromisedEarly, 100017),
