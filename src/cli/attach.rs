@@ -209,12 +209,8 @@ fn lock(device: &Device) -> Result<Flock<File>, Failure> {
 
 /// Connects a device that is free.
 fn first(options: &Attach, device: &Device, uri: &NbdUri, backend: &str, driver: &Driver) -> Result<Shape, Failure> {
-    let (socket, info) = server::connect(uri).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
-    let shape = shape(options, backend, &info).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
-    let mut sockets = vec![socket];
-    while sockets.len() < connections(options, &info) {
-        sockets.push(another(uri, &shape, options.read_only)?);
-    }
+    let (shape, sockets) =
+        connections(options, uri, backend).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
     driver.connect(device, &shape, &sockets)?;
     Ok(shape)
 }
@@ -237,20 +233,24 @@ fn take_over(
         }
         .into());
     }
-    let (socket, info) = server::connect(uri).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
-    let shape = shape(options, backend, &info).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
-    let mut sockets = vec![socket];
-    while sockets.len() < connections(options, &info) {
-        sockets.push(another(uri, &shape, options.read_only)?);
-    }
+    let (shape, sockets) =
+        connections(options, uri, backend).map_err(|why| Failure::failed(format!("{uri}: {why}")))?;
     // The driver takes as many as it has dead ones, and closes the rest.
     driver.replace(device, backend, &sockets)?;
     tracing::info!("{} was connected already: this process keeps it from now on", device.path.display());
     Ok(shape)
 }
 
-fn connections(options: &Attach, info: &ExportInfo) -> usize {
-    if info.flags & CAN_MULTI_CONN == 0 { 1 } else { usize::from(options.connections.get()) }
+/// As many connections as were asked for, if the server keeps several consistent, and what the device is to be.
+fn connections(options: &Attach, uri: &NbdUri, backend: &str) -> Result<(Shape, Vec<OwnedFd>), String> {
+    let (socket, info) = server::attend(uri)?;
+    let shape = shape(options, backend, &info)?;
+    let count = if info.flags & CAN_MULTI_CONN == 0 { 1 } else { options.connections.get() };
+    let mut sockets = vec![socket];
+    for _ in 1..count {
+        sockets.push(connect_as(uri, &shape, options.read_only)?);
+    }
+    Ok((shape, sockets))
 }
 
 /// What the device is to be; an error says why the kernel cannot use the export.
@@ -276,14 +276,9 @@ fn shape(options: &Attach, backend: &str, info: &ExportInfo) -> Result<Shape, St
     })
 }
 
-/// One more connection to the same export.
-fn another(uri: &NbdUri, shape: &Shape, read_only: bool) -> Result<OwnedFd, Failure> {
-    connect_as(uri, shape, read_only).map_err(|why| Failure::failed(format!("{uri}: {why}")))
-}
-
 /// A connection, if what is there is still what the device was made of.
 fn connect_as(uri: &NbdUri, shape: &Shape, read_only: bool) -> Result<OwnedFd, String> {
-    let (socket, info) = server::connect(uri)?;
+    let (socket, info) = server::attend(uri)?;
     if info.size != shape.size {
         return Err(format!("the export has {} bytes now, and had {}", info.size, shape.size));
     }

@@ -2,21 +2,8 @@
 
 use super::*;
 use crate::core::ids::SeqRange;
-use crate::core::machine::{IoFail, ReadAt};
 use crate::format::wire::Welcome;
-use crate::primary::recovery::{Expect, Files, recover};
-
-struct Absent;
-
-impl ReadAt for Absent {
-    fn size(&self) -> u64 {
-        0
-    }
-
-    fn read_at(&self, _: u64, length: usize) -> Result<Bytes, IoFail> {
-        Ok(Bytes::from(vec![0; length]))
-    }
-}
+use crate::primary::link::tests::fresh;
 
 struct Bench {
     machine: Machine,
@@ -28,39 +15,7 @@ struct Bench {
 impl Bench {
     /// A new directory, its first superblock durable.
     fn new() -> Bench {
-        let volumes = vec![("v".to_string(), 1 << 20)];
-        let expect = Expect {
-            group_name: "orders".into(),
-            volumes: volumes.clone(),
-            boot_id: [1; 16],
-            fifo_disk_bytes: 0,
-            log_slots: 1024,
-            fresh_group: GroupId(1),
-            fresh_owner: Owner(1),
-            fresh_nonce: 1,
-        };
-        let files = Files { superblock: &Absent, map: &Absent, log: &Absent, fifo: &Absent };
-        let options = Options {
-            group_name: "orders".into(),
-            volumes,
-            protect: Protect::Async,
-            ack: Ack::Write,
-            require: Require::None,
-            isolated_continue: true,
-            freeze_timeout_ns: 0,
-            overflow: Overflow::Coalesce,
-            fifo_memory_bytes: 1 << 20,
-            fifo_disk_bytes: 0,
-            streams: 1,
-            table_slots: 1024,
-            standalone: false,
-            table_payload_bytes: 0,
-            intent_neighbours: 1,
-            incarnation: 1,
-        };
-        let mut effects = Vec::new();
-        let recovered = recover(&expect, &files).expect("an empty directory");
-        let machine = Machine::new(options, recovered, Now::default(), &mut effects);
+        let (machine, effects) = fresh(Protect::Async, Require::None, true);
         let mut bench = Bench { machine, now: Now::default(), waiting: Vec::new(), effects: Vec::new() };
         bench.sort(effects);
         bench.complete(|_| true);

@@ -22,8 +22,8 @@ impl ReadAt for Absent {
     }
 }
 
-/// A primary at seq 200 that DR has told of a recovery point at 50, and of payloads up to 90.
-pub(in crate::primary) fn primary() -> Machine {
+/// A primary in a directory of its own that was empty, and what it does first.
+pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_continue: bool) -> (Machine, Vec<Effect>) {
     let volumes = vec![("v".to_string(), 1 << 20)];
     let expect = Expect {
         group_name: "g".into(),
@@ -39,10 +39,10 @@ pub(in crate::primary) fn primary() -> Machine {
     let options = Options {
         group_name: "g".into(),
         volumes,
-        protect: Protect::Order,
+        protect,
         ack: Ack::Write,
-        require: Require::Both,
-        isolated_continue: false,
+        require,
+        isolated_continue,
         freeze_timeout_ns: 0,
         overflow: Overflow::Coalesce,
         fifo_memory_bytes: 1 << 20,
@@ -55,7 +55,14 @@ pub(in crate::primary) fn primary() -> Machine {
         incarnation: 1,
     };
     let recovered = recover(&expect, &files).expect("a new directory");
-    let mut machine = Machine::new(options, recovered, Now::default(), &mut Vec::new());
+    let mut effects = Vec::new();
+    let machine = Machine::new(options, recovered, Now::default(), &mut effects);
+    (machine, effects)
+}
+
+/// A primary at seq 200 that DR has told of a recovery point at 50, and of payloads up to 90.
+pub(in crate::primary) fn primary() -> Machine {
+    let (mut machine, _) = fresh(Protect::Order, Require::Both, false);
     (machine.tail, machine.copied) = (Seq(200), Seq(90));
     (machine.superblock.peer, machine.dr.synced, machine.dr.cut) = (DR, true, Seq(50));
     machine
