@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use farshore::cli::demo::site::Role;
 use farshore::core::address::Address;
 use farshore::limits::CONNECTION_REQUESTS_MAX;
-use farshore::nbd::protocol::{CMD_FLUSH, CMD_WRITE, EXPORT_NAME_REPLY_BYTES, GREETING_BYTES, REPLY_BYTES, RequestHead};
+use farshore::nbd::protocol::{
+    CMD_FLUSH, CMD_WRITE, EXPORT_NAME_REPLY_BYTES, GREETING_BYTES, REPLY_BYTES, RequestHead,
+};
 
 use crate::harness::{FAST, Group, LONG, MIB};
 

@@ -1,6 +1,7 @@
 //! The auxiliary as a process: its region through our client and the clients of others, fencing (I7), restarts,
 //! kills at any moment, a clean stop.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -58,13 +59,18 @@ impl Aux {
     }
 
     fn wait_until_ready(&mut self) {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         // A killed predecessor's socket may still accept for a moment; it answers nothing.
         while self.try_ask(r#"{"verb":"status"}"#).is_err() {
-            assert!(self.process.0.try_wait().expect("a child").is_none(), "it ended at once");
-            assert!(Instant::now() < until, "it does not come up");
+            let ended = self.process.0.try_wait().expect("a child");
+            assert!(ended.is_none(), "it ended at once, {ended:?}\n{}", self.log());
+            assert!(Instant::now() < until, "it does not come up\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.scratch.path("aux.log")).unwrap_or_default()
     }
 
     fn socket(&self) -> PathBuf {
@@ -99,12 +105,13 @@ impl Aux {
 }
 
 fn spawn(scratch: &Scratch) -> Child {
+    let log = File::options().create(true).append(true).open(scratch.path("aux.log")).expect("room for a log");
     Command::new(env!("CARGO_BIN_EXE_farshore"))
         .arg("aux")
         .arg("--config")
         .arg(scratch.path("farshore.toml"))
-        .env("FARSHORE_LOG", "warn")
-        .stderr(Stdio::null())
+        .env("FARSHORE_LOG", "info")
+        .stderr(log)
         .spawn()
         .expect("our own program")
 }
