@@ -83,6 +83,7 @@ impl Machine {
     /// Replies to what has become protected.
     pub(super) fn settle(&mut self, fx: &mut Vec<Effect>) {
         let old = self.protected;
+        self.acked = self.acked();
         self.protected = if self.options.standalone {
             policy::EVERYTHING
         } else {
@@ -101,6 +102,11 @@ impl Machine {
             self.settle_flushes(fx);
         }
         self.note_frozen(fx);
+    }
+
+    /// Everything up to here has been acknowledged.
+    pub(super) fn acked(&self) -> Seq {
+        if self.withheld { self.acked } else { self.acked.max(self.protected.min(self.local_done)) }
     }
 
     pub(super) fn reply_if_ready(&mut self, seq: Seq, fx: &mut Vec<Effect>) {

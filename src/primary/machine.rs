@@ -248,6 +248,8 @@ pub struct Machine {
     pub(super) watermark_saved: (Seq, Seq),
     /// Everything up to here has its protection.
     pub(super) protected: Seq,
+    /// Everything up to here was acknowledged once, whatever peers have been lost since.
+    pub(super) acked: Seq,
     /// Replies were withheld for the lease: the whole window has to be looked at again.
     pub(super) withheld: bool,
     pub(super) held_requests: VecDeque<(Req, Volume, Kind)>,
@@ -344,6 +346,7 @@ impl Machine {
             log_written: recovered.tail,
             watermark_saved: (Seq(0), Seq(0)),
             protected: NOTHING,
+            acked: Seq(0),
             withheld: false,
             held_requests: VecDeque::new(),
             flushes: Vec::new(),

@@ -23,7 +23,7 @@ impl Machine {
             volumes: self.volume_status(),
             tail_seq: self.tail,
             cut_seq: cut,
-            acked_seq: self.protected.min(self.local_done),
+            acked_seq: self.acked(),
             lag_writes: self.tail.0 - cut.0,
             lag_bytes: self.held.bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::bytes_left),
             lag_seconds: self.lag_seconds(now),

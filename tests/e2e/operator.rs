@@ -207,3 +207,27 @@ fn a_write_that_failed_for_want_of_protection_does_not_go_on() -> Result<()> {
     group.site.ready()?;
     group.write(Role::Primary, "db", 0, 8)
 }
+
+#[test]
+fn what_was_acknowledged_stays_so_while_writes_wait() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"\nrequire = \"both\"")?;
+    group.write(Role::Primary, "db", 0, 1)?;
+    group.site.settle(LONG)?;
+    let before = group.site.primary()?;
+    ensure!(before.acked_seq == before.tail_seq, "all is acknowledged: {before:?}");
+    group.site.kill(Role::Aux)?;
+    let mut client = group.site.client(Role::Primary, "db")?;
+    let writer = std::thread::spawn(move || {
+        client.timeout(Some(LONG))?;
+        client.call(Ask::Write { offset: 4096, data: &[2; 4096], fua: false })
+    });
+    let frozen = |status: &Status| matches!(status, Status::Primary(p) if p.frozen.is_some());
+    let Status::Primary(frozen) = group.site.wait(Role::Primary, "a write that waits", frozen)? else {
+        unreachable!("a primary answers as one")
+    };
+    ensure!(frozen.tail_seq > before.tail_seq && frozen.acked_seq == before.acked_seq, "{frozen:?}");
+    group.site.start(Role::Aux)?;
+    writer.join().expect("no panic")?;
+    ensure!(group.site.primary()?.acked_seq >= frozen.tail_seq, "it was answered");
+    Ok(())
+}
