@@ -92,6 +92,16 @@ pub const MEMORY_BESIDE_FIFO_BYTES: u64 = 64 << 20;
 /// Longest request of a metrics client, bytes, and its connections.
 pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
+/// Longest request line of a control socket, bytes, newline included; longer ones end the connection.
+pub const CONTROL_REQUEST_BYTES_MAX: usize = 4096;
+/// What an answer of a control socket is cut into, and what is queued of it at most beside the piece that fills it up.
+pub const CONTROL_PIECE_BYTES: usize = 64 << 10;
+/// Longest answer of a control socket that is held as a whole by who asked; a loss report is read as it comes.
+pub const CONTROL_ANSWER_BYTES_MAX: u64 = 16 << 20;
+/// Longest rest of a loss report beside the list of its missing writes, bytes: a million ranges of unknown seqs.
+pub const REPORT_REST_BYTES_MAX: u64 = 64 << 20;
+/// Longest entry of that list, bytes.
+pub const REPORT_ENTRY_BYTES_MAX: u64 = 4096;
 /// How long an NBD client may take over its handshake, nanoseconds.
 pub const HANDSHAKE_NS: u64 = 10_000_000_000;
 /// How long a TLS handshake may take, nanoseconds, and what is kept of it before the peer is known, bytes.
@@ -201,3 +211,7 @@ const _: () = assert!(
     "what was on a dead stream is sent again before DR asks for it"
 );
 const _: () = assert!(STREAM_SILENCE_NS > LINK_SILENCE_NS, "a stream is closed with its order connection, or later");
+const _: () = assert!(
+    REPORT_ENTRY_BYTES_MAX > 2 * 6 * NAME_BYTES_MAX as u64 + 512,
+    "an entry names a volume, however its name has to be escaped"
+);

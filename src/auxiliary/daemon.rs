@@ -6,7 +6,6 @@
 //! A kill at any moment is safe: the superblock is two slots, both written before a grant; the table's bytes
 //! are as durable as their writer was told.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -14,7 +13,7 @@ use anyhow::{Context, bail};
 use crate::auxiliary::machine::{Auxiliary, Effect, File, Input, Kind};
 use crate::auxiliary::recovery::{Recovered, check_length, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
-use crate::cluster::control::{Answer, Lines, Refused, Request};
+use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::Status;
 use crate::core::address::Address;
@@ -24,6 +23,7 @@ use crate::core::modes::TlsMode;
 use crate::core::peer::Role;
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::format::table::TableLayout;
+use crate::io::control::Controls;
 use crate::io::http::{Asked, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Versions};
 use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
@@ -63,8 +63,7 @@ pub struct Shell {
     listener: usize,
     /// With it every client has to become secure, and be the primary or DR of the group.
     acceptor: Option<Acceptor>,
-    control: usize,
-    controls: HashMap<Conn, Lines>,
+    controls: Controls,
     peers: Ended,
     asked: Vec<(Conn, session::Event)>,
     http: HttpServer,
@@ -93,7 +92,8 @@ impl Shell {
         let machine = Auxiliary::new(recovered, table_bytes);
         let listener = reactor.listen(&own.listen).with_context(|| format!("listening on {}", own.listen))?;
         let control_address = Address::Unix(own.control.clone());
-        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let controls = Controls::start(&mut reactor, &control_address)
+            .with_context(|| format!("listening on {control_address}"))?;
         let http = HttpServer::start(&mut reactor, aux.metrics.as_ref()).context("listening on [aux] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&own.listen);
         let status = format!("serving on {address}, epoch {} is in force", machine.writer().epoch);
@@ -107,8 +107,7 @@ impl Shell {
             table,
             listener,
             acceptor: None,
-            control,
-            controls: HashMap::new(),
+            controls,
             peers: Ended::default(),
             asked: Vec::new(),
             http,
@@ -163,19 +162,19 @@ impl Shell {
             }
             return Ok(());
         }
+        if self.controls.on_event(&mut self.reactor, &event) {
+            return self.control();
+        }
         match event {
-            Event::Accepted { listener, conn, .. } if listener == self.control => {
-                self.controls.insert(conn, Lines::default());
-            }
             Event::Accepted { conn, peer, .. } => {
                 self.peers.add(conn, peer);
                 let mode = if self.acceptor.is_some() { TlsMode::Required } else { TlsMode::Off };
                 self.nbd.add_with(&mut self.reactor, conn, mode, self.acceptor.as_ref());
             }
-            Event::Received { conn } => self.control_line(conn)?,
-            Event::Closed { conn, .. } => drop(self.controls.remove(&conn)),
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
+            // Of connections that have ended.
+            Event::Received { .. } | Event::Closed { .. } => {}
             Event::Connected { .. } | Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
         }
         Ok(())
@@ -250,25 +249,20 @@ impl Shell {
         Ok(())
     }
 
-    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
-        let Some(lines) = self.controls.get_mut(&conn) else { return Ok(()) };
-        let rx = self.reactor.rx(conn);
-        let bytes = rx.take(rx.len());
-        lines.push(&bytes);
-        loop {
-            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
-            let answer = match line {
-                Ok(None) => return Ok(()),
-                Ok(Some(line)) => self.control_request(&line)?,
-                Err(error) => {
-                    self.controls.remove(&conn);
-                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
-                    self.reactor.close(conn, "not a control request");
-                    return Ok(());
+    fn control(&mut self) -> anyhow::Result<()> {
+        while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
+            match line {
+                Ok(line) => {
+                    let answer = self.control_request(&line)?;
+                    self.controls.answer(&mut self.reactor, conn, answer.pieces());
                 }
-            };
-            self.reactor.send(conn, answer.line().into());
+                Err(error) => {
+                    let answer = Answer::failed(error.to_string());
+                    self.controls.refuse(&mut self.reactor, conn, answer.pieces());
+                }
+            }
         }
+        Ok(())
     }
 
     fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
@@ -301,19 +295,14 @@ impl Shell {
     fn drain(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         self.nbd.flush(&mut self.reactor, &mut self.asked);
         self.nbd.close_all(&mut self.reactor, "the auxiliary stops");
-        for conn in self.controls.keys() {
-            self.reactor.close(*conn, "the auxiliary stops");
-        }
+        self.controls.stop(&mut self.reactor, "the auxiliary stops");
         self.http.stop(&mut self.reactor);
-        self.reactor.stop_listening(self.control);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
             self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
-                if let Event::Closed { conn, .. } = event {
-                    self.controls.remove(&conn);
-                }
+                self.controls.on_event(&mut self.reactor, &event);
             }
         }
         tracing::info!("stopped");

@@ -22,9 +22,10 @@ use serde_json::{Value, json};
 
 use super::arguments::Demo;
 use super::failure::Failure;
-use super::promote::summary;
+use super::promote::{Tally, summary};
 use super::relay::line::Settings;
 use super::view::duration;
+use crate::cluster::losses::MissingWrites;
 use crate::cluster::size::human_size;
 use crate::cluster::status::{PrimaryStatus, PromoteReport};
 use crate::core::ids::{Seq, Volume};
@@ -225,7 +226,7 @@ fn promote(story: &mut Story<'_>, site: &Site) -> Result<PromoteReport> {
     // What was on the line may still have arrived in between: the loss only shrinks.
     ensure!(plan.cut_seq <= report.cut_seq, "the plan promised more: seq {}", plan.cut_seq);
     story.done(&format!("promote: epoch {} is in force, DR serves the volumes by NBD", report.epoch))?;
-    let mut facts = serde_json::to_value(&report)?;
+    let mut facts = serde_json::to_value(PromoteReport { missing: MissingWrites::default(), ..report.clone() })?;
     facts["missing"] = json!(report.missing.len());
     story.fact("promotion", facts);
     Ok(report)
@@ -267,7 +268,9 @@ fn told_loss(
     ensure!(!report.missing.is_empty(), "nothing was lost, although DR was {} writes behind", before.lag_writes);
     story.say("\n7. What was lost, to the write")?;
     if !story.json {
-        summary(report, None, story.out)?;
+        let mut tally = Tally::of(None);
+        report.missing.iter().for_each(|write| tally.add(write));
+        summary(report, &tally, story.out)?;
     }
     let times = |pick: fn(&Log) -> Option<Duration>| pick(log).unwrap_or_default().as_secs_f64();
     let last = times(|log| log.submissions.iter().filter_map(|one| one.acked).max());
@@ -295,8 +298,7 @@ fn told_loss(
 
 /// From the intake of the first missing write to that of the last.
 fn lost_seconds(report: &PromoteReport) -> Option<f64> {
-    let parsed = |time: &String| time.parse::<jiff::Timestamp>().ok();
-    let times: Vec<jiff::Timestamp> = report.missing.iter().filter_map(|write| parsed(&write.time)).collect();
+    let times: Vec<jiff::Timestamp> = report.missing.iter().filter_map(|write| write.time.parse().ok()).collect();
     Some(times.iter().max()?.duration_since(*times.iter().min()?).as_secs_f64())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::arguments::Loss;
 use super::client;
 use super::failure::Failure;
-use super::promote::{control, report, summary};
+use super::promote::{Tally, control, summary};
 use crate::cluster::control::Request;
 use crate::cluster::status::Status;
 
@@ -37,11 +37,14 @@ pub fn run(options: &Loss, out: &mut dyn Write) -> Result<(), Failure> {
     if let Some(volume) = &options.volume {
         known(&control, volume)?;
     }
-    let answer = client::ask(&control, &Request::Loss, Some(ANSWER_WITHIN))?;
+    let report = |tally: &mut Tally, print: Option<&mut dyn Write>| {
+        client::report(&control, &Request::Loss, Some(ANSWER_WITHIN), &mut |write| tally.add(write), print)
+    };
+    let mut tally = Tally::of(options.volume.as_deref());
     if options.json {
-        return Ok(writeln!(out, "{answer}")?);
+        return report(&mut tally, Some(out)).map(drop);
     }
-    let report = report(answer)?;
+    let report = report(&mut tally, None)?;
     writeln!(out, "{}: loss report of the promotion to epoch {}", report.group, report.epoch)?;
-    Ok(summary(&report, options.volume.as_deref(), out)?)
+    Ok(summary(&report, &tally, out)?)
 }

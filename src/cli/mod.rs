@@ -11,6 +11,7 @@
 //!
 //! Reports go to standard output, everything else to standard error.
 
+mod answer;
 mod arguments;
 mod attach;
 pub mod certs;

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::arguments::Promote;
 use super::client;
 use super::failure::Failure;
 use super::files;
 use super::view::duration;
 use crate::cluster::control::Request;
+use crate::cluster::losses::MissingWrite;
 use crate::cluster::size::human_size;
-use crate::cluster::status::{MissingWrite, PromoteReport, Status};
+use crate::cluster::status::{PromoteReport, Status};
+use crate::limits::VOLUMES_MAX;
 
 /// Missing writes that are listed for people; the rest is counted.
 const LISTED_MAX: usize = 20;
@@ -26,11 +26,15 @@ pub fn run(options: &Promote, out: &mut dyn Write) -> Result<(), Failure> {
     let control = control(options.control.as_deref(), &options.config.config)?;
     let request = Request::Promote { plan: options.plan, force: options.force };
     // However long it takes: a promotion that is under way is not to be given up by its asker.
-    let answer = with_progress(&control, || client::ask(&control, &request, None))?;
     if options.json {
-        return Ok(writeln!(out, "{answer}")?);
+        // On a terminal it would be written over by the progress.
+        let shown = !std::io::stdout().is_terminal();
+        return with_progress(&control, shown, || client::report(&control, &request, None, &mut |_| {}, Some(out)))
+            .map(drop);
     }
-    let report = report(answer)?;
+    let mut tally = Tally::of(None);
+    let report =
+        with_progress(&control, true, || client::report(&control, &request, None, &mut |it| tally.add(it), None))?;
     let title = match (options.plan, options.plan && already(&control)) {
         (true, true) => "was promoted already (nothing was changed)",
         (true, false) => "would be promoted (nothing was changed)",
@@ -38,7 +42,7 @@ pub fn run(options: &Promote, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let epoch = report.epoch;
     writeln!(out, "{} {title}: epoch {epoch}, in {}", report.group, duration(report.duration_seconds))?;
-    summary(&report, None, out)?;
+    summary(&report, &tally, out)?;
     if !options.plan {
         writeln!(out, "The volumes are served by NBD as [dr] export says. {}", fenced(&report))?;
     }
@@ -71,13 +75,56 @@ pub fn control(named: Option<&Path>, config: &Path) -> Result<PathBuf, Failure> 
     Ok(config.need_dr()?.0.control.clone())
 }
 
-/// The report in an answer.
-pub fn report(answer: Value) -> Result<PromoteReport, Failure> {
-    serde_json::from_value(answer).map_err(|error| Failure::failed(format!("the answer is not a report: {error}")))
+/// What is told to people of the missing writes, counted as they come.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Only this volume is told of.
+    volume: Option<String>,
+    writes: u64,
+    bytes: u64,
+    /// Times of the earliest and the latest.
+    span: Option<(String, String)>,
+    /// Writes and bytes lost of each volume, in the order of their first loss.
+    volumes: Vec<(String, u64, u64)>,
+    /// The first ones.
+    listed: Vec<MissingWrite>,
 }
 
-/// Recovery point and losses of a report, for people; `volume` limits the list.
-pub fn summary(report: &PromoteReport, volume: Option<&str>, out: &mut dyn Write) -> std::io::Result<()> {
+impl Tally {
+    /// Of one volume, or of all.
+    pub fn of(volume: Option<&str>) -> Tally {
+        Tally { volume: volume.map(str::to_owned), ..Tally::default() }
+    }
+
+    pub fn add(&mut self, write: MissingWrite) {
+        if self.volume.as_ref().is_some_and(|volume| *volume != write.volume) {
+            return;
+        }
+        self.writes += 1;
+        self.bytes = self.bytes.saturating_add(write.length);
+        match &mut self.span {
+            Some((first, _)) if write.time < *first => first.clone_from(&write.time),
+            Some((_, last)) if write.time > *last => last.clone_from(&write.time),
+            Some(_) => {}
+            None => self.span = Some((write.time.clone(), write.time.clone())),
+        }
+        match self.volumes.iter_mut().find(|volume| volume.0 == write.volume) {
+            Some(sum) => (sum.1, sum.2) = (sum.1 + 1, sum.2.saturating_add(write.length)),
+            // A group has no more; whatever else is named is in the sum only.
+            None => {
+                if self.volumes.len() < VOLUMES_MAX {
+                    self.volumes.push((write.volume.clone(), 1, write.length));
+                }
+            }
+        }
+        if self.listed.len() < LISTED_MAX {
+            self.listed.push(write);
+        }
+    }
+}
+
+/// Recovery point and losses of a report, for people.
+pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "  recovery point   seq {} of {} known", report.cut_seq, report.tail_seq)?;
     writeln!(out, "  replayed         {} writes", report.replayed)?;
     let aux = match report.aux.as_str() {
@@ -85,30 +132,24 @@ pub fn summary(report: &PromoteReport, volume: Option<&str>, out: &mut dyn Write
         other => format!("{other}: writes that only it knew are not in this report"),
     };
     writeln!(out, "  auxiliary        {aux}")?;
-    let missing: Vec<&MissingWrite> =
-        report.missing.iter().filter(|write| volume.is_none_or(|volume| volume == write.volume)).collect();
     if let Some(text) = &report.incomplete {
         writeln!(out, "  INCOMPLETE       {text}")?;
     }
-    if missing.is_empty() {
+    let Some((first, last)) = &lost.span else {
         let none = if report.incomplete.is_some() { "not known: see INCOMPLETE" } else { "nothing" };
         return writeln!(out, "  lost             {none}");
-    }
-    let bytes: u64 = missing.iter().map(|write| write.length).sum();
-    let (first, last) = (missing.iter().map(|w| &w.time).min(), missing.iter().map(|w| &w.time).max());
-    writeln!(out, "  lost             {} writes, {}", missing.len(), human_size(bytes))?;
-    if let (Some(first), Some(last)) = (first, last) {
-        writeln!(out, "  taken in         {first} to {last}")?;
-    }
-    for (volume, writes, bytes) in by_volume(&missing) {
-        writeln!(out, "    {volume}: {writes} writes, {}", human_size(bytes))?;
+    };
+    writeln!(out, "  lost             {} writes, {}", lost.writes, human_size(lost.bytes))?;
+    writeln!(out, "  taken in         {first} to {last}")?;
+    for (volume, writes, bytes) in &lost.volumes {
+        writeln!(out, "    {volume}: {writes} writes, {}", human_size(*bytes))?;
     }
     writeln!(
         out,
         "    {:>12}  {:<12} {:>16} {:>10}  {:<8} {:<30} volume",
         "seq", "op", "offset", "length", "state", "time"
     )?;
-    for w in missing.iter().take(LISTED_MAX) {
+    for w in &lost.listed {
         let (seq, op, state) = (w.seq, &w.op, &w.state);
         writeln!(
             out,
@@ -116,27 +157,16 @@ pub fn summary(report: &PromoteReport, volume: Option<&str>, out: &mut dyn Write
             w.offset, w.length, w.time, w.volume
         )?;
     }
-    if missing.len() > LISTED_MAX {
-        writeln!(out, "    … and {} more; `farshore loss --json` has them all", missing.len() - LISTED_MAX)?;
+    let more = lost.writes - lost.listed.len() as u64;
+    if more > 0 {
+        writeln!(out, "    … and {more} more; `farshore loss --json` has them all")?;
     }
     Ok(())
 }
 
-/// Writes and bytes lost of each volume, in the order of their first loss.
-fn by_volume<'a>(missing: &[&'a MissingWrite]) -> Vec<(&'a str, u64, u64)> {
-    let mut sums: Vec<(&str, u64, u64)> = Vec::new();
-    for write in missing {
-        match sums.iter_mut().find(|sum| sum.0 == write.volume) {
-            Some(sum) => (sum.1, sum.2) = (sum.1 + 1, sum.2 + write.length),
-            None => sums.push((&write.volume, 1, write.length)),
-        }
-    }
-    sums
-}
-
-/// Runs `work`, and meanwhile shows on a terminal how far the role says it is.
-fn with_progress<T: Send>(control: &Path, work: impl FnOnce() -> T + Send) -> T {
-    if !std::io::stderr().is_terminal() {
+/// Runs `work`, and meanwhile, where it is to be shown, shows on a terminal how far the role says it is.
+fn with_progress<T>(control: &Path, shown: bool, work: impl FnOnce() -> T) -> T {
+    if !shown || !std::io::stderr().is_terminal() {
         return work();
     }
     let (done, waiting) = channel::<()>();
@@ -169,6 +199,7 @@ fn progress(control: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::losses::MissingWrites;
     use crate::core::ids::Seq;
 
     fn write(seq: u64, volume: &str) -> MissingWrite {
@@ -177,29 +208,39 @@ mod tests {
             volume: volume.into(),
             op: "write".into(),
             length: 4096,
-            time: format!("2026-11-22T10:00:{seq:02}Z"),
+            time: format!("2026-11-22T10:00:{seq:02}.000000000Z"),
             state: "sent".into(),
             ..Default::default()
         }
     }
 
     fn shown(report: &PromoteReport, volume: Option<&str>) -> String {
+        let mut tally = Tally::of(volume);
+        report.missing.iter().for_each(|write| tally.add(write));
         let mut out = Vec::new();
-        summary(report, volume, &mut out).expect("memory");
+        summary(report, &tally, &mut out).expect("memory");
         String::from_utf8(out).expect("text")
     }
 
     #[test]
     fn a_loss_is_told_by_count_bytes_time_and_place() {
-        let missing: Vec<MissingWrite> = (1..=30).map(|seq| write(seq, if seq < 5 { "db" } else { "log" })).collect();
+        let missing = (1..=30).map(|seq| write(seq, if seq < 5 { "db" } else { "log" }));
+        let missing = MissingWrites::of(missing).expect("sound");
         let report = PromoteReport { aux: "read".into(), missing, ..Default::default() };
         let text = shown(&report, None);
-        for part in ["30 writes, 120 KiB", "10:00:01Z to 2026-11-22T10:00:30Z", "db: 4 writes, 16 KiB", "… and 10 more"]
-        {
+        let span = "10:00:01.000000000Z to 2026-11-22T10:00:30.000000000Z";
+        for part in ["30 writes, 120 KiB", span, "db: 4 writes, 16 KiB", "… and 10 more"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         let text = shown(&report, Some("db"));
         assert!(text.contains("lost             4 writes") && !text.contains("log:"), "{text}");
+    }
+
+    #[test]
+    fn names_without_end_are_counted_and_not_kept() {
+        let mut tally = Tally::of(None);
+        (0..1000).for_each(|seq| tally.add(write(seq, &seq.to_string())));
+        assert_eq!((tally.writes, tally.volumes.len(), tally.listed.len()), (1000, VOLUMES_MAX, LISTED_MAX));
     }
 
     #[test]

@@ -48,7 +48,6 @@ fn run_dr(config: &Config) -> anyhow::Result<()> {
         epoch: promoted.epoch,
         tail: promoted.tail,
         chain: promoted.chain,
-        control: promoted.control,
         controls: promoted.controls,
         http: promoted.http,
         replication: Some(promoted.replication),

@@ -1,6 +1,9 @@
 //! The words of the control socket: one JSON object a line, asked and answered. Pure; who reads and writes the
 //! socket is the daemon on one side and `cli` on the other.
 //!
+//! An answer may be far longer than anybody wants to hold: a loss report names every missing write. So it is given in
+//! pieces ([`Pieces`]), each made when there is room for it.
+//!
 //! ```text
 //! → {"verb":"status"}
 //! ← {"ok":{"role":"dr",…}}
@@ -8,13 +11,12 @@
 //! ← {"error":"the auxiliary does not answer: …","exit":3}
 //! ```
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use crate::cluster::losses::MissingWrites;
 use crate::cluster::status::{PromoteReport, Status};
-
-/// Longest request line, bytes, newline included. Longer ones end the connection.
-pub const REQUEST_BYTES_MAX: usize = 4096;
+use crate::limits::CONTROL_PIECE_BYTES;
 
 /// Exit status of a verb that failed, as the answer names it.
 pub const EXIT_FAILED: u8 = 1;
@@ -47,11 +49,16 @@ pub enum Request {
 }
 
 /// What a daemon answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    Ok { ok: Value },
-    Error { error: String, exit: u8 },
+    /// Done; the JSON of what there is to say.
+    Ok(String),
+    /// Done; the report of a promotion, whose list of missing writes it shares.
+    Report(Box<PromoteReport>),
+    Error {
+        error: String,
+        exit: u8,
+    },
 }
 
 impl Request {
@@ -67,25 +74,25 @@ impl Request {
     /// The line that asks this, newline included.
     #[must_use]
     pub fn line(&self) -> String {
-        line(self)
+        json(self) + "\n"
     }
 }
 
 impl Answer {
     #[must_use]
     pub fn status(status: &Status) -> Answer {
-        Answer::ok(status)
+        Answer::Ok(json(status))
     }
 
     #[must_use]
     pub fn promoted(report: &PromoteReport) -> Answer {
-        Answer::ok(report)
+        Answer::Report(Box::new(report.clone()))
     }
 
     /// Done, with nothing to say.
     #[must_use]
     pub fn done() -> Answer {
-        Answer::Ok { ok: Value::Bool(true) }
+        Answer::Ok("true".into())
     }
 
     #[must_use]
@@ -99,60 +106,67 @@ impl Answer {
         Answer::Error { error: error.into(), exit: EXIT_REFUSED }
     }
 
-    fn ok(value: &impl Serialize) -> Answer {
-        Answer::Ok { ok: serde_json::to_value(value).expect("plain data without maps of odd keys becomes JSON") }
-    }
-
-    /// The line that says this, newline included.
+    /// The line that says this, newline included, from its beginning.
     #[must_use]
-    pub fn line(&self) -> String {
-        line(self)
-    }
-}
-
-fn line(value: &impl Serialize) -> String {
-    let mut text = serde_json::to_string(value).expect("plain data without maps of odd keys becomes JSON");
-    text.push('\n');
-    text
-}
-
-/// Cuts request lines out of the bytes of one connection.
-#[derive(Debug, Default)]
-pub struct Lines {
-    buffer: Vec<u8>,
-}
-
-/// A client sent more than [`REQUEST_BYTES_MAX`] without a newline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a control request is one line of at most {REQUEST_BYTES_MAX} bytes")]
-pub struct LineTooLong;
-
-impl Lines {
-    /// Takes received bytes; at most one line and what follows it are kept.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The next complete line without its newline, `None` when more bytes are needed.
-    ///
-    /// # Errors
-    /// [`LineTooLong`]: answer and close.
-    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, LineTooLong> {
-        match self.buffer.iter().position(|byte| *byte == b'\n') {
-            Some(at) if at < REQUEST_BYTES_MAX => {
-                let mut line: Vec<u8> = self.buffer.drain(..=at).collect();
-                line.pop();
-                Ok(Some(line))
+    pub fn pieces(self) -> Pieces {
+        let (head, missing, tail) = match self {
+            Answer::Ok(text) => (format!("{{\"ok\":{text}}}\n"), MissingWrites::default(), String::new()),
+            Answer::Report(report) => {
+                let (before, behind) = report.around_missing();
+                (format!("{{\"ok\":{before}"), report.missing, format!("{behind}}}\n"))
             }
-            None if self.buffer.len() < REQUEST_BYTES_MAX => Ok(None),
-            _ => Err(LineTooLong),
-        }
+            Answer::Error { error, exit } => {
+                let text = format!("{{\"error\":{},\"exit\":{exit}}}\n", json(&error));
+                (text, MissingWrites::default(), String::new())
+            }
+        };
+        Pieces { head, missing, next: 0, tail }
     }
+}
+
+/// An answer on its way: pieces of about [`CONTROL_PIECE_BYTES`], one after the other.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    /// What comes next, before the missing writes.
+    head: String,
+    missing: MissingWrites,
+    /// Place in `missing` of the next one to say.
+    next: usize,
+    /// What comes behind them.
+    tail: String,
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut piece = std::mem::take(&mut self.head);
+        while piece.len() < CONTROL_PIECE_BYTES
+            && let Some(write) = self.missing.get(self.next)
+        {
+            if self.next > 0 {
+                piece.push(',');
+            }
+            piece.push_str(&json(&write));
+            self.next += 1;
+        }
+        if self.next == self.missing.len() {
+            piece.push_str(&std::mem::take(&mut self.tail));
+        }
+        (!piece.is_empty()).then(|| piece.into())
+    }
+}
+
+fn json(value: &(impl Serialize + ?Sized)) -> String {
+    serde_json::to_string(value).expect("plain data without maps of odd keys becomes JSON")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::losses::{Entry, Missing};
+    use crate::core::ids::{Seq, Volume};
+    use crate::core::op::Op;
 
     #[test]
     fn requests_are_what_the_documentation_says() {
@@ -181,33 +195,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn answers_read_back() {
-        for answer in [Answer::done(), Answer::failed("disk full"), Answer::refused("use --force when …")] {
-            let line = answer.line();
-            assert!(line.ends_with('\n') && line.matches('\n').count() == 1);
-            assert_eq!(serde_json::from_str::<Answer>(&line).expect("one object"), answer);
-        }
-        assert_eq!(Answer::refused("no").line(), "{\"error\":\"no\",\"exit\":3}\n");
+    fn line(answer: Answer) -> String {
+        let pieces: Vec<Bytes> = answer.pieces().collect();
+        String::from_utf8(pieces.concat()).expect("JSON is text")
     }
 
     #[test]
-    fn lines_are_cut_however_they_arrive() {
-        let mut lines = Lines::default();
-        for byte in b"{\"verb\":\"status\"}" {
-            lines.push(&[*byte]);
-            assert_eq!(lines.next_line(), Ok(None));
-        }
-        lines.push(b"\nnext\n");
-        assert_eq!(lines.next_line(), Ok(Some(b"{\"verb\":\"status\"}".to_vec())));
-        assert_eq!(lines.next_line(), Ok(Some(b"next".to_vec())));
-        assert_eq!(lines.next_line(), Ok(None));
+    fn an_answer_is_one_line() {
+        assert_eq!(line(Answer::done()), "{\"ok\":true}\n");
+        assert_eq!(
+            line(Answer::failed("disk \"a\" is\nfull")),
+            "{\"error\":\"disk \\\"a\\\" is\\nfull\",\"exit\":1}\n"
+        );
+        assert_eq!(line(Answer::refused("no")), "{\"error\":\"no\",\"exit\":3}\n");
     }
 
     #[test]
-    fn a_line_without_end_is_refused() {
-        let mut lines = Lines::default();
-        lines.push(&[b'x'; REQUEST_BYTES_MAX]);
-        assert_eq!(lines.next_line(), Err(LineTooLong));
+    fn a_report_is_said_in_pieces_and_is_the_same_object() {
+        for count in [0, 1, 2, 700, 5000] {
+            let entry = |seq| Entry {
+                seq: Seq(seq),
+                offset: seq * 512,
+                length: 512,
+                time_ns: seq,
+                volume: Volume(0),
+                op: Op::Write,
+                state: Missing::Sent,
+            };
+            let missing = MissingWrites::new(vec!["db".into()], (1..=count).map(entry).collect());
+            let report = PromoteReport { group: "orders".into(), missing, missing_bytes: 7, ..Default::default() };
+            let pieces: Vec<Bytes> = Answer::promoted(&report).pieces().collect();
+            // An entry is some 150 bytes.
+            assert!(pieces.iter().all(|piece| piece.len() < CONTROL_PIECE_BYTES + 1024), "{count}");
+            assert!(pieces.len() > count as usize / 700, "{count}: {} pieces", pieces.len());
+            let text = String::from_utf8(pieces.concat()).expect("JSON is text");
+            assert_eq!(text, format!("{{\"ok\":{}}}\n", serde_json::to_string(&report).expect("plain data")));
+        }
     }
 }

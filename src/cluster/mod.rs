@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   farshore.toml ──toml──► config ──► every daemon and verb
-//!   machines ──► status ──► control (one line of JSON) ──► cli
+//!   machines ──► status ──► control (one line of JSON, in pieces) ──► cli
 //! ```
 
 pub mod config;
 pub mod control;
+pub mod losses;
 pub mod metrics;
 pub mod size;
 pub mod status;

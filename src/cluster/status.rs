@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::losses::MissingWrites;
 use crate::core::ids::{Epoch, Seq, SeqRange};
 
 /// Whatever role answers: told apart by `role`.
@@ -224,7 +225,7 @@ pub struct PromoteReport {
     /// Payloads that DR did not have and the auxiliary's ring did; of the last attempt, when an earlier one was killed:
     /// what that had fetched already is DR's own by then.
     pub fetched_from_aux: u64,
-    pub missing: Vec<MissingWrite>,
+    pub missing: MissingWrites,
     pub missing_bytes: u64,
     /// `"read"`: the status table was read; `"unreachable"`: it was not, and `--force` went on without it.
     pub aux: String,
@@ -239,20 +240,17 @@ pub struct PromoteReport {
     pub unknown: Vec<SeqRange>,
 }
 
-/// One write that is not in the promoted image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MissingWrite {
-    pub seq: Seq,
-    pub volume: String,
-    /// `"write"`, `"write_zeroes"`, `"trim"`.
-    pub op: String,
-    pub offset: u64,
-    pub length: u64,
-    /// When the primary took it in, RFC 3339.
-    pub time: String,
-    /// `"queued"`: never left; `"sent"`: was in flight; `"unknown"`; `"held"`: its payload is here, but an
-    /// earlier one is not, so that the order forbids it.
-    pub state: String,
+impl PromoteReport {
+    /// The JSON of this report in two parts: what stands before the entries of `missing`, and what stands behind them.
+    #[must_use]
+    pub fn around_missing(&self) -> (String, String) {
+        const NONE: &str = "\"missing\":[]";
+        let bare = PromoteReport { missing: MissingWrites::default(), ..self.clone() };
+        let text = serde_json::to_string(&bare).expect("plain data without maps of odd keys becomes JSON");
+        // Inside of a string its quotes would be escaped.
+        let (before, behind) = text.split_once(NONE).expect("the report has the field, and it is empty");
+        (format!("{before}{}", &NONE[..NONE.len() - 1]), format!("]{behind}"))
+    }
 }
 
 /// The word that a mode or policy has in the configuration and in status.
@@ -330,6 +328,17 @@ mod tests {
         assert_eq!(report.cut_seq, Seq(4711));
         let again = serde_json::to_value(&report).expect("plain data");
         assert_eq!(again, serde_json::from_str::<serde_json::Value>(text).expect("json"));
+        let (before, behind) = report.around_missing();
+        let one = serde_json::to_string(&report.missing.first().expect("one")).expect("plain data");
+        assert_eq!(format!("{before}{one}{behind}"), serde_json::to_string(&report).expect("plain data"));
+    }
+
+    #[test]
+    fn names_that_look_like_json_do_not_split_a_report() {
+        let report =
+            PromoteReport { group: r#"a","missing":[],"b"#.into(), aux: "\"missing\":[]".into(), ..Default::default() };
+        let (before, behind) = report.around_missing();
+        assert_eq!(serde_json::from_str::<PromoteReport>(&format!("{before}{behind}")).expect("one report"), report);
     }
 
     #[test]

@@ -26,13 +26,14 @@ use self::links::Links;
 use super::machine::{Effect, Input, Machine, PromoteError};
 use super::promote::LossReport;
 use crate::cluster::config::{Config, TablePlace};
-use crate::cluster::control::{Answer, Lines, Request};
+use crate::cluster::control::{Answer, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::{PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
 use crate::core::peer::Role;
+use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Connector, Versions};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
@@ -62,17 +63,16 @@ pub struct Promoted {
     pub epoch: Epoch,
     pub tail: Seq,
     pub chain: Chain,
-    /// The control socket's listener in `reactor`, and its connections with what they have said of a line.
-    pub control: usize,
-    pub controls: HashMap<Conn, Lines>,
+    /// The control socket in `reactor`: its connections, with what they have said of a line and are still being told.
+    pub controls: Controls,
     /// Metrics, for the same address.
     pub http: HttpServer,
     /// The replication listener: whoever comes with an older epoch is to be told that it is fenced (I7).
     pub replication: usize,
     /// What is to be sent, and to whom, as soon as the volumes are served.
-    pub replies: Vec<(Conn, String)>,
+    pub replies: Vec<(Conn, Answer)>,
     /// What a request for the loss report, or to promote again, is answered with.
-    pub loss: String,
+    pub loss: Answer,
     /// The report is missing; in words.
     pub loss_missing: Option<String>,
 }
@@ -96,8 +96,7 @@ pub struct Shell {
     files: Files,
     links: Links,
     listener: usize,
-    control: usize,
-    controls: HashMap<Conn, Lines>,
+    controls: Controls,
     http: HttpServer,
     pages: Vec<Page>,
     table: TableTarget,
@@ -117,7 +116,7 @@ pub struct Shell {
     asked: HashMap<Ticket, Asked>,
     report: Option<LossReport>,
     /// Answers that are sent when the volumes are served.
-    replies: Vec<(Conn, String)>,
+    replies: Vec<(Conn, Answer)>,
     serve: Option<(Epoch, Seq, Chain)>,
     stopped: bool,
     stopping: bool,
@@ -153,7 +152,8 @@ impl Shell {
             .listen_with(&dr.listen, acceptor.as_ref())
             .with_context(|| format!("listening on {}", dr.listen))?;
         let control_address = Address::Unix(dr.control.clone());
-        let control = reactor.listen(&control_address).with_context(|| format!("listening on {control_address}"))?;
+        let controls = Controls::start(&mut reactor, &control_address)
+            .with_context(|| format!("listening on {control_address}"))?;
         let http = HttpServer::start(&mut reactor, dr.metrics.as_ref()).context("listening on [dr] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
         tracing::info!("replication arrives on {address}");
@@ -163,8 +163,7 @@ impl Shell {
             files,
             links: Links::default(),
             listener,
-            control,
-            controls: HashMap::new(),
+            controls,
             http,
             pages: Vec::new(),
             table,
@@ -246,31 +245,27 @@ impl Shell {
             }
             return Ok(());
         }
+        if self.controls.on_event(&mut self.reactor, &event) {
+            return self.control();
+        }
         match event {
-            Event::Accepted { listener, conn, .. } if listener == self.control => {
-                self.controls.insert(conn, Lines::default());
-                Ok(())
-            }
             Event::Accepted { conn, peer, .. } => {
                 tracing::debug!("connection {conn} from {peer}");
                 self.links.add(conn, peer);
                 self.step(Input::Opened { conn })
             }
             Event::Received { conn } if self.links.is_open(conn) => self.received(conn),
-            Event::Received { conn } => self.control_line(conn),
-            Event::Closed { conn, reason } => {
-                self.controls.remove(&conn);
-                match self.links.closed(conn) {
-                    Some(peer) => {
-                        tracing::debug!("connection {conn} from {peer} ended: {reason}");
-                        self.step(Input::Closed { conn })
-                    }
-                    None => Ok(()),
+            Event::Closed { conn, reason } => match self.links.closed(conn) {
+                Some(peer) => {
+                    tracing::debug!("connection {conn} from {peer} ended: {reason}");
+                    self.step(Input::Closed { conn })
                 }
-            }
+                None => Ok(()),
+            },
             Event::Disk { ticket, result, .. } => self.disk_done(ticket, result),
             Event::Stop => self.stop(),
-            Event::Connected { .. } | Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
+            Event::Received { .. } | Event::Connected { .. } | Event::Secured { .. } => Ok(()),
+            Event::Sent { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 
@@ -394,27 +389,21 @@ impl Shell {
 
     // ---- control -----------------------------------------------------------------------------
 
-    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
-        let Some(lines) = self.controls.get_mut(&conn) else { return Ok(()) };
-        let rx = self.reactor.rx(conn);
-        let bytes = rx.take(rx.len());
-        lines.push(&bytes);
-        loop {
-            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
-            let answer = match line {
-                Ok(None) => return Ok(()),
-                Ok(Some(line)) => self.control_request(conn, &line)?,
-                Err(error) => {
-                    self.controls.remove(&conn);
-                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
-                    self.reactor.close(conn, "not a control request");
-                    return Ok(());
+    fn control(&mut self) -> anyhow::Result<()> {
+        while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
+            match line {
+                Ok(line) => {
+                    if let Some(answer) = self.control_request(conn, &line)? {
+                        self.controls.answer(&mut self.reactor, conn, answer.pieces());
+                    }
                 }
-            };
-            if let Some(answer) = answer {
-                self.reactor.send(conn, answer.line().into());
+                Err(error) => {
+                    let answer = Answer::failed(error.to_string());
+                    self.controls.refuse(&mut self.reactor, conn, answer.pieces());
+                }
             }
         }
+        Ok(())
     }
 
     /// The answer to a request; `None` when it comes later.
@@ -454,9 +443,9 @@ impl Shell {
             Err(error) => Answer::failed(error.text),
         };
         if done {
-            self.replies.push((conn, answer.line()));
+            self.replies.push((conn, answer));
         } else {
-            self.reactor.send(conn, answer.line().into());
+            self.controls.answer(&mut self.reactor, conn, answer.pieces());
         }
     }
 
@@ -477,15 +466,12 @@ impl Shell {
         while !self.disk.is_empty() {
             self.reactor.turn(None, events).context("the ring failed")?;
             for event in events.drain(..) {
+                if self.controls.on_event(&mut self.reactor, &event) {
+                    continue;
+                }
                 match event {
                     Event::Disk { ticket, .. } => drop(self.disk.remove(&ticket)),
-                    Event::Closed { conn, .. } => {
-                        self.controls.remove(&conn);
-                        self.links.closed(conn);
-                    }
-                    Event::Accepted { listener, conn, .. } if listener == self.control => {
-                        self.controls.insert(conn, Lines::default());
-                    }
+                    Event::Closed { conn, .. } => drop(self.links.closed(conn)),
                     Event::Accepted { conn, .. } => self.reactor.abort(conn, "not taken any more"),
                     _ => {}
                 }
@@ -496,11 +482,9 @@ impl Shell {
     }
 
     fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
-        let Shell {
-            mut reactor, mut links, files, report, control, controls, http, listener, mut replies, asked, ..
-        } = self;
+        let Shell { mut reactor, mut links, files, report, controls, http, listener, mut replies, asked, .. } = self;
         // Who asked for the same while it was under way gets the same answer.
-        replies.extend(asked.into_values().map(|asked| (asked.conn, loss_answer(report.as_ref()).line())));
+        replies.extend(asked.into_values().map(|asked| (asked.conn, loss_answer(report.as_ref()))));
         links.close_all(&mut reactor, "this DR was promoted");
         let group = report.as_ref().map_or(files.group, |report| report.group_id);
         let owner = files.owner;
@@ -521,12 +505,11 @@ impl Shell {
             epoch,
             tail,
             chain,
-            control,
             controls,
             http,
             replication: listener,
             replies,
-            loss: loss.line(),
+            loss,
             loss_missing,
         }
     }
@@ -535,19 +518,18 @@ impl Shell {
     fn stop_cleanly(mut self, events: &mut Vec<Event>) -> anyhow::Result<Outcome> {
         self.links.close_all(&mut self.reactor, "DR stops");
         for (_, asked) in self.asked.drain() {
-            self.reactor.send(asked.conn, Answer::failed("DR stops before the promotion was done").line().into());
+            let answer = Answer::failed("DR stops before the promotion was done");
+            self.controls.answer(&mut self.reactor, asked.conn, answer.pieces());
         }
-        for conn in self.controls.keys() {
-            self.reactor.close(*conn, "DR stops");
-        }
+        self.controls.stop(&mut self.reactor, "DR stops");
         self.http.stop(&mut self.reactor);
-        self.reactor.stop_listening(self.control);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.links.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
             self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
-                if let Event::Closed { conn, .. } = event {
-                    self.controls.remove(&conn);
+                if !self.controls.on_event(&mut self.reactor, &event)
+                    && let Event::Closed { conn, .. } = event
+                {
                     self.links.closed(conn);
                 }
             }

@@ -24,8 +24,6 @@
 //! The gap that remains: orders acknowledged in the last [`DR_PROMISE_NS`] before a process was killed, if
 //! precisely their place in the journal is zeroed before the next start, look like appends that never ended.
 
-use std::collections::BTreeMap;
-
 use crate::cluster::status::PromoteReport;
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::{Level, Now};
@@ -34,6 +32,7 @@ use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::promote::{Asked, Promotion, unsafe_because};
+use crate::dr::report::Above;
 use crate::dr::table::TableReader;
 use crate::format::journal::segment_offset;
 use crate::format::record::OrderRecord;
@@ -337,12 +336,7 @@ impl Machine {
     }
 
     /// What a report of the cut and of all records above it cannot vouch for.
-    pub(super) fn incomplete(
-        &self,
-        promotion: &Promotion,
-        cut: Seq,
-        above: &BTreeMap<Seq, (OrderRecord, bool)>,
-    ) -> Option<String> {
+    pub(super) fn incomplete(&self, promotion: &Promotion, cut: Seq, above: Above<'_>) -> Option<String> {
         let doubt = self.doubt.as_ref()?;
         let mut why = Vec::new();
         if cut < doubt.applied_until {
@@ -353,9 +347,11 @@ impl Machine {
                 doubt.applied_until
             ));
             let lost: Vec<String> = above
-                .range(first..=doubt.applied_until)
-                .filter(|(_, (record, here))| record.op.has_payload() && !here)
-                .map(|(seq, _)| seq.to_string())
+                .iter()
+                .take_while(|(record, _)| record.seq <= doubt.applied_until)
+                .filter(|(record, here)| record.op.has_payload() && !here)
+                .map(|(record, _)| record.seq.to_string())
+                .take(NAMED_MAX + 1)
                 .collect();
             if !lost.is_empty() {
                 let more = if lost.len() > NAMED_MAX { ", …" } else { "" };
@@ -365,7 +361,7 @@ impl Machine {
                 ));
             }
         }
-        let (unknown, tail) = unknown(cut, doubt.until, above, promotion.table.as_ref());
+        let (unknown, tail) = unknown(cut, doubt.until, above.records(), promotion.table.as_ref());
         if !unknown.is_empty() {
             let ranges: Vec<String> =
                 unknown.iter().take(NAMED_MAX).map(|range| format!("{} to {}", range.first, range.last)).collect();
@@ -428,12 +424,13 @@ impl Machine {
 pub(super) fn unknown(
     cut: Seq,
     until: Seq,
-    above: &BTreeMap<Seq, (OrderRecord, bool)>,
+    above: impl Iterator<Item = OrderRecord>,
     table: Option<&TableReader>,
 ) -> (Vec<SeqRange>, Seq) {
     let mut unknown = Vec::new();
     let mut at = cut;
-    for (&seq, (record, _)) in above {
+    for record in above {
+        let seq = record.seq;
         let between = match (record.op, table) {
             (Op::EpochStart, Some(table)) if record.offset == 0 => table.overwritten(at, seq),
             // A start names the last seq before it: those between were never given out.

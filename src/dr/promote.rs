@@ -531,29 +531,30 @@ impl Machine {
         let mut view = self.history.clone();
         let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
         let mut conflicts = Vec::new();
-        for (&seq, record) in &records {
-            if let Err(why) = plausible(record, &self.options, &self.intake.spool) {
+        // One by one, so that what has been looked at is let go of.
+        for (seq, record) in records {
+            if let Err(why) = plausible(&record, &self.options, &self.intake.spool) {
                 conflicts.push(format!("a record in the status table cannot be one of this group: {why}"));
                 continue;
             }
             let known = view.get(seq).map(|entry| entry.record);
-            let taken = view.take(*record);
-            let mended = taken.is_err() && view.fill(*record);
+            let taken = view.take(record);
+            let mended = taken.is_err() && view.fill(record);
             match taken {
                 _ if mended && promotion.plan => {}
                 _ if mended => {
-                    self.journal.push(*record);
-                    promotion.mended.push(*record);
+                    self.journal.push(record);
+                    promotion.mended.push(record);
                 }
                 Ok(crate::dr::history::Intake::New) if !promotion.plan => {
-                    self.journal.push(*record);
-                    let taken = self.history.take(*record);
+                    self.journal.push(record);
+                    let taken = self.history.take(record);
                     assert!(taken.is_ok(), "the view and the history agree");
                 }
                 Ok(_) => {}
                 Err(why) if known.is_none() => {
                     conflicts.push(format!("the status table's {why}"));
-                    promotion.strays.insert(seq, *record);
+                    promotion.strays.insert(seq, record);
                 }
                 Err(why) => conflicts.push(format!("the status table's {why}; the journal's record counts")),
             }

@@ -17,6 +17,7 @@
 //!
 //! Whatever is not in the image is in the report, and nothing else is (I4).
 
+pub use crate::cluster::losses::Missing;
 use crate::format::table::State;
 
 /// Everything known of one record.
@@ -33,28 +34,6 @@ pub struct Known {
     pub in_ring: bool,
     /// State of its slot in the status table, if the slot is its own.
     pub state: Option<State>,
-}
-
-/// Why a write is not in the promoted image: the word of the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Missing {
-    Queued,
-    Sent,
-    Unknown,
-    Held,
-}
-
-impl Missing {
-    /// The word of the CLI and its JSON.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Missing::Queued => "queued",
-            Missing::Sent => "sent",
-            Missing::Unknown => "unknown",
-            Missing::Held => "held",
-        }
-    }
 }
 
 /// What is done with a record.

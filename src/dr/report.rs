@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::status::{MissingWrite, PromoteReport, rfc3339, seconds};
+use crate::cluster::losses::{Entry, MissingWrites};
+use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::Now;
 use crate::core::planted::{Bug, planted};
@@ -49,30 +50,14 @@ impl Machine {
         // A plan looks at a copy of the history in which what could be fetched is held already.
         let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
         let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
-        let all = above(cut, &promotion.strays, history);
-        let missing: Vec<MissingWrite> = all
-            .values()
-            .filter(|(record, _)| record.seq > cut && record.op.changes_volume())
-            .filter_map(|(record, here)| {
-                let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
-                let known = Known {
-                    in_journal: true,
-                    in_table: state.is_some(),
-                    in_image: false,
-                    has_payload: record.op.has_payload(),
-                    here: *here,
-                    in_ring: false,
-                    state: state.map(|state| state.state),
-                };
-                let missing = decide(known).missing?;
-                Some(self.missing_write(record, missing.word()))
-            })
-            .collect();
+        let all = Above::new(cut, &promotion.strays, history);
+        let mut missing = Vec::with_capacity(history.len() + promotion.strays.len());
+        missing.extend(all.iter().filter_map(|(record, here)| entry(promotion, &record, here)));
         // The cut may have passed what a plan looked at: the writer went on meanwhile.
         let told = promotion.table.as_ref().map_or(Seq(0), |table| table.told);
-        let tail = all.keys().next_back().copied().unwrap_or(cut).max(history.tail()).max(told).max(cut);
+        let tail = all.last().max(told);
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
-        let unknown = doubt::unknown(cut, until, &all, promotion.table.as_ref()).0;
+        let unknown = doubt::unknown(cut, until, all.records(), promotion.table.as_ref()).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
         let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
         PromoteReport {
@@ -83,52 +68,100 @@ impl Machine {
             replayed: self.fed_writes - promotion.fed_before + due,
             fetched_from_aux: promotion.fetched,
             missing_bytes: missing.iter().map(|write| write.length).sum(),
-            missing,
+            missing: MissingWrites::new(self.options.volumes.iter().map(|(name, _)| name.clone()).collect(), missing),
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
-            incomplete: self.vouched(promotion, cut, tail, &all).or_else(|| given_up(&unknown)),
+            incomplete: self.vouched(promotion, cut, tail, all).or_else(|| given_up(&unknown)),
             unknown,
         }
     }
 
     /// What the report cannot vouch for, because of damage here or at the auxiliary.
-    fn vouched(
-        &self,
-        promotion: &Promotion,
-        cut: Seq,
-        tail: Seq,
-        all: &BTreeMap<Seq, (OrderRecord, bool)>,
-    ) -> Option<String> {
+    fn vouched(&self, promotion: &Promotion, cut: Seq, tail: Seq, all: Above<'_>) -> Option<String> {
         let table = match &promotion.table {
-            Some(table) => table.doubt(cut, tail, |seq| all.contains_key(&seq)),
+            Some(table) => table.doubt(cut, tail, |seq| all.contains(seq)),
             None => promotion.blank.then(|| BLANK_TABLE.to_owned()),
         };
         let why: Vec<String> = self.incomplete(promotion, cut, all).into_iter().chain(table).collect();
         (!why.is_empty()).then(|| why.join("; "))
     }
-
-    fn missing_write(&self, record: &OrderRecord, state: &str) -> MissingWrite {
-        let name = self.options.volumes.get(usize::from(record.volume.0)).map(|(name, _)| name.clone());
-        MissingWrite {
-            seq: record.seq,
-            volume: name.unwrap_or_else(|| format!("#{}", record.volume)),
-            op: record.op.word().into(),
-            offset: record.offset,
-            length: record.length,
-            time: rfc3339(record.time_ns),
-            state: state.into(),
-        }
-    }
 }
 
-/// Every record above the cut, and whether its payload is here. A batch may have taken the cut past strays.
-fn above(cut: Seq, strays: &BTreeMap<Seq, OrderRecord>, history: &History) -> BTreeMap<Seq, (OrderRecord, bool)> {
-    let mut all = BTreeMap::new();
-    if !planted(Bug::StraysUnreported) {
-        all.extend(strays.range(cut.next()..).map(|(&seq, &record)| (seq, (record, false))));
+/// What the report says of a record above the cut, if it is one of a write.
+fn entry(promotion: &Promotion, record: &OrderRecord, here: bool) -> Option<Entry> {
+    if !record.op.changes_volume() {
+        return None;
     }
-    all.extend(history.above(cut).map(|entry| (entry.record.seq, (entry.record, entry.payload.is_some()))));
-    all
+    let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
+    let known = Known {
+        in_journal: true,
+        in_table: state.is_some(),
+        in_image: false,
+        has_payload: record.op.has_payload(),
+        here,
+        in_ring: false,
+        state: state.map(|state| state.state),
+    };
+    Some(Entry {
+        seq: record.seq,
+        offset: record.offset,
+        length: record.length,
+        time_ns: record.time_ns,
+        volume: record.volume,
+        op: record.op,
+        state: decide(known).missing?,
+    })
+}
+
+/// Every record above a cut, and whether its payload is here; looked at where they are kept, for there may be very many.
+/// A batch may have taken the cut past strays.
+#[derive(Clone, Copy)]
+pub(super) struct Above<'a> {
+    cut: Seq,
+    strays: Option<&'a BTreeMap<Seq, OrderRecord>>,
+    history: &'a History,
+}
+
+impl<'a> Above<'a> {
+    fn new(cut: Seq, strays: &'a BTreeMap<Seq, OrderRecord>, history: &'a History) -> Above<'a> {
+        Above { cut, strays: Some(strays).filter(|_| !planted(Bug::StraysUnreported)), history }
+    }
+
+    /// In the order of their seqs.
+    pub(super) fn iter(self) -> impl Iterator<Item = (OrderRecord, bool)> + use<'a> {
+        let strays = self.strays.into_iter().flat_map(move |strays| strays.range(self.cut.next()..));
+        let mut strays = strays.map(|(_, record)| (*record, false)).peekable();
+        let known = self.history.above(self.cut);
+        let mut known = known.map(|entry| (entry.record, entry.payload.is_some())).peekable();
+        std::iter::from_fn(move || {
+            let stray = strays.peek().map(|(record, _)| record.seq);
+            let first = known.peek().map(|(record, _)| record.seq);
+            match (stray, first) {
+                (Some(stray), Some(first)) if stray > first => known.next(),
+                (Some(stray), first) => {
+                    let it = strays.next();
+                    // What the history has as well is its own.
+                    if first == Some(stray) { known.next() } else { it }
+                }
+                (None, _) => known.next(),
+            }
+        })
+    }
+
+    pub(super) fn records(self) -> impl Iterator<Item = OrderRecord> + use<'a> {
+        self.iter().map(|(record, _)| record)
+    }
+
+    fn contains(self, seq: Seq) -> bool {
+        let stray = self.strays.is_some_and(|strays| strays.contains_key(&seq));
+        seq > self.cut && (stray || self.history.get(seq).is_some())
+    }
+
+    /// The last seq that is known, or the cut.
+    fn last(self) -> Seq {
+        let stray = self.strays.and_then(|strays| strays.last_key_value()).map_or(self.cut, |(&seq, _)| seq);
+        stray.max(self.history.tail()).max(self.cut)
+    }
 }
 
 /// What an undamaged site says of seqs that it knows nothing of.
@@ -168,10 +201,48 @@ mod tests {
         };
         let strays: BTreeMap<Seq, OrderRecord> = [6, 7, 11].map(|seq| (Seq(seq), record(seq))).into();
         let history = History::after(Seq(9), Chain(0));
-        let all = above(Seq(10), &strays, &history);
-        assert_eq!(all.keys().copied().collect::<Vec<_>>(), [Seq(11)]);
-        assert_eq!(doubt::unknown(Seq(10), Seq(11), &all, None).0, []);
-        assert_eq!(doubt::unknown(Seq(11), Seq(11), &above(Seq(11), &strays, &history), None).0, []);
+        let all = Above::new(Seq(10), &strays, &history);
+        assert_eq!(all.records().map(|record| record.seq).collect::<Vec<_>>(), [Seq(11)]);
+        assert_eq!(doubt::unknown(Seq(10), Seq(11), all.records(), None).0, []);
+        let none = Above::new(Seq(11), &strays, &history);
+        assert_eq!(doubt::unknown(Seq(11), Seq(11), none.records(), None).0, []);
+    }
+
+    #[test]
+    fn strays_and_history_are_one_order() {
+        let record = |seq, length| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op: Op::Trim,
+            flags: 0,
+            offset: 0,
+            length,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        };
+        for bits in 0..1u32 << 12 {
+            // Seqs 11 to 16: whether each is a stray, and whether it is in the history.
+            let seqs = |shift: u32| (0..6).filter(move |at| bits >> (shift + at) & 1 != 0).map(|at| 11 + u64::from(at));
+            let strays: BTreeMap<Seq, OrderRecord> = seqs(0).map(|seq| (Seq(seq), record(seq, 1))).collect();
+            let mut history = History::after(Seq(10), Chain(0));
+            for seq in seqs(6) {
+                let start = OrderRecord { op: Op::EpochStart, offset: history.tail().0, ..record(seq, 2) };
+                let _ = history.take(start.chained(history.tail_chain()));
+            }
+            for cut in 10..16 {
+                let mut map: BTreeMap<Seq, u64> =
+                    strays.range(Seq(cut + 1)..).map(|(&seq, it)| (seq, it.length)).collect();
+                map.extend(history.above(Seq(cut)).map(|entry| (entry.record.seq, entry.record.length)));
+                let all = Above::new(Seq(cut), &strays, &history);
+                let found: Vec<(Seq, u64)> = all.records().map(|record| (record.seq, record.length)).collect();
+                assert_eq!(found, map.iter().map(|(&seq, &length)| (seq, length)).collect::<Vec<_>>());
+                assert!((9..18).all(|seq| all.contains(Seq(seq)) == map.contains_key(&Seq(seq))));
+                let last = map.last_key_value().map_or(Seq(cut), |(&seq, _)| seq);
+                assert_eq!(all.last(), last.max(history.tail()));
+            }
+        }
     }
 
     /// Found by the matrix of tools/power: a primary lost its power, wrote over slots that DR still needed, and was lost.
@@ -201,8 +272,7 @@ mod tests {
             old.chain(new).for_each(|record| table.take(record));
             // As a promotion does, before it makes its report.
             let records = std::mem::take(&mut table.records);
-            let all = records.into_iter().map(|(seq, record)| (seq, (record, false))).collect();
-            let found = doubt::unknown(Seq(10), Seq(start + count - 1), &all, Some(&table)).0;
+            let found = doubt::unknown(Seq(10), Seq(start + count - 1), records.into_values(), Some(&table)).0;
             let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
             assert_eq!(found, unknown, "{count} records after the start");
         }
@@ -240,8 +310,7 @@ mod tests {
             let new = (first..end).map(|seq| record(seq, if seq == first { Op::EpochStart } else { Op::Write }));
             old.into_iter().chain(new).for_each(|record| table.take(record));
             let records = std::mem::take(&mut table.records);
-            let all = records.into_iter().map(|(seq, record)| (seq, (record, false))).collect();
-            let found = doubt::unknown(Seq(14), Seq(end - 1), &all, Some(&table)).0;
+            let found = doubt::unknown(Seq(14), Seq(end - 1), records.into_values(), Some(&table)).0;
             let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
             assert_eq!(found, unknown, "{losses} losses, {count} records after the last");
         }

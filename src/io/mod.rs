@@ -17,6 +17,7 @@
 
 pub mod arena;
 pub mod clock;
+pub mod control;
 mod disk;
 pub mod entropy;
 mod extents;

@@ -19,7 +19,7 @@ use self::secure::Security;
 use super::machine::{Effect, File, Input, Machine, Options};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
-use crate::cluster::control::{Answer, Lines, Refused, Request};
+use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::{Degraded, Status};
 use crate::core::address::Address;
@@ -27,6 +27,7 @@ use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::Level;
 use crate::core::modes::Overflow;
 use crate::core::ranges::VolumeRanges;
+use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
@@ -53,16 +54,15 @@ pub struct Promotion {
     pub epoch: Epoch,
     pub tail: Seq,
     pub chain: Chain,
-    /// The control socket's listener in `reactor`, and control connections that stay.
-    pub control: usize,
-    pub controls: HashMap<Conn, Lines>,
+    /// The control socket in `reactor`, and its connections, which stay.
+    pub controls: Controls,
     pub http: HttpServer,
     /// The replication listener: whoever comes with an older epoch is told that it is fenced (I7).
     pub replication: Option<usize>,
     /// What is sent, and to whom, as soon as the volumes are served.
-    pub replies: Vec<(Conn, String)>,
+    pub replies: Vec<(Conn, Answer)>,
     /// What `loss` answers, and `promote`, which has been done.
-    pub loss: String,
+    pub loss: Answer,
     /// The loss report is missing; in words.
     pub loss_missing: Option<String>,
 }
@@ -118,7 +118,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     shell.dr_address = Some(dr.address.clone());
     shell.listen(&primary.listen)?;
     let control = Address::Unix(primary.control.clone());
-    shell.control = shell.reactor.listen(&control).with_context(|| format!("listening on {control}"))?;
+    shell.controls =
+        Controls::start(&mut shell.reactor, &control).with_context(|| format!("listening on {control}"))?;
     let address = primary.metrics.as_ref();
     shell.http = HttpServer::start(&mut shell.reactor, address).context("listening on [primary] metrics")?;
     shell.serve()
@@ -154,7 +155,6 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
         }
     };
     let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
-    shell.control = promotion.control;
     shell.controls = promotion.controls;
     shell.http = promotion.http;
     shell.replication = promotion.replication;
@@ -162,13 +162,11 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     shell.loss_missing = promotion.loss_missing;
     shell.security = security;
     shell.listen(&dr.export)?;
-    for (conn, line) in promotion.replies {
-        shell.reactor.send(conn, line.into());
+    for (conn, answer) in promotion.replies {
+        shell.controls.answer(&mut shell.reactor, conn, answer.pieces());
     }
     // What they asked during the hand-over has been received, and will not be announced again.
-    for conn in shell.controls.keys().copied().collect::<Vec<Conn>>() {
-        shell.control_line(conn)?;
-    }
+    shell.control()?;
     shell.serve()
 }
 
@@ -221,15 +219,14 @@ struct Shell {
     region_events: Vec<RegionEvent>,
     dr_address: Option<Address>,
     dr: DrConns,
-    control: usize,
-    controls: HashMap<Conn, Lines>,
+    controls: Controls,
     http: HttpServer,
     pages: Vec<Page>,
     replication: Option<usize>,
     /// Connections of the replication listener: they only hear that they are fenced.
     strangers: HashMap<Conn, ()>,
     /// Of a promoted site: what `loss` and `promote` are answered with; and the words for a report that is missing.
-    loss: Option<String>,
+    loss: Option<Answer>,
     loss_missing: Option<String>,
     started_wall_ns: u64,
     effects: Vec<Effect>,
@@ -273,8 +270,7 @@ impl Shell {
             region_events: Vec::new(),
             dr_address: None,
             dr: DrConns::default(),
-            control: usize::MAX,
-            controls: HashMap::new(),
+            controls: Controls::default(),
             http: HttpServer::default(),
             pages: Vec::new(),
             replication: None,
@@ -410,6 +406,9 @@ impl Shell {
         {
             return self.region_said();
         }
+        if self.controls.on_event(&mut self.reactor, &event) {
+            return self.control();
+        }
         match event {
             // A region in a file that was let go of: nobody waits for it any more.
             Event::Disk { file, .. } if !self.opened.owns(file) => Ok(()),
@@ -421,7 +420,6 @@ impl Shell {
                 self.accepted(listener, conn, peer);
                 Ok(())
             }
-            Event::Received { conn } if self.controls.contains_key(&conn) => self.control_line(conn),
             Event::Received { conn } if self.strangers.contains_key(&conn) => {
                 self.stranger(conn);
                 Ok(())
@@ -432,7 +430,6 @@ impl Shell {
             },
             Event::Received { conn } => self.dr_received(conn),
             Event::Closed { conn, reason } => {
-                self.controls.remove(&conn);
                 self.strangers.remove(&conn);
                 match self.dr.closed(conn) {
                     Some(conn) => self.step(Input::DrClosed { conn, reason }),
@@ -445,9 +442,7 @@ impl Shell {
     }
 
     fn accepted(&mut self, listener: usize, conn: Conn, peer: String) {
-        if listener == self.control {
-            self.controls.insert(conn, Lines::default());
-        } else if Some(listener) == self.replication {
+        if Some(listener) == self.replication {
             self.strangers.insert(conn, ());
         } else {
             self.ended.add(conn, peer);
@@ -584,41 +579,38 @@ impl Shell {
 
     // ---- control -----------------------------------------------------------------------------
 
-    fn control_line(&mut self, conn: Conn) -> anyhow::Result<()> {
-        let rx = self.reactor.rx(conn);
-        let bytes = rx.take(rx.len());
-        if let Some(lines) = self.controls.get_mut(&conn) {
-            lines.push(&bytes);
-        }
-        loop {
-            let line = self.controls.get_mut(&conn).map_or(Ok(None), Lines::next_line);
-            let answer = match line {
-                Ok(None) => return Ok(()),
-                Ok(Some(line)) => self.control_request(&line)?,
-                Err(error) => {
-                    self.controls.remove(&conn);
-                    self.reactor.send(conn, Answer::failed(error.to_string()).line().into());
-                    self.reactor.close(conn, "not a control request");
-                    return Ok(());
+    fn control(&mut self) -> anyhow::Result<()> {
+        while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
+            match line {
+                Ok(line) => {
+                    let answer = self.control_request(&line)?;
+                    self.controls.answer(&mut self.reactor, conn, answer.pieces());
                 }
-            };
-            self.reactor.send(conn, answer.into());
+                Err(error) => {
+                    let answer = Answer::failed(error.to_string());
+                    self.controls.refuse(&mut self.reactor, conn, answer.pieces());
+                }
+            }
         }
+        Ok(())
     }
 
-    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<String> {
+    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
         Ok(match Request::parse(line) {
-            Ok(Request::Status) => Answer::status(&self.status()).line(),
+            Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Stop) => {
                 self.stop()?;
-                Answer::done().line()
+                Answer::done()
             }
-            Ok(Request::Loss | Request::Promote { .. }) if self.loss.is_some() => self.loss.clone().unwrap_or_default(),
-            Ok(Request::Promote { .. }) => {
-                Answer::failed("this is the primary; a promotion is asked of the DR host").line()
-            }
-            Ok(Request::Loss) => Answer::failed("this is the primary: no promotion has taken place here").line(),
-            Err(answer) => answer.line(),
+            Ok(Request::Promote { .. }) => self
+                .loss
+                .clone()
+                .unwrap_or_else(|| Answer::failed("this is the primary; a promotion is asked of the DR host")),
+            Ok(Request::Loss) => self
+                .loss
+                .clone()
+                .unwrap_or_else(|| Answer::failed("this is the primary: no promotion has taken place here")),
+            Err(answer) => answer,
         })
     }
 
@@ -667,21 +659,14 @@ impl Shell {
     fn drain(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         self.nbd.flush(&mut self.reactor, &mut self.asked);
         self.nbd.close_all(&mut self.reactor, "the primary stops");
-        for conn in self.controls.keys() {
-            self.reactor.close(*conn, "the primary stops");
-        }
-        if self.control != usize::MAX {
-            self.reactor.stop_listening(self.control);
-            self.http.stop(&mut self.reactor);
-        }
+        self.controls.stop(&mut self.reactor, "the primary stops");
+        self.http.stop(&mut self.reactor);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
             self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
-                if let Event::Closed { conn, .. } = event {
-                    self.controls.remove(&conn);
-                }
+                self.controls.on_event(&mut self.reactor, &event);
             }
         }
         tracing::info!("stopped");

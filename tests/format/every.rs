@@ -2,8 +2,10 @@
 //! which bits are harmless and why. A format that is added without a row fails here.
 
 use bytes::Bytes;
-use farshore::cluster::status::{MissingWrite, PromoteReport};
+use farshore::cluster::losses::{Entry, Missing, MissingWrites};
+use farshore::cluster::status::PromoteReport;
 use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use farshore::core::op::Op;
 use farshore::dr::promote::LossReport;
 use farshore::dr::stored;
 use farshore::format::intent::{LogHeader, MapHeader, Page, Watermark};
@@ -94,8 +96,17 @@ fn entry() -> Format {
 }
 
 fn loss_report() -> Format {
-    let missing = MissingWrite { seq: Seq(8), length: 4096, ..MissingWrite::default() };
-    let report = PromoteReport { group: "orders".into(), missing: vec![missing], ..PromoteReport::default() };
+    let missing = Entry {
+        seq: Seq(8),
+        offset: 0,
+        length: 4096,
+        time_ns: 1,
+        volume: Volume(0),
+        op: Op::Write,
+        state: Missing::Sent,
+    };
+    let missing = MissingWrites::new(vec!["db".into()], vec![missing]);
+    let report = PromoteReport { group: "orders".into(), missing, ..PromoteReport::default() };
     let report = LossReport { group_id: GroupId(5), tail_chain: Chain(6), report };
     format("loss report", "dr/stored.rs", stored::encode(&report).expect("plain data"), |b| stored::decode(b).is_ok())
 }

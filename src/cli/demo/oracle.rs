@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::load::{Log, Submission, content};
-use crate::cluster::status::{MissingWrite, PromoteReport, rfc3339};
+use crate::cluster::losses::MissingWrite;
+use crate::cluster::status::{PromoteReport, rfc3339};
 use crate::core::ids::{Chain, Seq, Volume};
 use crate::core::op::Op;
 use crate::format::is_zero;
@@ -113,7 +114,7 @@ impl<'a> Oracle<'a> {
         ensure!(report.tail_seq == tail, "the report ends at {}, the records on disk at {tail}", report.tail_seq);
         let missing = |record: &&OrderRecord| record.op.changes_volume() && record.seq > report.cut_seq;
         let wanted: Vec<&OrderRecord> = self.history.values().filter(older).filter(missing).collect();
-        for (record, line) in wanted.iter().zip(&report.missing) {
+        for (record, line) in wanted.iter().zip(report.missing.iter()) {
             let same = MissingWrite {
                 seq: record.seq,
                 volume: self.volumes[usize::from(record.volume.0)].0.clone(),
@@ -123,7 +124,7 @@ impl<'a> Oracle<'a> {
                 time: rfc3339(record.time_ns),
                 state: line.state.clone(),
             };
-            ensure!(same == *line, "I4: the loss report has {line:?} where {record:?} belongs");
+            ensure!(same == line, "I4: the loss report has {line:?} where {record:?} belongs");
             ensure!(["queued", "sent", "unknown", "held"].contains(&line.state.as_str()), "state of {line:?}");
         }
         let counts = (wanted.len(), report.missing.len());

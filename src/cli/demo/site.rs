@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 use super::nbd::Client;
 use crate::cli::client;
@@ -315,8 +314,7 @@ impl Site {
     pub fn promote(&self, words: &[&str]) -> Result<PromoteReport> {
         let ended = self.verb(&[&["promote", "--json"], words].concat())?;
         ensure!(ended.exit == 0, "promote ended with {}: {}\n{}", ended.exit, ended.errors, self.log(Role::Dr));
-        let value: Value = serde_json::from_str(&ended.out).context("promote --json prints one object")?;
-        Ok(serde_json::from_value(value)?)
+        serde_json::from_str(&ended.out).context("promote --json prints one object")
     }
 
     /// A connection to a volume.

@@ -14,7 +14,7 @@
 mod resize;
 
 use std::fs::File as StdFile;
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, IntoInnerError};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -35,6 +35,8 @@ const SUPERBLOCK: &str = "superblock";
 const JOURNAL: &str = "journal";
 const SPOOL: &str = "spool";
 const REPORT: &str = "loss-report.json";
+/// What is written of it at once.
+const REPORT_BUFFER_BYTES: usize = 256 << 10;
 /// Logs are made of whole pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -131,11 +133,10 @@ impl Files {
     /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
     pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
         let store = || -> std::io::Result<()> {
-            let text = stored::encode(report).map_err(std::io::Error::other)?;
             let (path, fresh) = (self.dir.join(REPORT), self.dir.join(format!("{REPORT}.new")));
-            let mut file = StdFile::create(&fresh)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
+            let mut file = BufWriter::with_capacity(REPORT_BUFFER_BYTES, StdFile::create(&fresh)?);
+            stored::write(report, &mut file)?;
+            file.into_inner().map_err(IntoInnerError::into_error)?.sync_all()?;
             std::fs::rename(&fresh, &path)?;
             StdFile::open(&self.dir)?.sync_all()
         };
@@ -229,11 +230,13 @@ fn is_blank(reactor: &Reactor, volumes: &[FileId]) -> anyhow::Result<bool> {
 
 fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
     let path = dir.join(REPORT);
-    match std::fs::read(&path) {
-        Ok(text) => Ok(Some(stored::decode(&text).with_context(|| path.display().to_string())?)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
+    let mut file = match StdFile::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let bytes = file.metadata().with_context(|| path.display().to_string())?.len();
+    Ok(Some(stored::read(&mut file, bytes).with_context(|| path.display().to_string())?))
 }
 
 fn sync_dir(dir: &Path) -> anyhow::Result<()> {

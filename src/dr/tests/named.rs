@@ -123,7 +123,7 @@ fn what_only_the_table_knows_is_reported_with_its_state() {
     assert_eq!(report.aux, "read");
     assert!(report.cut_seq >= known);
     assert_eq!(report.tail_seq, trial.writer.tail());
-    for write in &report.missing {
+    for write in report.missing.iter() {
         let want = if write.op == "write" { "queued" } else { "held" };
         assert_eq!(write.state, want, "{write:?}");
     }

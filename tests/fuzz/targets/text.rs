@@ -1,9 +1,10 @@
 //! Readers of text: the configuration, the lines of the control socket, the requests of the metrics listener.
 
 use farshore::cluster::config;
-use farshore::cluster::control::{Lines, REQUEST_BYTES_MAX, Request};
+use farshore::cluster::control::Request;
+use farshore::io::control::Lines;
 use farshore::io::http;
-use farshore::limits::{NAME_BYTES_MAX, STREAMS_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX};
+use farshore::limits::{CONTROL_REQUEST_BYTES_MAX, NAME_BYTES_MAX, STREAMS_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX};
 
 use super::Input;
 
@@ -57,7 +58,11 @@ pub fn control(input: &[u8]) {
     let mut expected: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     let open = expected.pop().unwrap_or_default();
     assert!(found.len() <= expected.len() && found.iter().zip(&expected).all(|(found, line)| found == line));
-    assert_eq!(whole, found.len() == expected.len() && open.len() < REQUEST_BYTES_MAX, "only a long line is refused");
+    assert_eq!(
+        whole,
+        found.len() == expected.len() && open.len() < CONTROL_REQUEST_BYTES_MAX,
+        "only a long line is refused"
+    );
     for line in found {
         if let Ok(request) = Request::parse(&line) {
             let written = request.line();

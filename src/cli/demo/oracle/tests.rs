@@ -1,6 +1,7 @@
 //! The oracle is held against itself: a sound story passes, and each way of being wrong is found.
 
 use super::*;
+use crate::cluster::losses::MissingWrites;
 use crate::core::ids::Epoch;
 
 const BYTES: usize = 16384;
@@ -63,19 +64,16 @@ fn history(log: &Log) -> History {
 
 /// The exact report of a promotion at `cut`.
 fn report(history: &History, cut: u64) -> PromoteReport {
-    let missing: Vec<MissingWrite> = history
-        .values()
-        .filter(|record| record.seq > Seq(cut))
-        .map(|record| MissingWrite {
-            seq: record.seq,
-            volume: "db".into(),
-            op: record.op.word().into(),
-            offset: record.offset,
-            length: record.length,
-            time: rfc3339(record.time_ns),
-            state: "sent".into(),
-        })
-        .collect();
+    let missing = history.values().filter(|record| record.seq > Seq(cut)).map(|record| MissingWrite {
+        seq: record.seq,
+        volume: "db".into(),
+        op: record.op.word().into(),
+        offset: record.offset,
+        length: record.length,
+        time: rfc3339(record.time_ns),
+        state: "sent".into(),
+    });
+    let missing = MissingWrites::of(missing).expect("sound");
     let missing_bytes = missing.iter().map(|one| one.length).sum();
     PromoteReport { epoch: Epoch(2), cut_seq: Seq(cut), tail_seq: Seq(5), missing, missing_bytes, ..Default::default() }
 }
@@ -159,6 +157,13 @@ fn histories_that_are_wrong_are_found() {
     assert!(Oracle::new(&log, &short, &volumes, &[], Promise::Prefix).is_ok());
 }
 
+/// Changes the list of a report.
+fn relisted(report: &mut PromoteReport, change: fn(&mut Vec<MissingWrite>)) {
+    let mut list: Vec<MissingWrite> = report.missing.iter().collect();
+    change(&mut list);
+    report.missing = MissingWrites::of(list).expect("sound");
+}
+
 #[test]
 fn loss_reports_that_are_wrong_are_found() {
     let (log, volumes) = (log(), volumes());
@@ -166,12 +171,12 @@ fn loss_reports_that_are_wrong_are_found() {
     let oracle = Oracle::new(&log, &history, &volumes, &[], Promise::Acknowledged).expect("sound");
     type Change = fn(&mut PromoteReport);
     let changes: [(&str, Change); 6] = [
-        ("the report lists", |r| drop(r.missing.pop())),
-        ("the report lists", |r| r.missing.push(r.missing[0].clone())),
-        ("belongs", |r| r.missing[1].offset += 1),
+        ("the report lists", |r| relisted(r, |list| drop(list.pop()))),
+        ("the report lists", |r| relisted(r, |list| list.push(list[0].clone()))),
+        ("belongs", |r| relisted(r, |list| list[1].offset += 1)),
         ("bytes are missing", |r| r.missing_bytes += 1),
         ("the report ends at", |r| r.tail_seq = Seq(4)),
-        ("I5: the cut stops", |r| r.missing[0].state = "held".into()),
+        ("I5: the cut stops", |r| relisted(r, |list| list[0].state = "held".into())),
     ];
     for (expected, change) in changes {
         let mut wrong = report(&history, 2);

@@ -1,0 +1,290 @@
+//! A listener whose clients ask in lines and are answered in pieces: the control socket of a role.
+//!
+//! Owns the sockets, what has come of each line, and the answers under way; what is asked and answered is its caller's.
+//!
+//! Bounded (I9): while an answer is on its way to a client, nothing more is received from it or looked at, and of the
+//! answer no more is made than its queue has room for. So who reads slowly, or not at all, holds up nobody but himself.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+
+use bytes::Bytes;
+
+use super::{Event, Reactor};
+use crate::core::address::Address;
+use crate::core::ids::Conn;
+use crate::limits::{CONTROL_PIECE_BYTES, CONTROL_REQUEST_BYTES_MAX};
+
+/// An answer, made piece by piece.
+type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
+
+/// The listener and its connections; before [`Controls::start`] it is nobody's.
+#[derive(Default)]
+pub struct Controls {
+    listener: Option<usize>,
+    sessions: HashMap<Conn, Session>,
+    /// Who may have a request to take.
+    ready: VecDeque<Conn>,
+}
+
+/// One connection.
+#[derive(Default)]
+struct Session {
+    lines: Lines,
+    /// What it has been asked to be told and has not been yet, in order.
+    answers: VecDeque<Pieces>,
+    /// An answer is on its way.
+    busy: bool,
+    /// Why it is closed after the last answer.
+    ending: Option<String>,
+}
+
+impl Controls {
+    /// Listens.
+    ///
+    /// # Errors
+    /// Why that is not possible.
+    pub fn start(reactor: &mut Reactor, address: &Address) -> io::Result<Controls> {
+        Ok(Controls { listener: Some(reactor.listen(address)?), ..Controls::default() })
+    }
+
+    /// Takes an event of the reactor; false when it is about somebody else. [`Controls::next`] says what was asked.
+    pub fn on_event(&mut self, reactor: &mut Reactor, event: &Event) -> bool {
+        match event {
+            Event::Accepted { listener, conn, .. } if Some(*listener) == self.listener => {
+                self.sessions.insert(*conn, Session::default());
+                true
+            }
+            Event::Received { conn } if self.sessions.contains_key(conn) => {
+                self.ready.push_back(*conn);
+                true
+            }
+            Event::Sent { conn } if self.sessions.contains_key(conn) => {
+                self.pump(reactor, *conn);
+                true
+            }
+            Event::Closed { conn, .. } => self.sessions.remove(conn).is_some(),
+            _ => false,
+        }
+    }
+
+    /// The next request of anybody who is not being answered: a line without its newline. One that does not end is to
+    /// be answered with [`Controls::refuse`].
+    pub fn next(&mut self, reactor: &mut Reactor) -> Option<(Conn, Result<Vec<u8>, LineTooLong>)> {
+        while let Some(conn) = self.ready.pop_front() {
+            let Some(session) = self.sessions.get_mut(&conn) else { continue };
+            if session.busy || session.ending.is_some() {
+                continue;
+            }
+            let rx = reactor.rx(conn);
+            session.lines.push(&rx.take(rx.len()));
+            if let Some(line) = session.lines.next_line().transpose() {
+                self.ready.push_back(conn);
+                return Some((conn, line));
+            }
+        }
+        None
+    }
+
+    /// Begins to send an answer, as soon as those before it have been sent. Whoever is gone is told nothing.
+    pub fn answer(&mut self, reactor: &mut Reactor, conn: Conn, pieces: impl Iterator<Item = Bytes> + Send + 'static) {
+        if let Some(session) = self.sessions.get_mut(&conn) {
+            session.answers.push_back(Box::new(pieces));
+            self.pump(reactor, conn);
+        }
+    }
+
+    /// Sends a last answer and ends the connection.
+    pub fn refuse(&mut self, reactor: &mut Reactor, conn: Conn, pieces: impl Iterator<Item = Bytes> + Send + 'static) {
+        self.answer(reactor, conn, pieces);
+        self.end(reactor, conn, "not a control request");
+    }
+
+    /// Takes no more connections, and ends those that there are once they have their answers.
+    pub fn stop(&mut self, reactor: &mut Reactor, reason: &str) {
+        if let Some(listener) = self.listener.take() {
+            reactor.stop_listening(listener);
+        }
+        for conn in self.sessions.keys().copied().collect::<Vec<Conn>>() {
+            self.end(reactor, conn, reason);
+        }
+    }
+
+    /// Nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    fn end(&mut self, reactor: &mut Reactor, conn: Conn, reason: &str) {
+        if let Some(session) = self.sessions.get_mut(&conn) {
+            session.ending.get_or_insert_with(|| reason.into());
+            self.pump(reactor, conn);
+        }
+    }
+
+    /// Sends as much as there is room for.
+    fn pump(&mut self, reactor: &mut Reactor, conn: Conn) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        while reactor.queued_bytes(conn) < CONTROL_PIECE_BYTES
+            && let Some(answer) = session.answers.front_mut()
+        {
+            match answer.next() {
+                Some(piece) => reactor.send(conn, piece),
+                None => drop(session.answers.pop_front()),
+            }
+        }
+        if session.answers.is_empty()
+            && let Some(reason) = &session.ending
+        {
+            return reactor.close(conn, reason);
+        }
+        let busy = reactor.queued_bytes(conn) > 0;
+        if busy {
+            reactor.tell_sent(conn);
+        }
+        if std::mem::replace(&mut session.busy, busy) != busy {
+            reactor.pause(conn, busy);
+            if !busy {
+                self.ready.push_back(conn);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Controls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Controls({} connections)", self.sessions.len())
+    }
+}
+
+/// Cuts request lines out of the bytes of one connection.
+#[derive(Debug, Default)]
+pub struct Lines {
+    buffer: Vec<u8>,
+}
+
+/// A client sent more than [`CONTROL_REQUEST_BYTES_MAX`] without a newline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a control request is one line of at most {CONTROL_REQUEST_BYTES_MAX} bytes")]
+pub struct LineTooLong;
+
+impl Lines {
+    /// Takes received bytes; at most one line and what follows it are kept.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next complete line without its newline, `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// [`LineTooLong`]: answer and close.
+    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, LineTooLong> {
+        match self.buffer.iter().position(|byte| *byte == b'\n') {
+            Some(at) if at < CONTROL_REQUEST_BYTES_MAX => {
+                let mut line: Vec<u8> = self.buffer.drain(..=at).collect();
+                line.pop();
+                Ok(Some(line))
+            }
+            None if self.buffer.len() < CONTROL_REQUEST_BYTES_MAX => Ok(None),
+            _ => Err(LineTooLong),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::io::ReactorOptions;
+
+    const PIECES: usize = 200;
+
+    /// A control socket whose every request is answered by its first letter, [`PIECES`] times a whole piece.
+    struct Served {
+        reactor: Reactor,
+        controls: Controls,
+        asked: usize,
+        made: Arc<AtomicUsize>,
+    }
+
+    impl Served {
+        fn turn(&mut self) {
+            let mut events = Vec::new();
+            let soon = self.reactor.now().mono_ns + 2_000_000;
+            self.reactor.turn(Some(soon), &mut events).expect("the ring works");
+            events.iter().for_each(|event| assert!(self.controls.on_event(&mut self.reactor, event), "{event:?}"));
+            while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
+                let (letter, made) = (line.expect("it is short")[0], self.made.clone());
+                self.asked += 1;
+                let piece = move |_| {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    Bytes::from(vec![letter; CONTROL_PIECE_BYTES])
+                };
+                self.controls.answer(&mut self.reactor, conn, (0..PIECES).map(piece));
+            }
+        }
+    }
+
+    #[test]
+    fn of_an_answer_no_more_is_made_than_there_is_room_for() {
+        let path = std::env::temp_dir().join(format!("farshore-control-{}", std::process::id()));
+        let options = ReactorOptions { arena_bytes: 32 << 20, ..ReactorOptions::default() };
+        let mut reactor = Reactor::new(options).expect("a reactor");
+        let controls = Controls::start(&mut reactor, &Address::Unix(path.clone())).expect("a path of its own");
+        let mut served = Served { reactor, controls, asked: 0, made: Arc::default() };
+        let made = |served: &Served| served.made.load(Ordering::Relaxed);
+        let mut dies = UnixStream::connect(&path).expect("it listens");
+        dies.write_all(b"x\n").expect("there is room");
+        let mut slow = UnixStream::connect(&path).expect("it listens");
+        // The second request waits until the first one is answered; so does whatever else is said.
+        slow.write_all(&[&b"a\nb\n"[..], &[b'c'; 100]].concat()).expect("there is room");
+        (0..50).for_each(|_| served.turn());
+        let before = made(&served);
+        (0..50).for_each(|_| served.turn());
+        assert_eq!((served.asked, made(&served)), (2, before), "nobody reads");
+        // What sockets of the kernel hold is less than a MiB.
+        assert!(before < 40, "{before} pieces");
+        drop(dies);
+        slow.set_nonblocking(true).expect("a socket");
+        let (mut got, mut piece) = (Vec::new(), vec![0; 48 << 10]);
+        while got.len() < 2 * PIECES * CONTROL_PIECE_BYTES {
+            served.turn();
+            if let Ok(count) = slow.read(&mut piece) {
+                assert!(count > 0, "it ended after {} bytes", got.len());
+                got.extend_from_slice(&piece[..count]);
+            }
+        }
+        let half = PIECES * CONTROL_PIECE_BYTES;
+        assert!(got[..half].iter().all(|byte| *byte == b'a') && got[half..].iter().all(|byte| *byte == b'b'));
+        drop(slow);
+        (0..50).for_each(|_| served.turn());
+        assert!(served.controls.is_empty(), "nobody is connected any more");
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[test]
+    fn lines_are_cut_however_they_arrive() {
+        let mut lines = Lines::default();
+        for byte in b"{\"verb\":\"status\"}" {
+            lines.push(&[*byte]);
+            assert_eq!(lines.next_line(), Ok(None));
+        }
+        lines.push(b"\nnext\n");
+        assert_eq!(lines.next_line(), Ok(Some(b"{\"verb\":\"status\"}".to_vec())));
+        assert_eq!(lines.next_line(), Ok(Some(b"next".to_vec())));
+        assert_eq!(lines.next_line(), Ok(None));
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let mut lines = Lines::default();
+        lines.push(&[b'x'; CONTROL_REQUEST_BYTES_MAX]);
+        assert_eq!(lines.next_line(), Err(LineTooLong));
+    }
+}
