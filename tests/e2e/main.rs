@@ -2,6 +2,7 @@
 
 mod crash;
 mod harness;
+mod losses;
 mod metrics;
 mod modes;
 mod operator;
