@@ -355,9 +355,11 @@ impl Machine {
     }
 
     /// Payloads above this seq are waited for. Below the begin of a batch they are superseded: they may
-    /// come, but nobody waits for them.
+    /// come, but nobody waits for them. Nor when it is complete, and the superblock is to name it before the cut jumps.
     pub(super) fn due_above(&self) -> Seq {
-        self.batch.as_ref().map_or(self.cut, |batch| batch.begin.max(self.cut))
+        let begin = self.batch.as_ref().map(|batch| batch.begin);
+        let complete = self.committing.as_ref().and_then(|batch| batch.end).map(|end| end.seq);
+        self.cut.max(begin.max(complete).unwrap_or_default())
     }
 
     /// A payload or chunk is durable in the spool.

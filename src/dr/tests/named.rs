@@ -356,6 +356,77 @@ fn a_payload_that_waits_and_comes_again_is_acknowledged_on_both_streams() {
     }
 }
 
+/// The record that ends the batch begun by `begin`: one chunk of 4096 bytes.
+fn batch_end(seq: u64, begin: &OrderRecord, previous: Chain) -> OrderRecord {
+    let end = order(seq, Op::BatchEnd, previous);
+    OrderRecord { offset: begin.seq.0, payload_crc: 1, chain: Chain(0), ..end }.chained(previous)
+}
+
+/// A site whose first sync, seqs 1 and 2, is complete and applied; the chain there.
+fn synced(seed: u64) -> (Trial, Chain) {
+    let mut trial = greeted(seed);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    let end = batch_end(2, &begin, begin.chain);
+    let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+    for (conn, message) in [
+        (Conn(1), Message::Orders(vec![begin])),
+        (Conn(2), Message::Chunk { index: 0, record: chunk, data: Bytes::new() }),
+        (Conn(1), Message::Orders(vec![end])),
+    ] {
+        trial.step(Input::Message { conn, message });
+        trial.drain_disk();
+    }
+    trial.tick_on();
+    assert!(trial.machine.status(trial.now).synced);
+    (trial, end.chain)
+}
+
+/// What was asked for on a connection.
+fn asked_for(trial: &Trial, conn: Conn) -> Vec<SeqRange> {
+    let needs = trial.sent(conn).into_iter().filter_map(|it| match it {
+        Message::Need { ranges } => Some(ranges),
+        _ => None,
+    });
+    needs.flatten().collect()
+}
+
+/// Minutes pass in which the link has nothing to carry, and no disk answers.
+fn idle_minutes(trial: &mut Trial, minutes: u64) {
+    for nonce in 0..minutes * 60 {
+        trial.now.mono_ns += 1_000_000_000;
+        for conn in [Conn(1), Conn(2)] {
+            trial.step(Input::Message { conn, message: Message::Ping { nonce } });
+        }
+        trial.step(Input::Tick);
+    }
+}
+
+/// Seed 521417: while the superblock that names a complete batch was written, what the batch passes counted as due.
+#[test]
+fn what_a_complete_batch_passes_is_not_asked_for_while_the_superblock_is_to_name_it() {
+    let (mut trial, chain) = synced(11);
+    let left_out = order(3, Op::Write, chain);
+    let begin = order(4, Op::BatchBegin, left_out.chain);
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![left_out, begin]) });
+    trial.drain_disk();
+    let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+    trial.step(Input::Message {
+        conn: Conn(2),
+        message: Message::Chunk { index: 0, record: chunk, data: Bytes::new() },
+    });
+    trial.drain_disk();
+    let end = batch_end(5, &begin, begin.chain);
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
+    while trial.machine.committing.is_none() {
+        trial.complete_disk();
+    }
+    idle_minutes(&mut trial, 2);
+    assert_eq!(asked_for(&trial, Conn(1)), []);
+    greet(&mut trial, Conn(3), Purpose::Order);
+    trial.drain_disk();
+    assert_eq!((trial.machine.cut, asked_for(&trial, Conn(3))), (Seq(5), vec![]));
+}
+
 #[test]
 fn stopped_cleanly_it_says_so_and_everything_is_checkpointed() {
     let mut trial = site(11, false);
