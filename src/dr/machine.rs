@@ -111,7 +111,7 @@ pub struct Machine {
     pub(super) owing: BTreeSet<Seq>,
     /// When the payloads that a batch leaves out are asked for again.
     pub(super) hollow_due_ns: u64,
-    /// When a payload last came in, or was asked for; and how long to wait before asking.
+    /// When a payload last came in, was asked for, or became due where none was; and how long to wait before asking.
     pub(super) fed_by_link_ns: u64,
     pub(super) ask_after_ns: u64,
     /// What the order connection was last told.

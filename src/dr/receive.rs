@@ -218,6 +218,11 @@ impl Machine {
 
     fn orders(&mut self, now: Now, conn: Conn, records: &[OrderRecord], fx: &mut Vec<Effect>) {
         self.links.turned_down = None;
+        // What is due from now on has its time to come, however long there was nothing to send.
+        if self.history.first_missing_above(self.due_above()).is_none() {
+            self.fed_by_link_ns = now.mono_ns;
+            self.ask_after_ns = NEED_AFTER_NS;
+        }
         for record in records {
             if let Err(text) = self.acceptable(record) {
                 return self.refuse(conn, RefuseCode::Protocol, text, fx);

@@ -428,6 +428,19 @@ fn what_a_complete_batch_passes_is_not_asked_for_while_the_superblock_is_to_name
 }
 
 #[test]
+fn a_payload_that_is_due_after_a_long_silence_has_its_time_to_come() {
+    let (mut trial, chain) = synced(12);
+    idle_minutes(&mut trial, 3);
+    let record = order(3, Op::Write, chain);
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![record]) });
+    trial.drain_disk();
+    trial.step(Input::Tick);
+    assert_eq!(asked_for(&trial, Conn(1)), [], "it is on its way");
+    idle_minutes(&mut trial, 2);
+    assert_eq!(asked_for(&trial, Conn(1)), [SeqRange { first: Seq(3), last: Seq(3) }], "it is not");
+}
+
+#[test]
 fn stopped_cleanly_it_says_so_and_everything_is_checkpointed() {
     let mut trial = site(11, false);
     trial.step(Input::Stop);
