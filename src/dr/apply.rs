@@ -189,7 +189,6 @@ impl Machine {
 
     /// An entry read back from the spool is not what was stored there (I8): named, asked for, never applied.
     pub(super) fn damaged(&mut self, now: Now, item: Item, why: &str, fx: &mut Vec<Effect>) {
-        let committed = self.committed.as_ref().map(|it| (it.begin, it.end));
         let text = match item {
             Item::Payload(seq) => format!("the payload of seq {seq} in the spool is damaged ({why}): asked for again"),
             Item::Chunk { batch, index } => format!(
@@ -200,34 +199,38 @@ impl Machine {
         fx.push(Effect::Log { level: Level::Error, text: text.clone() });
         self.trouble(now, Trouble::Damage, text, fx);
         match item {
-            Item::Payload(seq) => {
-                if let Some(pos) = self.history.get(seq).and_then(|entry| entry.payload) {
-                    self.intake.spool.free(pos);
-                }
-                self.history.lose(seq);
-                self.owing.insert(seq);
-                self.copied.remove(&seq);
-                self.fed = seq.prev();
-                self.pieces.clear();
-                match committed {
-                    Some((begin, end)) if seq <= end => {
-                        self.stage(if seq < begin { Stage::Before } else { Stage::After });
-                    }
-                    _ => self.fall_back(now, seq, fx),
-                }
-                if let Some(batch) = &mut self.batch {
-                    batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));
-                }
-                // Room that waiting payloads hope for is needed for this one first.
-                self.intake.drop_waiting(None);
-                self.need(vec![SeqRange { first: seq, last: seq }], fx);
-                for stream in self.links.streams() {
-                    self.close(stream, "a damaged payload has to be sent again first", fx);
-                }
-            }
-            // It says that the recovery point cannot be reached.
-            Item::Chunk { index, .. } if self.promotion.is_some() => self.stage(Stage::Chunks(index)),
+            Item::Payload(seq) => self.payload_damaged(now, seq, fx),
             Item::Chunk { .. } => self.lose_batch(now, fx),
+        }
+    }
+
+    /// The writer was told that it is here, and need not have it any more: what a batch that is being applied does not bring
+    /// in its place, makes that batch none that may be applied (I5).
+    fn payload_damaged(&mut self, now: Now, seq: Seq, fx: &mut Vec<Effect>) {
+        let entry = self.history.get(seq).copied();
+        if let Some(pos) = entry.and_then(|entry| entry.payload) {
+            self.intake.spool.free(pos);
+        }
+        self.history.lose(seq);
+        self.copied.remove(&seq);
+        self.fed = seq.prev();
+        self.pieces.clear();
+        if let Some(committed) = self.committed.as_ref().filter(|it| seq <= it.end) {
+            if entry.is_none_or(|entry| !committed.supersedes(&entry.record)) {
+                return self.lose_batch(now, fx);
+            }
+            return self.stage(Stage::Before);
+        }
+        self.owing.insert(seq);
+        self.fall_back(now, seq, fx);
+        if let Some(batch) = &mut self.batch {
+            batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));
+        }
+        // Room that waiting payloads hope for is needed for this one first.
+        self.intake.drop_waiting(None);
+        self.need(vec![SeqRange { first: seq, last: seq }], fx);
+        for stream in self.links.streams() {
+            self.close(stream, "a damaged payload has to be sent again first", fx);
         }
     }
 }

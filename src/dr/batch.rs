@@ -106,6 +106,17 @@ pub struct Committed {
     pub direct: Option<VolumeRanges>,
 }
 
+impl Committed {
+    /// Whether what this order writes is overwritten by the chunks, which are newer.
+    pub(super) fn supersedes(&self, record: &OrderRecord) -> bool {
+        let brought = |extent| match &self.direct {
+            Some(in_place) => in_place.contains(extent),
+            None => covered(&self.chunks).contains(extent),
+        };
+        record.seq < self.begin && record.extent().is_none_or(brought)
+    }
+}
+
 /// A chunk of a first sync on its way into its volume.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
@@ -220,26 +231,7 @@ impl Machine {
     /// took it for copied when the batch began, and it was given up here meanwhile. The batch is not applied (I5);
     /// the writer is asked for the payloads, and brings them or begins another batch.
     fn hollow(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> bool {
-        if self.history.first_missing_above(self.cut).is_none_or(|seq| seq >= batch.begin) {
-            return false;
-        }
-        let mut covered = VolumeRanges::new();
-        for chunk in batch.chunks.values() {
-            covered.insert(Extent {
-                volume: chunk.record.volume,
-                offset: chunk.record.offset,
-                length: chunk.record.length,
-            });
-        }
-        let left_out: Vec<SeqRange> = self
-            .history
-            .above(self.cut)
-            .take_while(|entry| entry.record.seq < batch.begin)
-            .filter(|entry| self.history.is_missing(entry.record.seq))
-            .filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)))
-            .map(|entry| SeqRange { first: entry.record.seq, last: entry.record.seq })
-            .take(LIST_ITEMS_MAX)
-            .collect();
+        let left_out = self.left_out(batch);
         let Some(first) = left_out.first().map(|range| range.first) else { return false };
         if now.mono_ns >= self.hollow_due_ns {
             self.hollow_due_ns = now.mono_ns + NEED_AFTER_NS;
@@ -253,9 +245,29 @@ impl Machine {
         true
     }
 
+    /// Payloads above the cut and from before the batch that are not here, and whose ranges it does not bring.
+    fn left_out(&self, batch: &Batch) -> Vec<SeqRange> {
+        if self.history.first_missing_above(self.cut).is_none_or(|seq| seq >= batch.begin) {
+            return Vec::new();
+        }
+        let covered = covered(&batch.chunks);
+        self.history
+            .above(self.cut)
+            .take_while(|entry| entry.record.seq < batch.begin)
+            .filter(|entry| self.history.is_missing(entry.record.seq))
+            .filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)))
+            .map(|entry| SeqRange { first: entry.record.seq, last: entry.record.seq })
+            .take(LIST_ITEMS_MAX)
+            .collect()
+    }
+
     /// The superblock names the batch, or there was no recovery point before it: the cut jumps to its end.
     pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.committing.take() else { return };
+        // A payload that it relies on may have been found damaged while the superblock was to name it.
+        if !batch.direct && !planted(Bug::BatchHollow) && !self.left_out(&batch).is_empty() {
+            return self.withdraw(batch);
+        }
         let end = batch.end.expect("only a batch that is complete is committed");
         let base = self.cut;
         let text = format!(
@@ -279,6 +291,18 @@ impl Machine {
             chunks: batch.chunks,
             stage: Stage::Before,
         });
+    }
+
+    /// Nothing of the batch is applied yet: it comes in as before, unless another has begun meanwhile.
+    fn withdraw(&mut self, batch: Batch) {
+        self.keeper.change(|it| it.batch = Seq(0));
+        if self.batch.is_none() {
+            self.batch = Some(Batch { end: None, ..batch });
+            return;
+        }
+        for chunk in batch.chunks.values() {
+            self.intake.spool.free(chunk.pos);
+        }
     }
 
     /// Places chunks that wait: staged in the spool, or straight into the volume.
@@ -414,6 +438,15 @@ impl Machine {
             }
         }
     }
+}
+
+/// The ranges that chunks bring.
+pub(super) fn covered(chunks: &BTreeMap<u64, Chunk>) -> VolumeRanges {
+    let mut covered = VolumeRanges::new();
+    for Chunk { record, .. } in chunks.values() {
+        covered.insert(Extent { volume: record.volume, offset: record.offset, length: record.length });
+    }
+    covered
 }
 
 pub(super) fn unmaps(record: &OrderRecord) -> bool {

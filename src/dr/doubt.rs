@@ -30,6 +30,7 @@ use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
+use crate::dr::batch::Batch;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::promote::{Asked, Promotion, unsafe_because};
 use crate::dr::report::Above;
@@ -232,21 +233,39 @@ impl Machine {
         }
     }
 
-    /// A piece of a batch that is being applied cannot be read back: the volumes are between two states, and the writer
-    /// has forgotten what the batch brought. As after a start that finds it so, only a copy of everything makes that good.
+    /// A piece of a batch that is being applied, or a payload that it relies on, cannot be read back: the volumes are between
+    /// two states, and the writer has forgotten what is lost. As after a start that finds it so, only a copy of everything
+    /// makes that good.
     pub(super) fn lose_batch(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(committed) = self.committed.take() else { return };
         for chunk in committed.chunks.values() {
             self.intake.spool.free(chunk.pos);
         }
         self.pieces.clear();
-        self.cut = committed.base;
-        self.fed = committed.base;
-        let reason = format!("batch {} in the spool is damaged, and may be in the volumes in part", committed.begin);
-        self.applied_in_part(now, reason, committed.end, fx);
+        let missing = self.history.first_missing_above(self.history.floor());
+        self.cut = missing.map_or(committed.base, |seq| committed.base.min(seq.prev()));
+        self.fed = self.cut;
+        if committed.direct.is_some() {
+            self.forget_first_sync();
+        } else {
+            let reason = format!(
+                "batch {} in the spool, or what belongs to it, is damaged, and may be in the volumes in part",
+                committed.begin
+            );
+            self.applied_in_part(now, reason, committed.end, fx);
+        }
         if let Some(conn) = self.links.order {
             self.close(conn, "a batch here is damaged: a full copy has to be made again", fx);
         }
+    }
+
+    /// There is no recovery point that could be in doubt: the first sync begins again.
+    fn forget_first_sync(&mut self) {
+        for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
+            self.intake.spool.free(chunk.pos);
+        }
+        self.batch = self.history.open_batch(self.cut).map(|(begin, _)| Batch::forgotten(begin));
+        self.mark_direct();
     }
 
     /// What the volumes hold of seqs up to `applied_until` is in doubt.
@@ -265,6 +284,10 @@ impl Machine {
         doubt.applied_until = doubt.applied_until.max(applied_until);
         self.mark_damaged();
         self.trouble(now, Trouble::Doubt, text, fx);
+        // What a writer has to bring is decided where it greets.
+        for conn in self.links.pending() {
+            self.close(conn, "what is here is in doubt", fx);
+        }
     }
 
     /// Whether the writer may not count on the journal, because orders in it are lost.

@@ -78,6 +78,13 @@ impl Links {
         self.peers.iter().filter(|(_, peer)| peer.part == Part::Stream).map(|(&conn, _)| conn).collect()
     }
 
+    /// Who has greeted, and is not welcome yet.
+    #[must_use]
+    pub fn pending(&self) -> Vec<Conn> {
+        let pending = self.peers.iter().filter(|(_, peer)| matches!(peer.part, Part::Pending(_)));
+        pending.map(|(&conn, _)| conn).collect()
+    }
+
     /// Forgets a connection.
     pub fn remove(&mut self, conn: Conn) -> Option<Peer> {
         if self.order == Some(conn) {

@@ -14,12 +14,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::ids::{Chain, Extent, Seq};
+use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
-use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Options;
-use crate::dr::batch::{Batch, Chunk, Committed, Stage};
+use crate::dr::batch::{Batch, Chunk, Committed, Stage, covered};
 use crate::dr::doubt::{Doubt, Seen};
 use crate::dr::history::History;
 use crate::dr::journal::Start;
@@ -274,14 +273,7 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
 /// Whether a payload from before a batch that was being applied is not here any more, and no chunk covers its range:
 /// what the volumes would hold then is no state that ever was (I5).
 fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, Chunk>) -> bool {
-    let mut covered = VolumeRanges::new();
-    for chunk in staged.values() {
-        covered.insert(Extent {
-            volume: chunk.record.volume,
-            offset: chunk.record.offset,
-            length: chunk.record.length,
-        });
-    }
+    let covered = covered(staged);
     let before = history.above(after).take_while(|entry| entry.record.seq < begin);
     let missing = before.filter(|entry| history.is_missing(entry.record.seq));
     missing.filter_map(|entry| entry.record.extent()).any(|extent| !covered.contains(extent))

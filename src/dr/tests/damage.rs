@@ -321,3 +321,75 @@ fn a_batch_that_spoils_while_it_is_applied_is_made_good_by_a_full_copy() {
     }
     assert!(found > 3, "pieces were read back damaged");
 }
+
+/// A site that died when the superblock was to name a batch, or when it had, and found it whole; then a payload of that
+/// time, or a piece of the batch, spoils before it is read again. None if there is no such thing.
+fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool) -> Option<Trial> {
+    let mut trial = site(seed, false);
+    caught_up(&mut trial);
+    (0..12).for_each(|_| trial.write());
+    (0..60).for_each(|_| trial.turn());
+    let mut rng = trial.rng.clone();
+    trial.writer.overflow(&mut rng);
+    for _ in 0..400_000 {
+        if trial.superblock().batch != Seq(0) || !named && trial.machine.committing.is_some() {
+            break;
+        }
+        if trial.rng.chance(1) {
+            trial.write();
+        }
+        trial.turn();
+    }
+    trial.stop_applying(|_| ());
+    let floor = trial.superblock().seq;
+    let machine = &trial.machine;
+    let begin = machine.committed.as_ref().map(|it| it.begin).or(machine.batch.as_ref().map(|it| it.begin))?;
+    if machine.committed.is_some() != named {
+        return None;
+    }
+    let end = machine.committed.as_ref().map_or(begin, |it| it.end);
+    let mut entries = trial.spool_entries();
+    entries.retain(|&(seq, _)| (seq == begin) == piece && seq > floor && seq <= end);
+    let at = entries.get(trial.rng.index(entries.len().max(1)))?.1;
+    trial.disk.flip(File::Spool, at + 200, 1);
+    Some(trial)
+}
+
+#[test]
+fn what_spoils_while_a_batch_is_applied_is_missed_at_a_promotion() {
+    let (mut found, mut before) = (0, 0);
+    for (seed, what) in (100..140).flat_map(|seed| (0..3).map(move |what| (seed, what))) {
+        let Some(mut trial) = spoiled_beside_a_batch(seed, what != 0, what == 1) else { continue };
+        // Some are promoted before it is read.
+        for _ in 0..seed % 40 {
+            trial.complete_disk();
+        }
+        let report = trial.promote_damaged(0, Seq(0));
+        found += u64::from(report.incomplete.is_some());
+        before += u64::from(what == 0 && !trial.errors.is_empty());
+    }
+    assert!(found > 20 && before > 3, "what was needed was read back damaged: {found}, {before}");
+}
+
+#[test]
+fn a_payload_that_spoils_while_a_batch_is_applied_is_made_good() {
+    let (mut found, mut before) = (0, 0);
+    for (seed, named) in (100..140).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let Some(mut trial) = spoiled_beside_a_batch(seed, named, false) else { continue };
+        for _ in 0..400_000 {
+            let status = trial.machine.status(trial.now);
+            let good = status.synced && !trial.in_doubt() && !trial.superblock().has(DAMAGED);
+            if status.applied_seq == trial.writer.tail() && good {
+                break;
+            }
+            trial.turn();
+        }
+        let status = trial.machine.status(trial.now);
+        assert!(status.synced && !trial.in_doubt() && !trial.superblock().has(DAMAGED), "seed {seed}: {status:?}");
+        assert_eq!(status.applied_seq, trial.writer.tail(), "seed {seed}");
+        found += u64::from(trial.errors.iter().any(|text| text.contains("copied anew")));
+        before += u64::from(!named && !trial.errors.is_empty());
+        trial.promote(false, 0, Seq(0));
+    }
+    assert!(found > 3 && before > 3, "payloads were read back damaged: {found}, {before}");
+}
