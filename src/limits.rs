@@ -6,8 +6,11 @@ pub const RECORD_BYTES: usize = 64;
 pub const BLOCK_BYTES: usize = 4096;
 /// Order records in one block of a log.
 pub const RECORDS_PER_BLOCK: usize = BLOCK_BYTES / RECORD_BYTES;
-/// Longest payload of one NBD request and so of one order record, bytes (NBD: the customary 32 MiB).
+/// Longest payload of one NBD request, and of one order record that is accepted, bytes (NBD: the customary 32 MiB).
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// A longer payload of a client is written, or read, in pieces of at most this, bytes; so nothing longer is replicated
+/// from here on. What earlier versions wrote is still read.
+pub const PAYLOAD_PIECE_BYTES_MAX: u64 = 4 << 20;
 /// Longest range that a TRIM or WRITE_ZEROES order record covers, bytes.
 pub const RANGE_BYTES_MAX: u64 = u32::MAX as u64;
 /// A longer TRIM or WRITE_ZEROES of a client becomes several order records, each up to a multiple of this, bytes.
@@ -63,15 +66,15 @@ pub const LEASE_MARGIN_NS: u64 = 500_000_000;
 pub const REQUESTS_INFLIGHT_MAX: usize = 16 << 10;
 /// Requests in flight on one NBD connection; more wait in the socket.
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
-/// Payload bytes, both ways, of the requests in flight on one NBD connection; a single longer one passes.
+/// Payload bytes, both ways, of the requests in flight on one NBD connection.
 pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 16 << 20;
 /// Replies of one NBD connection not yet taken by its client, bytes; above it no more requests are parsed.
 pub const CONNECTION_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// NBD connections of one server; more are closed at once.
 pub const CONNECTIONS_MAX: usize = 256;
 /// All NBD connections of one server together, bytes: reads in flight and replies that were not taken; writes in flight,
-/// from their head on; long requests of each way, of which one that is longer than that passes alone; what is received
-/// ahead of what has begun. What carries no payload counts as a page of what comes in.
+/// from their head on; long requests of each way, of those in pieces the pieces; what is received ahead of what has begun.
+/// What carries no payload counts as a page of what comes in.
 pub const SERVER_READ_BYTES_MAX: u64 = 4 << 20;
 pub const SERVER_WRITE_BYTES_MAX: u64 = 8 << 20;
 pub const SERVER_LONG_BYTES_MAX: u64 = 8 << 20;
@@ -175,7 +178,20 @@ const _: () = assert!(CONNECTION_REQUESTS_MAX <= REQUESTS_INFLIGHT_MAX, "one con
 const _: () = assert!(
     SERVER_READ_BYTES_MAX + SERVER_WRITE_BYTES_MAX + 2 * SERVER_LONG_BYTES_MAX + SERVER_AHEAD_BYTES_MAX as u64
         <= MEMORY_BESIDE_FIFO_BYTES / 2,
-    "what clients hold leaves half of the bound, as long as no request is longer than its lane"
+    "what clients hold leaves half of the bound"
+);
+const _: () = assert!(
+    2 * PAYLOAD_PIECE_BYTES_MAX <= SERVER_LONG_BYTES_MAX && PAYLOAD_PIECE_BYTES_MAX <= CONNECTION_PAYLOAD_BYTES_MAX,
+    "a piece arrives while the one before it is carried out"
+);
+const _: () = assert!(
+    PAYLOAD_PIECE_BYTES_MAX / 2 > LONG_BYTES + BLOCK_BYTES as u64,
+    "also the shorter pieces of a payload are long requests"
+);
+const _: () = assert!(PAYLOAD_PIECE_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64, "a piece fits an order record");
+const _: () = assert!(
+    FIFO_MEMORY_BYTES_MIN + MEMORY_BESIDE_FIFO_BYTES / 8 > PAYLOAD_PIECE_BYTES_MAX,
+    "a piece that passes the smallest FIFO alone is little on top"
 );
 const _: () = assert!(
     LONG_BYTES * 2 <= SERVER_READ_BYTES_MAX && SERVER_READ_BYTES_MAX <= SERVER_WRITE_BYTES_MAX,

@@ -189,6 +189,7 @@ fn bytes_come_back_as_they_went_over_unix_and_tcp_with_every_kind_of_hint() {
         ((28, 512), [vec![1; 540], whole(540, 300)].concat()),
         ((32, 2 << 20), whole(32 + (2 << 20), 6)),
         ((28, 3000), vec![3028 * 50 + 3; 1]),
+        ((0, 2 << 20), whole(300_000, 30)),
     ];
     for (number, (hint, chunks)) in cases.into_iter().enumerate() {
         let path = scratch.path(&format!("{number}.sock"));

@@ -170,8 +170,7 @@ impl Net {
 
     pub fn hint(&mut self, conn: Conn, head: usize, body: usize) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
-        let sensible =
-            head > 0 && head <= HEAD_BYTES_MAX && (HINT_BODY_BYTES_MIN..=PAYLOAD_BYTES_MAX as usize).contains(&body);
+        let sensible = head <= HEAD_BYTES_MAX && (HINT_BODY_BYTES_MIN..=PAYLOAD_BYTES_MAX as usize).contains(&body);
         socket.hint = if sensible { Hint { head, body } } else { Hint::default() };
     }
 

@@ -232,8 +232,8 @@ impl Reactor {
         self.net.rx(conn)
     }
 
-    /// Expects messages of `head` bytes (at most 256) followed by `body` bytes, so that bodies land
-    /// page-aligned; body 0 is no expectation. A wrong guess costs a copy, never a byte.
+    /// Expects messages of `head` bytes (at most 256; 0 in the middle of a message) followed by `body` bytes, so that bodies
+    /// land page-aligned; body 0 is no expectation. A wrong guess costs a copy, never a byte.
     pub fn hint(&mut self, conn: Conn, head: usize, body: usize) {
         self.net.hint(conn, head, body);
     }

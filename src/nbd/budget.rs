@@ -6,8 +6,8 @@
 //! has two lanes, so that the few long requests keep nobody waiting but each other.
 //!
 //! Of the lane of ordinary requests a client may hold as much as it leaves free: alone, half; beside n that are stuck
-//! with their share, one part in n + 2. So nobody who is stuck stops another one. In the lane of long ones, one that is
-//! longer than the lane passes alone.
+//! with their share, one part in n + 2. So nobody who is stuck stops another one. The lane of long ones is used by one
+//! client after another, and whatever is longer than a piece of it passes in pieces.
 
 use crate::limits::{LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
 
@@ -32,8 +32,6 @@ pub type Held = Ways<Lanes<u64>>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     pub bytes: Lanes<u64>,
-    /// One long request passes, however long.
-    pub alone: bool,
 }
 
 /// What all clients hold.
@@ -49,12 +47,12 @@ impl Lanes<u64> {
 
 impl Share {
     /// Whatever the connection's own bounds allow.
-    pub const ALL: Share = Share { bytes: Lanes { short: u64::MAX, long: u64::MAX }, alone: true };
+    pub const ALL: Share = Share { bytes: Lanes { short: u64::MAX, long: u64::MAX } };
 
     /// Whether a request of this size may begin.
     #[must_use]
     pub fn allows(&self, bytes: u64) -> bool {
-        if bytes > LONG_BYTES { bytes <= self.bytes.long || self.alone } else { bytes <= self.bytes.short }
+        bytes <= if bytes > LONG_BYTES { self.bytes.long } else { self.bytes.short }
     }
 
     /// Takes the room of a request, if it is there.
@@ -64,8 +62,7 @@ impl Share {
             return allowed;
         }
         if bytes > LONG_BYTES {
-            self.bytes.long = self.bytes.long.saturating_sub(bytes);
-            self.alone = false;
+            self.bytes.long -= bytes;
         } else {
             // It holds more, and less is free.
             self.bytes.short = self.bytes.short.saturating_sub(2 * bytes);
@@ -99,13 +96,13 @@ impl Budget {
 fn share(most: u64, used: Lanes<u64>, own: Lanes<u64>) -> Share {
     let short = most.saturating_sub(used.short).saturating_sub(own.short);
     let long = SERVER_LONG_BYTES_MAX.saturating_sub(used.long);
-    Share { bytes: Lanes { short, long }, alone: used.long == 0 }
+    Share { bytes: Lanes { short, long } }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::PAYLOAD_BYTES_MAX;
+    use crate::limits::PAYLOAD_PIECE_BYTES_MAX;
 
     const STEP: u64 = 64 << 10;
 
@@ -142,20 +139,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_its_lane_passes_alone() {
+    fn long_requests_wait_for_each_other_only() {
         let mut budget = Budget::default();
-        let longest = u64::from(PAYLOAD_BYTES_MAX);
-        let long = LONG_BYTES + 1;
+        let (longest, long) = (PAYLOAD_PIECE_BYTES_MAX, LONG_BYTES + 1);
         let mut room = budget.room(Held::default());
-        assert!(room.read.take(longest));
-        assert!(!room.read.allows(long), "one of them");
-        budget.change(Held::default(), reads(0, longest));
+        assert!(room.read.take(longest) && room.read.take(longest));
+        assert!(!room.read.allows(long), "the lane is full");
+        budget.change(Held::default(), reads(0, 2 * longest));
         let room = budget.room(Held::default());
         assert!(!room.read.allows(long) && room.read.allows(LONG_BYTES), "ordinary ones pass it by");
         assert!(room.write.allows(longest), "writes that wait keep no read waiting, nor the other way round");
-        budget.change(reads(0, longest), reads(0, long));
-        let room = budget.room(Held::default());
-        assert!(!room.read.allows(longest) && room.read.allows(long) && room.write.allows(longest));
+        budget.change(reads(0, 2 * longest), reads(0, longest));
+        assert!(budget.room(Held::default()).read.allows(longest));
     }
 
     #[test]

@@ -91,6 +91,18 @@ impl Asked {
         self.flags & flag != 0
     }
 
+    /// Whether what it does is durable when it is answered.
+    #[must_use]
+    pub fn fua(&self) -> bool {
+        self.has(CMD_FLAG_FUA)
+    }
+
+    /// Whether what it reads has to come in one chunk.
+    #[must_use]
+    pub fn is_unbroken(&self) -> bool {
+        self.has(CMD_FLAG_DF)
+    }
+
     /// Whether its range is in its payload.
     #[must_use]
     pub fn chooses(&self) -> bool {
@@ -110,7 +122,7 @@ impl Asked {
     #[must_use]
     pub fn kind(&self, data: Bytes) -> Kind {
         let Asked { offset, length, .. } = *self;
-        let fua = self.has(CMD_FLAG_FUA);
+        let fua = self.fua();
         match self.command {
             CMD_READ => {
                 Kind::Read { offset, length: u32::try_from(length).expect("a read is no longer than a payload") }

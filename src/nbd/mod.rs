@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   server  ── session ──┬─ handshake ── options, meta
-//!   (shell,    (pure)    └─ transmission ── check, reply
+//!   (shell,    (pure)    └─ transmission ── check, reply, long
 //!    budget)
 //!
 //!   region ── remote ── client               protocol, outbox, slots: below both

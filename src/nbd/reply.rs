@@ -2,8 +2,9 @@
 //! "Structured reply chunk message", and "Extended reply chunk message" of the branch extension-ext-header).
 //!
 //! A read is one chunk `OFFSET_DATA` that is the last one too: its data is there as a whole before the head goes out, so
-//! that no error can come after it. Holes are not looked for on the way of a read; who wants to know asks for the
-//! block status. Successes without data are simple replies where they may be: they are the shortest.
+//! that no error can come after it. One in pieces is a chunk for each of them; or, where it must not be broken up, one chunk
+//! that is not the last, for an error can come while it is sent. Holes are not looked for on the way of a read; who wants
+//! to know asks for the block status. Successes without data are simple replies where they may be: they are the shortest.
 
 use bytes::Bytes;
 
@@ -47,11 +48,34 @@ impl Style {
     pub fn data(self, out: &mut Outbox, to: To, data: Bytes) {
         if self == Style::Simple {
             out.put(&ReplyHead::encode(0, to.cookie));
+            out.push(data);
         } else {
-            self.chunk(out, to, REPLY_OFFSET_DATA, 8 + data.len());
-            out.put(&to.offset.to_be_bytes());
+            self.part(out, to, to.offset, data, true);
         }
+    }
+
+    /// One chunk of the data of a read, from `at` on.
+    pub fn part(self, out: &mut Outbox, to: To, at: u64, data: Bytes, last: bool) {
+        let flags = if last { REPLY_FLAG_DONE } else { 0 };
+        self.head(out, to, flags, REPLY_OFFSET_DATA, 8 + data.len());
+        out.put(&at.to_be_bytes());
         out.push(data);
+    }
+
+    /// What comes before the data of a read that follows in pieces, `length` bytes of them together.
+    pub fn begin(self, out: &mut Outbox, to: To, length: u64) {
+        if self == Style::Simple {
+            return out.put(&ReplyHead::encode(0, to.cookie));
+        }
+        self.head(out, to, 0, REPLY_OFFSET_DATA, 8 + length as usize);
+        out.put(&to.offset.to_be_bytes());
+    }
+
+    /// What comes behind it.
+    pub fn end(self, out: &mut Outbox, to: To) {
+        if self != Style::Simple {
+            self.chunk(out, to, REPLY_NONE, 0);
+        }
     }
 
     /// Success without data. Reads, even empty ones, are never answered by a simple reply once structured ones have
@@ -105,13 +129,17 @@ impl Style {
         }
     }
 
-    /// The head of a chunk: the only one of its reply, always.
+    /// The head of a chunk that is the last of its reply.
     fn chunk(self, out: &mut Outbox, to: To, kind: u16, length: usize) {
+        self.head(out, to, REPLY_FLAG_DONE, kind, length);
+    }
+
+    fn head(self, out: &mut Outbox, to: To, flags: u16, kind: u16, length: usize) {
         let To { cookie, offset } = to;
         if self == Style::Extended {
-            out.put(&ChunkHead::encode_extended(REPLY_FLAG_DONE, kind, cookie, offset, length as u64));
+            out.put(&ChunkHead::encode_extended(flags, kind, cookie, offset, length as u64));
         } else {
-            out.put(&ChunkHead::encode(REPLY_FLAG_DONE, kind, cookie, length as u32));
+            out.put(&ChunkHead::encode(flags, kind, cookie, length as u32));
         }
     }
 }

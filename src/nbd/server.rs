@@ -65,7 +65,8 @@ struct Client {
     done: bool,
     /// Whether the reactor was told to close it.
     closing: bool,
-    hint: usize,
+    /// Bytes of the head and the body that come next, as the reactor was told.
+    hint: (usize, usize),
     /// Bytes that may be received ahead of what has begun, as the reactor was told.
     ahead: usize,
     held: Held,
@@ -298,7 +299,8 @@ impl NbdServer {
                 (false, bytes) => (&starved.write.short, bytes),
                 (true, bytes) => (&starved.write.long, bytes),
             };
-            let held = [(&starved.read.short, queued - long), (&starved.read.long, long), (queue, bytes)];
+            let short = queued - long + client.session.deferred_bytes();
+            let held = [(&starved.read.short, short), (&starved.read.long, long), (queue, bytes)];
             let holds =
                 held.iter().filter(|(queue, _)| waited(queue, *conn)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
             // Whoever holds much has to be through with it soon.
@@ -394,10 +396,10 @@ impl NbdServer {
             let reason = if client.done { "the client is done" } else { "the export it named was refused" };
             return reactor.close(conn, reason);
         }
-        let hint = client.session.body_hint();
+        let hint = (client.session.head_bytes(), client.session.body_hint());
         if hint != client.hint {
             client.hint = hint;
-            reactor.hint(conn, client.session.head_bytes(), hint);
+            reactor.hint(conn, hint.0, hint.1);
         }
         let paused = congested || client.session.blocked();
         if paused != client.paused {
@@ -450,7 +452,7 @@ impl Ways<Lanes<Queue>> {
                 share.bytes.short = share.bytes.short.min(one);
             }
             if queues.long.front().is_some_and(|(other, _)| *other != conn) {
-                *share = Share { bytes: Lanes { long: 0, ..share.bytes }, alone: false };
+                share.bytes.long = 0;
             }
         }
         room

@@ -63,7 +63,8 @@ pub struct Request {
     pub kind: Kind,
 }
 
-/// Lengths are never 0 and ranges never leave the export. Those of `Trim` and `Zeroes` are at most `RANGE_BYTES_MAX`.
+/// Lengths are never 0 and ranges never leave the export. Those of `Trim` and `Zeroes` are at most `RANGE_BYTES_MAX`, those of
+/// `Read` and `Write` at most `PAYLOAD_PIECE_BYTES_MAX`: what is longer is asked for in pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Read {
@@ -102,7 +103,7 @@ pub enum Kind {
     },
 }
 
-/// The client broke the protocol in a way that leaves the stream out of step: close the connection.
+/// The client broke the protocol in a way that leaves the stream out of step, or we had to: close the connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     #[error("client sent unknown handshake flags {0:#010x}: not an NBD client, or a newer protocol")]
@@ -121,6 +122,8 @@ pub enum SessionError {
     RequestMagic(u32),
     #[error("a payload of {0} bytes, longer than the longest that was agreed on")]
     PayloadLength(u64),
+    #[error("a read failed in the middle of its reply, which in simple replies only the end of the connection can say")]
+    ReplyBroken,
 }
 
 /// The server's side of one connection.
@@ -262,13 +265,20 @@ impl Session {
         self.transmission().map_or(0, Transmission::arriving)
     }
 
-    /// Payload length of the next write, guessed from the last one: 0 when the client has turned to reading.
+    /// Bytes of data among the answers that wait behind a reply which nothing may come between.
+    #[must_use]
+    pub fn deferred_bytes(&self) -> u64 {
+        self.transmission().map_or(0, Transmission::deferred_bytes)
+    }
+
+    /// Bytes of the next payload, or of the piece of one that is arriving, guessed from the last write: 0 when the client
+    /// has turned to reading.
     #[must_use]
     pub fn body_hint(&self) -> usize {
         self.transmission().map_or(0, Transmission::body_hint)
     }
 
-    /// Bytes of the head of a request.
+    /// Bytes of the head that comes before it: 0 in the middle of a payload.
     #[must_use]
     pub fn head_bytes(&self) -> usize {
         self.transmission().map_or(0, Transmission::head_bytes)
@@ -301,7 +311,7 @@ impl Session {
         self.transmission().is_some_and(|transmission| !transmission.is_over())
     }
 
-    /// Requests not answered yet.
+    /// Requests not answered yet, and pieces of them.
     #[must_use]
     pub fn inflight(&self) -> usize {
         self.transmission().map_or(0, Transmission::requests)

@@ -2,15 +2,19 @@
 //!
 //! Owns the requests in flight. What is refused is answered here, and its payload passes by without being kept, so that
 //! the stream stays in step. A range that is longer than an order record's (only extended headers can say one) is asked
-//! for in pieces, one after another; its client hears of it once, when all is done or at the first failure.
+//! for in pieces, one after another; its client hears of it once, when all is done or at the first failure. Payloads
+//! longer than a piece are `long`.
 //!
 //! Invariants: I9 - requests and payload bytes in flight are bounded, `step` stops parsing at the bound; a request is
 //! answered exactly once, and the number that answers it is never taken for another one.
+
+mod long;
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use self::long::{Body, Deferred, Reading, Whole, first_bytes, in_pieces};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
@@ -41,6 +45,14 @@ pub struct Transmission {
     resumed: VecDeque<u64>,
     /// The payload of a refused request is passing by.
     skipping: Option<Skipping>,
+    /// A write in pieces is arriving.
+    body: Option<Body>,
+    /// A read in pieces is going out.
+    reading: Option<Reading>,
+    /// Answers that wait for its end.
+    deferred: Vec<Deferred>,
+    /// It failed where no error can be told.
+    broken: bool,
     blocked: bool,
     /// What the next request needs of `room`, when it is not there.
     wants: Option<Ways<u64>>,
@@ -64,8 +76,17 @@ struct Task {
 enum What {
     Read,
     Change,
-    Status { one: bool },
+    Status {
+        one: bool,
+    },
     Long(Box<Long>),
+    /// A write in pieces, and one of them.
+    Whole(Box<Whole>),
+    Piece {
+        whole: u64,
+    },
+    /// A read in pieces.
+    Reading,
 }
 
 /// A range in pieces.
@@ -95,6 +116,10 @@ impl Transmission {
             arriving: None,
             resumed: VecDeque::new(),
             skipping: None,
+            body: None,
+            reading: None,
+            deferred: Vec::new(),
+            broken: false,
             blocked: false,
             wants: None,
             over: false,
@@ -112,6 +137,7 @@ impl Transmission {
             long.at = start(&kind);
             events.push(Event::Request(Request { cookie, kind }));
         }
+        self.go_on_reading(events);
     }
 
     /// Parses one step of what has arrived.
@@ -121,17 +147,27 @@ impl Transmission {
     pub fn step(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
         self.blocked = false;
         self.wants = None;
+        if self.broken {
+            return Err(SessionError::ReplyBroken);
+        }
         if self.over {
             rx.skip(rx.len());
             return Ok(Step::Stop);
         }
+        let sealed = self.is_sealed();
         if let Some(Skipping { left, to, failure }) = &mut self.skipping {
             skip(rx, left);
             if *left > 0 {
                 return Ok(Step::Stop);
             }
+            if sealed {
+                return Ok(self.block());
+            }
             self.terms.style.failed(out, *to, *failure);
             self.skipping = None;
+        }
+        if self.body.is_some() {
+            return Ok(self.receive_piece(rx, events, out));
         }
         let Some(asked) = Asked::peek(rx, &self.terms)? else { return Ok(Step::Stop) };
         let to = To { cookie: asked.cookie, offset: asked.offset };
@@ -147,6 +183,7 @@ impl Transmission {
                 rx.skip(asked.head);
                 self.skipping = Some(Skipping { left: asked.payload, to, failure });
             }
+            Verdict::Nothing if sealed => return Ok(self.block()),
             Verdict::Nothing => {
                 rx.skip(asked.head);
                 self.terms.style.done(out, to, asked.command == CMD_READ);
@@ -161,10 +198,17 @@ impl Transmission {
     /// When it is answered twice, or with what it did not ask for.
     pub fn reply(&mut self, cookie: u64, result: Result<Bytes, Errno>, out: &mut Outbox) {
         let task = self.tasks.get_mut(cookie).expect("a request is answered once, by the cookie it came with");
-        if let (What::Long(long), true) = (&task.what, result.is_ok())
-            && length(&long.rest) > 0
-        {
-            return self.resumed.push_back(cookie);
+        match &task.what {
+            What::Long(long) if result.is_ok() && length(&long.rest) > 0 => self.resumed.push_back(cookie),
+            What::Piece { .. } => self.piece_done(cookie, result, out),
+            What::Reading => self.piece_read(cookie, result, out),
+            _ => self.answer(cookie, result, out),
+        }
+    }
+
+    fn answer(&mut self, cookie: u64, result: Result<Bytes, Errno>, out: &mut Outbox) {
+        if self.is_sealed() {
+            return self.defer(Deferred::Done(cookie, result));
         }
         let Task { to, bytes, what, .. } = self.retire(cookie);
         match result {
@@ -185,7 +229,11 @@ impl Transmission {
             }
             Err(errno) => {
                 // What came before the piece that failed is done.
-                let at = if let What::Long(long) = &what { Some(long.at) } else { None };
+                let at = match &what {
+                    What::Long(long) => Some(long.at),
+                    What::Whole(whole) => whole.failed_at(),
+                    _ => None,
+                };
                 self.terms.style.failed(out, to, Failure { errno, at, text: words(errno) });
             }
         }
@@ -196,6 +244,9 @@ impl Transmission {
     /// # Panics
     /// When it is answered twice, or with what it did not ask for.
     pub fn status(&mut self, cookie: u64, stretches: &[Stretch], out: &mut Outbox) {
+        if self.is_sealed() {
+            return self.defer(Deferred::Status(cookie, stretches.to_vec()));
+        }
         let Task { to, what, .. } = self.retire(cookie);
         let What::Status { one } = what else { panic!("a block status for a request that did not ask for it") };
         assert!(stretches.iter().all(|stretch| stretch.length > 0) && !stretches.is_empty(), "a status makes progress");
@@ -219,22 +270,29 @@ impl Transmission {
         self.arriving.unwrap_or(0)
     }
 
-    /// Requests not answered yet.
+    /// Requests not answered yet, and pieces of them.
     #[must_use]
     pub fn requests(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Payload length of the next write, guessed from the last one: 0 when the client has turned to reading.
+    /// Bytes of the next payload, or of the piece of one that is arriving, guessed from the last write: 0 when the client
+    /// has turned to reading.
     #[must_use]
     pub fn body_hint(&self) -> usize {
+        if let Some(bytes) = self.next_piece() {
+            return bytes;
+        }
         if self.reads_since_write < READS_FORGET_WRITES { self.write_bytes as usize } else { 0 }
     }
 
-    /// Bytes of the head of a request.
+    /// Bytes of the head that comes before it: 0 in the middle of a payload.
     #[must_use]
     pub fn head_bytes(&self) -> usize {
         use crate::nbd::protocol::{REQUEST_BYTES, REQUEST_EXTENDED_BYTES};
+        if self.body.is_some() {
+            return 0;
+        }
         if self.terms.style == Style::Extended { REQUEST_EXTENDED_BYTES } else { REQUEST_BYTES }
     }
 
@@ -247,7 +305,7 @@ impl Transmission {
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
     pub fn wants(&self) -> Option<Ways<u64>> {
-        self.wants
+        self.reading_wants().or(self.wants)
     }
 
     /// Whether the client has said goodbye.
@@ -265,8 +323,13 @@ impl Transmission {
         let cost = cost(&asked);
         if self.arriving.is_none() {
             self.remember(&asked);
-            self.blocked = !self.has_room(cost.read + cost.write) || !self.is_allowed(cost);
-            if self.blocked {
+            if asked.command == CMD_WRITE && in_pieces(&asked) {
+                return self.begin_body(&asked, to, rx);
+            }
+            if self.reads_too_much(&asked) || (asked.chooses() && self.is_sealed()) {
+                return self.block();
+            }
+            if !self.may_begin(cost) {
                 return Step::Stop;
             }
             self.arriving = Some(cost.write);
@@ -276,6 +339,10 @@ impl Transmission {
         }
         self.arriving = None;
         rx.skip(asked.head);
+        if asked.command == CMD_READ && in_pieces(&asked) {
+            self.begin_reading(&asked, to, cost, events);
+            return Step::Again;
+        }
         let data = rx.take(asked.payload as usize);
         let asked = if asked.chooses() {
             let verdict = match asked.chosen(&data) {
@@ -328,18 +395,34 @@ impl Transmission {
         *self.inflight.write.of(cost.write) -= cost.write;
     }
 
-    /// Whether a request may begin, by the bounds of its connection.
-    fn has_room(&self, bytes: u64) -> bool {
-        let Ways { read, write } = self.inflight;
-        let own = read.short + read.long + write.short + write.long;
-        self.tasks.len() < CONNECTION_REQUESTS_MAX && (own == 0 || own + bytes <= CONNECTION_PAYLOAD_BYTES_MAX)
+    /// Parsing stops, with a request left.
+    fn block(&mut self) -> Step {
+        self.blocked = true;
+        Step::Stop
     }
 
-    /// Whether it may begin, by the room there is for all connections; takes its part of it.
-    fn is_allowed(&mut self, cost: Ways<u64>) -> bool {
+    /// Whether the next request, or piece of a write, may begin; takes its room. A read in pieces goes first.
+    fn may_begin(&mut self, cost: Ways<u64>) -> bool {
+        let own = !self.reading_waits() && self.tasks.len() < CONNECTION_REQUESTS_MAX && self.has_own_room(cost);
+        let begins = own && self.takes_room(cost);
+        self.blocked = !begins;
+        if own && !begins {
+            self.wants = Some(cost);
+        }
+        begins
+    }
+
+    /// Whether that many payload bytes may begin, by the bounds of their connection.
+    fn has_own_room(&self, cost: Ways<u64>) -> bool {
+        let Ways { read, write } = self.inflight;
+        let own = read.short + read.long + write.short + write.long;
+        own + cost.read + cost.write <= CONNECTION_PAYLOAD_BYTES_MAX
+    }
+
+    /// Takes the part of it of the room there is for all connections, if it is there.
+    fn takes_room(&mut self, cost: Ways<u64>) -> bool {
         let Ways { read, write } = &mut self.room;
         if !read.allows(cost.read) || !write.allows(cost.write) {
-            self.wants = Some(cost);
             return false;
         }
         assert!(read.take(cost.read) && write.take(cost.write), "both allow it");
@@ -351,18 +434,18 @@ impl Transmission {
     /// Notes the length of a write as soon as its head is there: the rest of a long one profits already.
     fn remember(&mut self, asked: &Asked) {
         if asked.command == CMD_WRITE {
-            self.write_bytes = asked.length as u32;
+            self.write_bytes = first_bytes(asked) as u32;
             self.reads_since_write = 0;
         }
     }
 }
 
-/// What a request takes of the room, bytes: a payload lies in pages of its own, the longest answer to a block status
-/// too, and whatever waits for others as writes do counts as a page.
+/// What a request takes of the room, bytes: a payload lies in pages of its own (of a read in pieces the first), the longest
+/// answer to a block status too, and whatever waits for others as writes do counts as a page.
 fn cost(asked: &Asked) -> Ways<u64> {
     const PAGE: u64 = BLOCK_BYTES as u64;
     match asked.command {
-        CMD_READ => Ways { read: asked.length.next_multiple_of(PAGE), write: 0 },
+        CMD_READ => Ways { read: first_bytes(asked).next_multiple_of(PAGE), write: 0 },
         CMD_BLOCK_STATUS if asked.flags & CMD_FLAG_REQ_ONE == 0 => Ways { read: STATUS_BYTES, write: 0 },
         CMD_BLOCK_STATUS | CMD_CACHE => Ways { read: PAGE, write: 0 },
         CMD_WRITE => Ways { read: 0, write: asked.length.next_multiple_of(PAGE) },

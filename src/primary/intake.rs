@@ -14,7 +14,7 @@ use crate::core::modes::{Overflow, Protect};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
-use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
 
 /// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
 const GATHER_NS: u64 = 2_000_000;
@@ -48,7 +48,7 @@ impl Machine {
     pub(super) fn acceptable(&self, volume: Volume, kind: &Kind) -> Result<(), Errno> {
         let size = self.options.volumes.get(usize::from(volume.0)).ok_or(Errno::Inval)?.1;
         let (offset, length, longest) = match kind {
-            Kind::Write { offset, data, .. } => (*offset, data.len() as u64, u64::from(PAYLOAD_BYTES_MAX)),
+            Kind::Write { offset, data, .. } => (*offset, data.len() as u64, PAYLOAD_PIECE_BYTES_MAX),
             Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => {
                 (*offset, *length, RANGE_BYTES_MAX)
             }

@@ -49,11 +49,15 @@ impl Group {
     }
 
     pub fn with(line: Settings, settings: Vec<(&'static str, String)>) -> Result<Group> {
+        Group::of(line, settings, &[("db", 16 * MIB), ("log", 8 * MIB)])
+    }
+
+    pub fn of(line: Settings, settings: Vec<(&'static str, String)>, volumes: &[(&str, u64)]) -> Result<Group> {
         let scratch = Scratch::new("e2e")?;
         let plan = Plan {
             program: program(),
             dir: scratch.path.clone(),
-            volumes: vec![("db".into(), 16 * MIB), ("log".into(), 8 * MIB)],
+            volumes: volumes.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
             line,
             settings,
         };

@@ -2,6 +2,7 @@
 
 mod crash;
 mod harness;
+mod long;
 mod losses;
 mod metrics;
 mod modes;

@@ -74,11 +74,42 @@ for flags in [0, nbd.CMD_FLAG_FUA]:
         assert error.errnum == errno.ENOTSUP, error
         assert h.pread(131072, 65536) == block * 32, "a refusal changes nothing"
 
+# The longest payloads, which are written and read in pieces, at any offset; and many of them at a time, among others.
+long = 32 << 20
+noise = [bytes([number]) * 4093 for number in range(1, 9)]
+noise = (b"".join(noise) * (long // len(b"".join(noise)) + 1))[:long]
+for at, flags in [(8192, 0), (size - long, nbd.CMD_FLAG_FUA), (20001, nbd.CMD_FLAG_FUA)]:
+    h.pwrite(noise, at, flags)
+    assert h.pread(long, at) == noise, at
+h.flush()
+if structured:
+    assert h.pread_structured(long, 20001, lambda *chunk: 0, nbd.CMD_FLAG_DF) == noise
+buffers, cookies = [], []
+for number in range(6):
+    for length, at in [(long, 20001), (4096, 20001 + 4096 * number), (9 << 20, 20001), (2 << 20, 20001)]:
+        buffers.append((nbd.Buffer(length), at - 20001))
+        if structured and number % 2:
+            asked = h.aio_pread_structured(buffers[-1][0], at, lambda *chunk: 0, flags=nbd.CMD_FLAG_DF)
+        else:
+            asked = h.aio_pread(buffers[-1][0], at)
+        cookies.append(asked)
+    cookies.append(h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(noise[:9 << 20])), 20001))
+while cookies:
+    h.poll(-1)
+    cookies = [cookie for cookie in cookies if not h.aio_command_completed(cookie)]
+for buffer, at in buffers:
+    data = bytes(buffer.to_bytearray())
+    assert data == noise[at:at + len(data)], (len(data), at)
+h.pwrite(block, 0)
+
 if structured:
     for length, flags in [(4096, 0), (4096, nbd.CMD_FLAG_DF), (32 << 20, nbd.CMD_FLAG_DF)]:
         chunks = []
         data = h.pread_structured(length, 0, lambda part, at, kind, error: chunks.append((len(part), at, kind)), flags)
         assert data[:4096] == block and chunks == [(length, 0, nbd.READ_DATA)], chunks
+    chunks = []
+    h.pread_structured(32 << 20, 0, lambda part, at, kind, error: chunks.append((len(part), at, kind)))
+    assert chunks == [(4 << 20, at << 20, nbd.READ_DATA) for at in range(0, 32, 4)], chunks
     h.trim(1 << 20, 4 << 20)
     h.pwrite(block, (4 << 20) + 65536)
     found = stretches(h, 1 << 20, 4 << 20)

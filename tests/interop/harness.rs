@@ -211,7 +211,7 @@ fn serve(mut reactor: Reactor, mode: impl Fn(usize) -> TlsMode, acceptor: Option
     }
 }
 
-fn export(name: &str) -> Result<Export, Refusal> {
+pub fn export(name: &str) -> Result<Export, Refusal> {
     if !["db", "ro"].contains(&name) {
         let text = format!("no export is called {name:?}");
         return Err(Refusal { code: farshore::nbd::protocol::REP_ERR_UNKNOWN, text });

@@ -62,21 +62,33 @@ impl Raw {
         }
     }
 
-    /// Sends an extended request and takes its reply.
+    /// Sends an extended request and takes its reply: one chunk, and after one that is not the last the one that says so.
     pub fn ask(&mut self, flags: u16, command: u16, offset: u64, length: u64, payload: &[u8]) -> Result<Chunk> {
         let cookie = self.next;
         self.next += 1;
         self.stream.write_all(&RequestHead::encode_extended(flags, command, cookie, offset, length))?;
         self.stream.write_all(payload)?;
+        let (last, chunk) = self.chunk(cookie, offset)?;
+        if !last {
+            match self.chunk(cookie, offset)? {
+                (true, (REPLY_NONE, _)) => {}
+                (_, (kind, data)) => return Err(Error::other(format!("then a chunk of type {kind:#x}: {data:02x?}"))),
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// One chunk, and whether it is the last one.
+    fn chunk(&mut self, cookie: u64, offset: u64) -> Result<(bool, Chunk)> {
         let mut head = [0; CHUNK_EXTENDED_BYTES];
         self.stream.read_exact(&mut head)?;
-        let wrong = be32(&head, 0) != MAGIC_REPLY_EXTENDED || be16(&head, 4) != REPLY_FLAG_DONE;
+        let wrong = be32(&head, 0) != MAGIC_REPLY_EXTENDED || be16(&head, 4) & !REPLY_FLAG_DONE != 0;
         if wrong || be64(&head, 8) != cookie || be64(&head, 16) != offset {
-            return Err(Error::other(format!("not the one chunk of the reply to {cookie}: {head:02x?}")));
+            return Err(Error::other(format!("not a chunk of the reply to {cookie}: {head:02x?}")));
         }
         let mut data = vec![0; usize::try_from(be64(&head, 24)).map_err(Error::other)?];
         self.stream.read_exact(&mut data)?;
-        Ok((be16(&head, 6), data))
+        Ok((be16(&head, 4) != 0, (be16(&head, 6), data)))
     }
 
     /// As `ask`, for what succeeds without data.

@@ -2,11 +2,17 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use farshore::nbd::protocol::{CMD_DISC, CMD_READ, MAGIC_REPLY, REPLY_BYTES, ReplyHead, RequestHead};
+use bytes::Bytes;
+use farshore::core::address::Address;
+use farshore::io::Event;
+use farshore::nbd::protocol::{CMD_DISC, CMD_READ, CMD_WRITE, MAGIC_REPLY, REPLY_BYTES, ReplyHead, RequestHead};
+use farshore::nbd::server::NbdServer;
+use farshore::nbd::session::{self, Kind};
 
-use super::harness::{MEMORY_BYTES, MemoryServer, Scratch, noise, python_with_libnbd, run, tool};
+use super::harness::{MEMORY_BYTES, MemoryServer, Scratch, export, noise, python_with_libnbd, reactor, run, tool};
 
 #[test]
 fn nbdinfo_reads_what_we_say_of_an_export() {
@@ -114,7 +120,11 @@ fn nbdcopy_over_tcp() {
 
 /// A client on a plain socket, past its handshake.
 fn plain_client(server: &MemoryServer) -> UnixStream {
-    let mut stream = UnixStream::connect(&server.socket).expect("the server listens");
+    handshaken(&server.socket)
+}
+
+fn handshaken(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).expect("the server listens");
     stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a plain socket");
     stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT\0\0\0\x01\0\0\0\x02db"].concat()).expect("a handshake");
     stream.read_exact(&mut [0; 18 + 10]).expect("size and flags");
@@ -147,6 +157,88 @@ fn a_client_that_does_not_take_its_answers_holds_up_nobody_and_gets_them_all() {
     }
     lazy.write_all(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)).expect("a goodbye");
     assert_eq!(lazy.read(&mut data).expect("a clean end"), 0);
+}
+
+#[test]
+fn long_reads_of_a_client_that_takes_nothing_hold_up_no_ordinary_ones_and_come_whole() {
+    let server = MemoryServer::start();
+    let mut lazy = plain_client(&server);
+    for cookie in 0..3 {
+        lazy.write_all(&RequestHead::encode(0, CMD_READ, cookie, cookie * 512, 32 << 20)).expect("a request");
+        lazy.write_all(&RequestHead::encode(0, CMD_READ, 100 + cookie, 0, 4096)).expect("a request");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let mut other = plain_client(&server);
+    other.write_all(&RequestHead::encode(0, CMD_READ, 7, 0, 4096)).expect("a request");
+    other.read_exact(&mut [0; 16 + 4096]).expect("an answer, meanwhile");
+    let mut seen = std::collections::BTreeSet::new();
+    let mut data = vec![0; 32 << 20];
+    for _ in 0..6 {
+        let mut head = [0; REPLY_BYTES];
+        lazy.read_exact(&mut head).expect("an answer");
+        let head = ReplyHead::decode(&head);
+        assert_eq!((head.magic, head.error), (MAGIC_REPLY, 0), "nothing comes between a head and its data");
+        lazy.read_exact(&mut data[..if head.cookie < 100 { 32 << 20 } else { 4096 }]).expect("its bytes");
+        assert!(seen.insert(head.cookie));
+    }
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_long_write_gives_its_room_back() {
+    let server = MemoryServer::start();
+    for _ in 0..6 {
+        let mut client = plain_client(&server);
+        client.write_all(&RequestHead::encode(0, CMD_WRITE, 7, 0, 32 << 20)).expect("a request");
+        client.write_all(&vec![7; 9 << 20]).expect("a part of its data");
+    }
+    let mut other = plain_client(&server);
+    other.write_all(&RequestHead::encode(0, CMD_WRITE, 8, 0, 32 << 20)).expect("a request");
+    other.write_all(&noise(5, 32 << 20)).expect("its data");
+    other.read_exact(&mut [0; REPLY_BYTES]).expect("an answer");
+    other.write_all(&RequestHead::encode(0, CMD_READ, 9, 0, 32 << 20)).expect("a request");
+    let mut data = vec![0; REPLY_BYTES + (32 << 20)];
+    other.read_exact(&mut data).expect("an answer");
+    assert!(data[REPLY_BYTES..] == noise(5, 32 << 20));
+}
+
+#[test]
+fn the_pieces_of_a_long_write_lie_where_direct_io_can_take_them() {
+    let (mut reactor, scratch) = (reactor(), Scratch::new());
+    let socket = scratch.path("nbd.sock");
+    reactor.listen(&Address::Unix(socket.clone())).expect("a fresh socket");
+    let client = std::thread::spawn(move || {
+        let mut stream = handshaken(&socket);
+        for cookie in 0..3 {
+            stream.write_all(&RequestHead::encode(0, CMD_WRITE, cookie, 8192, 32 << 20)).expect("a request");
+            stream.write_all(&vec![9; 32 << 20]).expect("its data");
+            stream.read_exact(&mut [0; REPLY_BYTES]).expect("an answer");
+        }
+    });
+    let mut server = NbdServer::new();
+    let (mut events, mut asked, mut aligned) = (Vec::new(), Vec::new(), Vec::new());
+    while !client.is_finished() {
+        reactor.turn(Some(reactor.now().mono_ns + 50_000_000), &mut events).expect("the ring works");
+        for event in events.drain(..) {
+            match event {
+                Event::Accepted { conn, .. } => server.add(&mut reactor, conn),
+                other => assert!(server.on_event(&mut reactor, &other, &mut asked)),
+            }
+        }
+        for (conn, event) in std::mem::take(&mut asked) {
+            match event {
+                session::Event::Resolve { name, .. } => server.resolved(conn, export(&name)),
+                session::Event::Request(session::Request { cookie, kind: Kind::Write { offset, data, .. } }) => {
+                    aligned.push(offset.is_multiple_of(4096) && (data.as_ptr() as usize).is_multiple_of(4096));
+                    server.reply(conn, cookie, Ok(Bytes::new()));
+                }
+                _ => {}
+            }
+        }
+        server.flush(&mut reactor, &mut asked);
+    }
+    client.join().expect("the client is content");
+    // The beginning of the first came before anybody knew that it would be long.
+    assert!(aligned.len() == 24 && aligned[1..].iter().all(|aligned| *aligned), "{aligned:?}");
 }
 
 #[test]

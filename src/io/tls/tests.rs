@@ -125,7 +125,7 @@ fn stranger(site: &Site, address: &Address, role: Role) -> StreamOwned<ClientCon
 #[test]
 fn bytes_come_back_as_they_went_with_every_kind_of_hint_and_part() {
     let site = Site::new();
-    for hint in [(0, 0), (28, 4096), (28, 100_000), (64, 1 << 20)] {
+    for hint in [(0, 0), (28, 4096), (28, 100_000), (64, 1 << 20), (0, 1 << 20)] {
         let (mut reactor, address) = listening(Some(&dr(&site)));
         let mut client = stranger(&site, &address, Role::Primary);
         let sent = pattern(7, 3 << 20);

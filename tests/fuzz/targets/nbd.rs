@@ -10,12 +10,13 @@ use farshore::core::allocation::Stretch;
 use farshore::core::errno::Errno;
 use farshore::core::rope::Rope;
 use farshore::limits::{
-    CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX, RANGE_BYTES_MAX,
+    CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX,
 };
 use farshore::nbd::client::{self, ClientSession};
 use farshore::nbd::outbox::Outbox;
 use farshore::nbd::protocol::*;
-use farshore::nbd::session::{self, Event, Export, Kind, Purpose, Refusal, Session};
+use farshore::nbd::session::{self, Event, Export, Kind, Purpose, Refusal, Session, SessionError};
 
 use super::Input;
 
@@ -135,7 +136,9 @@ impl Asked {
         while !rest.is_empty() {
             let (cookie, data, length) =
                 if be32(rest, 0) == MAGIC_REPLY { self.simple(rest, style) } else { self.chunk(rest, style) };
-            *answers.entry((cookie, data)).or_default() += 1;
+            if let Some(cookie) = cookie {
+                *answers.entry((cookie, data)).or_default() += 1;
+            }
             rest = &rest[length..];
         }
         for (&(cookie, data), &count) in &answers {
@@ -148,7 +151,7 @@ impl Asked {
     }
 
     /// A simple reply at the front: its cookie, the bytes of data, and all of its bytes.
-    fn simple(&self, rest: &[u8], style: Style) -> (u64, u64, usize) {
+    fn simple(&self, rest: &[u8], style: Style) -> (Option<u64>, u64, usize) {
         assert!(style != Style::Extended, "no simple replies with extended headers");
         let head = ReplyHead::decode(rest.first_chunk().expect("replies are whole"));
         let fit = self.requests.iter().find(|request| {
@@ -159,24 +162,34 @@ impl Asked {
         });
         let request = fit.expect("a reply to nothing that was asked");
         let data = if request.command == CMD_READ && head.error == 0 { request.length } else { 0 };
-        (head.cookie, data, REPLY_BYTES + data as usize)
+        (Some(head.cookie), data, REPLY_BYTES + data as usize)
     }
 
-    /// A chunk at the front, as `simple`. It is the only one of its reply.
-    fn chunk(&self, rest: &[u8], style: Style) -> (u64, u64, usize) {
+    /// A chunk at the front, as `simple`; of a read in pieces, which has several, the last one counts as an answer.
+    fn chunk(&self, rest: &[u8], style: Style) -> (Option<u64>, u64, usize) {
         let extended = style == Style::Extended;
         let (magic, head) =
             if extended { (MAGIC_REPLY_EXTENDED, CHUNK_EXTENDED_BYTES) } else { (MAGIC_REPLY_STRUCTURED, CHUNK_BYTES) };
-        assert!(style != Style::Simple && be32(rest, 0) == magic && be16(rest, 4) == REPLY_FLAG_DONE);
+        assert!(style != Style::Simple && be32(rest, 0) == magic);
+        let last = be16(rest, 4) == REPLY_FLAG_DONE;
         let (kind, cookie) = (be16(rest, 6), be64(rest, 8));
         let length = if extended { be64(rest, 24) as usize } else { be32(rest, 16) as usize };
         let data = &rest[head..head + length];
         let of_cookie = self.requests.iter().filter(|sent| sent.cookie == cookie);
         let mut of_cookie = of_cookie.filter(|sent| !extended || sent.offset == be64(rest, 16)).copied();
         let fit = of_cookie.find(|sent| match kind {
-            REPLY_NONE => length == 0 && (extended || sent.command == CMD_READ && sent.length == 0),
+            REPLY_NONE => {
+                let in_pieces = sent.length == 0 || sent.length > PAYLOAD_PIECE_BYTES_MAX;
+                last && length == 0 && (extended || sent.command == CMD_READ && in_pieces)
+            }
             REPLY_OFFSET_DATA => {
-                sent.command == CMD_READ && length as u64 == 8 + sent.length && be64(data, 0) == sent.offset
+                let (at, bytes) = (be64(data, 0), length as u64 - 8);
+                let whole = at == sent.offset && bytes == sent.length;
+                let inside = at >= sent.offset && at + bytes <= sent.offset + sent.length;
+                // One that must not be broken up and has failed ends in zeroes.
+                let right = data[8..].iter().all(|&byte| byte == READ_BYTE) || bytes > PAYLOAD_PIECE_BYTES_MAX;
+                let piece = sent.length > PAYLOAD_PIECE_BYTES_MAX && inside && right;
+                sent.command == CMD_READ && (whole && last || piece)
             }
             REPLY_BLOCK_STATUS => !extended && sent.command == CMD_BLOCK_STATUS && length > 4 && (length - 4) % 8 == 0,
             REPLY_BLOCK_STATUS_EXT => {
@@ -191,7 +204,8 @@ impl Asked {
             _ => false,
         });
         assert!(fit.is_some(), "a chunk of type {kind} that answers nothing that was asked");
-        (cookie, if kind == REPLY_OFFSET_DATA { length as u64 - 8 } else { 0 }, head + length)
+        let whole = fit.is_some_and(|sent| kind == REPLY_OFFSET_DATA && length as u64 == 8 + sent.length);
+        (last.then_some(cookie), if whole { length as u64 - 8 } else { 0 }, head + length)
     }
 }
 
@@ -310,8 +324,15 @@ pub fn server(input: &[u8]) {
     while !input.is_empty() && stream.len() < 1 << 16 {
         client_bytes(&mut input, &mut stream, more & 3 == 3);
     }
-    let mut run =
-        Server { session: Session::new(), export, open: Vec::new(), out: Vec::new(), handshake: None, named: false };
+    let mut run = Server {
+        session: Session::new(),
+        export,
+        open: Vec::new(),
+        out: Vec::new(),
+        handshake: None,
+        named: false,
+        broken: false,
+    };
     let mut out = Outbox::new();
     run.session.greet(&mut out);
     let (mut rope, mut given, mut order) = (Rope::new(), 0, order);
@@ -328,8 +349,12 @@ pub fn server(input: &[u8]) {
         run.answer(&mut out, order as usize);
         whole = run.turn(&mut rope, &mut out, &mut order);
     }
-    assert!(!whole || run.session.inflight() == 0);
+    // A write that has not arrived completely stays.
+    assert!(!whole || run.session.inflight() == usize::from(run.arrives()));
     run.out.extend(out.drain().flatten());
+    if run.broken {
+        return;
+    }
     let no_zeroes = stream.get(3).is_some_and(|flags| flags & 2 != 0);
     let style = Style::negotiated(&run.out);
     let asked = Asked::read(&stream[..given], run.handshake, style);
@@ -347,6 +372,8 @@ struct Server {
     /// Options up to the one that ended the handshake.
     handshake: Option<usize>,
     named: bool,
+    /// It ended in the middle of a reply.
+    broken: bool,
 }
 
 /// A request that is not answered.
@@ -371,13 +398,15 @@ impl Server {
                 self.event(event, out, *order);
                 *order = order.rotate_left(7);
             }
-            if result.is_err() {
+            if let Err(error) = result {
+                self.broken = error == SessionError::ReplyBroken;
                 return false;
             }
-            assert_eq!(self.session.inflight(), self.open.len());
-            assert!(self.open.len() <= CONNECTION_REQUESTS_MAX);
+            // Pieces count, and so does what they are of.
+            let (inflight, open) = (self.session.inflight(), self.open.len());
+            assert!((open..=2 * open + 2).contains(&inflight) && open <= CONNECTION_REQUESTS_MAX);
             let bytes: u64 = self.open.iter().map(|request| request.moved).sum();
-            assert!(bytes <= CONNECTION_PAYLOAD_BYTES_MAX || self.open.len() == 1, "{bytes} bytes in flight");
+            assert!(bytes <= CONNECTION_PAYLOAD_BYTES_MAX, "{bytes} bytes in flight");
             if quiet {
                 let waits =
                     OPTION_BYTES + NBD_OPTION_BYTES_MAX.max(REQUEST_EXTENDED_BYTES + self.export.block_max as usize);
@@ -391,6 +420,11 @@ impl Server {
                 self.answer(out, *order as usize >> 2);
             }
         }
+    }
+
+    /// Whether a write in pieces is arriving.
+    fn arrives(&self) -> bool {
+        self.session.transmitting() && self.session.head_bytes() == 0
     }
 
     fn answer(&mut self, out: &mut Outbox, which: usize) {
@@ -456,6 +490,7 @@ impl Server {
                 "{request:?} leaves the export"
             );
             assert!((offset | length).is_multiple_of(u64::from(block_min)) && moved <= u64::from(block_max));
+            assert!(moved <= PAYLOAD_PIECE_BYTES_MAX);
         }
         assert!(self.open.iter().all(|open| open.number != request.cookie), "a number is used twice");
         let read = if matches!(request.kind, Kind::Read { .. }) { moved as usize } else { 0 };
