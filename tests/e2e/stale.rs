@@ -57,9 +57,6 @@ fn what_waited_on_a_connection_that_was_left_is_not_done_later() -> Result<()> {
     group.compare_files()
 }
 
-    group.compare_files()
-}
-
 #[test]
 fn what_waited_of_a_long_write_on_a_connection_that_was_left_is_not_done_later() -> Result<()> {
     let mut group = Group::started(FAST, "protect = \"order\"\nrequire = \"both\"")?;
@@ -86,5 +83,59 @@ fn what_waited_of_a_long_write_on_a_connection_that_was_left_is_not_done_later()
     let volume = std::fs::read(group.site.backing(Role::Primary, "db"))?;
     ensure!(volume[..4 << 20] == [0xaa; 4 << 20], "what has begun is done");
     ensure!(volume[12 << 20] == 0xbb && volume[(12 << 20) + 4096..].iter().all(|byte| *byte == 0));
+    group.compare_files()
+}
+
+/// Requests that one connection keeps in flight while its server stops.
+const FLIGHT: u64 = 32;
+const STOPS: u32 = 4;
+
+/// Keeps `FLIGHT` requests in flight, every fourth a flush, until the server ends the connection; how many had no answer.
+fn until_the_end(mut stream: UnixStream, lane: u64) -> Result<u64> {
+    let (mut asked, mut answered) = (0, 0);
+    loop {
+        let mut more = Vec::new();
+        while asked < answered + FLIGHT {
+            if asked % 4 == 3 {
+                more.extend_from_slice(&RequestHead::encode(0, CMD_FLUSH, asked, 0, 0));
+            } else {
+                let offset = lane * MIB + asked % 256 * 4096;
+                more.extend_from_slice(&RequestHead::encode(0, CMD_WRITE, asked, offset, 4096));
+                more.extend_from_slice(&[0x22; 4096]);
+            }
+            asked += 1;
+        }
+        let mut reply = [0; REPLY_BYTES];
+        if stream.write_all(&more).and_then(|()| stream.read_exact(&mut reply)).is_err() {
+            return Ok(asked - answered);
+        }
+        let error = u32::from_be_bytes(reply[4..8].try_into().expect("four bytes"));
+        ensure!(error == 0, "request {answered} of lane {lane} was answered with the error {error}");
+        answered += 1;
+    }
+}
+
+#[test]
+fn a_clean_stop_answers_nothing_with_an_error() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"\nrequire = \"both\"")?;
+    for round in 0..STOPS {
+        let streams: Vec<UnixStream> =
+            (0..4).map(|_| transmitting(&group.site.export(Role::Primary))).collect::<Result<_>>()?;
+        let clients: Vec<_> = streams
+            .into_iter()
+            .zip(0..)
+            .map(|(stream, lane)| std::thread::spawn(move || until_the_end(stream, lane)))
+            .collect();
+        std::thread::sleep(Duration::from_millis(100 + u64::from(round) * 37));
+        let status = group.site.stop(Role::Primary)?;
+        ensure!(status.success(), "the primary ends with {status}");
+        let mut open = 0;
+        for client in clients {
+            open += client.join().expect("no panic")?;
+        }
+        ensure!(open > 0, "something was under way when it stopped");
+        group.site.start(Role::Primary)?;
+    }
+    group.site.settle(LONG)?;
     group.compare_files()
 }
