@@ -15,7 +15,7 @@ use crate::auxiliary::recovery::{Recovered, check_length, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::Status;
+use crate::cluster::status::{CertificateStatus, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
@@ -280,7 +280,11 @@ impl Shell {
     }
 
     fn status(&self) -> Status {
-        Status::Aux(Box::new(self.machine.status(self.reactor.now())))
+        let now = self.reactor.now();
+        let mut status = self.machine.status(now);
+        let certificate = self.acceptor.as_ref().and_then(Acceptor::validity).map(Into::into);
+        CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
+        Status::Aux(Box::new(status))
     }
 
     fn stop(&mut self) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::io::{Result, Write};
 
 use crate::cluster::size::human_size;
 use crate::cluster::status::{
-    AuxStatus, BatchStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, Status, VolumeStatus,
+    AuxStatus, BatchStatus, CertificateStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, Status, VolumeStatus,
 };
 
 /// Prints one role.
@@ -44,6 +44,7 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
     row("fifo", &fifo, out)?;
     row("table", &format!("{} of {} slots in use", s.table_slots_used, s.table_slots), out)?;
     links(&s.links, out)?;
+    certificate(s.certificate.as_ref(), out)?;
     volumes(&s.volumes, out)?;
     let served = human_size(s.acknowledged_bytes);
     let text = format!("{} acknowledged ({served}), {} waiting", s.acknowledged_writes, s.inflight_writes);
@@ -70,6 +71,7 @@ fn dr(s: &DrStatus, out: &mut dyn Write) -> Result<()> {
     row("spool", &format!("{} of {}", human_size(s.spool_bytes), human_size(s.spool_limit_bytes)), out)?;
     row("applied", &format!("seq {} (durable: {})", s.applied_seq, s.checkpoint_seq), out)?;
     links(&s.links, out)?;
+    certificate(s.certificate.as_ref(), out)?;
     volumes(&s.volumes, out)
 }
 
@@ -84,7 +86,8 @@ fn aux(s: &AuxStatus, out: &mut dyn Write) -> Result<()> {
     if s.fenced > 0 {
         row("fenced", &format!("{} refused because a newer epoch is in force", s.fenced), out)?;
     }
-    links(&s.links, out)
+    links(&s.links, out)?;
+    certificate(s.certificate.as_ref(), out)
 }
 
 fn head(group: &str, role: &str, epoch: u32, out: &mut dyn Write) -> Result<()> {
@@ -140,6 +143,13 @@ fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
         row("link", &text, out)?;
     }
     Ok(())
+}
+
+fn certificate(certificate: Option<&CertificateStatus>, out: &mut dyn Write) -> Result<()> {
+    let Some(c) = certificate else { return Ok(()) };
+    let left =
+        if c.remaining_seconds < 0.0 { "EXPIRED".into() } else { format!("{} left", duration(c.remaining_seconds)) };
+    row("tls", &format!("{}, until {} ({left})", c.path, c.expires), out)
 }
 
 fn volumes(volumes: &[VolumeStatus], out: &mut dyn Write) -> Result<()> {

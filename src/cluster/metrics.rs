@@ -108,6 +108,13 @@ const LINK: &[Row] = &[
     ("seconds", "link_state_seconds", Gauge, "How long the link has been in its state"),
 ];
 
+const CERTIFICATE: &[Row] = &[(
+    "remaining_seconds",
+    "certificate_remaining_seconds",
+    Gauge,
+    "Time until the certificate that this host shows others expires, negative once it has",
+)];
+
 /// All samples of one name, with what is said of it once.
 #[derive(Default)]
 struct Families {
@@ -162,6 +169,9 @@ fn openmetrics(status: &Status) -> String {
     families.sample(&row, &labels, &degraded.to_string());
     if let Some(Value::Object(batch)) = fields.get("batch") {
         rows(&mut families, BATCH, batch, &labels);
+    }
+    if let Some(Value::Object(certificate)) = fields.get("certificate") {
+        rows(&mut families, CERTIFICATE, certificate, &labels);
     }
     for (volume, name) in named(&fields, "volumes", "name") {
         rows(&mut families, VOLUME, volume, &format!("{labels},volume=\"{name}\""));

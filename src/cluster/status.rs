@@ -67,6 +67,9 @@ pub struct PrimaryStatus {
     pub batch: Option<BatchStatus>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
+    /// The certificate that this host shows others, where it has one.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
     /// Since this process started.
     pub acknowledged_writes: u64,
     pub acknowledged_bytes: u64,
@@ -109,6 +112,9 @@ pub struct DrStatus {
     pub promotion: Option<String>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
+    /// The certificate that this host shows others, where it has one.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
 }
 
 /// Status of an auxiliary.
@@ -129,6 +135,9 @@ pub struct AuxStatus {
     pub fenced: u64,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
+    /// The certificate that this host shows others, where it has one.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
 }
 
 /// Words that can only be themselves, so that an untagged [`Status`] is read back as the right role.
@@ -177,6 +186,40 @@ pub struct LinkStatus {
     /// How long it has been in this state.
     pub seconds: f64,
 }
+
+/// A certificate, and how long its chain is good.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    pub path: String,
+    /// RFC 3339.
+    pub expires: String,
+    /// Negative once it has expired.
+    pub remaining_seconds: f64,
+}
+
+impl CertificateStatus {
+    /// Fills in a certificate, `(path, last valid second since the Unix epoch)`, and what there is to say about it.
+    pub fn fill(
+        certificate: Option<(String, u64)>,
+        now_wall_ns: u64,
+        status: &mut Option<CertificateStatus>,
+        degraded: &mut Vec<Degraded>,
+    ) {
+        let Some((path, not_after_s)) = certificate else { return };
+        let until_ns = not_after_s.saturating_mul(1_000_000_000);
+        let (expires, since_ns) = (rfc3339(until_ns), until_ns.saturating_sub(EXPIRES_SOON_NS));
+        if since_ns <= now_wall_ns {
+            let ends = if until_ns < now_wall_ns { "has expired at" } else { "expires at" };
+            let what = format!("the certificate {path} {ends} {expires}: make new ones (`farshore certs`)");
+            degraded.push(Degraded::new(what, since_ns, now_wall_ns));
+        }
+        let remaining_seconds = not_after_s as f64 - seconds(now_wall_ns);
+        *status = Some(CertificateStatus { path, expires, remaining_seconds });
+    }
+}
+
+/// A certificate that has less than this left is worth a warning: 30 days.
+const EXPIRES_SOON_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 
 /// A copy of ranges under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

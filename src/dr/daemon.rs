@@ -28,7 +28,7 @@ use super::promote::LossReport;
 use crate::cluster::config::{Config, TablePlace};
 use crate::cluster::control::{Answer, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{PromoteReport, Status};
+use crate::cluster::status::{CertificateStatus, PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
@@ -96,6 +96,8 @@ pub struct Shell {
     files: Files,
     links: Links,
     listener: usize,
+    /// With it the primary has to become secure.
+    acceptor: Option<Acceptor>,
     controls: Controls,
     http: HttpServer,
     pages: Vec<Page>,
@@ -163,6 +165,7 @@ impl Shell {
             files,
             links: Links::default(),
             listener,
+            acceptor,
             controls,
             http,
             pages: Vec::new(),
@@ -427,7 +430,10 @@ impl Shell {
     }
 
     fn status(&self) -> Status {
-        let mut status = self.machine.status(self.reactor.now());
+        let now = self.reactor.now();
+        let mut status = self.machine.status(now);
+        let certificate = self.acceptor.as_ref().and_then(Acceptor::validity).map(Into::into);
+        CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
         let order = self.machine.order_conn();
         status.links.iter_mut().for_each(|link| self.links.describe(order, link));
         Status::Dr(Box::new(status))

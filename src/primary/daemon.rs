@@ -21,7 +21,7 @@ use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{Degraded, Status};
+use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::Level;
@@ -636,6 +636,8 @@ impl Shell {
                 _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
         }
+        let certificate = self.security.validity().map(Into::into);
+        CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
         Status::Primary(Box::new(status))
     }
 

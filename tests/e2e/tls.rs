@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use farshore::cli::certs::{self, Plan, own_files};
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::{Role, Scratch};
@@ -73,6 +73,11 @@ fn over_tls_both_sides_become_equal_and_a_stop_loses_nothing() -> Result<()> {
     group.site.start_all()?;
     let log = group.load_for(6, Duration::from_secs(2))?;
     group.settle_and_compare(&log)?;
+    let status = group.site.primary()?;
+    let certificate = status.certificate.context("a certificate is in use")?;
+    ensure!((86_400.0..=172_800.0).contains(&certificate.remaining_seconds), "valid for two days: {certificate:?}");
+    ensure!(status.degraded.iter().any(|one| one.what.contains("expires at")), "{:?}", status.degraded);
+    ensure!(group.site.dr()?.certificate.is_some() && group.site.aux()?.certificate.is_some(), "each has its own");
     for role in [Role::Primary, Role::Dr, Role::Aux] {
         ensure!(group.site.stop(role)?.success(), "{}", group.site.log(role));
     }

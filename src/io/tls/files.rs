@@ -4,18 +4,23 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore};
 
-use super::{Paths, TlsError, verify, words};
+use super::{Paths, TlsError, Validity, verify, words};
 use crate::core::peer::PeerName;
 use crate::io::open::denied;
 
 /// Longest file that is read, bytes: a chain of a dozen certificates is far below.
 const FILE_BYTES_MAX: u64 = 256 << 10;
+/// Most certificates of a chain whose dates are looked at.
+const CHAIN_MAX: usize = 8;
+/// Later than any date that a certificate can carry (31 December 9999; RFC 5280, 4.1.2.5), seconds since the Unix epoch.
+const FAR_SECONDS: u64 = 300_000_000_000;
 
 /// What files were when they were looked at: a change of any of them changes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,16 +90,36 @@ impl Loaded {
 
     /// Whether the own certificate is one of the CA, today.
     pub fn check_chain(&self, paths: &Paths) -> Result<(), TlsError> {
-        let Some((chain, _, (cert, _))) = &self.own else { return Ok(()) };
-        let algorithms = super::provider().signature_verification_algorithms.all;
-        let verify = |end| {
-            let (roots, now) = (&self.roots, UnixTime::now());
-            rustls::client::verify_server_cert_signed_by_trust_anchor(&end, roots, &chain[1..], now, algorithms)
-        };
-        ParsedCertificate::try_from(&chain[0]).and_then(verify).map_err(|error| {
+        let Some((_, _, (cert, _))) = &self.own else { return Ok(()) };
+        self.verify(UnixTime::now()).map_err(|error| {
             let text = words::certificate(&error, &paths.ca).unwrap_or_else(|| error.to_string());
             wrong(cert, &format!("this certificate {text}"))
         })
+    }
+
+    /// The file of the own certificate, and the last second in which its whole chain is valid.
+    pub fn validity(&self) -> Option<Validity> {
+        let (_, _, (cert, _)) = self.own.as_ref()?;
+        // Nobody tells the dates of a certificate but who refuses it for them; each round names one of the chain.
+        let mut until = UnixTime::since_unix_epoch(Duration::from_secs(FAR_SECONDS));
+        for _ in 0..CHAIN_MAX {
+            match self.verify(until) {
+                Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }))
+                    if not_after < until =>
+                {
+                    until = not_after;
+                }
+                _ => break,
+            }
+        }
+        (until.as_secs() < FAR_SECONDS).then(|| Validity { cert: cert.clone(), not_after_s: until.as_secs() })
+    }
+
+    fn verify(&self, at: UnixTime) -> Result<(), Error> {
+        let Some((chain, ..)) = &self.own else { return Ok(()) };
+        let algorithms = super::provider().signature_verification_algorithms.all;
+        let end = ParsedCertificate::try_from(&chain[0])?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(&end, &self.roots, &chain[1..], at, algorithms)
     }
 }
 

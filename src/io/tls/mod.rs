@@ -17,6 +17,7 @@ mod stream;
 mod verify;
 mod words;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
@@ -65,6 +66,20 @@ pub enum Versions {
 #[error("{0}")]
 pub struct TlsError(pub String);
 
+/// How long the own certificate is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub cert: PathBuf,
+    /// The last second in which its whole chain is valid, since the Unix epoch.
+    pub not_after_s: u64,
+}
+
+impl From<Validity> for (String, u64) {
+    fn from(validity: Validity) -> (String, u64) {
+        (validity.cert.display().to_string(), validity.not_after_s)
+    }
+}
+
 /// The side that is connected to. Clones share what they have loaded.
 #[derive(Clone, Debug)]
 pub struct Acceptor {
@@ -94,6 +109,7 @@ struct Kept<C> {
     /// Of the files as they were last looked at, usable or not.
     stamp: Stamp,
     config: Arc<C>,
+    validity: Option<Validity>,
 }
 
 impl Acceptor {
@@ -111,8 +127,9 @@ impl Acceptor {
         let (stamp, loaded) = files::load(paths)?;
         loaded.check_name(own, paths)?;
         loaded.warn(paths);
+        let validity = loaded.validity();
         let config = server_config(loaded, &clients, versions, &said)?;
-        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config) }));
+        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
         Ok(Acceptor { paths: paths.clone(), clients, versions, said, kept })
     }
 
@@ -124,6 +141,14 @@ impl Acceptor {
         let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
         let config = current(&self.kept, &self.paths, build);
         Tls::server(config, self.said.clone(), self.paths.clone())
+    }
+
+    /// How long the certificate is good that the next connection gets.
+    #[must_use]
+    pub fn validity(&self) -> Option<Validity> {
+        let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
+        drop(current(&self.kept, &self.paths, build));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).validity.clone()
     }
 }
 
@@ -143,8 +168,9 @@ impl Connector {
         loaded.check_name(own, paths)?;
         loaded.warn(paths);
         server_name(&server)?;
+        let validity = loaded.validity();
         let config = client_config(loaded, &server, versions, &said)?;
-        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config) }));
+        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
         Ok(Connector { paths: paths.clone(), server, versions, said, kept })
     }
 
@@ -156,6 +182,14 @@ impl Connector {
         let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
         let config = current(&self.kept, &self.paths, build);
         Tls::client(config, server_name(&self.server)?, self.said.clone(), self.paths.clone())
+    }
+
+    /// As [`Acceptor::validity`].
+    #[must_use]
+    pub fn validity(&self) -> Option<Validity> {
+        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
+        drop(current(&self.kept, &self.paths, build));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).validity.clone()
     }
 }
 
@@ -178,11 +212,12 @@ fn current<C>(kept: &Mutex<Kept<C>>, paths: &Paths, build: impl FnOnce(Loaded) -
         kept.stamp = stamp;
         let built = files::load(paths).and_then(|(stamp, loaded)| {
             loaded.warn(paths);
-            Ok((stamp, build(loaded)?))
+            let validity = loaded.validity();
+            Ok(Kept { stamp, config: Arc::new(build(loaded)?), validity })
         });
         match built {
-            Ok((stamp, config)) => {
-                *kept = Kept { stamp, config: Arc::new(config) };
+            Ok(built) => {
+                *kept = built;
                 tracing::info!("TLS certificates were read anew from {}", paths.ca.display());
             }
             Err(error) => {

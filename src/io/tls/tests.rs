@@ -583,3 +583,22 @@ fn a_paused_connection_gives_nothing_and_then_everything() {
     });
     assert!(got == sent, "{} of {}", got.len(), sent.len());
 }
+
+#[test]
+fn a_certificate_tells_how_long_it_is_good_also_after_it_was_replaced() {
+    let site = Site::new();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let (soon, later) = (site.primary_valid(-100, 1000), site.primary_valid(-200, 5000));
+    let connector = to_dr(&soon);
+    let of = |connector: &Connector| connector.validity().expect("a certificate of its own");
+    let found = of(&connector);
+    assert!(found.not_after_s.abs_diff(now + 1000) <= 5, "{found:?} at {now}");
+    let ((cert, key), (new_cert, new_key)) = (soon.own.expect("its own"), later.own.expect("its own"));
+    assert_eq!(found.cert, cert);
+    std::fs::rename(new_key, key).expect("replaced");
+    std::fs::rename(new_cert, cert).expect("replaced");
+    let found = of(&connector);
+    assert!(found.not_after_s.abs_diff(now + 5000) <= 5, "{found:?} at {now}");
+    let expired = to_dr(&site.primary_valid(-300, -50));
+    assert!(of(&expired).not_after_s.abs_diff(now - 50) <= 5, "also one that is not good any more");
+}

@@ -6,7 +6,7 @@ use crate::cluster::config::Config;
 use crate::core::address::Address;
 use crate::core::modes::TlsMode;
 use crate::core::peer::Role;
-use crate::io::tls::{Acceptor, Clients, Connector, Server, TlsError, Versions};
+use crate::io::tls::{Acceptor, Clients, Connector, Server, TlsError, Validity, Versions};
 use crate::nbd::region::{Region, TableTarget};
 
 /// See the module.
@@ -57,6 +57,13 @@ impl Security {
         let clients = if known { Clients::OfGroup(config.group.name.clone()) } else { Clients::Anybody };
         let nbd = Acceptor::new(&paths, Some(&config.name(role)), clients, Versions::Wide)?;
         Ok(Security { nbd: Some(nbd), mode, ..Security::default() })
+    }
+
+    /// How long this host's certificate is good.
+    #[must_use]
+    pub fn validity(&self) -> Option<Validity> {
+        let dials = self.dr.as_ref().or(self.table.as_ref()).and_then(Connector::validity);
+        dials.or_else(|| self.nbd.as_ref().and_then(Acceptor::validity))
     }
 
     /// A listener for NBD clients was opened.
