@@ -91,9 +91,8 @@ impl Shell {
         }
         let machine = Auxiliary::new(recovered, table_bytes);
         let listener = reactor.listen(&own.listen).with_context(|| format!("listening on {}", own.listen))?;
-        let control_address = Address::Unix(own.control.clone());
-        let controls = Controls::start(&mut reactor, &control_address)
-            .with_context(|| format!("listening on {control_address}"))?;
+        let controls = Controls::start(&mut reactor, &own.control)
+            .with_context(|| format!("listening on {}", own.control.display()))?;
         let http = HttpServer::start(&mut reactor, aux.metrics.as_ref()).context("listening on [aux] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&own.listen);
         let status = format!("serving on {address}, epoch {} is in force", machine.writer().epoch);
@@ -253,7 +252,7 @@ impl Shell {
         while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
             match line {
                 Ok(line) => {
-                    let answer = self.control_request(&line)?;
+                    let answer = self.control_request(conn, &line)?;
                     self.controls.answer(&mut self.reactor, conn, answer.pieces());
                 }
                 Err(error) => {
@@ -265,8 +264,8 @@ impl Shell {
         Ok(())
     }
 
-    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
-        Ok(match Request::parse(line) {
+    fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Answer> {
+        Ok(match Request::asked(line, self.reactor.asker(conn)) {
             Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Stop) => {
                 self.stop()?;

@@ -14,13 +14,15 @@ mod kernel;
 mod server;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 
 use super::arguments::{Attach, Detach};
 use super::failure::Failure;
@@ -65,7 +67,7 @@ pub fn attach(options: &Attach, out: &mut dyn Write) -> Result<(), Failure> {
     std::fs::create_dir_all(RUN_DIR).map_err(|error| Failure::failed(format!("{RUN_DIR}: {error}")))?;
     let log = PathBuf::from(RUN_DIR).join(format!("attach-{}.log", device.name()));
     let unusable = |error: std::io::Error| Failure::failed(format!("{}: {error}", log.display()));
-    let file = OpenOptions::new().create(true).append(true).open(&log).map_err(unusable)?;
+    let file = own_file().append(true).open(&log).map_err(unusable)?;
     if file.metadata().map_err(unusable)?.len() > LOG_BYTES_MAX {
         file.set_len(0).map_err(unusable)?;
     }
@@ -186,12 +188,24 @@ fn keep(options: &Attach, device: &Device, uri: &NbdUri, backend: &str, out: &mu
     watch(device, uri, &shape, &driver, &dead)
 }
 
+/// Opens a file under [`RUN_DIR`], which may belong to another user than who runs this: no link is followed to elsewhere.
+fn own_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
 /// One keeper a device.
 fn lock(device: &Device) -> Result<Flock<File>, Failure> {
     let path = PathBuf::from(RUN_DIR).join(format!("attach-{}.lock", device.name()));
     let failed = |error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
     std::fs::create_dir_all(RUN_DIR).map_err(failed)?;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file = match own_file().write(true).open(&path) {
+        // Made by root, when it kept the device: to be locked it need not be written.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(&path),
+        opened => opened,
+    };
+    let file = file.map_err(failed)?;
     let (mut file, end) = (file, Instant::now() + LOOK_EVERY + RETRY_MAX);
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

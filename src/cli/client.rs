@@ -96,7 +96,9 @@ fn unreachable(control: &Path, error: &std::io::Error) -> String {
             format!("{shown}: nobody answers; the role was killed or is not running: start it and ask again")
         }
         ErrorKind::PermissionDenied => {
-            format!("{shown}: permission denied; run this as the user of the role or as root")
+            format!(
+                "{shown}: permission denied; run this as the user of the role or as root; members of its group may look, too"
+            )
         }
         _ => format!("{shown}: {error}"),
     }

@@ -10,12 +10,16 @@
 //! → {"verb":"promote","plan":false,"force":false}
 //! ← {"error":"the auxiliary does not answer: …","exit":3}
 //! ```
+//!
+//! Who may ask at all, the mode of the socket says (owner and group); what changes something is done only for the user
+//! of the role and for root.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::losses::MissingWrites;
 use crate::cluster::status::{PromoteReport, Status};
+use crate::core::asker::Asker;
 use crate::limits::CONTROL_PIECE_BYTES;
 
 /// Exit status of a verb that failed, as the answer names it.
@@ -69,6 +73,39 @@ impl Request {
     pub fn parse(line: &[u8]) -> Result<Request, Answer> {
         serde_json::from_slice(line)
             .map_err(|error| Answer::failed(format!("not a request of this version's control socket: {error}")))
+    }
+
+    /// Reads one line of somebody, if he may ask that.
+    ///
+    /// # Errors
+    /// The answer to send back, which says what was wrong with it, or who may.
+    pub fn asked(line: &[u8], asker: Asker) -> Result<Request, Answer> {
+        let request = Request::parse(line)?;
+        if asker.is_obeyed() || !request.changes() {
+            return Ok(request);
+        }
+        let (verb, role) = (request.verb(), asker.role);
+        Err(Answer::failed(format!(
+            "permission denied: {verb} changes this role, which only its own user ({role}) and root may: ask as one of \
+             them; who else is let in may ask for status, loss and promote --plan"
+        )))
+    }
+
+    /// Whether what is asked does more than look.
+    fn changes(&self) -> bool {
+        match self {
+            Request::Status | Request::Loss | Request::Promote { plan: true, .. } => false,
+            Request::Promote { plan: false, .. } | Request::Stop => true,
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        match self {
+            Request::Status => "status",
+            Request::Promote { .. } => "promote",
+            Request::Loss => "loss",
+            Request::Stop => "stop",
+        }
     }
 
     /// The line that asks this, newline included.
@@ -192,6 +229,29 @@ mod tests {
             };
             assert_eq!(exit, EXIT_FAILED);
             assert!(error.contains("control socket"), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_obeyed_may_look_and_change_nothing() {
+        let (own, root, other, gone) = (Some(990), Some(0), Some(1000), None);
+        for (text, looks) in [
+            (r#"{"verb":"status"}"#, true),
+            (r#"{"verb":"loss"}"#, true),
+            (r#"{"verb":"promote","plan":true}"#, true),
+            (r#"{"verb":"promote","plan":true,"force":true}"#, true),
+            (r#"{"verb":"promote"}"#, false),
+            (r#"{"verb":"promote","force":true}"#, false),
+            (r#"{"verb":"stop"}"#, false),
+        ] {
+            for (user, obeyed) in [(own, true), (root, true), (other, false), (gone, false)] {
+                let asked = Request::asked(text.as_bytes(), Asker { user, role: 990 });
+                assert_eq!(asked.is_ok(), obeyed || looks, "{text} by {user:?}: {asked:?}");
+                if let Err(Answer::Error { error, exit }) = asked {
+                    assert_eq!(exit, EXIT_FAILED);
+                    assert!(error.contains("only its own user (990) and root may"), "{error}");
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod allocation;
+pub mod asker;
 pub mod errno;
 pub mod fence;
 pub mod ids;

@@ -153,9 +153,8 @@ impl Shell {
         let listener = reactor
             .listen_with(&dr.listen, acceptor.as_ref())
             .with_context(|| format!("listening on {}", dr.listen))?;
-        let control_address = Address::Unix(dr.control.clone());
-        let controls = Controls::start(&mut reactor, &control_address)
-            .with_context(|| format!("listening on {control_address}"))?;
+        let controls = Controls::start(&mut reactor, &dr.control)
+            .with_context(|| format!("listening on {}", dr.control.display()))?;
         let http = HttpServer::start(&mut reactor, dr.metrics.as_ref()).context("listening on [dr] metrics")?;
         let address = reactor.listen_address(listener).unwrap_or(&dr.listen);
         tracing::info!("replication arrives on {address}");
@@ -411,7 +410,7 @@ impl Shell {
 
     /// The answer to a request; `None` when it comes later.
     fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Option<Answer>> {
-        Ok(Some(match Request::parse(line) {
+        Ok(Some(match Request::asked(line, self.reactor.asker(conn)) {
             Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Promote { plan, force }) => {
                 let ticket = Ticket(self.next_promotion);

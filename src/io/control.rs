@@ -8,11 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use bytes::Bytes;
 
 use super::{Event, Reactor};
-use crate::core::address::Address;
 use crate::core::ids::Conn;
 use crate::limits::{CONTROL_PIECE_BYTES, CONTROL_REQUEST_BYTES_MAX};
 
@@ -45,8 +45,8 @@ impl Controls {
     ///
     /// # Errors
     /// Why that is not possible.
-    pub fn start(reactor: &mut Reactor, address: &Address) -> io::Result<Controls> {
-        Ok(Controls { listener: Some(reactor.listen(address)?), ..Controls::default() })
+    pub fn start(reactor: &mut Reactor, path: &Path) -> io::Result<Controls> {
+        Ok(Controls { listener: Some(reactor.listen_control(path)?), ..Controls::default() })
     }
 
     /// Takes an event of the reactor; false when it is about somebody else. [`Controls::next`] says what was asked.
@@ -236,7 +236,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("farshore-control-{}", std::process::id()));
         let options = ReactorOptions { arena_bytes: 32 << 20, ..ReactorOptions::default() };
         let mut reactor = Reactor::new(options).expect("a reactor");
-        let controls = Controls::start(&mut reactor, &Address::Unix(path.clone())).expect("a path of its own");
+        let controls = Controls::start(&mut reactor, &path).expect("a path of its own");
         let mut served = Served { reactor, controls, asked: 0, made: Arc::default() };
         let made = |served: &Served| served.made.load(Ordering::Relaxed);
         let mut dies = UnixStream::connect(&path).expect("it listens");

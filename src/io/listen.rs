@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use super::patience::patiently;
 use super::resolve;
 use super::tls::Acceptor;
 use crate::core::address::Address;
+use crate::core::asker::Asker;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -130,6 +131,17 @@ pub fn peer_name(fd: &OwnedFd) -> String {
         Ok(address) => address.to_string(),
         Err(_) => "unknown".into(),
     }
+}
+
+/// Who is at the other end of a unix socket: the user that it was when it connected.
+pub fn asker(fd: Option<&OwnedFd>) -> Asker {
+    let peer = fd.and_then(|fd| getsockopt(fd, sockopt::PeerCredentials).ok());
+    Asker { user: peer.map(|peer| peer.uid()), role: nix::unistd::geteuid().as_raw() }
+}
+
+/// Lets the group connect to a unix socket beside its owner, and nobody else, whatever the umask was.
+pub fn share(path: &Path) -> io::Result<()> {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).map_err(|error| named(path.display(), error))
 }
 
 fn listen_unix(path: &Path) -> io::Result<OwnedFd> {

@@ -29,6 +29,7 @@ use super::sending::{Outcome, send, send_leased};
 use super::socket::{Phase, Socket};
 use super::tls::{Acceptor, Connector};
 use crate::core::address::Address;
+use crate::core::asker::Asker;
 use crate::core::ids::Conn;
 use crate::core::machine::Lease;
 use crate::core::rope::Rope;
@@ -250,6 +251,10 @@ impl Net {
 
     pub fn peer_left(&self, conn: Conn) -> bool {
         self.sockets.get(&conn).is_some_and(|socket| socket.peer_left())
+    }
+
+    pub fn asker(&self, conn: Conn) -> Asker {
+        self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }
 
     pub fn queued_bytes(&self, conn: Conn) -> usize {

@@ -21,6 +21,7 @@ use super::arena::{Arena, ArenaStatus};
 use super::clock;
 use super::disk::Disk;
 use super::extents::{Extents, Range};
+use super::listen;
 use super::net::Net;
 use super::open::{self, OpenOptions};
 use super::reader::{self, FileReader};
@@ -31,6 +32,7 @@ use super::signal::{Signals, Waker};
 use super::tls::{Acceptor, Connector};
 use crate::core::address::Address;
 use crate::core::allocation::Stretch;
+use crate::core::asker::Asker;
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Lease, Now, ReadAt};
 use crate::core::rope::Rope;
@@ -189,6 +191,13 @@ impl Reactor {
         self.net.listen(address, acceptor.cloned(), &mut self.kernel)
     }
 
+    /// Listens on a control socket: owner and group may connect to it. What each of them may ask: `asker`.
+    pub fn listen_control(&mut self, path: &Path) -> io::Result<usize> {
+        let listener = self.listen(&Address::Unix(path.into()))?;
+        listen::share(path)?;
+        Ok(listener)
+    }
+
     /// Connections that were accepted go on.
     pub fn stop_listening(&mut self, listener: usize) {
         let done = self.net.stop_listening(listener, &mut self.kernel);
@@ -279,6 +288,12 @@ impl Reactor {
     #[must_use]
     pub fn peer_left(&self, conn: Conn) -> bool {
         self.net.peer_left(conn)
+    }
+
+    /// Who is at the other end of a unix socket.
+    #[must_use]
+    pub fn asker(&self, conn: Conn) -> Asker {
+        self.net.asker(conn)
     }
 
     /// Bytes queued and not yet taken by the kernel.

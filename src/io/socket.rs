@@ -11,10 +11,12 @@ use nix::libc;
 use nix::sys::socket::SockaddrStorage;
 
 use super::lease::{Lease, Sent};
+use super::listen;
 use super::plan::{AHEAD_BYTES_MAX, Hint, Plan, SEGMENTS_MAX};
 use super::ring::{Kernel, Target};
 use super::secure::Secure;
 use super::tls::Connector;
+use crate::core::asker::Asker;
 use crate::core::ids::Conn;
 use crate::core::rope::Rope;
 
@@ -157,6 +159,11 @@ impl Socket {
         // SAFETY: one entry, valid for the call, whose descriptor is open.
         let found = unsafe { libc::poll(&raw mut asked, 1, 0) };
         found > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// Who is at the other end of a unix socket.
+    pub fn asker(&self) -> Asker {
+        listen::asker(self.fd.as_ref())
     }
 
     /// Ends one or both directions of the stream.

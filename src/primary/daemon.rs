@@ -117,9 +117,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     (shell.table, shell.security) = (Some(table), security);
     shell.dr_address = Some(dr.address.clone());
     shell.listen(&primary.listen)?;
-    let control = Address::Unix(primary.control.clone());
-    shell.controls =
-        Controls::start(&mut shell.reactor, &control).with_context(|| format!("listening on {control}"))?;
+    shell.controls = Controls::start(&mut shell.reactor, &primary.control)
+        .with_context(|| format!("listening on {}", primary.control.display()))?;
     let address = primary.metrics.as_ref();
     shell.http = HttpServer::start(&mut shell.reactor, address).context("listening on [primary] metrics")?;
     shell.serve()
@@ -583,7 +582,7 @@ impl Shell {
         while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
             match line {
                 Ok(line) => {
-                    let answer = self.control_request(&line)?;
+                    let answer = self.control_request(conn, &line)?;
                     self.controls.answer(&mut self.reactor, conn, answer.pieces());
                 }
                 Err(error) => {
@@ -595,8 +594,8 @@ impl Shell {
         Ok(())
     }
 
-    fn control_request(&mut self, line: &[u8]) -> anyhow::Result<Answer> {
-        Ok(match Request::parse(line) {
+    fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Answer> {
+        Ok(match Request::asked(line, self.reactor.asker(conn)) {
             Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Stop) => {
                 self.stop()?;

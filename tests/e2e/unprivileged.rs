@@ -197,3 +197,61 @@ fn a_role_of_somebody_else_is_not_asked() -> Result<()> {
     child.wait()?;
     asked
 }
+
+#[test]
+fn a_group_may_look_and_only_the_own_user_and_root_change_something() -> Result<()> {
+    let Some(user) = Ordinary::new()? else { return Ok(()) };
+    let dir = user.dir.join("site");
+    let plan = Plan {
+        program: user.program.clone(),
+        dir: dir.clone(),
+        volumes: vec![("db".into(), 16 * MIB)],
+        line: FAST,
+        settings: small(),
+    };
+    let mut site = Site::new(plan)?;
+    chown(&dir, Some(NOBODY), Some(NOBODY))?;
+    std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
+    site.start_all()?;
+    site.settle(Duration::from_secs(30))?;
+    let (member, stranger) = ((NOBODY - 1, NOBODY), (NOBODY - 1, NOBODY - 1));
+    let config = site.config().display().to_string();
+    let ask_by = |config: &str, (uid, gid): (u32, u32), words: &[&str]| -> Result<(Option<i32>, String)> {
+        let (uid, gid) = (uid.to_string(), gid.to_string());
+        let output = Command::new("setpriv")
+            .args(["--reuid", &uid, "--regid", &gid, "--clear-groups"])
+            .arg(user.program.with_file_name("build"))
+            .args(words)
+            .args(["--config", config])
+            .current_dir(&dir)
+            .output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    let ask = |who: (u32, u32), words: &[&str]| ask_by(&config, who, words);
+    for role in Role::ALL {
+        let socket = dir.join(format!("{}.ctl", role.word()));
+        let found = std::fs::metadata(&socket).with_context(|| socket.display().to_string())?;
+        ensure!(found.permissions().mode() & 0o777 == 0o660, "{}: {:o}", socket.display(), found.permissions().mode());
+        let words = ["status", "--role", role.word()];
+        ensure!(ask(member, &words)?.0 == Some(0), "{role:?}: {:?}", ask(member, &words)?);
+        let (exit, text) = ask(stranger, &words)?;
+        ensure!(exit == Some(1) && text.contains("permission denied; run this as the user of the role"), "{text}");
+        // A configuration that has every role asked for a promotion.
+        let crossed = std::fs::read_to_string(&config)?.replace("/dr.ctl", &format!("/{}.ctl", role.word()));
+        let path = user.dir.join("crossed.toml");
+        std::fs::write(&path, crossed)?;
+        let (exit, text) = ask_by(&path.display().to_string(), member, &["promote", "--force"])?;
+        let denied = "permission denied: promote changes this role, which only its own user (65534) and root may";
+        ensure!(exit == Some(1) && text.contains(denied), "{role:?}: {exit:?}: {text}");
+    }
+    ensure!(ask(member, &["promote", "--plan"])?.0 == Some(0), "a plan changes nothing");
+    ensure!(ask(stranger, &["promote"])?.0 == Some(1), "a stranger is not let in");
+    site.stop(Role::Primary)?;
+    let (exit, text) = ask((0, 0), &["promote"])?;
+    ensure!(exit == Some(0), "root is obeyed by a role of somebody else: {text}");
+    ensure!(ask(member, &["loss"])?.0 == Some(0), "a report changes nothing");
+    for role in [Role::Dr, Role::Aux] {
+        ensure!(site.stop(role)?.success(), "{}", site.log(role));
+    }
+    Ok(())
+}
