@@ -108,11 +108,21 @@ pub fn detach(options: &Detach, out: &mut dyn Write) -> Result<(), Failure> {
             users.join(", ")
         )));
     }
-    // What is in the page cache goes to the server first.
-    let synced = File::open(&device.path).and_then(|file| file.sync_all());
+    // What is in the page cache goes to the server first. Opened exclusively, for a mount in a namespace that this process
+    // does not see holds the device, too.
+    let exclusive = if options.force { 0 } else { libc::O_EXCL };
+    let opened = OpenOptions::new().read(true).custom_flags(exclusive).open(&device.path);
+    let synced = opened.and_then(|file| file.sync_all());
     if let Err(error) = synced.as_ref()
         && !options.force
     {
+        if error.kind() == ErrorKind::ResourceBusy {
+            return Err(Failure::refused(format!(
+                "{path} is in use by what cannot be seen from here (a mount of a container or of a service): end that \
+                 first (grep {} /proc/*/mountinfo); --force takes it away all the same, and what was not written is lost",
+                device.name()
+            )));
+        }
         return Err(Failure::failed(format!(
             "{path}: cannot write out what is in memory: {error}; --force detaches all the same, and that is lost"
         )));

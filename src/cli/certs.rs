@@ -238,7 +238,10 @@ fn told(plan: &Plan, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "Certificates of the group {group}, valid for {} days, are in {dir}. Copy", plan.days)?;
     for role in [Role::Primary, Role::Aux, Role::Dr] {
         let word = role.word();
-        writeln!(out, "  {dir}/{word}/*.pem   to /etc/farshore/tls/ on the host of {word} (keys stay 0600)")?;
+        writeln!(
+            out,
+            "  {dir}/{word}/*.pem   to /etc/farshore/tls/ on the host of {word} (keys for the user farshore only, 0400)"
+        )?;
     }
     writeln!(out, "  {dir}/client/*.pem   to those who use the volumes over TCP (--tls-certificates, tls-creds-x509)")?;
     writeln!(out, "and write into the configuration of all hosts:\n")?;

@@ -171,6 +171,10 @@ pub fn failed(path: &Path, what: &str, error: &io::Error) -> IoFail {
         text.push_str("; ");
         text.push_str(&denied());
     }
+    if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        text.push_str("; where it is mounted writable, the unit does not let this role write there: a drop-in with ");
+        text.push_str("ReadWritePaths= or DeviceAllow= does (README, \"Under systemd\")");
+    }
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => IoFail::NoSpace(text),
         _ => IoFail::Other(text),
