@@ -36,7 +36,7 @@ pub fn small() -> Vec<(&'static str, String)> {
     vec![
         ("primary", "fifo = { memory = \"64MiB\", disk = \"256MiB\" }".into()),
         ("aux", "slots = 262144".into()),
-        ("dr", "journal = \"8MiB\"\nspool = \"192MiB\"".into()),
+        ("dr", "journal = \"48MiB\"\nspool = \"192MiB\"".into()),
     ]
 }
 
