@@ -436,7 +436,11 @@ impl Shell {
                 }
             }
             Event::Stop => self.stop(),
-            Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => Ok(()),
+            Event::Sent { conn } => match self.dr.sent(&mut self.reactor, conn) {
+                Some((conn, left)) => self.step(Input::DrTaken { conn, left }),
+                None => Ok(()),
+            },
+            Event::Secured { .. } | Event::Extents { .. } => Ok(()),
         }
     }
 

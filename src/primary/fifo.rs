@@ -19,8 +19,8 @@ use crate::format::spool::{self, ENTRY_HEADER_BYTES, EntryHeader, Kind};
 /// Bytes spilled by one write, and bytes of spills in flight.
 const SPILL_BYTES: u64 = 1 << 20;
 const SPILLS_BYTES_MAX: u64 = 8 << 20;
-/// Bytes fetched ahead of shipping.
-const STAGED_BYTES_MAX: u64 = 8 << 20;
+/// Bytes of the log fetched ahead of shipping.
+const STAGED_BYTES_MAX: u64 = 4 << 20;
 const READ_BYTES: u64 = 1 << 20;
 
 /// A payload fetched back for shipping.
@@ -150,7 +150,7 @@ impl DiskFifo {
 
     pub fn pop_staged(&mut self) -> Option<Staged> {
         let staged = self.staged.pop_front()?;
-        self.staged_bytes -= staged.data.len() as u64;
+        self.staged_bytes -= spool::entry_bytes(staged.data.len() as u64);
         Some(staged)
     }
 
@@ -162,7 +162,7 @@ impl DiskFifo {
     /// A payload whose stream was lost goes back to the front.
     pub fn unstage(&mut self, staged: Staged) {
         if staged.pos >= self.head {
-            self.staged_bytes += staged.data.len() as u64;
+            self.staged_bytes += spool::entry_bytes(staged.data.len() as u64);
             let at = self.staged.partition_point(|other| other.pos < staged.pos);
             self.staged.insert(at, staged);
         }
@@ -215,7 +215,7 @@ impl DiskFifo {
             let end = ENTRY_HEADER_BYTES + usize::try_from(header.data_bytes()).expect("bounded by the format");
             let data = rest.slice(ENTRY_HEADER_BYTES..end);
             header.verify_data(&data).map_err(|why| format!("seq {}: {why}", header.record.seq))?;
-            self.staged_bytes += data.len() as u64;
+            self.staged_bytes += entry;
             self.staged.push_back(Staged { record: header.record, data, pos });
             pos += entry;
             self.read = pos;

@@ -4,18 +4,22 @@
 //! not have. Records that DR cannot be given any more (the intent log no longer holds them) are left out
 //! by a jump: the begin of a batch that covers everything.
 
+mod backlog;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use self::backlog::Backlog;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
-use super::window::{Local, Payload};
+use super::window::{Held, Local, Payload};
 use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
+use crate::format::spool;
 use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 
@@ -23,8 +27,10 @@ use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN,
 const STREAM_FILL_BYTES: u64 = 128 << 10;
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
-/// Payloads fetched from disk and unacknowledged, bytes: memory beside the configured FIFO.
-pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 10 << 20;
+/// Payloads fetched from disk and unacknowledged, bytes of the log: memory beside the configured FIFO.
+pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 8 << 20;
+/// What streams may hold that has not left this host, bytes of memory, unless it is a single payload.
+const BACKLOG_BYTES_MAX: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -38,6 +44,8 @@ pub(super) enum Phase {
 #[derive(Clone, Debug)]
 struct OnStream {
     bytes: u64,
+    /// Its number in the backlog of the stream.
+    number: u64,
     /// Set when it came from the disk FIFO.
     staged: Option<Staged>,
 }
@@ -46,7 +54,11 @@ struct OnStream {
 pub(super) struct Stream {
     pub(super) phase: Phase,
     sent: BTreeMap<Seq, OnStream>,
-    pieces: BTreeMap<u64, u64>,
+    /// Pieces of a batch by index: bytes, and the number in the backlog.
+    pieces: BTreeMap<u64, (u64, u64)>,
+    /// Payloads on it that are nobody's concern any more, by their number in the backlog.
+    forgotten: BTreeMap<Seq, u64>,
+    backlog: Backlog,
     unacked: u64,
     /// When DR last said something on it, or when it last had nothing to say.
     heard_ns: u64,
@@ -56,12 +68,21 @@ pub(super) struct Stream {
 impl Stream {
     fn new() -> Stream {
         let phase = Phase::Idle { retry_ns: 0 };
-        Stream { phase, sent: BTreeMap::new(), pieces: BTreeMap::new(), unacked: 0, heard_ns: 0, pinged_ns: 0 }
+        Stream {
+            phase,
+            sent: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            backlog: Backlog::default(),
+            unacked: 0,
+            heard_ns: 0,
+            pinged_ns: 0,
+        }
     }
 
     /// How long it may be silent with something unacknowledged on it: a ping waits behind the longest payload.
     fn patience_ns(&self) -> u64 {
-        let lengths = self.sent.values().map(|sent| sent.bytes).chain(self.pieces.values().copied());
+        let lengths = self.sent.values().map(|sent| sent.bytes).chain(self.pieces.values().map(|piece| piece.0));
         STREAM_STALL_NS + lengths.max().unwrap_or(0) * 1_000_000_000 / STREAM_BYTES_PER_SECOND_MIN
     }
 
@@ -195,7 +216,7 @@ impl DrLink {
     /// The stream for a payload. While a batch is under way payloads leave half of the window to its pieces:
     /// DR may have to hold payloads back until the batch is complete.
     pub(super) fn stream_for_payload(&self, bytes: u64, batch: bool) -> Option<Conn> {
-        let pieces: u64 = self.streams.iter().flat_map(|stream| stream.pieces.values()).sum();
+        let pieces: u64 = self.streams.iter().flat_map(|stream| stream.pieces.values()).map(|piece| piece.0).sum();
         let payloads = self.unacked() - pieces;
         if batch && payloads > 0 && payloads + bytes > self.window_bytes / 2 {
             return None;
@@ -206,7 +227,20 @@ impl DrLink {
     /// Bytes that may still be given to streams.
     #[must_use]
     pub(super) fn window_left(&self) -> u64 {
-        self.window_bytes.saturating_sub(self.unacked())
+        self.window_bytes.saturating_sub(self.unacked()).min(BACKLOG_BYTES_MAX.saturating_sub(self.backlog()))
+    }
+
+    /// Memory of what was given to streams and has not left this host, bytes.
+    fn backlog(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.backlog.memory()).sum()
+    }
+
+    /// The kernel has taken what was given to a stream, but for `left` bytes.
+    pub(super) fn taken(&mut self, conn: Conn, left: u64) {
+        if let Some(stream) = self.stream_mut(conn) {
+            stream.backlog.left(left);
+            stream.forgotten.retain(|_, number| stream.backlog.holds(*number));
+        }
     }
 
     /// The stream for `bytes` more, if they may go out: one that has something to do but not much, so that what is
@@ -215,6 +249,10 @@ impl DrLink {
     pub(super) fn stream_for(&self, bytes: u64) -> Option<Conn> {
         let unacked = self.unacked();
         if unacked > 0 && unacked + bytes > self.window_bytes {
+            return None;
+        }
+        let backlog = self.backlog();
+        if backlog > 0 && backlog + Held::memory_of(bytes) > BACKLOG_BYTES_MAX {
             return None;
         }
         let up = || self.streams.iter().filter(|stream| stream.up().is_some());
@@ -229,12 +267,13 @@ impl DrLink {
 
     pub(super) fn note_payload(&mut self, conn: Conn, seq: Seq, bytes: u64, staged: Option<Staged>) {
         if staged.is_some() {
-            self.disk_unacked += bytes;
+            self.disk_unacked += spool::entry_bytes(bytes);
         }
         self.sent_bytes += bytes;
         if let Some(stream) = self.stream_mut(conn) {
             stream.unacked += bytes;
-            stream.sent.insert(seq, OnStream { bytes, staged });
+            let number = stream.backlog.push(bytes);
+            stream.sent.insert(seq, OnStream { bytes, number, staged });
         }
     }
 
@@ -242,15 +281,17 @@ impl DrLink {
         self.sent_bytes += bytes;
         if let Some(stream) = self.stream_mut(conn) {
             stream.unacked += bytes;
-            stream.pieces.insert(index, bytes);
+            let number = stream.backlog.push(bytes);
+            stream.pieces.insert(index, (bytes, number));
         }
     }
 
     pub(super) fn piece_done(&mut self, conn: Conn, index: u64) {
         if let Some(stream) = self.stream_mut(conn)
-            && let Some(bytes) = stream.pieces.remove(&index)
+            && let Some((bytes, number)) = stream.pieces.remove(&index)
         {
             stream.unacked -= bytes;
+            stream.backlog.reached(number);
         }
     }
 
@@ -260,6 +301,7 @@ impl DrLink {
             for seq in seqs {
                 if let Some(sent) = stream.sent.remove(seq) {
                     stream.unacked -= sent.bytes;
+                    stream.forgotten.insert(*seq, sent.number);
                 }
             }
         }
@@ -269,8 +311,8 @@ impl DrLink {
     pub(super) fn forget_sent(&mut self) {
         self.disk_unacked = 0;
         for stream in &mut self.streams {
-            stream.sent.clear();
-            stream.unacked = stream.pieces.values().sum();
+            stream.forgotten.extend(std::mem::take(&mut stream.sent).into_iter().map(|(seq, sent)| (seq, sent.number)));
+            stream.unacked = stream.pieces.values().map(|piece| piece.0).sum();
         }
     }
 
@@ -460,10 +502,12 @@ impl Machine {
         stream.phase = Phase::Idle { retry_ns };
         stream.unacked = 0;
         stream.pieces.clear();
+        stream.forgotten.clear();
+        stream.backlog = Backlog::default();
         for (seq, sent) in std::mem::take(&mut stream.sent) {
             match sent.staged {
                 Some(staged) => {
-                    self.dr.disk_unacked -= sent.bytes;
+                    self.dr.disk_unacked -= spool::entry_bytes(sent.bytes);
                     self.fifo.unstage(staged);
                 }
                 None => self.requeue(seq),
@@ -680,13 +724,18 @@ impl Machine {
     fn payloads_durable(&mut self, conn: Conn, ranges: &[SeqRange]) {
         for range in ranges {
             let Some(stream) = self.dr.stream_mut(conn) else { return };
+            let forgotten: Vec<Seq> = stream.forgotten.range(range.first..=range.last).map(|(seq, _)| *seq).collect();
+            for number in forgotten.iter().filter_map(|seq| stream.forgotten.remove(seq)) {
+                stream.backlog.reached(number);
+            }
             let done: Vec<Seq> = stream.sent.range(range.first..=range.last).map(|(seq, _)| *seq).collect();
             for seq in done {
                 let Some(stream) = self.dr.stream_mut(conn) else { return };
                 let sent = stream.sent.remove(&seq).expect("just listed");
                 stream.unacked -= sent.bytes;
+                stream.backlog.reached(sent.number);
                 if sent.staged.is_some() {
-                    self.dr.disk_unacked -= sent.bytes;
+                    self.dr.disk_unacked -= spool::entry_bytes(sent.bytes);
                 } else if let Some(entry) = self.window.get_mut(seq)
                     && entry.payload == Payload::Sent
                 {

@@ -88,6 +88,11 @@ pub enum Input {
         conn: Conn,
         message: Message,
     },
+    /// The kernel has taken what was sent on a connection, but for this many bytes.
+    DrTaken {
+        conn: Conn,
+        left: u64,
+    },
     DrClosed {
         conn: Conn,
         reason: String,
@@ -404,6 +409,7 @@ impl Machine {
             Input::AuxClosed { reason } => self.aux_closed(&reason, fx),
             Input::DrUp { conn } => self.dr_up(conn, fx),
             Input::DrMessage { conn, message } => self.dr_message(conn, message, fx),
+            Input::DrTaken { conn, left } => self.dr.taken(conn, left),
             Input::DrClosed { conn, reason } => self.dr_closed(conn, &reason, fx),
             Input::Allocated { ranges } => self.allocated(ranges, fx),
             Input::Tick => self.end_of_turn(fx),

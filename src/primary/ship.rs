@@ -12,6 +12,7 @@ use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Level;
 use crate::core::modes::Protect;
 use crate::format::record::OrderRecord;
+use crate::format::spool;
 use crate::format::wire::{Message, orders_frame_bytes};
 use crate::limits::COMMITS_INFLIGHT_MAX;
 
@@ -149,7 +150,8 @@ impl Machine {
         }
         while let Some(staged) = self.fifo.peek_staged() {
             let bytes = staged.data.len() as u64;
-            if self.dr.disk_unacked > 0 && self.dr.disk_unacked + bytes > DISK_UNACKED_BYTES_MAX {
+            let fetched = spool::entry_bytes(bytes);
+            if self.dr.disk_unacked > 0 && self.dr.disk_unacked + fetched > DISK_UNACKED_BYTES_MAX {
                 return;
             }
             let Some(conn) = self.dr.stream_for_payload(bytes, self.mode.batch().is_some()) else { return };

@@ -10,6 +10,7 @@ use crate::format::FormatError;
 use crate::format::wire::{self, Encoder, Message, Refuse, RefuseCode};
 use crate::io::Reactor;
 use crate::io::tls::Connector;
+use crate::primary::window::Held;
 
 /// Connections by both names: the machine chooses its own, the reactor has one for each socket.
 #[derive(Default)]
@@ -30,13 +31,28 @@ struct Line {
     dropped: bool,
     /// DR was told why it is refused: that goes out before the end.
     refusing: bool,
+    /// Memory of data that was sent since the machine was last told how much is left of it, bytes.
+    handed: u64,
+    /// The machine knows that something is left, and is told when nothing is.
+    watched: bool,
 }
+
+/// So much memory may be given to a connection before the machine is told how much of it has left.
+const TELL_BYTES: u64 = 256 << 10;
 
 impl DrConns {
     pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address, connector: Option<&Connector>) {
         let conn = reactor.next_conn();
         self.by_machine.insert(name, conn);
-        let line = Line { name, encoder: Encoder::new(), dirty: false, dropped: false, refusing: false };
+        let line = Line {
+            name,
+            encoder: Encoder::new(),
+            dirty: false,
+            dropped: false,
+            refusing: false,
+            handed: 0,
+            watched: false,
+        };
         self.by_reactor.insert(conn, line);
         reactor.connect_with(conn, address, connector);
         // The local write is on its way before its record is: what takes longest begins first.
@@ -59,6 +75,9 @@ impl DrConns {
         let Some(conn) = self.by_machine.get(&name).copied() else { return };
         let Some(line) = self.by_reactor.get_mut(&conn) else { return };
         line.refusing |= matches!(message, Message::Refuse(_));
+        if let Message::Payload { data, .. } | Message::Chunk { data, .. } = message {
+            line.handed += Held::memory_of(data.len() as u64);
+        }
         line.encoder.push(message, &mut self.out);
         if !std::mem::replace(&mut line.dirty, true) {
             self.dirty.push(conn);
@@ -77,7 +96,23 @@ impl DrConns {
             for part in self.out.drain(..) {
                 reactor.send(conn, part);
             }
+            if line.handed >= TELL_BYTES && !line.watched {
+                line.watched = true;
+                reactor.tell_sent(conn);
+            }
         }
+    }
+
+    /// All of what was queued on a connection has been taken, when the machine wants to know: its name, and the bytes
+    /// that have been queued since.
+    pub fn sent(&mut self, reactor: &mut Reactor, conn: Conn) -> Option<(Conn, u64)> {
+        let line = self.by_reactor.get_mut(&conn).filter(|line| line.watched && !line.dropped)?;
+        let left = reactor.queued_bytes(conn) as u64;
+        (line.watched, line.handed) = (left > 0, 0);
+        if line.watched {
+            reactor.tell_sent(conn);
+        }
+        Some((line.name, left))
     }
 
     pub fn close(&mut self, reactor: &mut Reactor, name: Conn) {
