@@ -137,6 +137,8 @@ pub struct Options {
     pub journal_bytes: u64,
     /// Bytes, a multiple of 1 MiB.
     pub spool_bytes: u64,
+    /// Bytes of payload kept in memory between receipt and apply; the rest is read back from the spool.
+    pub cache_bytes: u64,
     pub protect: Protect,
     pub ack: Ack,
     pub require: Require,

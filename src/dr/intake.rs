@@ -27,7 +27,7 @@ use crate::dr::replay::Item;
 use crate::dr::spool::Spool;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{EntryHeader, Kind, encode_entry, entry_bytes};
-use crate::limits::{DR_CACHE_BYTES_MAX, DR_WINDOW_BYTES_MAX};
+use crate::limits::DR_WINDOW_BYTES_MAX;
 
 /// A payload or chunk that came in.
 #[derive(Clone, Debug)]
@@ -62,13 +62,14 @@ pub struct Intake {
     syncing: Option<(Ticket, Vec<Item>)>,
     cache: BTreeMap<Seq, Bytes>,
     cache_bytes: u64,
+    cache_bytes_max: u64,
     /// Highest payload that was ever placed.
     highest: Seq,
 }
 
 impl Intake {
     #[must_use]
-    pub fn new(spool: Spool, nonce: u64, highest: Seq) -> Intake {
+    pub fn new(spool: Spool, nonce: u64, cache_bytes_max: u64, highest: Seq) -> Intake {
         Intake {
             nonce,
             spool,
@@ -81,6 +82,7 @@ impl Intake {
             syncing: None,
             cache: BTreeMap::new(),
             cache_bytes: 0,
+            cache_bytes_max,
             highest,
         }
     }
@@ -223,7 +225,7 @@ impl Intake {
         if let Some(old) = self.cache.insert(seq, data.clone()) {
             self.cache_bytes -= old.len() as u64;
         }
-        while self.cache_bytes > DR_CACHE_BYTES_MAX {
+        while self.cache_bytes > self.cache_bytes_max {
             let Some((_, dropped)) = self.cache.pop_last() else { break };
             self.cache_bytes -= dropped.len() as u64;
         }

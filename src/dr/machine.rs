@@ -171,7 +171,7 @@ impl Machine {
         Machine {
             desk: Desk::default(),
             journal: Journal::new(superblock.group, journal, chain),
-            intake: Intake::new(spool, nonce, highest.unwrap_or_default()),
+            intake: Intake::new(spool, nonce, options.cache_bytes, highest.unwrap_or_default()),
             replay,
             links: Links::default(),
             cut,

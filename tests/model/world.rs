@@ -657,6 +657,7 @@ impl World {
                     volumes: vec![("db".into(), SIZE)],
                     journal_bytes: JOURNAL,
                     spool_bytes: SPOOL,
+                    cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
                     protect: self.truth.protect,
                     ack: Ack::Write,
                     require: self.truth.require,

@@ -18,6 +18,7 @@ use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
 use crate::disk::{Class, Disk, Settled};
+use crate::live::Live;
 use crate::network::{Network, Node};
 use crate::oracle::{Images, Oracle};
 use crate::plain;
@@ -242,6 +243,7 @@ pub struct World {
     pub events: u64,
     pub events_max: u64,
     pub director: Director,
+    pub live: Live,
 }
 
 thread_local! {
@@ -348,6 +350,7 @@ impl World {
             events: 0,
             events_max: EVENTS_MAX,
             director: Director::default(),
+            live: Live::default(),
             setup,
             rng,
         };

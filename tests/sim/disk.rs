@@ -56,6 +56,8 @@ pub struct Disk<F> {
     misdirects: Option<(Which<F>, Rng)>,
     /// One has, in this file.
     misdirected: Option<F>,
+    /// Bits that have flipped at rest.
+    flips: Vec<(F, u64, u8)>,
 }
 
 /// Some of the files.
@@ -130,6 +132,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             fails: None,
             misdirects: None,
             misdirected: None,
+            flips: Vec::new(),
         }
     }
 
@@ -194,6 +197,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         target.touched[at / SECTOR] = true;
         target.cache[at] ^= 1 << bit;
         target.stable[at] ^= 1 << bit;
+        self.flips.push((file, at as u64, bit));
     }
 
     pub fn file(&self, file: F) -> &SimFile {
@@ -403,6 +407,27 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         std::mem::take(&mut self.settled)
     }
 
+    /// The range that an operation under way reads.
+    pub fn reading(&self, operation: u64) -> Option<(F, u64, u64)> {
+        let Pending { file, action: Action::Read { offset, length }, .. } = self.pending.get(&operation)? else {
+            return None;
+        };
+        Some((*file, *offset, *length))
+    }
+
+    /// How many bits have flipped.
+    pub fn flips(&self) -> usize {
+        self.flips.len()
+    }
+
+    /// Those after the first so many flip back.
+    pub fn unflip(&mut self, from: usize) {
+        for (file, at, bit) in self.flips.split_off(from) {
+            self.flip(file, at, bit);
+        }
+        self.flips.truncate(from);
+    }
+
     /// Whether a write to `file` that overlaps the range is in flight.
     pub fn write_in_flight(&self, file: F, offset: u64, length: u64) -> bool {
         self.pending.values().any(|p| match &p.action {
@@ -442,6 +467,15 @@ impl SimFile {
 
     pub fn unsynced(&self) -> &[Unsynced] {
         &self.unsynced
+    }
+
+    /// Whether nothing is on its way to the sector of this byte.
+    pub fn at_rest(&self, at: u64) -> bool {
+        let sector = at as usize / SECTOR;
+        let reaches = |write: &Unsynced| {
+            (write.first_sector..write.first_sector + write.sectors.len() / SECTOR).contains(&sector)
+        };
+        !self.unsynced.iter().any(reaches)
     }
 
     fn write_cache(&mut self, offset: u64, data: &Bytes, version: u64) {

@@ -54,6 +54,7 @@ impl World {
                     self.after(down_ns, Event::Start { node });
                 }
             }
+            Fault::Spoil { node, moment, kept, seed } => self.live_damage(node, moment, kept, seed),
             Fault::Misdirect { node } => self.misdirect(node),
             Fault::Garble { a, b } => {
                 let rng = self.rng.fork();
@@ -152,14 +153,22 @@ impl World {
         }
     }
 
+    /// Whether it matters when DR names a batch.
+    pub fn awaits_commit(&self) -> bool {
+        self.host(Node::Dr).doom_at_commit.is_some() || self.live_waits()
+    }
+
     /// DR is about to name a batch in its superblock: its fate is sealed if that was waited for.
     pub fn names_batch(&mut self, parts: &[Bytes]) {
-        let Some(down_ns) = self.host(Node::Dr).doom_at_commit else { return };
+        if !self.awaits_commit() || parts.is_empty() {
+            return;
+        }
         let Ok(it) = superblock::Superblock::decode(&parts.concat()) else { return };
         if it.batch == Seq(0) || !it.has(superblock::SYNCED) {
             return;
         }
-        self.host_mut(Node::Dr).doom_at_commit = None;
+        self.live_named();
+        let Some(down_ns) = self.host_mut(Node::Dr).doom_at_commit.take() else { return };
         self.crash(Node::Dr, true);
         self.host_mut(Node::Dr).rots = true;
         self.host_mut(Node::Dr).rots_before = it.batch;
@@ -213,7 +222,7 @@ impl World {
         }
     }
 
-    fn rot_primary(&mut self, rng: &mut Rng) {
+    pub fn rot_primary(&mut self, rng: &mut Rng) {
         use primary::machine::File;
         let file = rng.pick(&[File::IntentMap, File::IntentLog, File::IntentLog, File::Fifo, File::Superblock]);
         let bytes = self.primary_disk.file(file).stable();
@@ -242,7 +251,7 @@ impl World {
     }
 
     /// A record of the table, or a payload in its ring: rather one that DR does not have.
-    fn rot_table(&mut self, rng: &mut Rng) {
+    pub fn rot_table(&mut self, rng: &mut Rng) {
         use auxiliary::machine::File;
         let (records_end, payload_at) = self.table_reach;
         let stable = self.aux_disk.file(File::Table).stable();

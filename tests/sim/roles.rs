@@ -15,8 +15,10 @@ use farshore::{auxiliary, dr, primary};
 use crate::checkers::{Verdict, Violation};
 use crate::cluster::{DR_NONCE, Event, Table, TableLine, TableTalk, World};
 use crate::describe;
+use crate::live::Read;
 use crate::network::{Delivery, Node, Packet};
 use crate::plain;
+use crate::rng::Rng;
 
 pub const GROUP: &str = "sim";
 /// How soon a process that cannot start is started again.
@@ -68,10 +70,16 @@ impl World {
         if !self.is_running(node, run) {
             return Ok(());
         }
+        let once = match self.live_read(node, run, operation) {
+            Read::Whole => None,
+            Read::Damaged(once) => once,
+            Read::Later => return Ok(()),
+        };
         let now_ns = self.now_ns;
         match node {
             Node::Primary => {
                 let Some((ticket, result)) = self.primary_disk.complete(operation, now_ns) else { return Ok(()) };
+                once.into_iter().for_each(|once| self.live_over(once));
                 self.primary_disk.take_settled();
                 let failed = self.failed(node, &result);
                 self.primary_step(primary::machine::Input::Disk { ticket, result })?;
@@ -79,6 +87,7 @@ impl World {
             }
             Node::Aux => {
                 let Some((ticket, result)) = self.aux_disk.complete(operation, now_ns) else { return Ok(()) };
+                once.into_iter().for_each(|once| self.live_over(once));
                 let settled = self.aux_disk.take_settled();
                 self.settled_aux(&settled);
                 // A read that fails is answered so, as is everything by another server than our own; whoever asked
@@ -89,6 +98,7 @@ impl World {
             }
             Node::Dr => {
                 let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
+                once.into_iter().for_each(|once| self.live_over(once));
                 let settled = self.dr_disk.take_settled();
                 self.settled_dr(&settled);
                 self.check_dr_superblock(&settled)?;
@@ -265,30 +275,50 @@ impl World {
         if std::mem::take(&mut self.host_mut(node).rots) {
             self.rot(node);
         }
-        if planted(Bug::UnsyncedTrusted) {
-            return match node {
-                Node::Primary => self.start_primary(),
-                Node::Aux => self.start_aux(),
-                Node::Dr => self.start_dr(),
-            };
+        match self.live_start(node) {
+            Some(mut rng) => self.start_misreads(node, &mut rng),
+            None => self.start_process(node),
         }
+    }
+
+    /// What a start reads is damaged this once.
+    fn start_misreads(&mut self, node: Node, rng: &mut Rng) -> Verdict {
+        self.sync_before(node);
+        let flips = (self.primary_disk.flips(), self.dr_disk.flips());
+        self.rots_at_rest(node, rng);
+        let verdict = self.start_process(node);
+        self.primary_disk.unflip(flips.0);
+        self.dr_disk.unflip(flips.1);
+        verdict
+    }
+
+    fn start_process(&mut self, node: Node) -> Verdict {
+        if !planted(Bug::UnsyncedTrusted) {
+            self.sync_before(node);
+        }
+        match node {
+            Node::Primary => self.start_primary(),
+            Node::Aux => self.start_aux(),
+            Node::Dr => self.start_dr(),
+        }
+    }
+
+    /// A shell opens its files and makes durable what is in them before it is trusted.
+    fn sync_before(&mut self, node: Node) {
         match node {
             Node::Primary => {
                 self.primary_disk.sync_all();
                 self.primary_disk.take_settled();
-                self.start_primary()
             }
             Node::Aux => {
                 self.aux_disk.sync_all();
                 let settled = self.aux_disk.take_settled();
                 self.settled_aux(&settled);
-                self.start_aux()
             }
             Node::Dr => {
                 self.dr_disk.sync_all();
                 let settled = self.dr_disk.take_settled();
                 self.settled_dr(&settled);
-                self.start_dr()
             }
         }
     }
@@ -390,6 +420,7 @@ impl World {
             volumes: self.volume_list(),
             journal_bytes: self.setup.journal_bytes,
             spool_bytes: self.setup.spool_bytes,
+            cache_bytes: self.setup.dr_cache_bytes,
             protect: self.setup.protect,
             ack: self.setup.ack,
             require: self.setup.require,
@@ -535,9 +566,7 @@ impl World {
                 let superblock = op.file == dr::machine::File::Superblock && !matches!(op.kind, DiskKind::Sync);
                 let volume = matches!(op.file, dr::machine::File::Volume(_));
                 let named = match &op.kind {
-                    DiskKind::Write { parts, .. } if superblock && self.host(Node::Dr).doom_at_commit.is_some() => {
-                        parts.clone()
-                    }
+                    DiskKind::Write { parts, .. } if superblock && self.awaits_commit() => parts.clone(),
                     _ => Vec::new(),
                 };
                 let operation = self.dr_disk.submit(op, &mut self.rng);

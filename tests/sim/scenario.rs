@@ -8,7 +8,7 @@ use farshore::{auxiliary, dr, primary};
 use crate::checkers::{self, Lost, Outcome, Verdict, Violation};
 use crate::cluster::{Event, World};
 use crate::network::Node;
-use crate::setup::{AuxFate, Disaster, End, Fault, MS, Mood, PrimaryFate, SECOND, US};
+use crate::setup::{AuxFate, Disaster, End, Fault, MS, Moment, Mood, PrimaryFate, SECOND, US};
 
 /// How long after the last fault everything may take to be well again, simulated.
 const PATIENCE_NS: u64 = 300 * SECOND;
@@ -125,7 +125,8 @@ impl World {
                 self.partition(a, b, for_ns);
             }
             hazard => {
-                if matches!(hazard, Fault::KillAtCommit { .. }) {
+                let at_commit = matches!(hazard, Fault::Spoil { moment: Moment::Naming | Moment::Applying, .. });
+                if matches!(hazard, Fault::KillAtCommit { .. }) || at_commit && self.setup.mood == Mood::Hollow {
                     self.top_up(900);
                 }
                 self.hazard(hazard);
@@ -355,6 +356,7 @@ impl World {
         let ticket = Ticket((1 << 48) + self.director.tickets);
         self.director.ticket = Some((ticket, plan));
         let force = self.director.force;
+        self.live_moment(Moment::Promoting);
         self.dr_step(dr::machine::Input::Promote { ticket, plan, force })
     }
 
@@ -404,7 +406,9 @@ impl World {
             return Ok(());
         }
         self.landmark(|| format!("promoted: cut {}, tail {}", outcome.cut, outcome.tail));
-        if outcome.cut < self.cut_told && vouched {
+        // The recovery point goes back before a payload that is damaged under it, and what follows is listed.
+        let went_back = self.dr_rotten_payloads.contains(&outcome.cut.next());
+        if outcome.cut < self.cut_told && vouched && !went_back {
             let text = format!("promoted at seq {}, and the cut had been {}", outcome.cut, self.cut_told);
             return self.fail("I5", text);
         }

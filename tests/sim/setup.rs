@@ -15,6 +15,10 @@ pub const LATER_SEEDS: u64 = 10_000;
 /// From this seed on each has a mood of its own (see `swarm`), and every fault there is.
 pub const NEWEST_SEEDS: u64 = 100_000;
 
+/// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
+/// show what they showed.
+const SPOIL_SALT: u64 = 0xc201_1000;
+
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -36,6 +40,8 @@ pub struct Setup {
     pub plain_table: bool,
     pub journal_bytes: u64,
     pub spool_bytes: u64,
+    /// Payloads that DR keeps in memory until they are applied.
+    pub dr_cache_bytes: u64,
     pub streams: usize,
     pub volumes_direct: bool,
     pub clients: u64,
@@ -126,6 +132,13 @@ pub enum Fault {
     KillAtCommit {
         down_ns: u64,
     },
+    /// A bit flips under a running role in what its formats promise to see damaged: for ever, or in what is read once.
+    Spoil {
+        node: Node,
+        moment: Moment,
+        kept: bool,
+        seed: u64,
+    },
     /// Operations on its files fail for a while.
     DiskFails {
         node: Node,
@@ -157,6 +170,23 @@ pub enum Fault {
         node: Node,
         by_ns: i64,
     },
+}
+
+/// When something is damaged under a running role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// At once, at rest.
+    Rest,
+    /// As it is read.
+    Read,
+    /// As a payload is read back by DR, in a read that takes until DR names a batch.
+    Naming,
+    /// As it is read while DR applies the next batch.
+    Applying,
+    /// As it is read in a promotion.
+    Promoting,
+    /// As it is read by the next start, once.
+    Start,
 }
 
 /// What fails on a disk.
@@ -259,6 +289,7 @@ impl Setup {
             plain_table: rng.chance(20),
             journal_bytes: rng.pick(&[2, 2, 3, 8]) << 20,
             spool_bytes: 0,
+            dr_cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
             streams: rng.pick(&[1, 2, 4, 8]),
             volumes_direct: rng.chance(60),
             clients: rng.range(1, 4),
@@ -306,6 +337,7 @@ impl Setup {
         }
         if seed >= NEWEST_SEEDS {
             setup.swarm(&mut Rng::new(seed ^ 0x5eed_5eed));
+            setup.spoil(&mut Rng::new(seed ^ SPOIL_SALT));
         }
         setup
     }

@@ -16,7 +16,7 @@ use farshore::core::modes::{Ack, Overflow, Protect, Require};
 
 use crate::network::Node;
 use crate::rng::Rng;
-use crate::setup::{AuxFate, Disaster, End, Failing, Fault, MS, Mood, PrimaryFate, SECOND, Setup};
+use crate::setup::{AuxFate, Disaster, End, Failing, Fault, MS, Moment, Mood, PrimaryFate, SECOND, Setup};
 
 const NODES: [Node; 3] = [Node::Primary, Node::Aux, Node::Dr];
 
@@ -314,6 +314,36 @@ impl Setup {
             };
             self.faults.push((at, fault));
         }
+    }
+
+    /// Damage under a running role, in any mood.
+    pub fn spoil(&mut self, rng: &mut Rng) {
+        if self.mood == Mood::Brim || !rng.chance(8) {
+            return;
+        }
+        // What DR has in memory it does not read back.
+        self.dr_cache_bytes = rng.pick(&[0, 0, 32 << 10, self.dr_cache_bytes]);
+        let hollow = self.mood == Mood::Hollow && rng.chance(70);
+        if hollow {
+            self.faults.retain(|(_, fault)| !matches!(fault, Fault::KillAtCommit { .. }));
+        }
+        for _ in 0..rng.range(1, 3) {
+            let early = if rng.chance(50) { 4 } else { 1 };
+            let at = rng.below(self.horizon_ns / early);
+            let node = rng.pick(&[Node::Dr, Node::Dr, Node::Dr, Node::Dr, Node::Aux, Node::Primary]);
+            let moments: &[Moment] = match node {
+                _ if hollow => &[Moment::Naming, Moment::Applying],
+                Node::Dr if rng.chance(20) => &[Moment::Promoting, Moment::Start],
+                Node::Dr => &[Moment::Rest, Moment::Read, Moment::Read, Moment::Naming, Moment::Applying],
+                Node::Aux => &[Moment::Rest, Moment::Read, Moment::Promoting],
+                Node::Primary => &[Moment::Rest, Moment::Read, Moment::Read, Moment::Start],
+            };
+            let (moment, kept, seed) = (rng.pick(moments), rng.chance(60), rng.u64());
+            let node = if hollow { Node::Dr } else { node };
+            let at = if hollow { self.horizon_ns / 5 + at / 4 } else { at };
+            self.faults.push((at, Fault::Spoil { node, moment, kept, seed }));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
     }
 
     /// One or two of everything else, in any mood.

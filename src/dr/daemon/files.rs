@@ -30,6 +30,7 @@ use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
+use crate::limits::DR_CACHE_BYTES_MAX;
 
 const SUPERBLOCK: &str = "superblock";
 const JOURNAL: &str = "journal";
@@ -87,6 +88,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
         journal_bytes: reactor.file_size(journal),
         spool_bytes: reactor.file_size(spool),
+        cache_bytes: DR_CACHE_BYTES_MAX,
         protect: config.group.protect,
         ack: config.group.ack,
         require: config.group.require,

@@ -28,6 +28,7 @@ pub fn options(auxiliary: bool) -> Options {
         volumes: volumes(),
         journal_bytes: JOURNAL as u64,
         spool_bytes: SPOOL as u64,
+        cache_bytes: crate::limits::DR_CACHE_BYTES_MAX,
         protect: Protect::Order,
         ack: Ack::Write,
         require: Require::Any,
