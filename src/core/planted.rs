@@ -124,6 +124,16 @@ bugs! {
     AppliedUnpromised,
     /// A start trusts what it reads and a loss of power could still take.
     UnsyncedTrusted,
+    /// A payload that spoils while a batch is applied beside it is passed over.
+    SpoiltPassed,
+    /// A batch is applied although a payload that it relies on spoiled while the superblock was to name it.
+    BatchNotWithdrawn,
+    /// A payload that spoils during a promotion is not looked for in the ring again.
+    SpoiltNotFetched,
+    /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
+    SpoiltMovesUp,
+    /// A first sync that is lost while it is applied does not begin again.
+    FirstSyncKept,
 }
 
 /// Whether this mistake is to be made here.

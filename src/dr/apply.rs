@@ -213,15 +213,20 @@ impl Machine {
         }
         self.history.lose(seq);
         self.copied.remove(&seq);
-        self.fed = seq.prev();
+        // What was read for a batch that is lost by now may be above the recovery point.
+        self.fed = if planted(Bug::SpoiltMovesUp) { seq.prev() } else { self.fed.min(seq.prev()) };
         self.pieces.clear();
         if let Some(committed) = self.committed.as_ref().filter(|it| seq <= it.end) {
-            if entry.is_none_or(|entry| !committed.supersedes(&entry.record)) {
+            let needed = entry.is_none_or(|entry| !committed.supersedes(&entry.record));
+            if needed && !planted(Bug::SpoiltPassed) {
                 return self.lose_batch(now, fx);
             }
             return self.stage(Stage::Before);
         }
         self.owing.insert(seq);
+        if let Some(promotion) = &mut self.promotion {
+            promotion.fetch_again = !planted(Bug::SpoiltNotFetched);
+        }
         self.fall_back(now, seq, fx);
         if let Some(batch) = &mut self.batch {
             batch.cursor = batch.cursor.min(seq.prev().max(batch.begin));

@@ -265,7 +265,8 @@ impl Machine {
     pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.committing.take() else { return };
         // A payload that it relies on may have been found damaged while the superblock was to name it.
-        if !batch.direct && !planted(Bug::BatchHollow) && !self.left_out(&batch).is_empty() {
+        let unchecked = batch.direct || planted(Bug::BatchHollow) || planted(Bug::BatchNotWithdrawn);
+        if !unchecked && !self.left_out(&batch).is_empty() {
             return self.withdraw(batch);
         }
         let end = batch.end.expect("only a batch that is complete is committed");

@@ -215,7 +215,7 @@ impl Machine {
     /// A payload up to which was promised cannot be read back: the recovery point lies before it. If an earlier
     /// life may have applied it, what the volumes hold is in doubt; else the promise is taken back.
     pub(super) fn fall_back(&mut self, now: Now, seq: Seq, fx: &mut Vec<Effect>) {
-        self.cut = seq.prev();
+        self.cut = if planted(Bug::SpoiltMovesUp) { seq.prev() } else { self.cut.min(seq.prev()) };
         let cut = self.cut;
         if seq <= self.promises.inherited {
             let reason = format!("the payload of seq {seq} in the spool is damaged, and may be in the volumes in part");
@@ -261,6 +261,9 @@ impl Machine {
 
     /// There is no recovery point that could be in doubt: the first sync begins again.
     fn forget_first_sync(&mut self) {
+        if planted(Bug::FirstSyncKept) {
+            return;
+        }
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

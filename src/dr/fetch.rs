@@ -30,7 +30,8 @@ impl Machine {
         if let Some(view) = promotion.view.as_mut().filter(|_| !under_way) {
             view.pass_batches(Seq(0));
         }
-        let (Some(view), Some(table)) = (&promotion.view, &promotion.table) else { return };
+        let Some(table) = &promotion.table else { return };
+        let view = promotion.view.as_ref().unwrap_or(&self.history);
         let decision = |entry: &Entry| {
             decide(Known {
                 in_journal: true,
@@ -91,6 +92,10 @@ impl Machine {
             fx.push(Effect::AuxRead { ticket, offset, length });
         // A batch that these records complete moves the cut: what the report says of it is final.
         } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() {
+            // What was here and is damaged, the ring may still have.
+            if std::mem::take(&mut promotion.fetch_again) && promotion.table.is_some() && !plan {
+                return self.want_states(fx);
+            }
             self.report_now(now, fx);
         }
     }

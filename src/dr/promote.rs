@@ -133,6 +133,8 @@ pub(super) struct Promotion {
     pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
     pub(super) fetching: Option<Ticket>,
     pub(super) fetched: u64,
+    /// A payload was found damaged meanwhile: what the ring has is looked for once more.
+    pub(super) fetch_again: bool,
     /// Writes given to the replay before it began.
     pub(super) fed_before: u64,
     pub(super) error: Option<PromoteError>,
@@ -209,6 +211,7 @@ impl Machine {
             fetch: VecDeque::new(),
             fetching: None,
             fetched: 0,
+            fetch_again: false,
             fed_before: self.fed_writes,
             error: None,
         });
@@ -590,10 +593,10 @@ impl Machine {
     }
 
     /// Asks for the states of everything that is not going to be in the image by itself.
-    fn want_states(&mut self, fx: &mut Vec<Effect>) {
+    pub(super) fn want_states(&mut self, fx: &mut Vec<Effect>) {
         let cut = self.cut;
         let Some(promotion) = &mut self.promotion else { return };
-        let Some(view) = &promotion.view else { return };
+        let view = promotion.view.as_ref().unwrap_or(&self.history);
         if let Some(table) = &mut promotion.table {
             let missing = view.above(cut).filter(|entry| !entry.complete()).map(|entry| entry.record.seq);
             table.want_states(missing.chain(promotion.strays.keys().copied()).collect::<Vec<_>>().into_iter());

@@ -179,6 +179,8 @@ pub struct Reach<'a> {
     pub rotten: &'a dyn Fn(Seq) -> bool,
     /// Whether the payload that DR held of a seq was damaged there.
     pub rotten_payload: &'a dyn Fn(Seq) -> bool,
+    /// Whether the auxiliary's ring has the payload of a seq, and says where.
+    pub in_ring: &'a dyn Fn(Seq) -> bool,
     /// Whether the group's policy at a full status table gave this record up (`overflow = coalesce`).
     pub given_up: &'a dyn Fn(Seq) -> bool,
 }
@@ -269,6 +271,8 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     // A payload that cannot be had holds back what comes after it.
     let spoiled = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten)(record.seq));
     let spoiled_at_dr = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten_payload)(record.seq));
+    let gone = |seq: Seq| (reach.rotten_payload)(seq) && !(reach.in_ring)(seq);
+    let gone_at_both = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| gone(record.seq));
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
         if promise.at_ns >= reach.until_ns {
@@ -296,7 +300,10 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
             // A primary that came back from a loss of power goes on after a gap in the seqs, and DR with it: what only
             // the table knew from before has no place in DR's history any more, until the batch that it then makes is
             // complete. Lost before that, it is lost a second time; the report lists what that costs.
-            Protect::Bunker => promise.full && outcome.aux_read && !spoiled(seq) && seq > before_jump,
+            // A payload that DR had may have left the ring, and be damaged at DR: known, and listed.
+            Protect::Bunker => {
+                promise.full && outcome.aux_read && !spoiled(seq) && !gone_at_both(seq) && seq > before_jump
+            }
             _ => false,
         };
         if nothing_lost && seq > outcome.cut {
@@ -418,6 +425,7 @@ mod tests {
             given_up: &|_| false,
             rotten: &|_| false,
             rotten_payload: &|_| false,
+            in_ring: &|_| false,
         };
         let check = |o: &Outcome| check_report(&oracle, Protect::Order, o, &reach);
         assert!(check(&outcome(1, 3, &[2, 3])).is_ok());
@@ -441,6 +449,7 @@ mod tests {
             given_up: &|_| false,
             rotten: &|_| false,
             rotten_payload: &|_| false,
+            in_ring: &|_| false,
         };
         assert!(check_report(&oracle, Protect::Order, &unknown, &given).is_ok(), "given up, and said so");
         let silent = outcome(1, 3, &[2]);

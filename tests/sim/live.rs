@@ -14,7 +14,7 @@
 use farshore::core::ids::Seq;
 use farshore::format::record::OrderRecord;
 use farshore::format::spool::{EntryHeader, Kind, sized_nonce};
-use farshore::format::table::{STATE_BYTES, SlotState};
+use farshore::format::table::{NO_PAYLOAD, STATE_BYTES, SlotState, TableLayout};
 use farshore::limits::{ENTRY_ALIGN_BYTES, RECORD_BYTES};
 use farshore::{auxiliary, dr, primary};
 
@@ -251,6 +251,22 @@ impl World {
                 records.chain(states).chain(ring).filter(|(_, at, length)| at + length <= end).collect()
             }
         }
+    }
+
+    /// Whether the ring of the auxiliary has the payload of a seq whole, and its slot says where.
+    pub fn ring_holds(&self, seq: Seq) -> bool {
+        let layout = TableLayout::new(self.setup.table_slots, self.setup.table_payload_bytes);
+        let bytes = self.aux_disk.file(auxiliary::machine::File::Table).cache();
+        let at = layout.state_offset(seq) as usize;
+        let state = bytes.get(at..at + STATE_BYTES).and_then(|raw| SlotState::decode(raw).ok());
+        let Some(state) = state.filter(|it| it.seq == seq && it.payload_pos != NO_PAYLOAD) else { return false };
+        let at = layout.payload_offset(state.payload_pos) as usize;
+        let Some(header) = bytes.get(at..at + 128).and_then(|head| EntryHeader::decode(head, self.group_id).ok())
+        else {
+            return false;
+        };
+        let data = bytes.get(at + 128..at + 128 + header.data_bytes() as usize);
+        header.record.seq == seq && data.is_some_and(|data| header.verify_data(data).is_ok())
     }
 
     fn at_rest(&self, place: Place, at: u64) -> bool {

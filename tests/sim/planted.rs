@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use farshore::core::planted::Bug;
 
+use crate::rng::Rng;
 use crate::runner::{Run, on_all_threads};
-use crate::setup::{LATER_SEEDS, NEWEST_SEEDS};
+use crate::setup::{LATER_SEEDS, NEWEST_SEEDS, Setup};
 
 /// Seeds within which a bug has to be caught: so many of the newest, and of older ones, in turn.
 const SEEDS_MAX: u64 = 1500;
@@ -77,6 +78,11 @@ struct Caught {
 fn every_planted_bug_is_caught() {
     let from = crate::env("SIM_FROM").unwrap_or(NEWEST_SEEDS);
     let seeds_max = crate::env("SIM_SEEDS").unwrap_or(SEEDS_MAX);
+    // Words of a fault: only seeds that draw it.
+    let fault = std::env::var("SIM_FAULT").unwrap_or_default();
+    let draws = |seed: &u64| {
+        fault.is_empty() || format!("{:?}", Setup::draw(*seed, &mut Rng::new(*seed)).faults).contains(&fault)
+    };
     // Seeds given by hand: nothing that is known counts.
     let search = crate::env("SIM_FROM").is_some();
     let only = std::env::var("SIM_PLANTED").ok();
@@ -88,7 +94,7 @@ fn every_planted_bug_is_caught() {
         let began = Instant::now();
         let known = HINTS.iter().filter(|(of, _)| *of == bug && !search).map(|(_, seed)| *seed);
         let drawn = (0..seeds_max).flat_map(|n| [Some(from + n), (!search).then_some(OLDER + n)]).flatten();
-        let caught = known.chain(drawn).enumerate().find_map(|(count, seed)| {
+        let caught = known.chain(drawn).filter(draws).enumerate().find_map(|(count, seed)| {
             let failure = Run { bug: Some(bug), ..Run::of(seed) }.go().err()?;
             if Run::of(seed).go().is_err() {
                 println!("seed {seed} fails without a planted bug");

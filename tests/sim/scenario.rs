@@ -391,7 +391,12 @@ impl World {
         let outcome = self.outcome_of(&report)?;
         // A damaged site that says so may be promoted by force: it claims nothing of what it does not know.
         // A table that says nothing is no damage here: the promotion goes on, and all else in the report holds.
-        let of_table = |text: &String| text.starts_with("the status table is blank") || text.starts_with("up to ");
+        let of_table = |text: &String| {
+            let slots = text.split_once(" slots of the status table are damaged: ");
+            text.starts_with("the status table is blank")
+                || text.starts_with("up to ")
+                || slots.is_some_and(|(count, _)| count.parse::<u64>().is_ok())
+        };
         let table = report.incomplete.as_ref().is_some_and(of_table);
         let vouched = report.incomplete.is_none() || table || !self.damaged;
         if !vouched && !plan && !self.director.force && self.outcome.is_none() {
@@ -446,6 +451,7 @@ impl World {
             knowable: &|record| self.holds_at_dr(record) || (outcome.aux_read && self.holds_at_aux(record)),
             rotten: &|seq| self.rotten_at_aux(seq),
             rotten_payload: &|seq| self.dr_rotten_payloads.contains(&seq),
+            in_ring: &|seq| self.ring_holds(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
         };
         checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)

@@ -323,8 +323,8 @@ fn a_batch_that_spoils_while_it_is_applied_is_made_good_by_a_full_copy() {
 }
 
 /// A site that died when the superblock was to name a batch, or when it had, and found it whole; then a payload of that
-/// time, or a piece of the batch, spoils before it is read again. None if there is no such thing.
-fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool) -> Option<Trial> {
+/// time, or a piece of the batch, or `all` of them spoil before they are read again. None if there is no such thing.
+fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool, all: bool) -> Option<Trial> {
     let mut trial = site(seed, false);
     caught_up(&mut trial);
     (0..12).for_each(|_| trial.write());
@@ -350,8 +350,10 @@ fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool) -> Option<Trial> 
     let end = machine.committed.as_ref().map_or(begin, |it| it.end);
     let mut entries = trial.spool_entries();
     entries.retain(|&(seq, _)| (seq == begin) == piece && seq > floor && seq <= end);
-    let at = entries.get(trial.rng.index(entries.len().max(1)))?.1;
-    trial.disk.flip(File::Spool, at + 200, 1);
+    let one = *entries.get(trial.rng.index(entries.len().max(1)))?;
+    for (_, at) in if all { entries } else { vec![one] } {
+        trial.disk.flip(File::Spool, at + 200, 1);
+    }
     Some(trial)
 }
 
@@ -359,7 +361,7 @@ fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool) -> Option<Trial> 
 fn what_spoils_while_a_batch_is_applied_is_missed_at_a_promotion() {
     let (mut found, mut before) = (0, 0);
     for (seed, what) in (100..140).flat_map(|seed| (0..3).map(move |what| (seed, what))) {
-        let Some(mut trial) = spoiled_beside_a_batch(seed, what != 0, what == 1) else { continue };
+        let Some(mut trial) = spoiled_beside_a_batch(seed, what != 0, what == 1, false) else { continue };
         // Some are promoted before it is read.
         for _ in 0..seed % 40 {
             trial.complete_disk();
@@ -374,8 +376,10 @@ fn what_spoils_while_a_batch_is_applied_is_missed_at_a_promotion() {
 #[test]
 fn a_payload_that_spoils_while_a_batch_is_applied_is_made_good() {
     let (mut found, mut before) = (0, 0);
-    for (seed, named) in (100..140).flat_map(|seed| [(seed, true), (seed, false)]) {
-        let Some(mut trial) = spoiled_beside_a_batch(seed, named, false) else { continue };
+    for (seed, named, all) in
+        (100..140).flat_map(|seed| [(seed, true, false), (seed, false, false), (seed, true, true)])
+    {
+        let Some(mut trial) = spoiled_beside_a_batch(seed, named, false, all) else { continue };
         for _ in 0..400_000 {
             let status = trial.machine.status(trial.now);
             let good = status.synced && !trial.in_doubt() && !trial.superblock().has(DAMAGED);
