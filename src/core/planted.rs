@@ -132,8 +132,6 @@ bugs! {
     SpoiltNotFetched,
     /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
     SpoiltMovesUp,
-    /// A first sync that is lost while it is applied does not begin again.
-    FirstSyncKept,
 }
 
 /// Whether this mistake is to be made here.

@@ -261,9 +261,6 @@ impl Machine {
 
     /// There is no recovery point that could be in doubt: the first sync begins again.
     fn forget_first_sync(&mut self) {
-        if planted(Bug::FirstSyncKept) {
-            return;
-        }
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

@@ -626,7 +626,7 @@ impl Machine {
     }
 
     /// Replays to the cut, checkpoints, and takes the epoch.
-    fn replaying(&mut self, _now: Now, fx: &mut Vec<Effect>) {
+    fn replaying(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(stored) = &self.report else { return };
         let (cut, epoch) = (stored.report.cut_seq, stored.report.epoch);
         let quiet = self.replay.idle() && self.committed.is_none() && self.journal.idle() && self.intake.idle();
@@ -645,8 +645,26 @@ impl Machine {
                 "the report's recovery point {cut} cannot be reached any more: only {} is here; --force promotes that",
                 self.cut
             );
+            if self.promotion.as_ref().is_some_and(|promotion| promotion.force) {
+                return self.promote_anew(now, &text, fx);
+            }
             self.promote_fails(unsafe_because(text), fx);
         }
+    }
+
+    /// What the stored report relied on is damaged since, and nobody was told of it: by force another one takes its place.
+    fn promote_anew(&mut self, now: Now, why: &str, fx: &mut Vec<Effect>) {
+        let text = format!("{why}: the report is made anew");
+        fx.push(Effect::Log { level: Level::Error, text });
+        self.report = None;
+        let Some(promotion) = &mut self.promotion else { return };
+        promotion.table = None;
+        promotion.view = None;
+        promotion.strays.clear();
+        promotion.mended.clear();
+        promotion.fetch.clear();
+        let target = promotion.target;
+        self.open_table(now, target, fx);
     }
 
     /// Report, volumes and epoch are durable: the old epoch is over.

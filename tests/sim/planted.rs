@@ -65,6 +65,10 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::FifoFreedEarly, 8504),
     (Bug::AppliedUnpromised, 100007),
     (Bug::UnsyncedTrusted, 100385),
+    (Bug::SpoiltPassed, 600495),
+    (Bug::BatchNotWithdrawn, 623446),
+    (Bug::SpoiltNotFetched, 602655),
+    (Bug::SpoiltMovesUp, 639145),
 ];
 
 struct Caught {
