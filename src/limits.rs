@@ -168,6 +168,15 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Longest piece of one operation on the status table as an NBD request, bytes.
 pub const REGION_PIECE_BYTES: u32 = 8 << 20;
+/// Longest payload of one request to the server of a volume, bytes, and the longest range of one without.
+pub const BACKING_PIECE_BYTES: u32 = 4 << 20;
+pub const BACKING_RANGE_BYTES: u64 = 1 << 30;
+/// Requests on the wire to the server of a volume, and their payload, both ways, from which on the next one waits, bytes.
+pub const BACKING_REQUESTS_MAX: usize = 64;
+pub const BACKING_WIRE_BYTES_MAX: u64 = 8 << 20;
+/// Bytes of changes on NBD servers that no flush covers, of all volumes of a group; of one, at the least.
+pub const BACKING_KEPT_BYTES_MAX: u64 = 16 << 20;
+pub const BACKING_KEPT_BYTES_MIN: u64 = 1 << 20;
 
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(PIECE_BYTES_MAX <= RANGE_BYTES_MAX, "a piece fits an order record");
@@ -201,6 +210,14 @@ const _: () = assert!(CHUNK_BYTES_MAX as u64 <= LONG_BYTES, "what we ask for our
 const _: () = assert!(
     TLS_HANDSHAKES_MAX * TLS_HANDSHAKE_BYTES_MAX <= MEMORY_BESIDE_FIFO_BYTES as usize / 16,
     "strangers hold next to nothing"
+);
+const _: () = assert!(
+    BACKING_PIECE_BYTES <= PAYLOAD_BYTES_MAX && BACKING_RANGE_BYTES <= RANGE_BYTES_MAX,
+    "any NBD server takes a piece"
+);
+const _: () = assert!(
+    BACKING_KEPT_BYTES_MAX <= MEMORY_BESIDE_FIFO_BYTES / 4,
+    "what is remembered of volumes on NBD servers leaves the rest of the bound"
 );
 const _: () = assert!(REGION_PIECE_BYTES <= PAYLOAD_BYTES_MAX, "any NBD server takes a piece");
 const _: () = assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a chunk is stored as a payload is");

@@ -1,26 +1,30 @@
 //! The client's side of one NBD connection, pure: bytes in, answers out, requests pipelined by cookie.
 //!
 //! ```text
-//!   Greeting ──► Going (OPT_GO) ──► Ready
-//!     │  ▲         │ unsupported       ▲
-//!     │  │         └──► Naming ────────┘      (OPT_EXPORT_NAME, for servers of before 2016)
+//!   Greeting ──► [Structuring ──► Selecting] ──► Going (OPT_GO) ──► Ready
+//!     │  ▲        of a volume only                 │ unsupported       ▲
+//!     │  │                                         └──► Naming ────────┘   (OPT_EXPORT_NAME, for servers of before 2016)
 //!     ▼  └── the connection is secure
 //!   Upgrading (OPT_STARTTLS) ──► Securing
 //! ```
 //!
 //! Owns the handshake and the pairing of replies with requests. Does not own the socket, nor any policy of
-//! reconnecting. Structured replies and extended headers are not asked for, so a server must not send any: for reads that
-//! are answered as a whole, and without a use for holes, they would only be longer. Servers that refuse to go without
-//! them, or without TLS, are told apart in words; who was told to use TLS never goes without.
+//! reconnecting. Who has a use for holes (`of_volume`) asks for structured replies and `base:allocation`, and goes
+//! without where the server has none; for the rest they would only be longer, and a server must not send any. Extended
+//! headers are not asked for. Servers that refuse to go without them, or without TLS, are told apart in words; who was
+//! told to use TLS never goes without.
 //!
 //! Invariants: I8 - bytes that are no NBD reply end the connection with words, never with a guess; every
 //! request is answered by exactly one `Done`, also when the connection ends (`abandon`).
 
 use bytes::Bytes;
 
+use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::PAYLOAD_BYTES_MAX;
+use crate::nbd::chunks::{Asked, Chunk};
+use crate::nbd::meta::ALLOCATION;
 use crate::nbd::options::clip;
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -49,6 +53,8 @@ pub enum Event {
     Refused { code: u32, text: String },
     /// The request with this cookie is answered: the bytes of a read, nothing otherwise.
     Done { cookie: u64, result: Result<Bytes, Errno> },
+    /// The block status with this cookie is answered: stretches from its offset on, at least one, maybe not all.
+    Status { cookie: u64, stretches: Vec<Stretch> },
 }
 
 /// The server broke the protocol: close the connection.
@@ -70,6 +76,8 @@ pub enum ClientError {
     ReplyMagic(u32),
     #[error("the server answers a request that was never sent or was answered before (cookie {0:#x})")]
     ReplyCookie(u64),
+    #[error("a chunk of a structured reply is malformed: {0}")]
+    Chunk(&'static str),
 }
 
 /// The client's side of one connection.
@@ -84,6 +92,11 @@ pub struct ClientSession {
     no_zeroes: bool,
     /// TLS is wanted, and nothing without it.
     tls: bool,
+    /// Block status is wanted, where the server has it.
+    allocation: bool,
+    /// Structured replies are agreed upon, and the number of `base:allocation` if that was selected.
+    structured: bool,
+    context: Option<u32>,
     inflight: Slots<InFlight>,
 }
 
@@ -92,6 +105,8 @@ enum Phase {
     Greeting,
     Upgrading,
     Securing,
+    Structuring,
+    Selecting,
     Going,
     Naming,
     Ready,
@@ -101,8 +116,9 @@ enum Phase {
 #[derive(Debug)]
 struct InFlight {
     cookie: u64,
-    /// Bytes a successful reply carries.
+    /// Bytes a successful simple reply carries.
     length: u32,
+    asked: Asked,
 }
 
 enum Step {
@@ -123,6 +139,9 @@ impl ClientSession {
             ask_block_size: false,
             no_zeroes: false,
             tls: false,
+            allocation: false,
+            structured: false,
+            context: None,
             inflight: Slots::default(),
         }
     }
@@ -133,13 +152,19 @@ impl ClientSession {
         ClientSession { tls: true, ..ClientSession::new(export) }
     }
 
+    /// As `new` or `with_tls`, for who wants to know of holes.
+    #[must_use]
+    pub fn of_volume(export: &str, tls: bool) -> ClientSession {
+        ClientSession { tls, allocation: true, ..ClientSession::new(export) }
+    }
+
     /// The connection has become secure: asks for the export.
     ///
     /// # Panics
     /// When TLS was not granted.
     pub fn secured(&mut self, out: &mut Outbox) {
         assert!(self.phase == Phase::Securing, "a connection becomes secure after the server has granted it");
-        self.go(out);
+        self.negotiate(out);
     }
 
     /// Parses what has arrived.
@@ -148,7 +173,9 @@ impl ClientSession {
             let step = match self.phase {
                 Phase::Ready => self.reply(rx, events)?,
                 Phase::Greeting => self.greeting(rx, out)?,
-                Phase::Going | Phase::Upgrading => self.option_reply(rx, events, out)?,
+                Phase::Going | Phase::Upgrading | Phase::Structuring | Phase::Selecting => {
+                    self.option_reply(rx, events, out)?
+                }
                 Phase::Securing => Step::Stop,
                 Phase::Naming => self.export_name_reply(rx, events)?,
                 // The server may still answer the goodbye, or what was in flight before it.
@@ -165,7 +192,7 @@ impl ClientSession {
 
     /// Asks for `length` bytes from `offset`; the session must be ready.
     pub fn read(&mut self, cookie: u64, offset: u64, length: u32, out: &mut Outbox) {
-        let number = self.number(cookie, length);
+        let number = self.number(cookie, length, Asked::read(offset, length));
         out.put(&RequestHead::encode(0, CMD_READ, number, offset, length));
     }
 
@@ -173,22 +200,48 @@ impl ClientSession {
     pub fn write(&mut self, cookie: u64, offset: u64, parts: Vec<Bytes>, fua: bool, out: &mut Outbox) {
         let length: usize = parts.iter().map(Bytes::len).sum();
         let length = u32::try_from(length).expect("a write is cut to the server's maximum before");
-        let number = self.number(cookie, 0);
+        let number = self.number(cookie, 0, Asked::nothing());
         out.put(&RequestHead::encode(if fua { CMD_FLAG_FUA } else { 0 }, CMD_WRITE, number, offset, length));
         parts.into_iter().for_each(|part| out.push(part));
     }
 
     /// Makes every answered write durable; the session must be ready.
     pub fn flush(&mut self, cookie: u64, out: &mut Outbox) {
-        let number = self.number(cookie, 0);
+        let number = self.number(cookie, 0, Asked::nothing());
         out.put(&RequestHead::encode(0, CMD_FLUSH, number, 0, 0));
+    }
+
+    /// Makes a range read as zeroes; with `hole` its space may be given back. The session must be ready, and the server
+    /// offer it.
+    pub fn zeroes(&mut self, cookie: u64, offset: u64, length: u32, hole: bool, fua: bool, out: &mut Outbox) {
+        let flags = if fua { CMD_FLAG_FUA } else { 0 } | if hole { 0 } else { CMD_FLAG_NO_HOLE };
+        let number = self.number(cookie, 0, Asked::nothing());
+        out.put(&RequestHead::encode(flags, CMD_WRITE_ZEROES, number, offset, length));
+    }
+
+    /// Asks which parts of a range have storage; the session must be ready, and know `base:allocation`.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn status(&mut self, cookie: u64, offset: u64, length: u32, out: &mut Outbox) {
+        let context = self.context.expect("asked only where the server has it");
+        let number = self.number(cookie, 0, Asked::status(context, length));
+        out.put(&RequestHead::encode(0, CMD_BLOCK_STATUS, number, offset, length));
+    }
+
+    /// Whether `status` can be asked.
+    #[must_use]
+    pub fn knows_holes(&self) -> bool {
+        self.context.is_some()
     }
 
     /// Says goodbye, if the server is still listening.
     pub fn disconnect(&mut self, out: &mut Outbox) {
         match self.phase {
             Phase::Ready => out.put(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)),
-            Phase::Going | Phase::Upgrading => out.put(&OptionHead::encode(OPT_ABORT, 0)),
+            Phase::Going | Phase::Upgrading | Phase::Structuring | Phase::Selecting => {
+                out.put(&OptionHead::encode(OPT_ABORT, 0))
+            }
             Phase::Greeting | Phase::Securing | Phase::Naming | Phase::Ended => {}
         }
         self.phase = Phase::Ended;
@@ -213,7 +266,7 @@ impl ClientSession {
             Phase::Greeting => "before its greeting",
             Phase::Upgrading => "while TLS was asked for",
             Phase::Securing => "in the TLS handshake",
-            Phase::Going => "while the export was asked for",
+            Phase::Structuring | Phase::Selecting | Phase::Going => "while the export was asked for",
             Phase::Naming => "when the export was named: it may have none of that name",
             Phase::Ready => "while in use",
             Phase::Ended => "after the end",
@@ -227,9 +280,9 @@ impl ClientSession {
     }
 
     /// Takes a number for a request whose successful answer carries `length` bytes.
-    fn number(&mut self, cookie: u64, length: u32) -> u64 {
+    fn number(&mut self, cookie: u64, length: u32, asked: Asked) -> u64 {
         assert!(self.phase == Phase::Ready, "requests are sent once the server said it is ready");
-        self.inflight.insert(InFlight { cookie, length })
+        self.inflight.insert(InFlight { cookie, length, asked })
     }
 
     fn greeting(&mut self, rx: &mut Rope, out: &mut Outbox) -> Result<Step, ClientError> {
@@ -255,11 +308,32 @@ impl ClientSession {
             out.put(&OptionHead::encode(OPT_STARTTLS, 0));
             self.phase = Phase::Upgrading;
         } else if flags & FLAG_FIXED_NEWSTYLE != 0 {
-            self.go(out);
+            self.negotiate(out);
         } else {
             self.name_export(out);
         }
         Ok(Step::Again)
+    }
+
+    /// Asks for what has to be agreed upon before the export.
+    fn negotiate(&mut self, out: &mut Outbox) {
+        if !self.allocation {
+            return self.go(out);
+        }
+        out.put(&OptionHead::encode(OPT_STRUCTURED_REPLY, 0));
+        self.phase = Phase::Structuring;
+    }
+
+    /// Asks for `base:allocation`.
+    fn select(&mut self, out: &mut Outbox) {
+        let length = 4 + self.export.len() + 4 + 4 + ALLOCATION.len();
+        out.put(&OptionHead::encode(OPT_SET_META_CONTEXT, length as u32));
+        out.put(&(self.export.len() as u32).to_be_bytes());
+        out.put(self.export.as_bytes());
+        out.put(&1u32.to_be_bytes());
+        out.put(&(ALLOCATION.len() as u32).to_be_bytes());
+        out.put(ALLOCATION.as_bytes());
+        self.phase = Phase::Selecting;
     }
 
     /// Asks for the export. Block sizes are asked for only when the server insists: a client that asked
@@ -287,7 +361,12 @@ impl ClientSession {
             return Ok(Step::Stop);
         }
         let head = OptionReplyHead::decode(&raw);
-        let want = if self.phase == Phase::Upgrading { OPT_STARTTLS } else { OPT_GO };
+        let want = match self.phase {
+            Phase::Upgrading => OPT_STARTTLS,
+            Phase::Structuring => OPT_STRUCTURED_REPLY,
+            Phase::Selecting => OPT_SET_META_CONTEXT,
+            _ => OPT_GO,
+        };
         if head.magic != MAGIC_OPTION_REPLY || head.option != want {
             return Err(ClientError::OptionReply { want, got: head.option, magic: head.magic });
         }
@@ -299,24 +378,75 @@ impl ClientSession {
         }
         rx.skip(OPTION_REPLY_BYTES);
         let data = rx.take(head.length as usize);
-        match head.reply {
-            REP_ACK if self.phase == Phase::Upgrading => {
-                // What else came in the clear is nobody's.
-                rx.skip(rx.len());
-                self.phase = Phase::Securing;
-                events.push(Event::Secure);
-                return Ok(Step::Stop);
+        match self.phase {
+            Phase::Upgrading => Ok(self.upgrade_reply(head.reply, &data, rx, events, out)),
+            Phase::Structuring | Phase::Selecting => {
+                self.preamble_reply(head.reply, &data, out);
+                Ok(Step::Again)
             }
-            code if self.phase == Phase::Upgrading && code & REP_ERROR_BIT != 0 => {
-                out.put(&OptionHead::encode(OPT_ABORT, 0));
-                rx.skip(rx.len());
-                self.phase = Phase::Ended;
-                let text = String::from_utf8_lossy(&data);
-                let text = format!("the server offers no TLS, which is asked for here ({})", clip(&text));
-                events.push(Event::Refused { code, text });
-                return Ok(Step::Stop);
+            _ => self.go_reply(head.reply, &data, rx, events, out),
+        }
+    }
+
+    /// The answer to STARTTLS.
+    fn upgrade_reply(
+        &mut self,
+        reply: u32,
+        data: &[u8],
+        rx: &mut Rope,
+        events: &mut Vec<Event>,
+        out: &mut Outbox,
+    ) -> Step {
+        if reply == REP_ACK {
+            // What else came in the clear is nobody's.
+            rx.skip(rx.len());
+            self.phase = Phase::Securing;
+            events.push(Event::Secure);
+            return Step::Stop;
+        }
+        if reply & REP_ERROR_BIT == 0 {
+            return Step::Again;
+        }
+        out.put(&OptionHead::encode(OPT_ABORT, 0));
+        rx.skip(rx.len());
+        self.phase = Phase::Ended;
+        let text = String::from_utf8_lossy(data);
+        let text = format!("the server offers no TLS, which is asked for here ({})", clip(&text));
+        events.push(Event::Refused { code: reply, text });
+        Step::Stop
+    }
+
+    /// The answer to what is asked before the export: a server that has none of it does without.
+    fn preamble_reply(&mut self, reply: u32, data: &[u8], out: &mut Outbox) {
+        match reply {
+            REP_ACK if self.phase == Phase::Structuring => {
+                self.structured = true;
+                self.select(out);
             }
-            REP_INFO if self.phase == Phase::Going => self.option_info(&data)?,
+            REP_META_CONTEXT if data.len() >= 4 && data[4..] == *ALLOCATION.as_bytes() => {
+                self.context = Some(be32(data, 0));
+            }
+            REP_ACK => self.go(out),
+            code if code & REP_ERROR_BIT != 0 => {
+                self.context = None;
+                self.go(out);
+            }
+            // Other contexts, which nobody asked for.
+            _ => {}
+        }
+    }
+
+    /// The answer to GO.
+    fn go_reply(
+        &mut self,
+        reply: u32,
+        data: &[u8],
+        rx: &mut Rope,
+        events: &mut Vec<Event>,
+        out: &mut Outbox,
+    ) -> Result<Step, ClientError> {
+        match reply {
+            REP_INFO => self.option_info(data)?,
             REP_ACK => {
                 let mut info = self.info.ok_or(ClientError::Info("it ends without size and flags"))?;
                 (info.block_min, info.block_max) = (self.block_min, self.block_max);
@@ -332,7 +462,7 @@ impl ClientSession {
                 out.put(&OptionHead::encode(OPT_ABORT, 0));
                 rx.skip(rx.len());
                 self.phase = Phase::Ended;
-                let text = String::from_utf8_lossy(&data);
+                let text = String::from_utf8_lossy(data);
                 let text = if text.is_empty() { refusal_word(code).to_owned() } else { text.into_owned() };
                 events.push(Event::Refused { code, text });
                 return Ok(Step::Stop);
@@ -396,6 +526,9 @@ impl ClientSession {
             return Ok(Step::Stop);
         }
         let head = ReplyHead::decode(&raw);
+        if self.structured && head.magic == MAGIC_REPLY_STRUCTURED {
+            return self.chunk(rx, events);
+        }
         if head.magic != MAGIC_REPLY {
             return Err(ClientError::ReplyMagic(head.magic));
         }
@@ -411,6 +544,32 @@ impl ClientSession {
         let request = self.inflight.remove(head.cookie).expect("it was found a moment ago");
         let result = if head.error == 0 { Ok(data) } else { Err(errno_from_wire(head.error)) };
         events.push(Event::Done { cookie: request.cookie, result });
+        Ok(Step::Again)
+    }
+
+    /// One chunk of a structured reply ("Structured reply chunk message").
+    fn chunk(&mut self, rx: &mut Rope, events: &mut Vec<Event>) -> Result<Step, ClientError> {
+        let mut raw = [0; CHUNK_BYTES];
+        if !rx.peek(&mut raw) {
+            return Ok(Step::Stop);
+        }
+        let head = ChunkHead::decode(&raw);
+        let Some(request) = self.inflight.get_mut(head.cookie) else {
+            return Err(ClientError::ReplyCookie(head.cookie));
+        };
+        if head.length > request.asked.chunk_bytes_max() {
+            return Err(ClientError::Chunk("it is longer than any answer to its request"));
+        }
+        if rx.len() < CHUNK_BYTES + head.length as usize {
+            return Ok(Step::Stop);
+        }
+        rx.skip(CHUNK_BYTES);
+        let chunk = Chunk::take(head.kind, head.length as usize, rx).map_err(ClientError::Chunk)?;
+        request.asked.add(chunk).map_err(ClientError::Chunk)?;
+        if head.flags & REPLY_FLAG_DONE != 0 {
+            events.push(request.asked.done(request.cookie).map_err(ClientError::Chunk)?);
+            self.inflight.remove(head.cookie);
+        }
         Ok(Step::Again)
     }
 }

@@ -5,12 +5,15 @@
 //!   (shell,    (pure)    └─ transmission ── check, reply, long
 //!    budget)
 //!
-//!   region ── remote ── client               protocol, outbox, slots: below both
-//!   (shell: the status table, wherever it stands)
+//!   region ── remote ──┬─ client ── chunks   protocol, outbox, slots: below both
+//!   backing ── store ──┘
+//!   (shells: the status table, wherever it stands; volumes on NBD servers)
 //! ```
 
+pub mod backing;
 mod budget;
 mod check;
+mod chunks;
 pub mod client;
 pub mod ended;
 mod export;
@@ -25,4 +28,5 @@ mod reply;
 pub mod server;
 pub mod session;
 pub mod slots;
+mod store;
 mod transmission;

@@ -140,19 +140,7 @@ impl Region {
                 let aux = Server::Named(PeerName::new(group, Role::Aux));
                 Connector::new(paths, Some(own), aux, Versions::Newest).map(Some)
             }
-            (TableTarget::Nbd(uri), certificates) => {
-                let Some(tls) = &uri.tls else { return Ok(None) };
-                let paths = match (&tls.certificates, certificates) {
-                    (Some(dir), _) => Paths::in_directory(dir, dir.join("client-cert.pem").exists()),
-                    (None, Some(paths)) => paths.clone(),
-                    (None, None) => {
-                        let text = "which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to \
-                                    the URI, or [tls] to the configuration";
-                        return Err(TlsError(format!("{uri}: {text}")));
-                    }
-                };
-                Connector::new(&paths, None, Server::Host(uri.host().to_owned()), Versions::Wide).map(Some)
-            }
+            (TableTarget::Nbd(uri), certificates) => uri_connector(uri, certificates),
             (TableTarget::Own { .. } | TableTarget::File { .. }, _) => Ok(None),
         }
     }
@@ -305,6 +293,7 @@ impl Region {
                 Event::Secure => secure = true,
                 Event::Refused { code, text } => end = Some((text, remote.fencing && code == REP_ERR_POLICY)),
                 Event::Done { cookie, result } => remote.piece_done(cookie, result, out),
+                Event::Status { .. } => unreachable!("nobody asks the status table for holes"),
             }
         }
         send(remote, reactor);
@@ -338,6 +327,24 @@ impl Region {
             None => RegionEvent::Failed { text, fenced },
         });
     }
+}
+
+/// What a connection to a URI is made secure with, if it is to be. `certificates`: those of this host.
+///
+/// # Errors
+/// What keeps certificates from being used.
+pub fn uri_connector(uri: &NbdUri, certificates: Option<&Paths>) -> Result<Option<Connector>, TlsError> {
+    let Some(tls) = &uri.tls else { return Ok(None) };
+    let paths = match (&tls.certificates, certificates) {
+        (Some(dir), _) => Paths::in_directory(dir, dir.join("client-cert.pem").exists()),
+        (None, Some(paths)) => paths.clone(),
+        (None, None) => {
+            let text = "which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to \
+                        the URI, or [tls] to the configuration";
+            return Err(TlsError(format!("{uri}: {text}")));
+        }
+    };
+    Connector::new(&paths, None, Server::Host(uri.host().to_owned()), Versions::Wide).map(Some)
 }
 
 impl fmt::Display for TableTarget {

@@ -43,7 +43,7 @@ pub fn attend(uri: &NbdUri) -> Result<(OwnedFd, ExportInfo), String> {
             }
             Some(Event::Refused { text, .. }) => return Err(format!("the server refuses: {text}")),
             Some(Event::Secure) => unreachable!("TLS was not asked for"),
-            Some(Event::Done { .. }) => unreachable!("nothing was requested"),
+            Some(Event::Done { .. } | Event::Status { .. }) => unreachable!("nothing was requested"),
             None => {}
         }
         match stream.read(&mut byte) {

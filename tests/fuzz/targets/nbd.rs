@@ -596,6 +596,7 @@ pub fn client(input: &[u8]) {
                         assert!(!ready && !refused && code & REP_ERROR_BIT != 0 && !text.is_empty());
                         refused = true;
                     }
+                    client::Event::Status { .. } => unreachable!("nobody asked for holes"),
                     client::Event::Done { cookie, result } => {
                         let at = open.iter().position(|request| request.0 == cookie);
                         let (_, wanted) = open.remove(at.expect("an answer to what was asked, once"));

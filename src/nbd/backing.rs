@@ -1,0 +1,511 @@
+//! Volumes on NBD servers: connections made, kept and made again, so that a volume is used like a file of the reactor.
+//!
+//! ```text
+//!   role ── disk, extents, … ──► Backings ─┬─ a file or block device: the reactor, at once
+//!                                          └─ `FileId` of a remote: Store (pure) ── connection ── server
+//! ```
+//!
+//! Owns the connections: when one is attempted, given up, spoken of in the log and in status. What is sent again on the
+//! next one, and in which order, is [`Store`]'s. Results come as the reactor's own events, so that a role asks in one place
+//! which of the two a volume is: here.
+//!
+//! Invariants: a connection is made only after the one before it has ended (what it had still to do for us is done, or
+//! never will be); a server that is out of reach is a pause for whoever waits, never an error; nothing is attempted more
+//! often than [`PAUSE_FIRST_NS`] apart, and less and less often.
+
+use std::fmt;
+
+use crate::core::address::NbdUri;
+use crate::core::allocation::Stretch;
+use crate::core::ids::{Conn, Ticket};
+use crate::core::machine::{DiskKind, IoFail, Now};
+use crate::core::sparing::Sparing;
+use crate::io::tls::Connector;
+use crate::io::{Event, FileId, Range, Reactor, ReactorOptions};
+use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, HANDSHAKE_NS};
+use crate::nbd::client::ExportInfo;
+use crate::nbd::protocol::{SEND_FUA, SEND_WRITE_ZEROES};
+use crate::nbd::store::{Heard, Said, Store};
+
+/// Files of the reactor have numbers far below.
+const REMOTE: usize = 1 << 31;
+/// Rest before the next attempt to connect, nanoseconds: doubled each time, up to the last.
+const PAUSE_FIRST_NS: u64 = 100_000_000;
+const PAUSE_LAST_NS: u64 = 3_000_000_000;
+/// A connection that was good for so long has earned the shortest pause again.
+const GOOD_NS: u64 = 5_000_000_000;
+/// How long a server may owe an answer before that is spoken of.
+const SILENCE_NS: u64 = 10_000_000_000;
+/// How long a start waits for a server.
+const OPEN_NS: u64 = 30_000_000_000;
+/// Pause between two lines about attempts that fail.
+const LINES_PAUSE_NS: u64 = 30_000_000_000;
+
+/// A volume that is to be opened.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    pub volume: &'a str,
+    /// Bytes.
+    pub size: u64,
+    pub uri: &'a NbdUri,
+    /// What the connection is made secure with, if it is.
+    pub connector: Option<Connector>,
+}
+
+/// Why a volume could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The server answers, and what it has cannot be the volume.
+    #[error("{0}")]
+    Unfit(String),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("told to stop while a backing store was waited for")]
+    Stopped,
+}
+
+/// The volumes of a group that stand on NBD servers.
+#[derive(Debug, Default)]
+pub struct Backings {
+    remotes: Vec<Remote>,
+    events: Vec<Event>,
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Remote {
+    store: Store,
+    uri: NbdUri,
+    connector: Option<Connector>,
+    /// The connection, and since when it is being made.
+    conn: Option<Conn>,
+    since_ns: u64,
+    /// It is being closed: nothing more is read from it.
+    closing: bool,
+    /// When the next one may be made.
+    retry_ns: u64,
+    pause_ns: u64,
+    /// Since when operations wait for a connection, and why.
+    lost: Option<Now>,
+    why: String,
+    /// The server answered what another attempt will not change.
+    unfit: bool,
+    lines: Sparing,
+    silence_told: bool,
+    /// What has storage, once it was looked for.
+    listing: bool,
+    listed: Option<Vec<(u64, u64)>>,
+}
+
+impl Backings {
+    /// Whether a file is a volume on a server, of anybody.
+    #[must_use]
+    pub fn owns(file: FileId) -> bool {
+        file.0 >= REMOTE
+    }
+
+    /// Which volume on a server a file is, if it is one.
+    fn index(&self, file: FileId) -> Option<usize> {
+        file.0.checked_sub(REMOTE)
+    }
+
+    /// Whether there is any.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.remotes.is_empty()
+    }
+
+    /// Connects, and waits for the server; start-up only. `volumes`: how many of the group stand on servers. One that is
+    /// open already (a DR that was promoted) is the same.
+    ///
+    /// # Errors
+    /// The server is out of reach, or not fit.
+    pub fn open(&mut self, reactor: &mut Reactor, volumes: usize, opening: Opening<'_>) -> Result<FileId, OpenError> {
+        if let Some(index) = self.remotes.iter().position(|remote| remote.uri == *opening.uri) {
+            return Ok(FileId(REMOTE + index));
+        }
+        let index = self.add(reactor.now(), volumes, opening);
+        self.await_server(reactor, index, OPEN_NS)?;
+        Ok(FileId(REMOTE + index))
+    }
+
+    /// Takes a volume on; its connection is made by the next `tick`.
+    fn add(&mut self, now: Now, volumes: usize, opening: Opening<'_>) -> usize {
+        let place = format!("volume {}: {}", opening.volume, opening.uri);
+        let kept = (BACKING_KEPT_BYTES_MAX / volumes.max(1) as u64).max(BACKING_KEPT_BYTES_MIN);
+        let index = self.remotes.len();
+        self.remotes.push(Remote {
+            store: Store::new(place, opening.size, kept),
+            uri: opening.uri.clone(),
+            connector: opening.connector,
+            conn: None,
+            since_ns: 0,
+            closing: false,
+            retry_ns: now.mono_ns,
+            pause_ns: PAUSE_FIRST_NS,
+            lost: Some(now),
+            why: "not connected yet".into(),
+            unfit: false,
+            lines: Sparing::new(LINES_PAUSE_NS),
+            silence_told: false,
+            listing: false,
+            listed: None,
+        });
+        index
+    }
+
+    fn await_server(&mut self, reactor: &mut Reactor, index: usize, within_ns: u64) -> Result<(), OpenError> {
+        let until_ns = reactor.now().mono_ns + within_ns;
+        let mut events = Vec::new();
+        loop {
+            self.tick(reactor);
+            let remote = &self.remotes[index];
+            let failed = format!("{}: {}", remote.store.place(), remote.why);
+            if remote.lost.is_none() {
+                return Ok(());
+            } else if remote.unfit {
+                return Err(OpenError::Unfit(failed));
+            } else if reactor.now().mono_ns >= until_ns {
+                return Err(OpenError::Unreachable(format!(
+                    "{failed}. Is the server running? It was waited for {} seconds",
+                    within_ns / 1_000_000_000
+                )));
+            }
+            let due = self.deadline_ns().unwrap_or(until_ns).min(until_ns);
+            if let Err(error) = reactor.turn(Some(due), &mut events) {
+                return Err(OpenError::Unreachable(format!("the ring failed: {error}")));
+            }
+            for event in events.drain(..) {
+                if let Event::Stop = event {
+                    return Err(OpenError::Stopped);
+                }
+                self.on_event(reactor, &event);
+            }
+        }
+    }
+
+    // ---- what a role asks of a volume --------------------------------------------------------
+
+    /// As [`Reactor::disk`].
+    pub fn disk(&mut self, reactor: &mut Reactor, file: FileId, ticket: Ticket, kind: DiskKind) {
+        let Some(index) = self.index(file) else { return reactor.disk(file, ticket, kind) };
+        let now_ns = reactor.now().mono_ns;
+        self.remotes[index].store.begin(now_ns, ticket, kind);
+        self.said(reactor, index);
+    }
+
+    /// As [`Reactor::extents`].
+    pub fn extents(&mut self, reactor: &mut Reactor, file: FileId, ticket: Ticket, range: Range) {
+        let Some(index) = self.index(file) else { return reactor.extents(file, ticket, range) };
+        let Range { offset, length, most } = range;
+        let store = &mut self.remotes[index].store;
+        if store.is_ready() && !store.knows_holes() {
+            let stretches = vec![Stretch { length, hole: false }];
+            return self.events.push(Event::Extents { ticket, result: Ok(stretches) });
+        }
+        store.extents(reactor.now().mono_ns, ticket, offset, length, most);
+        self.said(reactor, index);
+    }
+
+    /// As [`Reactor::read_ahead`]; a server is left alone with it.
+    pub fn read_ahead(&mut self, reactor: &mut Reactor, file: FileId, ticket: Ticket, offset: u64, length: u64) {
+        match self.index(file) {
+            None => reactor.read_ahead(file, ticket, offset, length),
+            Some(_) => self.events.push(Event::Disk { file, ticket, result: Ok(bytes::Bytes::new()) }),
+        }
+    }
+
+    /// As [`Reactor::zeroes_fast`]; of a server nobody knows.
+    #[must_use]
+    pub fn zeroes_fast(&self, reactor: &Reactor, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
+        self.index(file).is_none() && reactor.zeroes_fast(file, offset, length, unmap)
+    }
+
+    /// Begins to look what has storage on the servers.
+    pub fn list_allocated(&mut self, reactor: &mut Reactor) {
+        for index in 0..self.remotes.len() {
+            let remote = &mut self.remotes[index];
+            if !std::mem::replace(&mut remote.listing, true) {
+                remote.listed = None;
+                remote.store.list_allocated(reactor.now().mono_ns);
+                self.said(reactor, index);
+            }
+        }
+    }
+
+    /// Whether that is still under way.
+    #[must_use]
+    pub fn is_listing(&self) -> bool {
+        self.remotes.iter().any(|remote| remote.listing)
+    }
+
+    /// As [`Reactor::allocated_ranges`]; of a server what was listed last.
+    ///
+    /// # Errors
+    /// The file system does not tell.
+    pub fn allocated_ranges(&mut self, reactor: &Reactor, file: FileId) -> Result<Vec<(u64, u64)>, IoFail> {
+        match self.index(file) {
+            None => reactor.allocated_ranges(file),
+            Some(index) => Ok(self.remotes[index].listed.take().unwrap_or_else(|| vec![(0, u64::MAX)])),
+        }
+    }
+
+    // ---- what happens ------------------------------------------------------------------------
+
+    /// What has completed.
+    pub fn completed(&mut self, events: &mut Vec<Event>) {
+        events.append(&mut self.events);
+    }
+
+    /// Takes an event of the reactor; false when it is about somebody else.
+    pub fn on_event(&mut self, reactor: &mut Reactor, event: &Event) -> bool {
+        let (Event::Connected { conn }
+        | Event::Sent { conn }
+        | Event::Secured { conn }
+        | Event::Received { conn }
+        | Event::Closed { conn, .. }) = event
+        else {
+            return false;
+        };
+        let Some(index) = self.remotes.iter().position(|remote| remote.conn == Some(*conn)) else { return false };
+        match event {
+            Event::Secured { .. } => {
+                let now_ns = reactor.now().mono_ns;
+                self.remotes[index].store.secured(now_ns);
+                self.said(reactor, index);
+            }
+            Event::Received { .. } => self.received(reactor, index, *conn),
+            Event::Closed { reason, .. } => {
+                // What arrived with the end are answers as well.
+                self.received(reactor, index, *conn);
+                self.ended(reactor, index, reason);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    fn received(&mut self, reactor: &mut Reactor, index: usize, conn: Conn) {
+        let remote = &mut self.remotes[index];
+        if remote.closing {
+            return;
+        }
+        let now = reactor.now();
+        let heard = remote.store.received(now.mono_ns, reactor.rx(conn));
+        remote.silence_told = false;
+        let useless = match heard {
+            Heard::Nothing => None,
+            Heard::Secure => match &remote.connector {
+                Some(connector) => {
+                    reactor.secure_client(conn, connector);
+                    None
+                }
+                None => Some(("grants TLS that nobody asked for".to_owned(), false)),
+            },
+            Heard::Ready => {
+                remote.ready(now);
+                None
+            }
+            Heard::Useless { text, for_good } => Some((text, for_good)),
+        };
+        self.said(reactor, index);
+        if let Some((text, for_good)) = useless {
+            let remote = &mut self.remotes[index];
+            (remote.closing, remote.unfit) = (true, for_good);
+            remote.why.clone_from(&text);
+            // Its end is waited for: until then it may still carry out what it was asked.
+            reactor.close(conn, &text);
+        }
+    }
+
+    fn ended(&mut self, reactor: &mut Reactor, index: usize, reason: &str) {
+        let now = reactor.now();
+        let remote = &mut self.remotes[index];
+        if !remote.closing {
+            let stage = remote.store.stage().map(|stage| format!(" {stage}")).unwrap_or_default();
+            remote.why = format!("the connection ended{stage}: {reason}");
+        }
+        let was_good = remote.lost.is_none();
+        if was_good {
+            remote.lost = Some(now);
+        }
+        let long = was_good && now.mono_ns.saturating_sub(remote.since_ns) >= GOOD_NS;
+        remote.pause_ns = if long { PAUSE_FIRST_NS } else { (2 * remote.pause_ns).min(PAUSE_LAST_NS) };
+        remote.retry_ns = now.mono_ns + remote.pause_ns;
+        (remote.conn, remote.closing) = (None, false);
+        remote.store.lost();
+        if self.closing {
+            return;
+        }
+        if was_good {
+            remote.lines = Sparing::new(LINES_PAUSE_NS);
+        }
+        if let Some(more) = remote.lines.due(now.mono_ns) {
+            let (place, why, more) = (remote.store.place(), &remote.why, Sparing::and_more(more));
+            let waiting = remote.store.waiting();
+            tracing::warn!("{place}: {why}; trying again, {waiting} requests wait for it{more}");
+        }
+    }
+
+    /// Gives the reactor what a store has to say to its server, and the role what it has to say to that.
+    fn said(&mut self, reactor: &mut Reactor, index: usize) {
+        let remote = &mut self.remotes[index];
+        if let (Some(conn), Some(out)) = (remote.conn, remote.store.out()) {
+            out.drain().for_each(|part| reactor.send(conn, part));
+        }
+        let file = FileId(REMOTE + index);
+        for said in remote.store.said() {
+            match said {
+                Said::Done { ticket, result } => self.events.push(Event::Disk { file, ticket, result }),
+                Said::Extents { ticket, stretches } => {
+                    self.events.push(Event::Extents { ticket, result: Ok(stretches) });
+                }
+                Said::Allocated { ranges } => (remote.listing, remote.listed) = (false, Some(ranges)),
+            }
+        }
+    }
+
+    /// Makes connections that are due, and ends those that do not come about.
+    pub fn tick(&mut self, reactor: &mut Reactor) {
+        for remote in &mut self.remotes {
+            let now = reactor.now();
+            match remote.conn {
+                None if now.mono_ns >= remote.retry_ns && !self.closing => remote.connect(reactor, now),
+                Some(conn) if remote.lost.is_some() && now.mono_ns >= remote.since_ns + HANDSHAKE_NS => {
+                    reactor.abort(conn, "no end of the handshake within 10 seconds");
+                    remote.since_ns = now.mono_ns;
+                }
+                _ => {}
+            }
+            if !remote.silence_told && remote.silent_at_ns().is_some_and(|at| now.mono_ns >= at) {
+                remote.silence_told = true;
+                let (place, seconds) = (remote.store.place(), SILENCE_NS / 1_000_000_000);
+                tracing::warn!("{place}: no answer for {seconds} seconds; waiting, for the connection stands");
+            }
+        }
+    }
+
+    /// When `tick` wants to be called, monotonic nanoseconds.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        if !self.events.is_empty() {
+            return Some(0);
+        }
+        let due = |remote: &Remote| match remote.conn {
+            None => (!self.closing).then_some(remote.retry_ns),
+            Some(_) if remote.lost.is_some() => Some(remote.since_ns + HANDSHAKE_NS),
+            Some(_) => remote.silent_at_ns().filter(|_| !remote.silence_told),
+        };
+        self.remotes.iter().filter_map(due).min()
+    }
+
+    /// What is less than it should be, in words, and since when (wall clock).
+    #[must_use]
+    pub fn degraded(&self, now: Now) -> Vec<(String, u64)> {
+        let one = |remote: &Remote| {
+            let (place, waiting) = (remote.store.place(), remote.store.waiting());
+            if let Some(lost) = remote.lost {
+                let text = format!("{place} is out of reach ({}): {waiting} requests wait", remote.why);
+                return Some((text, lost.wall_ns));
+            }
+            let silent_ns = now.mono_ns.saturating_sub(remote.store.silent_since_ns()?);
+            let text = format!("{place} does not answer: {waiting} requests wait");
+            (silent_ns >= SILENCE_NS).then(|| (text, now.wall_ns.saturating_sub(silent_ns)))
+        };
+        self.remotes.iter().filter_map(one).collect()
+    }
+
+    /// Whether a server has been out of reach for so long, nanoseconds.
+    #[must_use]
+    pub fn lost_for(&self, now: Now, ns: u64) -> bool {
+        let long = |lost: &Now| now.mono_ns.saturating_sub(lost.mono_ns) >= ns;
+        self.remotes.iter().any(|remote| remote.lost.as_ref().is_some_and(long))
+    }
+
+    /// Says goodbye to the servers.
+    pub fn close(&mut self, reactor: &mut Reactor) {
+        self.closing = true;
+        for index in 0..self.remotes.len() {
+            self.remotes[index].store.disconnect();
+            self.said(reactor, index);
+            let remote = &mut self.remotes[index];
+            remote.closing = true;
+            if let Some(conn) = remote.conn {
+                reactor.close(conn, "the volume is let go");
+            }
+        }
+    }
+
+    /// Whether no connection is left.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.remotes.iter().all(|remote| remote.conn.is_none())
+    }
+}
+
+impl Remote {
+    fn connect(&mut self, reactor: &mut Reactor, now: Now) {
+        let conn = reactor.next_conn();
+        (self.conn, self.since_ns) = (Some(conn), now.mono_ns);
+        self.store.connect(now.mono_ns, &self.uri.export, self.connector.is_some());
+        reactor.connect(conn, &self.uri.address);
+    }
+
+    fn ready(&mut self, now: Now) {
+        let (place, waiting) = (self.store.place(), self.store.waiting());
+        let seconds = self.lost.take().map_or(0, |lost| now.mono_ns.saturating_sub(lost.mono_ns)) / 1_000_000;
+        let offers = self.store.info().map(|info| Offers(info, self.store.knows_holes()).to_string());
+        let offers = offers.unwrap_or_default();
+        tracing::info!("{place}: connected after {seconds} ms, {offers}; {waiting} requests have waited");
+        (self.since_ns, self.unfit, self.silence_told) = (now.mono_ns, false, false);
+    }
+
+    /// When a server has owed an answer for too long.
+    fn silent_at_ns(&self) -> Option<u64> {
+        self.store.silent_since_ns().filter(|_| self.lost.is_none()).map(|since| since + SILENCE_NS)
+    }
+}
+
+/// What a server offers, in words: what is missing is made by other means.
+pub struct Offers(pub ExportInfo, pub bool);
+
+impl fmt::Display for Offers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Offers(info, holes) = self;
+        write!(f, "{} bytes", info.size)?;
+        let without = [
+            (info.flags & SEND_FUA != 0, "FUA (a flush does it)"),
+            (info.flags & SEND_WRITE_ZEROES != 0, "WRITE_ZEROES (zeroes are written)"),
+            (*holes, "base:allocation (everything counts as allocated)"),
+        ];
+        let missing: Vec<&str> = without.iter().filter(|(has, _)| !has).map(|(_, what)| *what).collect();
+        if missing.is_empty() { Ok(()) } else { write!(f, ", without {}", missing.join(", ")) }
+    }
+}
+
+/// Connects to a server, asks what it has, and leaves: for `farshore check`.
+///
+/// # Errors
+/// As [`Backings::open`].
+pub fn probe(opening: Opening<'_>, within_ns: u64) -> Result<Offers, OpenError> {
+    let options = ReactorOptions { arena_bytes: 8 << 20, ..ReactorOptions::default() };
+    let mut reactor = Reactor::new(options).map_err(|error| OpenError::Unreachable(error.to_string()))?;
+    let mut backings = Backings::default();
+    let index = backings.add(reactor.now(), 1, opening);
+    backings.await_server(&mut reactor, index, within_ns)?;
+    let store = &backings.remotes[index].store;
+    let info = store.info().expect("a server that is ready has said what it has");
+    let offers = Offers(info, store.knows_holes());
+    backings.close(&mut reactor);
+    let (until_ns, mut events) = (reactor.now().mono_ns + GOODBYE_NS, Vec::new());
+    while !backings.is_closed() && reactor.now().mono_ns < until_ns && reactor.turn(Some(until_ns), &mut events).is_ok()
+    {
+        for event in events.drain(..) {
+            backings.on_event(&mut reactor, &event);
+        }
+    }
+    Ok(offers)
+}
+
+/// How long a goodbye may take, nanoseconds.
+const GOODBYE_NS: u64 = 1_000_000_000;

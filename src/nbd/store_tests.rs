@@ -1,0 +1,484 @@
+//! A store against our own server's session over a disk with a volatile cache, that loses connections, and forgets.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::rope::Rope;
+use crate::nbd::session::{self, Kind, Session};
+
+const SIZE: u64 = 64 << 10;
+
+/// What the server offers.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    fua: bool,
+    zeroes: bool,
+    allocation: bool,
+}
+
+const ALL: Terms = Terms { fua: true, zeroes: true, allocation: true };
+
+/// A disk with a cache: what is not flushed may be gone after `crash`, any part of it.
+#[derive(Debug)]
+struct Disk {
+    durable: Vec<u8>,
+    cached: Vec<(u64, Vec<u8>, bool)>,
+}
+
+impl Disk {
+    fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
+        self.cached.push((offset, data.to_vec(), fua));
+    }
+
+    /// With those of the cached writes that a flush or FUA covers, and others that are `kept`.
+    fn image(&self, mut kept: impl FnMut() -> bool) -> Vec<u8> {
+        let mut image = self.durable.clone();
+        for (offset, data, fua) in &self.cached {
+            if *fua || kept() {
+                image[*offset as usize..][..data.len()].copy_from_slice(data);
+            }
+        }
+        image
+    }
+
+    fn flush(&mut self) {
+        self.durable = self.image(|| true);
+        self.cached.clear();
+    }
+
+    fn crash(&mut self, kept: impl FnMut() -> bool) {
+        self.durable = self.image(kept);
+        self.cached.clear();
+    }
+}
+
+/// A server with one connection.
+struct Server {
+    disk: Disk,
+    terms: Terms,
+    session: Session,
+    rx: Rope,
+    out: Outbox,
+    asked: Vec<session::Request>,
+    /// Requests that changed something or flushed, as they were carried out.
+    log: Vec<String>,
+}
+
+impl Server {
+    fn new(terms: Terms) -> Server {
+        let disk = Disk { durable: vec![0; SIZE as usize], cached: Vec::new() };
+        let (session, rx, out) = (Session::new(), Rope::new(), Outbox::new());
+        Server { disk, terms, session, rx, out, asked: Vec::new(), log: Vec::new() }
+    }
+
+    fn connect(&mut self, store: &mut Store) {
+        (self.session, self.rx, self.out) = (Session::new(), Rope::new(), Outbox::new());
+        self.asked.clear();
+        self.session.greet(&mut self.out);
+        store.connect(0, "db", false);
+    }
+
+    fn export(&self, name: &str) -> session::Export {
+        session::Export {
+            name: name.to_owned(),
+            description: String::new(),
+            size: SIZE,
+            read_only: false,
+            block_min: 1,
+            block_preferred: 4096,
+            block_max: 32 << 20,
+            multi_conn: true,
+            trim: false,
+            zeroes: self.terms.zeroes,
+            fast_zero: false,
+            cache: false,
+            allocation: self.terms.allocation,
+            fua: self.terms.fua,
+            flush: true,
+        }
+    }
+
+    fn carry_out(&mut self, request: session::Request) {
+        let session::Request { cookie, kind } = request;
+        let result = match kind {
+            Kind::Read { offset, length } => {
+                Ok(Bytes::copy_from_slice(&self.disk.image(|| true)[offset as usize..][..length as usize]))
+            }
+            Kind::Write { offset, data, fua } => {
+                self.log.push(format!("write {offset} {}", data.len()));
+                self.disk.write(offset, &data, fua);
+                Ok(Bytes::new())
+            }
+            Kind::Zeroes { offset, length, fua, .. } => {
+                self.log.push(format!("zero {offset} {length}"));
+                self.disk.write(offset, &vec![0; length as usize], fua);
+                Ok(Bytes::new())
+            }
+            Kind::Flush => {
+                self.log.push("flush".into());
+                self.disk.flush();
+                Ok(Bytes::new())
+            }
+            Kind::Status { length, .. } => {
+                let half = Stretch { length: length / 2, hole: true };
+                let rest = Stretch { length: length - length / 2, hole: false };
+                return self.session.status(cookie, &[half, rest], &mut self.out);
+            }
+            other => unreachable!("not offered: {other:?}"),
+        };
+        self.session.reply(cookie, result, &mut self.out);
+    }
+
+    /// Carries bytes both ways until both are silent; requests wait in `asked`.
+    fn converse(&mut self, store: &mut Store) {
+        let mut down = Rope::new();
+        loop {
+            let up: Vec<Bytes> = store.out().map(|out| out.drain().collect()).unwrap_or_default();
+            let quiet = up.is_empty() && self.out.is_empty();
+            up.into_iter().for_each(|part| self.rx.push(part));
+            let mut events = Vec::new();
+            self.session.advance(&mut self.rx, &mut events, &mut self.out).expect("our client keeps the protocol");
+            for event in events {
+                match event {
+                    session::Event::Resolve { name, .. } => {
+                        let export = self.export(&name);
+                        self.session.resolved(Ok(export), &mut self.out);
+                    }
+                    session::Event::Request(request) => self.asked.push(request),
+                    other => unreachable!("{other:?}"),
+                }
+            }
+            self.out.drain().for_each(|part| down.push(part));
+            let heard = store.received(0, &mut down);
+            assert!(matches!(heard, Heard::Nothing | Heard::Ready), "{heard:?}");
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    /// Carries out everything that is asked, until nothing more is.
+    fn run(&mut self, store: &mut Store) {
+        self.converse(store);
+        while let Some(request) = self.asked.pop() {
+            self.carry_out(request);
+            self.converse(store);
+        }
+    }
+}
+
+fn store() -> Store {
+    Store::new("volume v: nbd://x".into(), SIZE, 8 << 10)
+}
+
+fn write(offset: u64, byte: u8, length: usize, durable: bool) -> DiskKind {
+    DiskKind::Write { offset, parts: vec![Bytes::from(vec![byte; length])], durable }
+}
+
+fn done(store: &mut Store) -> Vec<u64> {
+    let ticket = |said| match said {
+        Said::Done { ticket, result } => {
+            assert!(result.is_ok(), "{result:?}");
+            ticket.0
+        }
+        other => panic!("{other:?}"),
+    };
+    store.said().map(ticket).collect()
+}
+
+#[test]
+fn what_was_acknowledged_and_not_flushed_is_sent_again_in_order_before_anything_else() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    for (ticket, byte) in [(1, 1), (2, 2)] {
+        store.begin(0, Ticket(ticket), write(0, byte, 100, false));
+        server.run(&mut store);
+    }
+    store.begin(0, Ticket(3), write(50, 3, 100, true));
+    server.run(&mut store);
+    assert_eq!(done(&mut store), [1, 2, 3]);
+    // Asked, and not answered any more.
+    store.begin(0, Ticket(4), write(4096, 4, 10, false));
+    store.begin(0, Ticket(5), DiskKind::Sync);
+    store.lost();
+    server.disk.crash(|| false);
+    server.log.clear();
+    store.begin(0, Ticket(6), DiskKind::Read { offset: 0, length: 150 });
+    server.connect(&mut store);
+    server.run(&mut store);
+    assert_eq!(server.log.len(), 5, "{:?}", server.log);
+    let at = |what: &str| server.log.iter().position(|line| line == what).expect("it was done");
+    assert!(server.log.iter().take(at("flush")).filter(|line| line.starts_with("write 0")).count() == 2);
+    assert!(at("write 0 100") < at("write 50 100") && at("write 50 100") < at("flush"));
+    let mut want = vec![2; 50];
+    want.extend([3; 100]);
+    let mut answered = Vec::new();
+    for said in store.said() {
+        let Said::Done { ticket, result } = said else { panic!("{said:?}") };
+        if ticket == Ticket(6) {
+            assert_eq!(result.as_deref(), Ok(&want[..]), "a read sees what was acknowledged before it");
+        }
+        answered.push(ticket.0);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [4, 5, 6]);
+    server.disk.crash(|| false);
+    assert_eq!(server.disk.durable[..150], want[..], "and it is durable");
+}
+
+#[test]
+fn what_is_remembered_has_a_bound() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    for ticket in 0..40 {
+        store.begin(0, Ticket(ticket), write(ticket * 1024, 1, 1024, false));
+        assert!(store.line.as_ref().expect("connected").kept_bytes <= 8 << 10);
+    }
+    server.run(&mut store);
+    assert_eq!(done(&mut store).len(), 40, "nothing waits for a sync that nobody asks for");
+    assert!(server.log.iter().filter(|line| *line == "flush").count() >= 5, "{:?}", server.log);
+    assert!(store.ops.len() <= 8);
+}
+
+#[test]
+fn fua_and_zeroes_are_made_by_other_means_where_there_are_none() {
+    let terms = Terms { fua: false, zeroes: false, allocation: false };
+    let (mut server, mut store) = (Server::new(terms), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    store.begin(0, Ticket(1), write(0, 1, 100, true));
+    store.begin(0, Ticket(2), DiskKind::Zero { offset: 4096, length: 5000, unmap: true, durable: false });
+    server.run(&mut store);
+    assert_eq!(server.disk.durable[..100], [1; 100], "answered when it is durable");
+    let mut answered = done(&mut store);
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2]);
+    assert!(server.log.contains(&"write 4096 5000".to_owned()), "{:?}", server.log);
+    store.extents(0, Ticket(3), 100, 200, 5);
+    store.list_allocated(0);
+    let said: Vec<Said> = store.said().collect();
+    let whole = |length| vec![Stretch { length, hole: false }];
+    assert_eq!(said[0], Said::Extents { ticket: Ticket(3), stretches: whole(200) });
+    assert_eq!(said[1], Said::Allocated { ranges: vec![(0, SIZE)] }, "nobody knows better");
+}
+
+#[test]
+fn holes_are_listed_where_the_server_knows_them() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    store.list_allocated(0);
+    server.run(&mut store);
+    let said: Vec<Said> = store.said().collect();
+    assert_eq!(said, [Said::Allocated { ranges: vec![(SIZE / 2, SIZE / 2)] }]);
+}
+
+#[test]
+fn a_server_that_says_it_is_leaving_is_given_the_same_again() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    store.begin(0, Ticket(1), write(0, 1, 100, false));
+    server.converse(&mut store);
+    let request = server.asked.pop().expect("it was asked");
+    server.session.reply(request.cookie, Err(Errno::Shutdown), &mut server.out);
+    let mut down = Rope::new();
+    server.out.drain().for_each(|part| down.push(part));
+    assert!(matches!(store.received(0, &mut down), Heard::Useless { for_good: false, .. }));
+    assert_eq!(store.said().count(), 0, "no verdict");
+    store.lost();
+    server.connect(&mut store);
+    server.run(&mut store);
+    assert_eq!(done(&mut store), [1]);
+}
+
+#[test]
+fn an_export_that_cannot_be_a_volume_is_refused_in_words() {
+    let info = |size, flags, block_min| ExportInfo { size, flags, block_min, block_max: 1 << 20 };
+    for (info, words) in [
+        (info(SIZE, SEND_FLUSH, 1), None),
+        (info(2 * SIZE, SEND_FLUSH | SEND_FUA, 1), None),
+        (info(SIZE - 1, SEND_FLUSH, 1), Some("grow it, or correct the size")),
+        (info(SIZE, SEND_FLUSH | READ_ONLY, 1), Some("read-only")),
+        (info(SIZE, SEND_FUA, 1), Some("no FLUSH")),
+        (info(SIZE, SEND_FLUSH, 512), Some("whole blocks of 512")),
+    ] {
+        let text = unfit(&info, SIZE);
+        assert_eq!(text.is_some(), words.is_some(), "{info:?}");
+        assert!(text.is_none_or(|text| text.contains(words.unwrap_or_default())), "{info:?}");
+    }
+}
+
+/// What happens next.
+#[derive(Clone, Debug)]
+enum Happens {
+    Write { block: u64, length: u64, byte: u8, durable: bool },
+    Zero { block: u64, length: u64, durable: bool },
+    Read { block: u64, length: u64 },
+    Sync,
+    Answer(usize),
+    Cut,
+    Crash(u64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let range = || (0..14u64, 1..=2 * 4096u64);
+    prop_oneof![
+        5 => (range(), any::<u8>(), prop::bool::weighted(0.2))
+            .prop_map(|((block, length), byte, durable)| Happens::Write { block, length, byte, durable }),
+        1 => (range(), any::<bool>()).prop_map(|((block, length), durable)| Happens::Zero { block, length, durable }),
+        2 => range().prop_map(|(block, length)| Happens::Read { block, length }),
+        1 => Just(Happens::Sync),
+        8 => any::<usize>().prop_map(Happens::Answer),
+        1 => Just(Happens::Cut),
+        1 => any::<u64>().prop_map(Happens::Crash),
+    ]
+}
+
+/// A role that uses a store as roles do: overlapping ranges are never in flight together.
+#[derive(Default)]
+struct Role {
+    next: u64,
+    open: Vec<(u64, u64, u64, Option<u8>)>,
+    /// What each covers; `None` where something was asked since.
+    syncs: Vec<(u64, Vec<Option<u8>>)>,
+    image: Vec<u8>,
+}
+
+impl Role {
+    fn free(&self, offset: u64, length: u64) -> bool {
+        self.open.iter().all(|(_, from, bytes, _)| offset + length <= *from || from + bytes <= offset)
+    }
+
+    fn ask(&mut self, store: &mut Store, kind: DiskKind, offset: u64, length: u64, byte: Option<u8>) {
+        if self.free(offset, length) {
+            if byte.is_some() {
+                let range = offset as usize..(offset + length) as usize;
+                self.syncs.iter_mut().for_each(|(_, covered)| covered[range.clone()].fill(None));
+            }
+            self.open.push((self.next, offset, length, byte));
+            store.begin(0, Ticket(self.next), kind);
+            self.next += 1;
+        }
+    }
+
+    fn hear(&mut self, store: &mut Store, disk: &Disk) {
+        for said in store.said() {
+            let Said::Done { ticket, result } = said else { panic!("{said:?}") };
+            let bytes = result.expect("nothing fails");
+            if let Some(at) = self.syncs.iter().position(|(number, _)| *number == ticket.0) {
+                let (_, covered) = self.syncs.remove(at);
+                let sure = disk.image(|| false);
+                let wrong = covered.iter().zip(&sure).position(|(want, got)| want.is_some_and(|want| want != *got));
+                assert_eq!(wrong, None, "a byte that a sync covers is not durable");
+                continue;
+            }
+            let at = self.open.iter().position(|(number, ..)| *number == ticket.0).expect("answered once");
+            let (_, offset, length, byte) = self.open.remove(at);
+            let range = offset as usize..(offset + length) as usize;
+            match byte {
+                Some(byte) => self.image[range].fill(byte),
+                None => assert_eq!(bytes[..], self.image[range], "a read sees what was acknowledged"),
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_connections_and_caches_lose_a_volume_keeps_what_it_was_told(
+        steps in prop::collection::vec(happens(), 1..150),
+        terms in (any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(fua, zeroes, allocation)| Terms { fua, zeroes, allocation }),
+    ) {
+        let (mut server, mut store) = (Server::new(terms), store());
+        let mut role = Role { image: vec![0; SIZE as usize], ..Role::default() };
+        server.connect(&mut store);
+        for step in steps {
+            match step {
+                Happens::Write { block, length, byte, durable } => {
+                    let kind = write(block * 4096, byte, length as usize, durable);
+                    role.ask(&mut store, kind, block * 4096, length, Some(byte));
+                }
+                Happens::Zero { block, length, durable } => {
+                    let kind = DiskKind::Zero { offset: block * 4096, length, unmap: true, durable };
+                    role.ask(&mut store, kind, block * 4096, length, Some(0));
+                }
+                Happens::Read { block, length } => {
+                    role.ask(&mut store, DiskKind::Read { offset: block * 4096, length }, block * 4096, length, None);
+                }
+                Happens::Sync => {
+                    let mut covered: Vec<Option<u8>> = role.image.iter().copied().map(Some).collect();
+                    for (_, offset, length, _) in role.open.iter().filter(|(.., byte)| byte.is_some()) {
+                        covered[*offset as usize..(offset + length) as usize].fill(None);
+                    }
+                    role.syncs.push((role.next, covered));
+                    store.begin(0, Ticket(role.next), DiskKind::Sync);
+                    role.next += 1;
+                }
+                Happens::Answer(which) if !server.asked.is_empty() => {
+                    let which = which % server.asked.len();
+                    let request = server.asked.remove(which);
+                    server.carry_out(request);
+                }
+                Happens::Answer(_) => {}
+                Happens::Cut | Happens::Crash(_) => {
+                    store.lost();
+                    if let Happens::Crash(mut seed) = step {
+                        server.disk.crash(|| {
+                            seed = seed.rotate_left(1);
+                            seed & 1 == 1
+                        });
+                    }
+                    server.connect(&mut store);
+                }
+            }
+            server.converse(&mut store);
+            role.hear(&mut store, &server.disk);
+        }
+        server.run(&mut store);
+        role.hear(&mut store, &server.disk);
+        prop_assert!(role.open.is_empty() && role.syncs.is_empty(), "everything is answered");
+        store.begin(0, Ticket(u64::MAX), DiskKind::Sync);
+        server.run(&mut store);
+        prop_assert_eq!(done(&mut store), [u64::MAX]);
+        server.disk.crash(|| false);
+        prop_assert!(server.disk.durable == role.image, "the volume is another one");
+        prop_assert!(store.ops.is_empty());
+    }
+
+    #[test]
+    fn chunks_of_any_kind_are_answers_or_the_end_of_the_connection(
+        chunks in prop::collection::vec(
+            (0..9u16, any::<bool>(), 0..4u64, prop::collection::vec(any::<u8>(), 0..40), any::<bool>()), 1..20),
+    ) {
+        let (mut server, mut store) = (Server::new(ALL), store());
+        server.connect(&mut store);
+        server.run(&mut store);
+        store.begin(0, Ticket(1), DiskKind::Read { offset: 0, length: 16 });
+        store.extents(0, Ticket(2), 0, 4096, 4);
+        store.begin(0, Ticket(3), write(4096, 1, 10, false));
+        server.converse(&mut store);
+        let mut answered = 0;
+        for (kind, done, cookie, mut data, real) in chunks {
+            let kind = [0, 1, 2, 5, 6, 0x8001, 0x8002, 77, 1][usize::from(kind)];
+            if real && kind == REPLY_OFFSET_DATA {
+                data = [&[0; 8][..], &[7; 16][..]].concat();
+            }
+            let head = ChunkHead::encode(u16::from(done), kind, cookie, data.len() as u32);
+            let mut rx = Rope::new();
+            rx.push(Bytes::from([&head[..], &data[..]].concat()));
+            let heard = store.received(0, &mut rx);
+            answered += store.said().count();
+            if heard != Heard::Nothing {
+                break;
+            }
+        }
+        prop_assert!(answered <= 3);
+        store.lost();
+        server.connect(&mut store);
+        server.run(&mut store);
+        prop_assert_eq!(answered + store.said().count(), 3, "each is answered once, sooner or later");
+    }
+}
