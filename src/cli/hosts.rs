@@ -15,7 +15,7 @@ use nix::unistd::{AccessFlags, access};
 use super::arguments::RoleName;
 use super::check::{Findings, Weight};
 use super::client;
-use crate::cluster::config::{Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
 use crate::cluster::size::human_size;
 use crate::core::address::Address;
 use crate::core::peer::Role;
@@ -85,11 +85,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
 
     /// Certificate and key of a role, as this host has them.
     fn certificates(&mut self, role: RoleName) {
-        let peer = match role {
-            RoleName::Primary => Role::Primary,
-            RoleName::Dr => Role::Dr,
-            RoleName::Aux => Role::Aux,
-        };
+        let peer = peer(role);
         let Some(paths) = self.config.certificates(peer) else { return };
         match tls::check(&paths, Some(&self.config.name(peer))) {
             Ok(()) => {
@@ -246,10 +242,17 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    fn backing(&mut self, role: RoleName, dir: &Path, backing: &[PathBuf], running: bool) {
+    fn backing(&mut self, role: RoleName, dir: &Path, backing: &[Backing], running: bool) {
         let config = self.config;
-        for (volume, path) in config.volumes.iter().zip(backing) {
+        for (volume, backing) in config.volumes.iter().zip(backing) {
             let keys = [role.word(), "backing", volume.name.as_str()];
+            let path = match backing {
+                Backing::File(path) => path,
+                Backing::Nbd(uri) => {
+                    self.remote(role, &keys, volume, uri, running);
+                    continue;
+                }
+            };
             self.alone(role, &keys, path);
             match volume_file(path, volume.size, dir, running) {
                 Ok(File { text, missing, at }) => {
@@ -327,6 +330,15 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 self.findings.note(Weight::Ok, &["space"], text);
             }
         }
+    }
+}
+
+/// A role by the name that certificates have for it.
+fn peer(role: RoleName) -> Role {
+    match role {
+        RoleName::Primary => Role::Primary,
+        RoleName::Dr => Role::Dr,
+        RoleName::Aux => Role::Aux,
     }
 }
 

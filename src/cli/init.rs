@@ -138,7 +138,7 @@ fn primary(options: &Init, volumes: &[(String, u64)]) -> String {
     format!(
         r#"[primary]
 dir     = {}   # intent log, FIFO, superblock; on a disk that survives a power cut
-backing = {}   # file or block device of each volume
+backing = {}   # file, block device or nbd:// URI of each volume
 # NBD clients connect here; over TCP they need TLS as soon as there is [tls]: tls = "required" | "optional" | "off";
 # client_certificates = "yes" lets in only who has a certificate of the CA
 listen  = [{}, {}]

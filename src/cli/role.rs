@@ -54,6 +54,7 @@ fn run_dr(config: &Config) -> anyhow::Result<()> {
         replies: promoted.replies,
         loss: promoted.loss,
         loss_missing: promoted.loss_missing,
+        backings: promoted.backings,
     };
     primary::daemon::run_promoted(config, promotion)
 }

@@ -10,7 +10,7 @@ mod tests;
 mod tls;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::{Ack, Overflow, Protect, Require, TlsMode};
@@ -78,8 +78,8 @@ pub struct VolumeConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrimaryConfig {
     pub dir: PathBuf,
-    /// File or block device of each volume, in the order of [`Config::volumes`].
-    pub backing: Vec<PathBuf>,
+    /// What each volume stands on, in the order of [`Config::volumes`].
+    pub backing: Vec<Backing>,
     /// Where NBD clients connect.
     pub listen: Vec<Address>,
     pub control: PathBuf,
@@ -90,6 +90,41 @@ pub struct PrimaryConfig {
     /// What NBD clients may do without TLS, and whether they need certificates with it.
     pub tls: TlsMode,
     pub client_certificates: bool,
+}
+
+/// What a volume stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A file or a block device.
+    File(PathBuf),
+    /// An export of any NBD server.
+    Nbd(NbdUri),
+}
+
+impl Backing {
+    /// The path of a file or block device.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Backing::File(path) => Some(path),
+            Backing::Nbd(_) => None,
+        }
+    }
+
+    /// How many volumes stand on servers.
+    #[must_use]
+    pub fn remote(all: &[Backing]) -> usize {
+        all.iter().filter(|one| matches!(one, Backing::Nbd(_))).count()
+    }
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backing::File(path) => write!(f, "{}", path.display()),
+            Backing::Nbd(uri) => write!(f, "{uri}"),
+        }
+    }
 }
 
 /// Bounds of the FIFO, bytes.
@@ -146,7 +181,7 @@ pub enum TablePlace {
 pub struct DrConfig {
     pub dir: PathBuf,
     /// As [`PrimaryConfig::backing`].
-    pub backing: Vec<PathBuf>,
+    pub backing: Vec<Backing>,
     /// Where replication arrives.
     pub listen: Address,
     /// Where the primary connects: `listen`, unless `address` says otherwise.

@@ -28,7 +28,7 @@ use super::promote::LossReport;
 use crate::cluster::config::{Config, TablePlace};
 use crate::cluster::control::{Answer, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{CertificateStatus, PromoteReport, Status};
+use crate::cluster::status::{CertificateStatus, Degraded, PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
@@ -37,6 +37,7 @@ use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Connector, Versions};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
+use crate::nbd::backing::Backings;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 
 /// Most registered memory: what streams bring, until it is in the spool and applied.
@@ -46,6 +47,8 @@ const WRITING_BYTES_HIGH: u64 = 128 << 20;
 const WRITING_BYTES_LOW: u64 = 64 << 20;
 /// How long last answers may take at the end, nanoseconds.
 const STOP_NS: u64 = 1_000_000_000;
+/// How long a server of a volume may be out of reach before a stop does not wait for it any longer, nanoseconds.
+const STOP_LOST_NS: u64 = 10_000_000_000;
 
 /// How a DR site ended.
 pub enum Outcome {
@@ -75,6 +78,8 @@ pub struct Promoted {
     pub loss: Answer,
     /// The report is missing; in words.
     pub loss_missing: Option<String>,
+    /// The volumes that stand on NBD servers, connected.
+    pub backings: Backings,
 }
 
 /// Runs the DR site of a group until it is told to stop or is promoted.
@@ -196,16 +201,24 @@ impl Shell {
         let mut events = Vec::new();
         self.step(Input::Tick)?;
         while !self.stopped && self.serve.is_none() {
-            let deadlines = [self.machine.deadline_ns(), self.region.as_ref().and_then(Region::deadline_ns)];
+            let deadlines = [
+                self.machine.deadline_ns(),
+                self.region.as_ref().and_then(Region::deadline_ns),
+                self.files.backings.deadline_ns(),
+            ];
             self.links.flush(&mut self.reactor);
             self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
+            self.files.backings.tick(&mut self.reactor);
+            self.files.backings.completed(&mut events);
             while !events.is_empty() {
                 for event in events.drain(..) {
                     self.on_event(event)?;
                 }
                 self.step(Input::EndOfTurn)?;
                 self.reactor.completed(&mut events);
+                self.files.backings.completed(&mut events);
             }
+            self.give_up_stopping()?;
             if let Some(region) = &mut self.region {
                 region.tick(&mut self.reactor, &mut self.region_events);
             }
@@ -235,6 +248,9 @@ impl Shell {
     }
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if self.files.backings.on_event(&mut self.reactor, &event) {
+            return Ok(());
+        }
         if let Some(region) = &mut self.region
             && region.on_event(&mut self.reactor, &event, &mut self.region_events)
         {
@@ -313,7 +329,8 @@ impl Shell {
                 self.writing_bytes += bytes;
                 let previous = self.disk.insert(op.ticket, bytes);
                 assert!(previous.is_none(), "tickets are never used again");
-                self.reactor.disk(self.files.id(op.file), op.ticket, op.kind);
+                let file = self.files.id(op.file);
+                self.files.backings.disk(&mut self.reactor, file, op.ticket, op.kind);
                 self.hold_back();
             }
             Effect::AuxOpen { epoch, owner } => {
@@ -435,6 +452,8 @@ impl Shell {
         CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
         let order = self.machine.order_conn();
         status.links.iter_mut().for_each(|link| self.links.describe(order, link));
+        let lacking = self.files.backings.degraded(now).into_iter();
+        status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         Status::Dr(Box::new(status))
     }
 
@@ -466,12 +485,25 @@ impl Shell {
         self.step(Input::Stop)
     }
 
+    /// A stop waits for its last writes and syncs, but not for ever for a server that is out of reach.
+    fn give_up_stopping(&self) -> anyhow::Result<()> {
+        if self.stopping && self.files.backings.lost_for(self.reactor.now(), STOP_LOST_NS) {
+            bail!("stopping without the server of a volume, which is out of reach; the restart recovers what is open");
+        }
+        Ok(())
+    }
+
     /// Waits for the operations in flight; their results are of no more interest.
     fn settle(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         while !self.disk.is_empty() {
-            self.reactor.turn(None, events).context("the ring failed")?;
+            let due = self.files.backings.deadline_ns();
+            self.reactor.turn(due, events).context("the ring failed")?;
+            self.files.backings.tick(&mut self.reactor);
+            self.files.backings.completed(events);
             for event in events.drain(..) {
-                if self.controls.on_event(&mut self.reactor, &event) {
+                if self.files.backings.on_event(&mut self.reactor, &event)
+                    || self.controls.on_event(&mut self.reactor, &event)
+                {
                     continue;
                 }
                 match event {
@@ -501,7 +533,7 @@ impl Shell {
             Some(text) => Answer::failed(format!("this site was promoted already: {text}")),
             None => loss_answer(report.as_ref()),
         };
-        files.close(&mut reactor);
+        let backings = files.close(&mut reactor);
         tracing::info!("going on as primary of epoch {epoch} after seq {tail}");
         Promoted {
             reactor,
@@ -516,6 +548,7 @@ impl Shell {
             replies,
             loss,
             loss_missing,
+            backings,
         }
     }
 
@@ -528,11 +561,14 @@ impl Shell {
         }
         self.controls.stop(&mut self.reactor, "DR stops");
         self.http.stop(&mut self.reactor);
+        self.files.backings.close(&mut self.reactor);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
-        while !(self.links.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
+        let over = |it: &Shell| it.links.is_empty() && it.controls.is_empty() && it.files.backings.is_closed();
+        while !over(&self) && self.reactor.now().mono_ns < until_ns {
             self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
-                if !self.controls.on_event(&mut self.reactor, &event)
+                if !self.files.backings.on_event(&mut self.reactor, &event)
+                    && !self.controls.on_event(&mut self.reactor, &event)
                     && let Event::Closed { conn, .. } = event
                 {
                     self.links.closed(conn);

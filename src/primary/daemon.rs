@@ -26,11 +26,13 @@ use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::Level;
 use crate::core::modes::Overflow;
+use crate::core::peer::Role;
 use crate::core::ranges::VolumeRanges;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
+use crate::nbd::backing::Backings;
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
@@ -65,6 +67,8 @@ pub struct Promotion {
     pub loss: Answer,
     /// The loss report is missing; in words.
     pub loss_missing: Option<String>,
+    /// The volumes on NBD servers, connected.
+    pub backings: Backings,
 }
 
 /// Runs the primary of a group until it is told to stop.
@@ -93,11 +97,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         dir: &primary.dir,
         prefix: "",
         backing: &primary.backing,
+        role: Role::Primary,
         direct: primary.direct,
         fifo_disk_bytes: primary.fifo.disk,
         log_slots: aux.slots,
     };
-    let opened = files::open(&mut reactor, config, &setup)?;
+    let opened = files::open(&mut reactor, Backings::default(), config, &setup)?;
     let expect = files::expect(config, &setup, &opened)?;
     let recovered = recovery::recover(&expect, &opened.views())
         .map_err(|error| Refused(error.to_string()))
@@ -139,11 +144,12 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
         dir: &dr.dir,
         prefix: "promoted.",
         backing: &dr.backing,
+        role: Role::Dr,
         direct: dr.direct,
         fifo_disk_bytes: 0,
         log_slots: crate::limits::TABLE_SLOTS_MIN,
     };
-    let opened = files::open(&mut reactor, config, &setup)?;
+    let opened = files::open(&mut reactor, promotion.backings, config, &setup)?;
     let expect = files::expect(config, &setup, &opened)?;
     let recovered = match recovery::recover(&expect, &opened.views()) {
         Ok(found) if found.superblock.epoch == epoch && found.superblock.group == group => found,
@@ -230,6 +236,8 @@ struct Shell {
     started_wall_ns: u64,
     effects: Vec<Effect>,
     completed: Vec<Event>,
+    /// What has storage was asked for.
+    listing: bool,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -279,6 +287,7 @@ impl Shell {
             started_wall_ns: now.wall_ns,
             effects,
             completed: Vec::new(),
+            listing: false,
             disk_inflight: 0,
             acknowledged: (0, 0),
             stop_by_ns: None,
@@ -327,6 +336,7 @@ impl Shell {
                 self.machine.deadline_ns(),
                 self.nbd.deadline_ns(),
                 self.region.as_ref().and_then(Region::deadline_ns),
+                self.opened.backings.deadline_ns(),
                 self.stop_by_ns,
             ];
             self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
@@ -334,6 +344,7 @@ impl Shell {
                 self.on_event(event)?;
             }
             self.nbd.tick(&mut self.reactor);
+            self.opened.backings.tick(&mut self.reactor);
             if let Some(region) = &mut self.region {
                 region.tick(&mut self.reactor, &mut self.region_events);
             }
@@ -361,6 +372,7 @@ impl Shell {
             }
             self.step(Input::EndOfTurn)?;
             self.reactor.completed(&mut self.completed);
+            self.opened.backings.completed(&mut self.completed);
             let more = !self.completed.is_empty();
             for event in std::mem::take(&mut self.completed) {
                 self.on_event(event)?;
@@ -374,6 +386,9 @@ impl Shell {
     }
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        if self.opened.backings.on_event(&mut self.reactor, &event) {
+            return self.backed();
+        }
         let event = match event {
             Event::Disk { ticket, result, .. } if ticket.0 & READ_TICKET != 0 => {
                 self.read_done(ticket, result);
@@ -444,6 +459,19 @@ impl Shell {
         }
     }
 
+    /// What the servers of volumes have completed.
+    fn backed(&mut self) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        self.opened.backings.completed(&mut events);
+        for event in events {
+            self.on_event(event)?;
+        }
+        match self.allocated()? {
+            Some(ranges) => self.step(Input::Allocated { ranges }),
+            None => Ok(()),
+        }
+    }
+
     fn accepted(&mut self, listener: usize, conn: Conn, peer: String) {
         if Some(listener) == self.replication {
             self.strangers.insert(conn, ());
@@ -476,7 +504,7 @@ impl Shell {
             Effect::Disk(op) => {
                 self.disk_inflight += 1;
                 let file = self.opened.file(op.file);
-                self.reactor.disk(file, op.ticket, op.kind);
+                self.opened.backings.disk(&mut self.reactor, file, op.ticket, op.kind);
             }
             Effect::AuxOpen { epoch, owner } => {
                 if let Some(old) = self.region.take() {
@@ -511,8 +539,11 @@ impl Shell {
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
             Effect::ListAllocated => {
-                let ranges = self.allocated()?;
-                self.machine.step(self.reactor.now(), Input::Allocated { ranges }, &mut self.effects);
+                self.listing = true;
+                self.opened.backings.list_allocated(&mut self.reactor);
+                if let Some(ranges) = self.allocated()? {
+                    self.machine.step(self.reactor.now(), Input::Allocated { ranges }, &mut self.effects);
+                }
             }
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
@@ -566,18 +597,23 @@ impl Shell {
         self.reactor.close(conn, "fenced");
     }
 
-    fn allocated(&mut self) -> anyhow::Result<VolumeRanges> {
+    /// What the volumes have storage for, once it was asked for and every server has said so.
+    fn allocated(&mut self) -> anyhow::Result<Option<VolumeRanges>> {
+        if !self.listing || self.opened.backings.is_listing() {
+            return Ok(None);
+        }
+        self.listing = false;
         let mut ranges = VolumeRanges::new();
         for (index, (_, size)) in self.volumes.iter().enumerate() {
             let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
             let file = self.opened.file(File::Volume(volume));
-            for (offset, length) in self.reactor.allocated_ranges(file)? {
+            for (offset, length) in self.opened.backings.allocated_ranges(&self.reactor, file)? {
                 if offset < *size {
                     ranges.insert(Extent { volume, offset, length: length.min(size - offset) });
                 }
             }
         }
-        Ok(ranges)
+        Ok(Some(ranges))
     }
 
     // ---- control -----------------------------------------------------------------------------
@@ -624,6 +660,8 @@ impl Shell {
             volume.clients = self.exports.values().filter(|on| usize::from(on.0) == index).count() as u64;
         }
         (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
+        let lacking = self.opened.backings.degraded(now).into_iter();
+        status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         if let Some(text) = &self.loss_missing {
             status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
         }
@@ -666,10 +704,13 @@ impl Shell {
         self.nbd.close_all(&mut self.reactor, "the primary stops");
         self.controls.stop(&mut self.reactor, "the primary stops");
         self.http.stop(&mut self.reactor);
+        self.opened.backings.close(&mut self.reactor);
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
-        while !(self.nbd.is_empty() && self.controls.is_empty()) && self.reactor.now().mono_ns < until_ns {
+        let over = |it: &Shell| it.nbd.is_empty() && it.controls.is_empty() && it.opened.backings.is_closed();
+        while !over(self) && self.reactor.now().mono_ns < until_ns {
             self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
+                self.opened.backings.on_event(&mut self.reactor, &event);
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
                 self.controls.on_event(&mut self.reactor, &event);
             }

@@ -10,11 +10,15 @@ use std::time::Duration;
 use super::{Host, nearest, resolve};
 use crate::cli::arguments::RoleName;
 use crate::cli::check::Weight;
-use crate::cluster::config::TablePlace;
-use crate::core::address::Address;
+use crate::cluster::config::{TablePlace, VolumeConfig};
+use crate::core::address::{Address, NbdUri};
+use crate::nbd::backing::{self, Opening};
+use crate::nbd::region::uri_connector;
 
 /// How long an NBD server may take to take a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long one may take to say what it has, nanoseconds.
+const ANSWER_WITHIN_NS: u64 = 5_000_000_000;
 
 /// A path that one thing has to itself.
 pub(super) struct Place {
@@ -28,6 +32,7 @@ pub(super) struct Place {
 #[derive(PartialEq, Eq)]
 enum Identity {
     File(u64, u64),
+    Export(NbdUri),
     /// Not there yet.
     Path(PathBuf),
 }
@@ -51,6 +56,31 @@ impl Host<'_, '_, '_> {
         }
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         self.places.push(Place { role, keys, path: path.into(), identity });
+    }
+
+    /// A volume on an NBD server: connects, and reports what is there.
+    pub(super) fn remote(&mut self, role: RoleName, keys: &[&str], volume: &VolumeConfig, uri: &NbdUri, running: bool) {
+        let identity = Identity::Export(uri.clone());
+        if let Some(other) = self.places.iter().find(|other| other.identity == identity) {
+            let text = format!("{uri} is what {} is, too; each volume needs its own export", other.keys.join("."));
+            return self.findings.note(Weight::Error, keys, text);
+        }
+        let kept = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.places.push(Place { role, keys: kept, path: PathBuf::from(uri.to_string()), identity });
+        if running {
+            // Many servers take one connection at a time, and it has that one.
+            let text = format!("{uri} is in use by the {} that runs here; not connected to", role.word());
+            return self.findings.note(Weight::Ok, keys, text);
+        }
+        let connector = match uri_connector(uri, self.config.certificates(super::peer(role)).as_ref()) {
+            Ok(connector) => connector,
+            Err(error) => return self.findings.note(Weight::Error, keys, error.to_string()),
+        };
+        let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
+        match backing::probe(opening, ANSWER_WITHIN_NS) {
+            Ok(offers) => self.findings.note(Weight::Ok, keys, format!("{uri} answers: {offers}")),
+            Err(error) => self.findings.note(Weight::Error, keys, error.to_string()),
+        }
     }
 
     /// Whether two roles can only be on one host: one reaches the other over an address that leads nowhere else.

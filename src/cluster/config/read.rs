@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use super::{
-    AuxConfig, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig, TablePlace, Tls,
-    VolumeConfig, tls,
+    AuxConfig, Backing, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig,
+    TablePlace, Tls, VolumeConfig, tls,
 };
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
@@ -128,7 +128,7 @@ const PRIMARY_KEYS: &[&str] =
 
 fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<PrimaryConfig> {
     let dir = path(r, s, "dir", "the directory of the intent log, the FIFO and the superblock");
-    let backing = backing(r, s, volumes);
+    let backing = backing(r, s, volumes, tls);
     let listen = addresses(r, s, "listen", "where NBD clients connect");
     let fifo = fifo(r, s);
     let control = control(r, s, dir.as_deref());
@@ -245,7 +245,7 @@ const DR_KEYS: &[&str] = &[
 
 fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
-    let backing = backing(r, s, volumes);
+    let backing = backing(r, s, volumes, tls);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
     let reached = reached(r, s, listen.as_ref());
     let export = addresses(r, s, "export", "where NBD clients connect after a promotion");
@@ -279,14 +279,14 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) 
     })
 }
 
-/// The file or device of each volume, in their order.
-fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Option<Vec<PathBuf>> {
+/// What each volume stands on, in their order.
+fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<Vec<Backing>> {
     let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
     if !s.has("backing") {
         r.error(
             s,
             "backing",
-            "is missing: the file or block device of each volume, for example { db = \"/srv/db.img\" }",
+            "is missing: the file, block device or nbd:// URI of each volume, for example { db = \"/srv/db.img\" }",
         );
         return None;
     }
@@ -295,28 +295,51 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig]) -> Opt
         return None;
     }
     let t = r.child(s, "backing", &names)?;
-    let mut paths: Vec<PathBuf> = Vec::new();
+    let mut found: Vec<Backing> = Vec::new();
     for name in names {
         if !t.has(name) {
-            r.error(s, "backing", format!("names no file or block device for volume {name:?}; add {name} = \"…\""));
+            r.error(s, "backing", format!("says nothing of volume {name:?}; add {name} = \"…\""));
             continue;
         }
         let Some(text) = r.string(&t, name) else { continue };
-        if text.is_empty() {
-            r.error(&t, name, "is empty; write the path of a file or block device");
-        } else if text.starts_with("nbd") && text.contains("://") {
-            r.error(
-                &t,
-                name,
-                "an NBD server as backing store is not served by this version; use a file or block device",
-            );
-        } else if paths.iter().any(|path| path.as_os_str() == text) {
-            r.error(&t, name, format!("{text} backs another volume of the group already"));
+        let one = if text.is_empty() {
+            Err("is empty; write the path of a file or block device, or an nbd:// URI".to_owned())
+        } else if text.contains("://") {
+            remote(r, &t, name, text, tls)
         } else {
-            paths.push(PathBuf::from(text));
+            Ok(Backing::File(PathBuf::from(text)))
+        };
+        match one {
+            Ok(one) if found.contains(&one) => {
+                r.error(&t, name, format!("{text} backs another volume of the group already"));
+            }
+            Ok(one) => found.push(one),
+            Err(problem) => r.error(&t, name, problem),
         }
     }
-    (paths.len() == volumes.len()).then_some(paths)
+    (found.len() == volumes.len()).then_some(found)
+}
+
+/// A volume on an NBD server.
+fn remote(r: &mut Reader<'_>, t: &Section<'_>, name: &str, text: &str, tls: &Tls) -> Result<Backing, String> {
+    let uri = text.parse::<NbdUri>().map_err(|error| error.to_string())?;
+    match &uri.tls {
+        Some(secure) if secure.certificates.is_none() && !matches!(tls, Tls::Certificates(_)) => {
+            return Err(format!(
+                "{text}: which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to the URI, or \
+                 [tls] to this file"
+            ));
+        }
+        None if !uri.address.is_local() => {
+            r.warn(
+                t,
+                name,
+                "is reached without TLS: anybody on the way can read and forge it (write nbds:// if it can)",
+            );
+        }
+        _ => {}
+    }
+    Ok(Backing::Nbd(uri))
 }
 
 fn path(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<PathBuf> {

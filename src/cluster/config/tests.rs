@@ -55,7 +55,7 @@ fn the_documented_example_is_read() {
     assert_eq!(config.group.protect, Protect::Order);
     assert_eq!(config.volumes, [VolumeConfig { name: "db".into(), size: 1 << 30 }]);
     let (primary, aux, dr) = config.need_primary().expect("all sections");
-    assert_eq!(primary.backing, [PathBuf::from("/var/lib/farshore/db.img")]);
+    assert_eq!(primary.backing, [Backing::File("/var/lib/farshore/db.img".into())]);
     assert_eq!(primary.listen.len(), 2);
     assert_eq!(primary.fifo, Fifo { memory: 256 << 20, disk: 8 << 30 });
     assert_eq!(aux.table, TablePlace::Own(Address::Tcp("127.0.0.1:10820".into())));
@@ -87,9 +87,10 @@ fn each_wrong_line_is_named_with_its_remedy() {
         ("streams = 4", r#"spool = "1MiB""#, r#"1MiB is too small: at least "192MiB""#),
         ("streams = 4", r#"journal = "5000001B""#, "not a whole number of MiB"),
         ("backing = { db = \"/var/lib/farshore/db.img\" }", "", "f.toml:12: primary.backing: is missing"),
-        ("{ db = \"/var/lib/farshore/db.img\" }", "{}", "names no file or block device for volume \"db\""),
+        ("{ db = \"/var/lib/farshore/db.img\" }", "{}", "says nothing of volume \"db\""),
         ("{ db = \"/var/lib/farshore/db.img\" }", "\"x\"", "is a string, but must be a table: backing = { … }"),
-        ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "nbd://h/x" }"#, "not served by this version"),
+        ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "nbd+ftp://h/x" }"#, "expected nbd://"),
+        ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "nbds://h/x" }"#, "which CA is to be believed?"),
         ("{ db = \"/var/lib/farshore/db.img\" }", r#"{ db = "/a", dbb = "/b" }"#, "primary.backing.dbb: unknown key"),
         ("\"unix:/run/farshore/orders.sock\", ", "\"127.0.0.1:10809\", ", "is listed twice"),
         ("\"unix:/run/farshore/orders.sock\", ", "5, ", "must be a list of strings"),
@@ -130,6 +131,22 @@ fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn a_volume_may_stand_on_an_nbd_server() {
+    let file = "{ db = \"/var/lib/farshore/db.img\" }";
+    for (uri, warned) in [
+        ("nbd+unix:///db?socket=/run/q.sock", false),
+        ("nbd://127.0.0.1:10810/db", false),
+        ("nbd://nas/db", true),
+        ("nbds://nas/db?tls-certificates=/etc/pki/nas", false),
+    ] {
+        let config = parse(&with(file, &format!("{{ db = \"{uri}\" }}")), "f").expect(uri);
+        assert_eq!(config.primary.expect("there").backing, [Backing::Nbd(uri.parse().expect("a URI"))]);
+        let told = config.warnings.iter().any(|warning| warning.text.contains("without TLS"));
+        assert_eq!(told, warned, "{uri}: {:?}", config.warnings);
+    }
+}
+
+#[test]
 fn several_volumes_keep_their_order_and_need_their_backing() {
     let text = with("size = \"1GiB\"", "size = \"1GiB\"\n[[volume]]\nname = \"log\"\nsize = \"64MiB\"")
         .replace("db.img\" }", "db.img\", log = \"/dev/vg/log\" }")
@@ -137,7 +154,7 @@ fn several_volumes_keep_their_order_and_need_their_backing() {
     let config = parse(&text, "f").expect("two volumes");
     let names: Vec<&str> = config.volumes.iter().map(|v| v.name.as_str()).collect();
     assert_eq!(names, ["db", "log"]);
-    assert_eq!(config.dr.expect("dr").backing[1], PathBuf::from("/dev/vg/log"));
+    assert_eq!(config.dr.expect("dr").backing[1], Backing::File("/dev/vg/log".into()));
     assert!(complaint(&text.replace(", log = \"/dev/vg/log\" }   #", " }   #")).contains("\"log\""));
     let twice = text.replace("name = \"log\"", "name = \"db\"");
     let errors = parse(&twice, "f").expect_err("a name twice");

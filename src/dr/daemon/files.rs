@@ -5,7 +5,7 @@
 //! | `superblock` | two slots; locked: one process a directory | direct, written at the start |
 //! | `journal` | order records | direct, written at the start: an append changes no metadata |
 //! | `spool` | payloads and chunks | through the page cache, grouped syncs; space reserved |
-//! | volumes | one file or block device each, locked | direct where possible |
+//! | volumes | one file or block device each, locked; or an export of an NBD server | direct where possible |
 //! | `loss-report.json` | the report of a promotion, with a checksum | replaced as a whole |
 //!
 //! Logs keep the size they were made with, since their positions are taken modulo it; the spool is copied to a file
@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cluster::config::{self, Config, DrConfig};
+use crate::cluster::config::{self, Backing, Config, DrConfig};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::IoFail;
+use crate::core::peer::Role;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
@@ -31,6 +32,8 @@ use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
 use crate::limits::DR_CACHE_BYTES_MAX;
+use crate::nbd::backing::{Backings, OpenError, Opening};
+use crate::nbd::region::uri_connector;
 
 const SUPERBLOCK: &str = "superblock";
 const JOURNAL: &str = "journal";
@@ -48,6 +51,8 @@ pub struct Files {
     journal: FileId,
     spool: FileId,
     volumes: Vec<FileId>,
+    /// Those of them that stand on NBD servers.
+    pub backings: Backings,
     /// As the superblock had them at the start; a fresh directory has no group yet.
     pub group: GroupId,
     pub owner: Owner,
@@ -79,8 +84,9 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         reactor,
         OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },
     )?;
-    let volumes = open_volumes(reactor, config, dr)?;
-    let blank = is_blank(reactor, &volumes)?;
+    let (volumes, backings) = open_volumes(reactor, config, dr)?;
+    // What stands on a server is not looked through: its holes are made when the first copy brings them.
+    let blank = backings.is_empty() && is_blank(reactor, &volumes)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
     let options = Options {
@@ -109,7 +115,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         .with_context(|| format!("the directory {}", dir.display()))?;
     let owner = known.as_ref().map_or(options.owner, |known| known.owner);
     let group = known.map_or(GroupId(0), |known| known.group);
-    let files = Files { dir: dir.clone(), superblock, journal, spool, volumes, group, owner, report };
+    let files = Files { dir: dir.clone(), superblock, journal, spool, volumes, backings, group, owner, report };
     Ok((files, recovered, options))
 }
 
@@ -148,11 +154,13 @@ impl Files {
         })
     }
 
-    /// Closes everything; locks are given up.
-    pub fn close(self, reactor: &mut Reactor) {
-        for file in [self.superblock, self.journal, self.spool].into_iter().chain(self.volumes) {
+    /// Closes every file; locks are given up. What is connected stays so.
+    pub fn close(self, reactor: &mut Reactor) -> Backings {
+        let local = self.volumes.into_iter().filter(|file| !Backings::owns(*file));
+        for file in [self.superblock, self.journal, self.spool].into_iter().chain(local) {
             reactor.close_file(file);
         }
+        self.backings
     }
 }
 
@@ -199,25 +207,45 @@ fn open_log(reactor: &mut Reactor, mut options: OpenOptions) -> anyhow::Result<F
     Ok(reactor.open(&options)?)
 }
 
-fn open_volumes(reactor: &mut Reactor, config: &Config, dr: &DrConfig) -> anyhow::Result<Vec<FileId>> {
-    let open = |(volume, path): (&config::VolumeConfig, &PathBuf)| {
-        let options = OpenOptions {
-            path: path.clone(),
-            create: true,
-            size: Some(volume.size),
-            direct: if dr.direct == config::Direct::Never { Direct::Never } else { Direct::Auto },
-            exclusive_lock: true,
-            random: true,
-            ..OpenOptions::default()
+fn open_volumes(reactor: &mut Reactor, config: &Config, dr: &DrConfig) -> anyhow::Result<(Vec<FileId>, Backings)> {
+    let (mut files, mut backings) = (Vec::new(), Backings::default());
+    for (volume, backing) in config.volumes.iter().zip(&dr.backing) {
+        let opened = match backing {
+            Backing::File(path) => open_volume(reactor, dr, volume, path),
+            Backing::Nbd(uri) => {
+                let connector = uri_connector(uri, config.certificates(Role::Dr).as_ref())?;
+                let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
+                backings.open(reactor, Backing::remote(&dr.backing), opening).map_err(|error| match error {
+                    OpenError::Unfit(text) => Refused(text).into(),
+                    other => other.into(),
+                })
+            }
         };
-        reactor.open(&options).with_context(|| format!("volume {:?}", volume.name))
-    };
-    let files = config.volumes.iter().zip(&dr.backing).map(open).collect::<anyhow::Result<Vec<FileId>>>()?;
-    for path in &dr.backing {
+        files.push(opened.with_context(|| format!("volume {:?}", volume.name))?);
+    }
+    for path in dr.backing.iter().filter_map(Backing::path) {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         sync_dir(parent)?;
     }
-    Ok(files)
+    Ok((files, backings))
+}
+
+fn open_volume(
+    reactor: &mut Reactor,
+    dr: &DrConfig,
+    volume: &config::VolumeConfig,
+    path: &Path,
+) -> anyhow::Result<FileId> {
+    let options = OpenOptions {
+        path: path.to_path_buf(),
+        create: true,
+        size: Some(volume.size),
+        direct: if dr.direct == config::Direct::Never { Direct::Never } else { Direct::Auto },
+        exclusive_lock: true,
+        random: true,
+        ..OpenOptions::default()
+    };
+    Ok(reactor.open(&options)?)
 }
 
 /// Whether no volume has ever been written to.

@@ -90,7 +90,7 @@ impl Shell {
             session::Kind::Trim { offset, length, fua } => Kind::Trim { offset, length, fua },
             session::Kind::Zeroes { offset, length, fua, no_hole, fast } => {
                 let file = self.opened.file(File::Volume(volume));
-                if fast && !self.reactor.zeroes_fast(file, offset, length, !no_hole) {
+                if fast && !self.opened.backings.zeroes_fast(&self.reactor, file, offset, length, !no_hole) {
                     self.reply(Req(number), Err(Errno::NotSup));
                     return Ok(());
                 }
@@ -98,13 +98,15 @@ impl Shell {
             }
             session::Kind::Cache { offset, length } => {
                 let file = self.opened.file(File::Volume(volume));
-                self.reactor.read_ahead(file, Ticket(number | READ_TICKET), offset, length);
+                let ticket = Ticket(number | READ_TICKET);
+                self.opened.backings.read_ahead(&mut self.reactor, file, ticket, offset, length);
                 return Ok(());
             }
             session::Kind::Status { offset, length, one } => {
                 let file = self.opened.file(File::Volume(volume));
                 let most = if one { 1 } else { STATUS_STRETCHES_MAX };
-                self.reactor.extents(file, Ticket(number | READ_TICKET), Range { offset, length, most });
+                let ticket = Ticket(number | READ_TICKET);
+                self.opened.backings.extents(&mut self.reactor, file, ticket, Range { offset, length, most });
                 return Ok(());
             }
         };
@@ -116,7 +118,8 @@ impl Shell {
             return self.reply_read(number, Err(Errno::Shutdown));
         }
         let file = self.opened.file(File::Volume(volume));
-        self.reactor.disk(file, Ticket(number | READ_TICKET), DiskKind::Read { offset, length });
+        let ticket = Ticket(number | READ_TICKET);
+        self.opened.backings.disk(&mut self.reactor, file, ticket, DiskKind::Read { offset, length });
     }
 
     pub(super) fn read_done(&mut self, ticket: Ticket, result: Result<bytes::Bytes, IoFail>) {

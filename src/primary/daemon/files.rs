@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::cluster::config::{self, Config};
+use crate::cluster::config::{self, Backing, Config};
 use crate::cluster::control::Refused;
 use crate::cluster::size::human_size;
 use crate::core::ids::{GroupId, Owner};
 use crate::core::machine::IoFail;
+use crate::core::peer::Role;
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
+use crate::nbd::backing::{Backings, OpenError, Opening};
+use crate::nbd::region::uri_connector;
 use crate::primary::machine::File;
 use crate::primary::recovery::{Expect, Files};
 
@@ -22,7 +25,9 @@ pub struct Setup<'a> {
     pub dir: &'a Path,
     /// Before the name of each file: a promoted DR keeps them beside its own.
     pub prefix: &'a str,
-    pub backing: &'a [PathBuf],
+    pub backing: &'a [Backing],
+    /// Whose certificates a server is shown.
+    pub role: Role,
     pub direct: config::Direct,
     pub fifo_disk_bytes: u64,
     pub log_slots: u64,
@@ -37,6 +42,8 @@ pub struct Opened {
     pub volumes: Vec<FileId>,
     /// Size of the disk FIFO; what the configuration says, unless it holds too much for that.
     pub fifo_bytes: u64,
+    /// The volumes that stand on NBD servers.
+    pub backings: Backings,
     readers: [FileReader; 4],
 }
 
@@ -69,7 +76,7 @@ pub fn expect(config: &Config, setup: &Setup<'_>, opened: &Opened) -> anyhow::Re
     Ok(Expect {
         group_name: config.group.name.clone(),
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
-        boot_id: entropy::boot_id().context("reading the boot id")?,
+        boot_id: boot_id(setup.backing)?,
         fifo_disk_bytes: opened.fifo_bytes,
         log_slots: setup.log_slots,
         fresh_group: GroupId(entropy::random()?),
@@ -78,8 +85,23 @@ pub fn expect(config: &Config, setup: &Setup<'_>, opened: &Opened) -> anyhow::Re
     })
 }
 
+/// What a start has to find unchanged, to rely on what was written and not flushed. A page cache lives as long as this
+/// machine runs; when the server of a volume was started last, nobody knows: no two starts have it in common.
+fn boot_id(backing: &[Backing]) -> anyhow::Result<[u8; 16]> {
+    if Backing::remote(backing) > 0 {
+        let drawn = u128::from(entropy::random()?) << 64 | u128::from(entropy::random()?);
+        return Ok(drawn.to_le_bytes());
+    }
+    entropy::boot_id().context("reading the boot id")
+}
+
 /// Opens everything; the superblock's lock keeps a second process out.
-pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow::Result<Opened> {
+pub fn open(
+    reactor: &mut Reactor,
+    mut backings: Backings,
+    config: &Config,
+    setup: &Setup<'_>,
+) -> anyhow::Result<Opened> {
     std::fs::create_dir_all(setup.dir).with_context(|| format!("making the directory {}", setup.dir.display()))?;
     let sizes: Vec<u64> = config.volumes.iter().map(|volume| volume.size).collect();
     let path = |name: &str| setup.dir.join(format!("{}{name}", setup.prefix));
@@ -104,8 +126,16 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
     let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
     let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
     let mut volumes = Vec::new();
-    for (volume, path) in config.volumes.iter().zip(setup.backing) {
-        let opened = open_volume(reactor, path, volume.size, setup.direct);
+    for (volume, backing) in config.volumes.iter().zip(setup.backing) {
+        let opened = match backing {
+            Backing::File(path) => open_volume(reactor, path, volume.size, setup.direct),
+            Backing::Nbd(uri) => {
+                let connector = uri_connector(uri, config.certificates(setup.role).as_ref())?;
+                let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
+                volumes.push(open_remote(reactor, &mut backings, setup, opening)?);
+                continue;
+            }
+        };
         let failed = |error: &anyhow::Error| !error.is::<Refused>();
         volumes.push(opened.inspect_err(|error| {
             if failed(error) {
@@ -118,7 +148,7 @@ pub fn open(reactor: &mut Reactor, config: &Config, setup: &Setup<'_>) -> anyhow
         .and_then(|dir| dir.sync_all())
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
-    Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, readers })
+    Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, backings, readers })
 }
 
 /// The disk FIFO with all of its space: a queue that finds the disk full in the middle of an outage ends the role.
@@ -178,6 +208,18 @@ fn distrust(reactor: &Reactor, file: FileId) {
     if let Err(error) = note() {
         tracing::error!("the next start is not told of this failure: {error:#}");
     }
+}
+
+fn open_remote(
+    reactor: &mut Reactor,
+    backings: &mut Backings,
+    setup: &Setup<'_>,
+    opening: Opening<'_>,
+) -> anyhow::Result<FileId> {
+    backings.open(reactor, Backing::remote(setup.backing), opening).map_err(|error| match error {
+        OpenError::Unfit(text) => Refused(text).into(),
+        other => other.into(),
+    })
 }
 
 fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Direct) -> anyhow::Result<FileId> {
