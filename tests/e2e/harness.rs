@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use farshore::cli::demo::load::{self, Load, Log, Origin};
+use farshore::cli::demo::nbd::Client;
 use farshore::cli::demo::oracle::{self, Found, Oracle, Promise};
 use farshore::cli::demo::site::{Plan, Role, Scratch, Site};
 use farshore::cli::relay::line::Settings;
 use farshore::cluster::status::PromoteReport;
+use farshore::core::address::Address;
 use farshore::core::ids::Volume;
 
 pub const MIB: u64 = 1 << 20;
@@ -28,6 +30,8 @@ pub fn program() -> PathBuf {
 pub struct Group {
     pub site: Site,
     pub origin: Origin,
+    /// Volumes that stand on NBD servers, and where those are; the export has no name.
+    pub servers: Vec<(Role, String, Address)>,
     _scratch: Scratch,
 }
 
@@ -61,7 +65,7 @@ impl Group {
             line,
             settings,
         };
-        Ok(Group { site: Site::new(plan)?, origin: Origin::default(), _scratch: scratch })
+        Ok(Group { site: Site::new(plan)?, origin: Origin::default(), servers: Vec::new(), _scratch: scratch })
     }
 
     /// Configured, running and ready.
@@ -110,16 +114,48 @@ impl Group {
         for (index, (name, bytes)) in self.site.plan.volumes.iter().enumerate() {
             let volume = Volume(index as u16);
             let want = oracle.image(volume, tail, vec![0; *bytes as usize]);
-            oracle.compare(volume, tail, &want, &std::fs::read(self.site.backing(Role::Dr, name))?)?;
+            oracle.compare(volume, tail, &want, &self.image(Role::Dr, name)?)?;
         }
         Ok(())
+    }
+
+    /// Puts a volume on an NBD server, before its role starts; `at` is the way that the role takes to it.
+    pub fn put_on(&mut self, role: Role, volume: &str, at: &Address, direct: &Address) -> Result<()> {
+        let uri = match at {
+            Address::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
+            Address::Tcp(place) => format!("nbd://{place}"),
+        };
+        self.put_at(role, volume, &uri, direct)
+    }
+
+    /// The same with a whole URI.
+    pub fn put_at(&mut self, role: Role, volume: &str, uri: &str, direct: &Address) -> Result<()> {
+        let config = self.site.config();
+        let file = self.site.backing(role, volume).display().to_string();
+        let text = std::fs::read_to_string(&config)?;
+        ensure!(text.contains(&file), "{file} is not in {text}");
+        std::fs::write(&config, text.replace(&file, uri))?;
+        self.servers.push((role, volume.to_owned(), direct.clone()));
+        Ok(())
+    }
+
+    /// What a volume holds, as its file or its server says.
+    pub fn image(&self, role: Role, volume: &str) -> Result<Vec<u8>> {
+        let on_server = self.servers.iter().find(|(of, name, _)| *of == role && name == volume);
+        match on_server {
+            Some((_, _, address)) => {
+                let mut client = Client::connect(address, "")?;
+                client.timeout(Some(LONG))?;
+                Ok(client.read_all()?)
+            }
+            None => Ok(std::fs::read(self.site.backing(role, volume))?),
+        }
     }
 
     /// Both sides hold the same bytes.
     pub fn compare_files(&self) -> Result<()> {
         for (name, _) in &self.site.plan.volumes {
-            let here = std::fs::read(self.site.backing(Role::Primary, name))?;
-            let there = std::fs::read(self.site.backing(Role::Dr, name))?;
+            let (here, there) = (self.image(Role::Primary, name)?, self.image(Role::Dr, name)?);
             ensure!(here.len() == there.len(), "{name}: {} and {} bytes", here.len(), there.len());
             if let Some(at) = here.iter().zip(&there).position(|(a, b)| a != b) {
                 let count = here.iter().zip(&there).filter(|(a, b)| a != b).count();

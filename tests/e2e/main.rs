@@ -1,5 +1,6 @@
 //! End to end: real processes, real sockets, real files; each test has a group of its own in a directory of its own.
 
+mod backing;
 mod crash;
 mod harness;
 mod long;

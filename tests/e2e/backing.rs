@@ -1,0 +1,334 @@
+//! Volumes on NBD servers of others: nbdkit with memory, qemu-nbd with qcow2, under primary and DR. Connections are cut,
+//! servers are killed and come back, and nothing is lost, nobody hears an error, and both sides end equal.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use farshore::cli::certs;
+use farshore::cli::demo::load::{Load, Log, content};
+use farshore::cli::demo::oracle::Promise;
+use farshore::cli::demo::site::{Role, Scratch, find_program};
+use farshore::cli::relay::line::Relay;
+use farshore::core::address::Address;
+
+use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+
+const WHILE: Duration = Duration::from_millis(500);
+
+/// An NBD server of others, killed at the end.
+struct Server {
+    command: Vec<String>,
+    socket: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// `None`, with a line that says why, where a program is missing.
+    fn start(command: Vec<String>, socket: PathBuf) -> Result<Option<Server>> {
+        let Some(program) = find_program(&command[0]) else {
+            eprintln!("skipped: {} is not installed", command[0]);
+            return Ok(None);
+        };
+        let mut command = command;
+        command[0] = program.display().to_string();
+        let mut server = Server { command, socket, child: None };
+        server.again()?;
+        Ok(Some(server))
+    }
+
+    /// nbdkit with so many bytes of memory.
+    fn nbdkit(group: &Group, name: &str, bytes: u64, more: &[&str]) -> Result<Option<Server>> {
+        let socket = group.site.path(&format!("{name}.sock"));
+        // One thread: nbdkit 1.32 with more of them may fail an assertion of its own (raw_send_socket) when a connection
+        // ends while it answers, and takes the memory with it.
+        let mut words: Vec<String> = ["nbdkit", "-f", "-t", "1", "-U"].map(String::from).into();
+        words.push(socket.display().to_string());
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        words.extend(["memory".to_owned(), bytes.to_string()]);
+        Server::start(words, socket)
+    }
+
+    /// qemu-nbd with a qcow2 file, which is made; it may be looked at beside the role.
+    fn qcow2(group: &Group, name: &str, bytes: u64, more: &[&str]) -> Result<Option<Server>> {
+        let Some(tool) = find_program("qemu-img") else {
+            eprintln!("skipped: qemu-img is not installed");
+            return Ok(None);
+        };
+        let file = group.site.path(&format!("{name}.qcow2"));
+        let made =
+            Command::new(tool).args(["create", "-q", "-f", "qcow2"]).arg(&file).arg(bytes.to_string()).status()?;
+        ensure!(made.success(), "qemu-img made nothing");
+        let socket = group.site.path(&format!("{name}.sock"));
+        let mut words: Vec<String> = ["qemu-nbd", "-f", "qcow2", "--persistent", "--shared=4"].map(String::from).into();
+        words.extend(["--discard=unmap".into(), "-k".into(), socket.display().to_string()]);
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        words.push(file.display().to_string());
+        Server::start(words, socket)
+    }
+
+    /// Starts it, or starts it again.
+    fn again(&mut self) -> Result<()> {
+        let _ = std::fs::remove_file(&self.socket);
+        let mut command = Command::new(&self.command[0]);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.socket.with_extension("log"))?;
+        command.args(&self.command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().with_context(|| format!("starting {:?}", self.command))?);
+        let until = Instant::now() + LONG;
+        while !self.socket.exists() {
+            ensure!(Instant::now() < until, "{:?} makes no socket", self.command);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("it runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn address(&self) -> Address {
+        Address::Unix(self.socket.clone())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Ends a load of which nothing may have failed.
+fn finish(load: Load) -> Result<Log> {
+    let log = load.finish();
+    ensure!(log.ends.is_empty(), "connections ended: {:?}", log.ends);
+    let failed = log.submissions.iter().find(|one| one.acked.is_none());
+    ensure!(failed.is_none(), "a request failed: {failed:?}");
+    ensure!(log.acked() > 20, "only {} requests were answered", log.acked());
+    Ok(log)
+}
+
+/// A group with `db` of the primary on nbdkit, behind a line that can be cut, and `db` of DR on qcow2.
+fn on_servers() -> Result<Option<(Group, Relay, Server, Server)>> {
+    let mut group = Group::new(SLOW, "protect = \"order\"")?;
+    let Some(memory) = Server::nbdkit(&group, "memory", 16 * MIB, &[])? else { return Ok(None) };
+    let Some(qcow2) = Server::qcow2(&group, "qcow2", 16 * MIB, &[])? else { return Ok(None) };
+    let line = Relay::start(&Address::Tcp("127.0.0.1:0".into()), &memory.address(), FAST)?;
+    let at = line.address().clone();
+    group.put_on(Role::Primary, "db", &at, &memory.address())?;
+    group.put_on(Role::Dr, "db", &qcow2.address(), &qcow2.address())?;
+    Ok(Some((group, line, memory, qcow2)))
+}
+
+#[test]
+fn connections_are_cut_and_servers_killed_under_load_and_both_sides_end_equal() -> Result<()> {
+    let Some((mut group, line, _memory, mut qcow2)) = on_servers()? else { return Ok(()) };
+    group.site.start_all()?;
+    let load = group.load(71)?;
+    for round in 0..4 {
+        std::thread::sleep(WHILE);
+        line.reset();
+        if round % 2 == 1 {
+            qcow2.kill()?;
+            std::thread::sleep(WHILE);
+            qcow2.again()?;
+        }
+    }
+    std::thread::sleep(WHILE);
+    let mut log = finish(load)?;
+    group.settle_and_compare(&log)?;
+    ensure!(group.site.log(Role::Primary).contains("connected after"), "the line was never cut");
+    // What stands on a server can be promoted as well, and serves from there.
+    let load = group.load(72)?;
+    std::thread::sleep(WHILE);
+    qcow2.kill()?;
+    std::thread::sleep(WHILE);
+    group.site.kill(Role::Primary)?;
+    log.merge(load.finish());
+    qcow2.again()?;
+    let report = group.site.promote(&[])?;
+    group.check(&log, &report, Promise::Acknowledged)?;
+    group.write(Role::Dr, "db", MIB, 7)?;
+    group.site.kill(Role::Dr)?;
+    qcow2.kill()?;
+    qcow2.again()?;
+    group.site.start(Role::Dr)?;
+    let until = Instant::now() + LONG;
+    let mut served = loop {
+        match group.site.client(Role::Dr, "db") {
+            Ok(client) => break client,
+            Err(error) => ensure!(Instant::now() < until, "{error:#}\n{}", group.site.log(Role::Dr)),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(served.read_all()?[MIB as usize..][..4096] == [7; 4096], "what was acknowledged is not there");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_away_is_a_pause_that_status_shows() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(mut qcow2) = Server::qcow2(&group, "qcow2", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &qcow2.address(), &qcow2.address())?;
+    group.site.start_all()?;
+    let load = group.load(73)?;
+    std::thread::sleep(WHILE);
+    qcow2.kill()?;
+    std::thread::sleep(4 * WHILE);
+    let status = group.site.primary()?;
+    let told = status.degraded.iter().any(|one| one.what.contains("volume db: nbd+unix") && one.what.contains("wait"));
+    ensure!(told, "status does not say so: {:?}", status.degraded);
+    let before = load.acked();
+    std::thread::sleep(2 * WHILE);
+    qcow2.again()?;
+    let until = Instant::now() + LONG;
+    while load.acked() < before + 200 {
+        ensure!(Instant::now() < until, "nothing goes on\n{}", group.site.log(Role::Primary));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let log = finish(load)?;
+    group.settle_and_compare(&log)?;
+    ensure!(group.site.primary()?.degraded.is_empty(), "still: {:?}", group.site.primary()?.degraded);
+    let status = group.site.stop(Role::Primary)?;
+    ensure!(status.success(), "it ended with {status}\n{}", group.site.log(Role::Primary));
+    group.site.start(Role::Primary)?;
+    let log = group.load_for(74, WHILE)?;
+    ensure!(log.acked() > 0);
+    group.site.settle(LONG)?;
+    group.compare_files()
+}
+
+#[test]
+fn roles_are_killed_together_with_the_servers_of_their_volumes() -> Result<()> {
+    let mut group = Group::new(SLOW, "protect = \"order\"")?;
+    let Some(mut here) = Server::qcow2(&group, "here", 16 * MIB, &[])? else { return Ok(()) };
+    let Some(mut there) = Server::qcow2(&group, "there", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &here.address(), &here.address())?;
+    group.put_on(Role::Dr, "db", &there.address(), &there.address())?;
+    group.site.start_all()?;
+    for round in 0..3 {
+        let load = group.load(80 + round)?;
+        std::thread::sleep(WHILE);
+        // What the server had not flushed is gone with it, and the role cannot tell.
+        for server in [&mut here, &mut there] {
+            server.kill()?;
+        }
+        group.site.kill(Role::Primary)?;
+        group.site.kill(Role::Dr)?;
+        ensure!(load.finish().acked() > 20, "hardly anything was answered");
+        for server in [&mut here, &mut there] {
+            server.again()?;
+        }
+        group.site.start(Role::Dr)?;
+        group.site.start(Role::Primary)?;
+    }
+    // Seqs leave a gap, as after a loss of power: the two sides say it all.
+    group.site.settle(LONG)?;
+    group.compare_files()
+}
+
+#[test]
+fn servers_without_fua_and_zeroes_are_made_up_for() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let less = ["--filter=fua", "--filter=nozero", "--filter=noextents", "--filter=blocksize-policy"];
+    let Some(memory) = Server::nbdkit(&group, "memory", 16 * MIB, &less)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &memory.address(), &memory.address())?;
+    group.site.start_all()?;
+    ensure!(
+        group.site.log(Role::Primary).contains("WRITE_ZEROES (zeroes are written)"),
+        "it is not said:\n{}",
+        group.site.log(Role::Primary)
+    );
+    let log = group.load_for(75, WHILE)?;
+    group.settle_and_compare(&log)
+}
+
+#[test]
+fn a_server_is_reached_over_tls_and_must_be_who_it_is_said_to_be() -> Result<()> {
+    let scratch = Scratch::new("nbds")?;
+    let plan =
+        certs::Plan { group: "demo".into(), dir: scratch.path.join("pki"), days: 2, ca: None, hosts: Vec::new() };
+    certs::make(&plan).map_err(|failure| anyhow::anyhow!("{}", failure.text))?;
+    let dir = scratch.path.join("server");
+    std::fs::create_dir(&dir)?;
+    let files =
+        [("dr/ca-cert.pem", "ca-cert.pem"), ("dr/cert.pem", "server-cert.pem"), ("dr/key.pem", "server-key.pem")];
+    for (from, to) in files {
+        std::fs::copy(plan.dir.join(from), dir.join(to))?;
+    }
+    let certificates = format!("--tls-certificates={}", dir.display());
+    // Optional, so that it can be looked at beside the role.
+    let words = ["--tls=on", certificates.as_str(), "--tls-verify-peer"];
+    for (host, fits) in [("elsewhere.example", false), ("localhost", true)] {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let Some(memory) = Server::nbdkit(&group, "memory", 16 * MIB, &words)? else { return Ok(()) };
+        let uri = format!(
+            "nbds+unix:///?socket={}&tls-certificates={}&tls-hostname={host}",
+            memory.socket.display(),
+            plan.dir.join("client").display()
+        );
+        group.put_at(Role::Primary, "db", &uri, &memory.address())?;
+        let checked = group.site.verb(&["check", "--role", "primary"])?;
+        ensure!((checked.exit == 0) == fits, "check: {}{}", checked.out, checked.errors);
+        if fits {
+            group.site.start_all()?;
+            let log = group.load_for(76, WHILE)?;
+            group.settle_and_compare(&log)?;
+        } else {
+            ensure!(checked.out.contains("valid for other names"), "check: {}", checked.out);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn existing_data_on_a_server_crosses_as_far_as_it_is_allocated() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(qcow2) = Server::qcow2(&group, "qcow2", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &qcow2.address(), &qcow2.address())?;
+    let mut client = farshore::cli::demo::nbd::Client::connect(&qcow2.address(), "")?;
+    for offset in [0, 5 * MIB, 16 * MIB - 65536] {
+        let data = content(offset, 65536);
+        client.call(farshore::cli::demo::nbd::Ask::Write { offset, data: &data, fua: true })?;
+    }
+    client.close();
+    group.site.start_all()?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let crossed = group.site.line.stats().bytes[0];
+    ensure!(crossed < MIB, "{crossed} bytes crossed for 192 KiB of data");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_does_not_fit_is_refused_with_what_to_do() -> Result<()> {
+    let cases: [(u64, &[&str], &str); 3] = [
+        (8 * MIB, &[], "has 8388608 bytes, the configuration says 16777216"),
+        (16 * MIB, &["-r"], "read-only"),
+        (16 * MIB, &["-x", "other"], "not present"),
+    ];
+    for (bytes, more, words) in cases {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let made = if more.first() == Some(&"-x") {
+            Server::qcow2(&group, "server", bytes, more)?
+        } else {
+            Server::nbdkit(&group, "server", bytes, more)?
+        };
+        let Some(server) = made else { return Ok(()) };
+        group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
+        let checked = group.site.verb(&["check", "--role", "primary"])?;
+        ensure!(checked.exit == 2 && checked.out.contains(words), "check: {}{}", checked.out, checked.errors);
+        group.site.launch(Role::Primary)?;
+        let status = group.site.ended(Role::Primary)?;
+        let log = group.site.log(Role::Primary);
+        ensure!(status.code() == Some(3) && log.contains(words), "{status}\n{log}");
+    }
+    Ok(())
+}
