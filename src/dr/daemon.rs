@@ -436,7 +436,10 @@ impl Shell {
                 self.step(Input::Promote { ticket, plan, force })?;
                 return Ok(None);
             }
-            Ok(Request::Loss) => loss_answer(self.report.as_ref()),
+            Ok(Request::Loss) => match self.files.report_damaged().filter(|_| self.report.is_none()) {
+                Some(why) => Answer::failed(format!("the loss report is damaged, and there is no other: {why}")),
+                None => loss_answer(self.report.as_ref()),
+            },
             Ok(Request::Stop) => {
                 self.stop()?;
                 Answer::done()
@@ -525,7 +528,7 @@ impl Shell {
         links.close_all(&mut reactor, "this DR was promoted");
         let group = report.as_ref().map_or(files.group, |report| report.group_id);
         let owner = files.owner;
-        let loss_missing = report.is_none().then(|| files.report_missing());
+        let loss_missing = report.is_none().then(|| files.report_lost());
         if let Some(text) = &loss_missing {
             tracing::error!("{text}");
         }

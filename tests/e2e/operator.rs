@@ -91,6 +91,60 @@ fn a_missing_loss_report_is_said_and_a_promotion_called_again_answers_what_there
 }
 
 #[test]
+fn a_damaged_loss_report_is_said_and_kept_and_the_volumes_are_served() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    group.write(Role::Primary, "db", 0, 7)?;
+    group.site.kill(Role::Primary)?;
+    let promoted = group.site.verb(&["promote", "--json"])?;
+    ensure!(promoted.exit == 0, "{promoted:?}");
+    let path = group.site.path("dr").join("loss-report.json");
+    let whole = std::fs::read(&path)?;
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for damaged in [&flipped[..], &whole[..whole.len() - 9], &[]] {
+        group.site.stop(Role::Dr)?;
+        std::fs::write(&path, damaged)?;
+        group.site.start(Role::Dr)?;
+        let words = format!("the loss report of the promotion is damaged: {}", path.display());
+        said(&group.site, Role::Dr, &words)?;
+        group.write(Role::Dr, "db", 4096, 9)?;
+        let Status::Primary(status) = group.site.status(Role::Dr)? else { anyhow::bail!("DR is a primary by now") };
+        ensure!(status.degraded.iter().any(|one| one.what.contains(&words)), "{:?}", status.degraded);
+        for verb in [&["loss"][..], &["loss", "--json"], &["promote"], &["promote", "--plan"]] {
+            let ended = group.site.verb(verb)?;
+            ensure!(ended.exit == 1 && ended.errors.contains(&words), "{verb:?} {ended:?}");
+            ensure!(ended.errors.contains("put") && ended.errors.contains("back from a backup"), "{verb:?} {ended:?}");
+        }
+        ensure!(std::fs::read(&path)? == damaged, "the file is left as it was");
+    }
+    group.site.stop(Role::Dr)?;
+    std::fs::write(&path, &whole)?;
+    group.site.start(Role::Dr)?;
+    ensure!(group.site.verb(&["loss"])?.exit == 0, "put back, it is told again");
+    Ok(())
+}
+
+/// Killed between the report and the replay's end: the report is made anew, and what was damaged stays beside it.
+#[test]
+fn a_promotion_that_finds_its_report_damaged_makes_another_and_keeps_the_first() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    group.write(Role::Primary, "db", 0, 7)?;
+    group.site.settle(LONG)?;
+    group.site.stop(Role::Dr)?;
+    let path = group.site.path("dr").join("loss-report.json");
+    std::fs::write(&path, "{\"crc32\":")?;
+    group.site.start(Role::Dr)?;
+    let asked = group.site.verb(&["loss"])?;
+    ensure!(asked.exit == 1 && asked.errors.contains("the loss report is damaged"), "{asked:?}");
+    group.site.kill(Role::Primary)?;
+    let report = group.site.promote(&[])?;
+    ensure!(report.missing.is_empty(), "{report:?}");
+    ensure!(std::fs::read_to_string(path.with_extension("json.damaged"))? == "{\"crc32\":");
+    ensure!(group.site.verb(&["loss"])?.exit == 0);
+    Ok(())
+}
+
+#[test]
 fn dr_says_what_it_knows_of_its_link() -> Result<()> {
     let mut group = Group::started(FAST, "protect = \"order\"")?;
     group.write(Role::Primary, "db", 0, 7)?;

@@ -7,6 +7,7 @@
 //! | `spool` | payloads and chunks | through the page cache, grouped syncs; space reserved |
 //! | volumes | one file or block device each, locked; or an export of an NBD server | direct where possible |
 //! | `loss-report.json` | the report of a promotion, with a checksum | replaced as a whole |
+//! | `loss-report.json.damaged` | one that was damaged, kept to be looked at (`.damaged.2`, …) | renamed |
 //!
 //! Logs keep the size they were made with, since their positions are taken modulo it; the spool is copied to a file
 //! of another size when the configuration asks for one ([`resize`]).
@@ -39,6 +40,7 @@ const SUPERBLOCK: &str = "superblock";
 const JOURNAL: &str = "journal";
 const SPOOL: &str = "spool";
 const REPORT: &str = "loss-report.json";
+const DAMAGED: &str = "loss-report.json.damaged";
 /// What is written of it at once.
 const REPORT_BUFFER_BYTES: usize = 256 << 10;
 /// Logs are made of whole pieces of this size.
@@ -58,6 +60,8 @@ pub struct Files {
     pub owner: Owner,
     /// The report of an earlier promotion.
     pub report: Option<LossReport>,
+    /// Why there is none although its file is there: a site that was promoted serves without it.
+    report_damaged: Option<String>,
 }
 
 /// Opens everything and recovers it.
@@ -102,7 +106,14 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         owner: Owner(entropy::random()?),
         nonce: entropy::random()?,
     };
-    let report = load_report(dir)?;
+    let (report, report_damaged) = match load_report(dir) {
+        Ok(report) => (report, None),
+        Err(error) => {
+            let text = format!("{error:#}");
+            tracing::error!("the loss report cannot be used, and is left as it is: {text}");
+            (None, Some(text))
+        }
+    };
     let found = Found {
         superblock: &slots,
         journal: &reactor.reader(journal)?,
@@ -115,7 +126,8 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         .with_context(|| format!("the directory {}", dir.display()))?;
     let owner = known.as_ref().map_or(options.owner, |known| known.owner);
     let group = known.map_or(GroupId(0), |known| known.group);
-    let files = Files { dir: dir.clone(), superblock, journal, spool, volumes, backings, group, owner, report };
+    let files =
+        Files { dir: dir.clone(), superblock, journal, spool, volumes, backings, group, owner, report, report_damaged };
     Ok((files, recovered, options))
 }
 
@@ -129,19 +141,35 @@ impl Files {
         }
     }
 
-    /// What is said of a promoted site whose report is not there.
-    pub fn report_missing(&self) -> String {
-        format!(
-            "the loss report of the promotion is missing: {} was removed or lost. What was lost cannot be told any more, \
-             unless somebody kept what `promote` or `loss` printed: put the file back from a backup and start again",
-            self.dir.join(REPORT).display()
-        )
+    /// What is said of a promoted site whose report is not there, or is not what was stored.
+    pub fn report_lost(&self) -> String {
+        let path = self.dir.join(REPORT);
+        let path = path.display();
+        match &self.report_damaged {
+            Some(why) => format!(
+                "the loss report of the promotion is damaged: {why}. The file is left as it is, to be looked at; no list that \
+                 it gives can be relied on. Use what `promote` or `loss` printed, or put {path} back from a backup and start \
+                 again"
+            ),
+            None => format!(
+                "the loss report of the promotion is missing: {path} was removed or lost. What was lost cannot be told any \
+                 more, unless somebody kept what `promote` or `loss` printed: put the file back from a backup and start again"
+            ),
+        }
+    }
+
+    /// What is wrong with the file of the report, if there is one that cannot be used.
+    pub fn report_damaged(&self) -> Option<&str> {
+        self.report_damaged.as_deref()
     }
 
     /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
     pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
         let store = || -> std::io::Result<()> {
             let (path, fresh) = (self.dir.join(REPORT), self.dir.join(format!("{REPORT}.new")));
+            if self.report_damaged.is_some() {
+                keep_damaged(&self.dir)?;
+            }
             let mut file = BufWriter::with_capacity(REPORT_BUFFER_BYTES, StdFile::create(&fresh)?);
             stored::write(report, &mut file)?;
             file.into_inner().map_err(IntoInnerError::into_error)?.sync_all()?;
@@ -267,6 +295,26 @@ fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
     };
     let bytes = file.metadata().with_context(|| path.display().to_string())?.len();
     Ok(Some(stored::read(&mut file, bytes).with_context(|| path.display().to_string())?))
+}
+
+/// Puts a damaged report aside under a name that nothing has, so that a new one does not take its place.
+fn keep_damaged(dir: &Path) -> std::io::Result<()> {
+    let names = std::iter::once(DAMAGED.to_owned()).chain((2u64..).map(|number| format!("{DAMAGED}.{number}")));
+    for aside in names.map(|name| dir.join(name)) {
+        if aside.try_exists()? {
+            continue;
+        }
+        return match std::fs::rename(dir.join(REPORT), &aside) {
+            // A promotion that failed after this is asked for again.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Ok(()) => {
+                tracing::warn!("the damaged loss report of before is kept as {}", aside.display());
+                Ok(())
+            }
+            failed => failed,
+        };
+    }
+    unreachable!("there is always a next number")
 }
 
 fn sync_dir(dir: &Path) -> anyhow::Result<()> {
