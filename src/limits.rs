@@ -129,22 +129,33 @@ pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
 /// Smallest spool of a DR site, bytes.
 pub const SPOOL_BYTES_MIN: u64 = 192 << 20;
 /// A spool of this size holds any batch of volumes of `volume_bytes` together: each block at most once, the headers
-/// of pieces of ordinary length, and what is written while it crosses, up to two windows. Bytes.
+/// of pieces of ordinary length, and what is written while it crosses. Bytes.
 #[must_use]
 pub const fn spool_for_any_batch(volume_bytes: u64) -> u64 {
-    (volume_bytes + volume_bytes / 16 + 2 * DR_WINDOW_BYTES_MAX + SPOOL_BYTES_MIN / 4).next_multiple_of(1 << 20)
+    (volume_bytes + volume_bytes / 16 + BATCH_WRITES_BYTES_MAX + SPOOL_BYTES_MIN / 4).next_multiple_of(1 << 20)
 }
+/// What may be written while a batch crosses before it is closed, bytes: several windows.
+const BATCH_WRITES_BYTES_MAX: u64 = 128 << 20;
 /// Writes to DR's journal in flight.
 pub const DR_APPENDS_INFLIGHT_MAX: usize = 4;
 /// Blocks of records in one of them.
 pub const DR_APPEND_BLOCKS_MAX: usize = 16;
 /// Bytes of payload DR keeps in memory between receipt and apply; the rest is read back from the spool.
-pub const DR_CACHE_BYTES_MAX: u64 = 32 << 20;
-/// Largest window of unacknowledged payload a DR site grants, bytes.
-pub const DR_WINDOW_BYTES_MAX: u64 = 64 << 20;
-/// Writes to volumes in flight while DR applies, and their bytes.
+pub const DR_CACHE_BYTES_MAX: u64 = 8 << 20;
+/// Largest window of unacknowledged payload a DR site grants, bytes: a line of 1 Gbit/s and 190 ms holds as much.
+pub const DR_WINDOW_BYTES_MAX: u64 = 24 << 20;
+/// Writes to volumes in flight while DR applies, and their bytes (of the last one up to a piece more).
 pub const DR_APPLY_INFLIGHT_MAX: usize = 256;
-pub const DR_APPLY_BYTES_MAX: u64 = 16 << 20;
+pub const DR_APPLY_BYTES_MAX: u64 = 8 << 20;
+/// Bytes on their way to DR's disks above which its streams are not received from, and below which they are again.
+pub const DR_WRITING_BYTES_HIGH: u64 = 24 << 20;
+pub const DR_WRITING_BYTES_LOW: u64 = 16 << 20;
+/// What a write on its way takes beside its bytes: who asked for it, its record, its place.
+pub const DR_WRITE_OVERHEAD_BYTES: u64 = 1 << 10;
+/// Bytes of payload that a promotion fetches from the auxiliary's ring before the first of them are in the spool.
+pub const DR_FETCH_BYTES_MAX: u64 = 8 << 20;
+/// What a DR site takes beside the records of its journal, bytes: `benches/memory` holds the figures against it.
+pub const DR_MEMORY_BYTES: u64 = 64 << 20;
 /// Applied bytes after which DR makes a checkpoint, and the longest time between two while it applies.
 pub const DR_CHECKPOINT_BYTES: u64 = 64 << 20;
 pub const DR_CHECKPOINT_NS: u64 = 2_000_000_000;
@@ -178,6 +189,19 @@ pub const BACKING_WIRE_BYTES_MAX: u64 = 8 << 20;
 pub const BACKING_KEPT_BYTES_MAX: u64 = 16 << 20;
 pub const BACKING_KEPT_BYTES_MIN: u64 = 1 << 20;
 
+const _: () = assert!(
+    DR_WINDOW_BYTES_MAX + DR_CACHE_BYTES_MAX + DR_APPLY_BYTES_MAX + 2 * PAYLOAD_PIECE_BYTES_MAX
+        <= DR_MEMORY_BYTES * 3 / 4,
+    "what DR has not acknowledged, keeps and applies leaves a quarter of the bound"
+);
+const _: () = assert!(
+    DR_APPLY_BYTES_MAX + PAYLOAD_PIECE_BYTES_MAX < DR_WRITING_BYTES_LOW && DR_WRITING_BYTES_LOW < DR_WRITING_BYTES_HIGH,
+    "volumes that are slow hold back no stream while the spool has room"
+);
+const _: () = assert!(
+    2 * DR_WINDOW_BYTES_MAX > PAYLOAD_BYTES_MAX as u64 + PAYLOAD_PIECE_BYTES_MAX,
+    "the longest payload of an earlier version passes alone"
+);
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(PIECE_BYTES_MAX <= RANGE_BYTES_MAX, "a piece fits an order record");
 const _: () = assert!(COMMIT_RECORDS_MAX * RECORD_BYTES <= FRAME_BODY_BYTES_MAX, "a commit fits a frame");
@@ -225,10 +249,8 @@ const _: () = assert!(PING_EVERY_NS * 2 < LEASE_NS, "one lost ping does not end 
 const _: () = assert!(TABLE_SLOTS_MIN as usize >= RECORDS_PER_BLOCK * 2, "a block is never the whole ring");
 const _: () = assert!(FIFO_DISK_BYTES_MIN > PAYLOAD_BYTES_MAX as u64, "the longest payload fits the disk FIFO");
 const _: () = assert!(AUX_PAYLOAD_BYTES_MIN > PAYLOAD_BYTES_MAX as u64, "the longest payload fits the ring");
-const _: () = assert!(
-    SPOOL_BYTES_MIN / 4 > PAYLOAD_BYTES_MAX as u64,
-    "the longest payload fits a quarter of the spool: its window"
-);
+const _: () =
+    assert!(SPOOL_BYTES_MIN / 4 > PAYLOAD_BYTES_MAX as u64, "the longest payload fits a quarter of the spool");
 const _: () = assert!(LIST_ITEMS_MAX * 16 + 4096 <= FRAME_BODY_BYTES_MAX, "a full list and its header fit a frame");
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES as u64), "a segment is made of blocks");
 const _: () = assert!(VOLUMES_MAX * 16 + NAME_BYTES_MAX <= BLOCK_BYTES / 2, "a superblock names every volume");

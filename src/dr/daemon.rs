@@ -37,14 +37,12 @@ use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Connector, Versions};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
+use crate::limits::{DR_WRITE_OVERHEAD_BYTES, DR_WRITING_BYTES_HIGH, DR_WRITING_BYTES_LOW};
 use crate::nbd::backing::Backings;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 
 /// Most registered memory: what streams bring, until it is in the spool and applied.
-const ARENA_BYTES: usize = 256 << 20;
-/// Bytes on their way to the disk above which streams are not received from, and below which they are again.
-const WRITING_BYTES_HIGH: u64 = 128 << 20;
-const WRITING_BYTES_LOW: u64 = 64 << 20;
+const ARENA_BYTES: usize = 64 << 20;
 /// How long last answers may take at the end, nanoseconds.
 const STOP_NS: u64 = 1_000_000_000;
 /// How long a server of a volume may be out of reach before a stop does not wait for it any longer, nanoseconds.
@@ -370,9 +368,9 @@ impl Shell {
 
     /// Stops receiving from streams, or goes on, by what is on its way to the disk (I9).
     fn hold_back(&mut self) {
-        if self.writing_bytes > WRITING_BYTES_HIGH {
+        if self.writing_bytes > DR_WRITING_BYTES_HIGH {
             self.links.hold(&mut self.reactor, true);
-        } else if self.writing_bytes < WRITING_BYTES_LOW {
+        } else if self.writing_bytes < DR_WRITING_BYTES_LOW {
             self.links.hold(&mut self.reactor, false);
         }
     }
@@ -586,7 +584,9 @@ impl Shell {
 /// Bytes that an operation keeps in memory until it is done.
 fn write_bytes(kind: &DiskKind) -> u64 {
     match kind {
-        DiskKind::Write { parts, .. } => parts.iter().map(|part| part.len() as u64).sum(),
+        DiskKind::Write { parts, .. } => {
+            DR_WRITE_OVERHEAD_BYTES + parts.iter().map(|part| part.len() as u64).sum::<u64>()
+        }
         DiskKind::Read { .. } | DiskKind::Zero { .. } | DiskKind::Sync => 0,
     }
 }

@@ -16,6 +16,7 @@ use crate::dr::reconcile::{Known, decide};
 use crate::dr::replay::Item;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{decode_entry, entry_bytes};
+use crate::limits::DR_FETCH_BYTES_MAX;
 
 impl Machine {
     /// The states are known: which payloads are to be fetched, in order, up to the first that cannot be had.
@@ -83,6 +84,10 @@ impl Machine {
         let plan = promotion.plan;
         if let Some(&(record, _, offset)) = promotion.fetch.front() {
             let length = entry_bytes(record.payload_bytes());
+            // What was fetched is held until it is in the spool.
+            if !plan && self.intake.storing_bytes() + length > DR_FETCH_BYTES_MAX && !self.intake.idle() {
+                return;
+            }
             if !plan && !self.intake.spool.fits(length) {
                 self.fetch_needs_room(&record, fx);
                 return;

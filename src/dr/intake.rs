@@ -27,7 +27,7 @@ use crate::dr::replay::Item;
 use crate::dr::spool::Spool;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{EntryHeader, Kind, encode_entry, entry_bytes};
-use crate::limits::DR_WINDOW_BYTES_MAX;
+use crate::limits::{BLOCK_BYTES, DR_WINDOW_BYTES_MAX};
 
 /// A payload or chunk that came in.
 #[derive(Clone, Debug)]
@@ -57,6 +57,7 @@ pub struct Intake {
     chunks: VecDeque<(u64, Arrival)>,
     waiting_bytes: u64,
     storing: BTreeMap<Item, Stored>,
+    storing_bytes: u64,
     writes: HashMap<Ticket, Item>,
     written: Vec<Item>,
     syncing: Option<(Ticket, Vec<Item>)>,
@@ -77,6 +78,7 @@ impl Intake {
             chunks: VecDeque::new(),
             waiting_bytes: 0,
             storing: BTreeMap::new(),
+            storing_bytes: 0,
             writes: HashMap::new(),
             written: Vec::new(),
             syncing: None,
@@ -105,10 +107,17 @@ impl Intake {
         !self.chunks.is_empty()
     }
 
-    /// Whether the sender keeps to its window (generously: what it resends after a reconnect counts twice).
+    /// Whether the sender keeps to its window (generously: what it resends after a reconnect counts twice, and one
+    /// payload that is longer than the window comes alone).
     #[must_use]
     pub fn over_window(&self) -> bool {
-        self.waiting_bytes > 2 * self.window_bytes() + u64::from(crate::limits::PAYLOAD_BYTES_MAX)
+        self.waiting_bytes > 2 * self.window_bytes()
+    }
+
+    /// Bytes of payload on their way into the spool.
+    #[must_use]
+    pub fn storing_bytes(&self) -> u64 {
+        self.storing_bytes
     }
 
     /// Nothing is being written or synced.
@@ -216,25 +225,26 @@ impl Intake {
         let offset = pos % self.spool.size();
         let ticket = desk.disk(fx, File::Spool, DiskKind::Write { offset, parts, durable: false });
         self.writes.insert(ticket, item);
+        self.storing_bytes += record.payload_bytes();
         self.storing.insert(item, Stored { item, pos, record, conns: vec![conn] });
     }
 
     /// Keeps data in memory while that is cheap; the highest seqs, needed last, give way.
     fn remember(&mut self, seq: Seq, data: &Bytes) {
-        self.cache_bytes += data.len() as u64;
+        self.cache_bytes += kept_bytes(data);
         if let Some(old) = self.cache.insert(seq, data.clone()) {
-            self.cache_bytes -= old.len() as u64;
+            self.cache_bytes -= kept_bytes(&old);
         }
         while self.cache_bytes > self.cache_bytes_max {
             let Some((_, dropped)) = self.cache.pop_last() else { break };
-            self.cache_bytes -= dropped.len() as u64;
+            self.cache_bytes -= kept_bytes(&dropped);
         }
     }
 
     /// The data of a payload, if it is still in memory; it is not kept any longer.
     pub fn recall(&mut self, seq: Seq) -> Option<Bytes> {
         let data = self.cache.remove(&seq)?;
-        self.cache_bytes -= data.len() as u64;
+        self.cache_bytes -= kept_bytes(&data);
         Some(data)
     }
 
@@ -246,22 +256,68 @@ impl Intake {
         }
     }
 
+    /// Takes what is durable off the list.
+    fn stored(&mut self, items: impl IntoIterator<Item = Item>) -> Vec<Stored> {
+        let stored: Vec<Stored> = items.into_iter().filter_map(|item| self.storing.remove(&item)).collect();
+        self.storing_bytes -= stored.iter().map(|stored| stored.record.payload_bytes()).sum::<u64>();
+        stored
+    }
+
     /// A write or sync of the spool ended: what is durable now.
     pub fn done(&mut self, ticket: Ticket) -> Vec<Stored> {
         if let Some(item) = self.writes.remove(&ticket) {
             self.written.push(item);
             let early =
                 planted(Bug::CopiedUnsynced) || planted(Bug::ChunkAckEarly) && matches!(item, Item::Chunk { .. });
-            return if early { self.storing.remove(&item).into_iter().collect() } else { Vec::new() };
+            return if early { self.stored([item]) } else { Vec::new() };
         }
         match self.syncing.take() {
-            Some((syncing, items)) if syncing == ticket => {
-                items.iter().filter_map(|item| self.storing.remove(item)).collect()
-            }
+            Some((syncing, items)) if syncing == ticket => self.stored(items),
             other => {
                 self.syncing = other;
                 Vec::new()
             }
         }
+    }
+}
+
+/// What is kept with a payload: whole pages, and who counts its owners.
+fn kept_bytes(data: &Bytes) -> u64 {
+    (data.len() as u64).next_multiple_of(BLOCK_BYTES as u64) + KEPT_OVERHEAD_BYTES
+}
+
+const KEPT_OVERHEAD_BYTES: u64 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Chain, Epoch, Volume};
+    use crate::core::op::Op;
+
+    #[test]
+    fn small_payloads_are_charged_by_the_pages_that_they_keep() {
+        let mut intake = Intake::new(Spool::new(192 << 20, 0, 0), 1, Seq(0));
+        let (mut desk, mut fx) = (Desk::default(), Vec::new());
+        for seq in 1..=8192 {
+            let record = OrderRecord {
+                seq: Seq(seq),
+                epoch: Epoch(1),
+                volume: Volume(0),
+                op: Op::Write,
+                flags: 0,
+                offset: 0,
+                length: 512,
+                time_ns: 0,
+                chain: Chain(0),
+                payload_crc: 0,
+            };
+            let data = Bytes::from_static(&[7; 512]);
+            intake.store(Item::Payload(Seq(seq)), Arrival { conn: Conn(1), record, data }, &mut desk, &mut fx);
+        }
+        let kept = intake.cache.len() as u64;
+        assert_eq!(kept, DR_CACHE_BYTES_MAX / (BLOCK_BYTES as u64 + KEPT_OVERHEAD_BYTES));
+        assert_eq!(intake.storing_bytes(), 8192 * 512);
+        // The lowest seqs, which are needed first.
+        assert!(intake.recall(Seq(1)).is_some() && intake.recall(Seq(kept + 1)).is_none());
     }
 }

@@ -15,6 +15,7 @@ use crate::core::ids::Conn;
 use crate::format::FormatError;
 use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES};
 use crate::io::Reactor;
+use crate::limits::BLOCK_BYTES;
 
 /// Bytes queued to a peer that does not take them, at which it is cut off: acknowledgements are small.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
@@ -30,6 +31,16 @@ pub struct Links {
     received_bytes: u64,
     order_bytes: u64,
 }
+
+/// Whether data that was received keeps much more memory than its own from use: it is far shorter than the pages it has
+/// for itself, or it was not expected and lies somewhere among other messages.
+fn pins_more(bytes: usize, expected: bool) -> bool {
+    let pages = bytes.next_multiple_of(BLOCK_BYTES);
+    bytes > 0 && if expected { bytes < pages / 4 * 3 } else { bytes <= COPIED_BYTES_MAX }
+}
+
+/// Longest data that is copied to be rid of what it lies among; longer data has most of that for itself.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
 struct Link {
     peer: String,
@@ -84,7 +95,7 @@ impl Links {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return Ok(None) };
         let rx = reactor.rx(conn);
         let before = rx.len();
-        let message = wire::decode(rx)?;
+        let mut message = wire::decode(rx)?;
         let taken = (before - rx.len()) as u64;
         self.received_bytes += taken;
         self.order_bytes += if link.stream { 0 } else { taken };
@@ -96,9 +107,14 @@ impl Links {
         if !std::mem::replace(&mut link.stream, true) && self.held {
             reactor.pause(conn, true);
         }
-        if link.hint != hint {
-            link.hint = hint;
+        let expected = std::mem::replace(&mut link.hint, hint) == hint;
+        if !expected {
             reactor.hint(conn, hint.0, hint.1);
+        }
+        if let Some(Message::Payload { data, .. } | Message::Chunk { data, .. }) = &mut message
+            && pins_more(data.len(), expected)
+        {
+            *data = Bytes::copy_from_slice(data);
         }
         Ok(message)
     }
