@@ -272,6 +272,8 @@ pub struct PromoteReport {
     pub missing_bytes: u64,
     /// `"read"`: the status table was read; `"unreachable"`: it was not, and `--force` went on without it.
     pub aux: String,
+    /// From the request until it was known what is lost: the replay that follows is not in it, for the report is stored
+    /// before and stays as it was stored.
     pub duration_seconds: f64,
     /// What this report cannot vouch for: the directory was damaged and the promotion forced, or `unknown` is not
     /// empty.

@@ -670,15 +670,16 @@ impl Machine {
     /// Report, volumes and epoch are durable: the old epoch is over.
     pub(super) fn promoted(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(promotion) = self.promotion.take() else { return };
-        let Some(stored) = &mut self.report else { return };
-        stored.report.duration_seconds = seconds(now.mono_ns.saturating_sub(promotion.started_ns));
+        let Some(stored) = &self.report else { return };
+        // As it was stored: whoever asks again later is told the same.
         let report = stored.report.clone();
         let text = format!(
-            "promoted: epoch {}, cut {}, tail {}, {} writes missing",
+            "promoted: epoch {}, cut {}, tail {}, {} writes missing, in {:.2} s",
             report.epoch,
             report.cut_seq,
             report.tail_seq,
-            report.missing.len()
+            report.missing.len(),
+            seconds(now.mono_ns.saturating_sub(promotion.started_ns))
         );
         fx.push(Effect::Log { level: Level::Info, text });
         self.serve(fx);
