@@ -128,8 +128,10 @@ pub struct Shell {
 }
 
 struct Asked {
-    conn: Conn,
+    /// The first of them began it, the others asked for the same meanwhile.
+    conns: Vec<Conn>,
     plan: bool,
+    force: bool,
 }
 
 impl Shell {
@@ -428,10 +430,7 @@ impl Shell {
         Ok(Some(match Request::asked(line, self.reactor.asker(conn)) {
             Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Promote { plan, force }) => {
-                let ticket = Ticket(self.next_promotion);
-                self.next_promotion += 1;
-                self.asked.insert(ticket, Asked { conn, plan });
-                self.step(Input::Promote { ticket, plan, force })?;
+                self.promote_asked(conn, plan, force)?;
                 return Ok(None);
             }
             Ok(Request::Loss) => match self.files.report_damaged().filter(|_| self.report.is_none()) {
@@ -444,6 +443,19 @@ impl Shell {
             }
             Err(answer) => answer,
         }))
+    }
+
+    /// Begins a promotion or a plan. Who asks for a promotion while the same is under way waits for its answer.
+    fn promote_asked(&mut self, conn: Conn, plan: bool, force: bool) -> anyhow::Result<()> {
+        let mut under_way = self.asked.values_mut();
+        if let Some(same) = under_way.find(|it| !plan && !it.plan && it.force == force) {
+            same.conns.push(conn);
+            return Ok(());
+        }
+        let ticket = Ticket(self.next_promotion);
+        self.next_promotion += 1;
+        self.asked.insert(ticket, Asked { conns: vec![conn], plan, force });
+        self.step(Input::Promote { ticket, plan, force })
     }
 
     fn status(&self) -> Status {
@@ -460,17 +472,19 @@ impl Shell {
 
     /// A plan and a refusal are answered at once; a promotion when the volumes are served.
     fn promote_done(&mut self, ticket: Ticket, result: Result<PromoteReport, PromoteError>) {
-        let Some(Asked { conn, plan }) = self.asked.remove(&ticket) else { return };
+        let Some(Asked { conns, plan, .. }) = self.asked.remove(&ticket) else { return };
         let done = result.is_ok() && !plan;
         let answer = match result {
             Ok(report) => Answer::promoted(&report),
             Err(error) if error.refused_for_safety => Answer::refused(error.text),
             Err(error) => Answer::failed(error.text),
         };
-        if done {
-            self.replies.push((conn, answer));
-        } else {
-            self.controls.answer(&mut self.reactor, conn, answer.pieces());
+        for conn in conns {
+            if done {
+                self.replies.push((conn, answer.clone()));
+            } else {
+                self.controls.answer(&mut self.reactor, conn, answer.clone().pieces());
+            }
         }
     }
 
@@ -522,7 +536,8 @@ impl Shell {
     fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
         let Shell { mut reactor, mut links, files, report, controls, http, listener, mut replies, asked, .. } = self;
         // Who asked for the same while it was under way gets the same answer.
-        replies.extend(asked.into_values().map(|asked| (asked.conn, loss_answer(report.as_ref()))));
+        let conns = asked.into_values().flat_map(|asked| asked.conns);
+        replies.extend(conns.map(|conn| (conn, loss_answer(report.as_ref()))));
         links.close_all(&mut reactor, "this DR was promoted");
         let group = report.as_ref().map_or(files.group, |report| report.group_id);
         let owner = files.owner;
@@ -556,9 +571,9 @@ impl Shell {
     /// Lets the last answers go out, for a bounded time.
     fn stop_cleanly(mut self, events: &mut Vec<Event>) -> anyhow::Result<Outcome> {
         self.links.close_all(&mut self.reactor, "DR stops");
-        for (_, asked) in self.asked.drain() {
+        for conn in self.asked.drain().flat_map(|(_, asked)| asked.conns) {
             let answer = Answer::failed("DR stops before the promotion was done");
-            self.controls.answer(&mut self.reactor, asked.conn, answer.pieces());
+            self.controls.answer(&mut self.reactor, conn, answer.pieces());
         }
         self.controls.stop(&mut self.reactor, "DR stops");
         self.http.stop(&mut self.reactor);

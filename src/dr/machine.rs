@@ -97,7 +97,7 @@ pub struct Machine {
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
     pub(super) promotion: Option<Promotion>,
-    /// A promotion asked for before this site was ready: ticket, plan, force.
+    /// A promotion asked for before this site was ready, or while a plan was made: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
     pub(super) report: Option<LossReport>,
     /// Something promised was found lost.
@@ -365,7 +365,7 @@ impl Machine {
                 self.checkpoint(now, fx);
             }
             self.promote_waiting(now, fx);
-            let again = self.promote_step(now, fx);
+            let again = self.promote_step(now, fx) || self.promote_due();
             // Nor is the superblock written over its other slot while the one in force may be in a cache only.
             if self.starting.is_empty()
                 && let Some((offset, block)) = self.keeper.next_write(self.desk.next())

@@ -43,6 +43,12 @@ const CONFLICTS_NAMED_MAX: usize = 4;
 pub(super) const BLANK_TABLE: &str = "the status table is blank: it was wiped or replaced, or the primary never reached the \
                                       auxiliary; writes that only the table knew would not be known";
 
+/// What a request is answered with that cannot be joined to what is under way.
+const UNDER_WAY: &str = "a promotion is under way already: `farshore status` says how far it is, and once it is done \
+                         `farshore loss` prints its report; ask again then, if it failed";
+const UNDER_WAY_PLAN: &str = "a plan of a promotion is being worked out for somebody else: ask again in a few seconds; a \
+                              promotion need not wait for it, `farshore promote` without --plan begins as soon as it is done";
+
 /// What a promotion decided, kept durably by the shell (as JSON) before anything is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossReport {
@@ -174,7 +180,7 @@ impl Machine {
             fx.push(Effect::PromoteDone { ticket, result });
             return;
         }
-        if !self.is_ready() {
+        if !self.is_ready() || self.promotion.is_some() {
             self.promote_later = Some((ticket, plan, force));
             return;
         }
@@ -228,9 +234,13 @@ impl Machine {
         self.keeper.then(After::Promoting);
     }
 
-    /// A promotion that was asked for while this site was starting.
+    /// Whether a promotion that was asked for, while this site was starting or a plan was made, may begin.
+    pub(super) fn promote_due(&self) -> bool {
+        self.promote_later.is_some() && self.promotion.is_none() && (self.is_ready() || self.stopping)
+    }
+
     pub(super) fn promote_waiting(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if (self.is_ready() || self.stopping)
+        if self.promote_due()
             && let Some((ticket, plan, force)) = self.promote_later.take()
         {
             self.promote(now, ticket, plan, force, fx);
@@ -244,8 +254,12 @@ impl Machine {
             let stored = self.report.as_ref().map(|stored| stored.report.clone());
             return Some(stored.ok_or_else(|| failed("this site is promoted already; its loss report is missing")));
         }
-        if self.promotion.is_some() || self.promote_later.is_some() {
-            return Some(Err(failed("a promotion is under way already")));
+        // A promotion is not put off by somebody's plan: it begins when that is done, which changes nothing.
+        let planning = self.promotion.as_ref().is_some_and(|it| it.plan && !it.rehearsal);
+        let may_wait = planning && !plan && self.promote_later.is_none();
+        if (self.promotion.is_some() || self.promote_later.is_some()) && !may_wait {
+            let only_plan = planning && self.promote_later.is_none();
+            return Some(Err(failed(if only_plan { UNDER_WAY_PLAN } else { UNDER_WAY })));
         }
         if self.stopping {
             return Some(Err(failed("this site is stopping")));

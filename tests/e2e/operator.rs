@@ -97,6 +97,7 @@ fn a_damaged_loss_report_is_said_and_kept_and_the_volumes_are_served() -> Result
     group.site.kill(Role::Primary)?;
     let promoted = group.site.verb(&["promote", "--json"])?;
     ensure!(promoted.exit == 0, "{promoted:?}");
+    ensure!(group.site.verb(&["loss", "--json"])?.out == promoted.out, "the report is told as it was");
     let path = group.site.path("dr").join("loss-report.json");
     let whole = std::fs::read(&path)?;
     let mut flipped = whole.clone();
@@ -120,7 +121,7 @@ fn a_damaged_loss_report_is_said_and_kept_and_the_volumes_are_served() -> Result
     group.site.stop(Role::Dr)?;
     std::fs::write(&path, &whole)?;
     group.site.start(Role::Dr)?;
-    ensure!(group.site.verb(&["loss"])?.exit == 0, "put back, it is told again");
+    ensure!(group.site.verb(&["loss", "--json"])?.out == promoted.out, "put back, it is told again");
     Ok(())
 }
 
@@ -141,6 +142,47 @@ fn a_promotion_that_finds_its_report_damaged_makes_another_and_keeps_the_first()
     ensure!(report.missing.is_empty(), "{report:?}");
     ensure!(std::fs::read_to_string(path.with_extension("json.damaged"))? == "{\"crc32\":");
     ensure!(group.site.verb(&["loss"])?.exit == 0);
+    Ok(())
+}
+
+#[test]
+fn two_who_ask_for_a_promotion_get_the_same_report_and_a_plan_does_not_stand_in_its_way() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    group.write(Role::Primary, "db", 0, 7)?;
+    group.site.kill(Role::Primary)?;
+    let ask = |line: &str| -> Result<UnixStream> {
+        let mut stream = UnixStream::connect(group.site.path("dr.ctl"))?;
+        stream.set_read_timeout(Some(LONG))?;
+        stream.write_all(format!("{line}\n").as_bytes())?;
+        Ok(stream)
+    };
+    let plan = ask(r#"{"verb":"promote","plan":true}"#)?;
+    let asked: Vec<UnixStream> = (0..3).map(|_| ask(r#"{"verb":"promote"}"#)).collect::<Result<_>>()?;
+    std::thread::sleep(WHILE);
+    // The lease of the old writer takes two seconds.
+    let mut other = String::new();
+    let mut forced = ask(r#"{"verb":"promote","force":true}"#)?;
+    let mut piece = [0; 4096];
+    while !other.ends_with('\n') {
+        let count = forced.read(&mut piece)?;
+        ensure!(count > 0, "it hung up: {other}");
+        other.push_str(std::str::from_utf8(&piece[..count])?);
+    }
+    ensure!(other.contains("farshore status") && other.contains("farshore loss"), "{other}");
+    let mut told = Vec::new();
+    for mut stream in asked.into_iter().chain([plan]) {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let count = stream.read(&mut piece)?;
+            ensure!(count > 0, "it hung up: {}", String::from_utf8_lossy(&line));
+            line.extend_from_slice(&piece[..count]);
+        }
+        told.push(String::from_utf8(line)?);
+    }
+    ensure!(told[0].starts_with("{\"ok\":{\"group\"") && told[1] == told[0] && told[2] == told[0], "{told:?}");
+    ensure!(told[3].starts_with("{\"ok\":{\"group\""), "{told:?}");
+    let loss = group.site.verb(&["loss", "--json"])?;
+    ensure!(format!("{{\"ok\":{}}}\n", loss.out.trim_end()) == told[0], "{loss:?}");
     Ok(())
 }
 
