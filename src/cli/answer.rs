@@ -40,6 +40,9 @@ pub enum NoReply {
     Nothing,
     #[error("the connection ended in the middle of the answer: what has been read of the report is not all of it")]
     Cut,
+    /// It had not looked at the question.
+    #[error("the role ended before it answered")]
+    Reset,
     #[error("the role stopped answering: {0}")]
     Read(io::Error),
     #[error("the answer is not one of farshore's: {0}")]
@@ -47,6 +50,16 @@ pub enum NoReply {
     /// Of who prints it.
     #[error("cannot write the output: {0}")]
     Print(io::Error),
+}
+
+impl NoReply {
+    /// What a failure says before the first byte of an answer, or while the question was written.
+    pub fn unread(error: io::Error) -> NoReply {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => NoReply::Reset,
+            _ => NoReply::Read(plain(error)),
+        }
+    }
 }
 
 /// Reads one answer; `each` is given every missing write, and `print` the report as the role said it.
@@ -74,6 +87,7 @@ pub fn read(
     }
     let seen = source.seen;
     let reply = parsed.map_err(|error| match error.classify() {
+        serde_json::error::Category::Io if seen == 0 => NoReply::unread(error.into()),
         serde_json::error::Category::Io => NoReply::Read(plain(error.into())),
         serde_json::error::Category::Eof if seen == 0 => NoReply::Nothing,
         serde_json::error::Category::Eof => NoReply::Cut,
