@@ -12,6 +12,7 @@ use nix::sys::socket::{
     getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 
+use super::lock;
 use super::patience::patiently;
 use super::resolve;
 use super::tls::Acceptor;
@@ -39,7 +40,11 @@ pub struct Listener {
 impl Listener {
     /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
     pub fn open(address: &Address) -> io::Result<Listener> {
-        let what = || format!("the address {address} is in use by another process");
+        let what = || match address {
+            Address::Unix(path) => format!("the address {address} is in use by {}", listener_of(path)),
+            // The kernel says of a TCP port that it is taken, and not by whom.
+            Address::Tcp(_) => format!("the address {address} is in use by another process"),
+        };
         patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address))
             .map_err(|late| io::Error::new(late.error.kind(), late.to_string()))
     }
@@ -172,12 +177,32 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             let text = "address in use: this process listens there already";
             Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, text)))
         }
-        Ok(()) | Err(Errno::EAGAIN) => {
-            let text = "address in use: a running process answers there";
+        found @ (Ok(()) | Err(Errno::EAGAIN)) => {
+            let text = format!("address in use by {}", peer_of(&probe, found.is_ok()));
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
         }
         Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
         Err(error) => Err(named(path.display(), error.into())),
+    }
+}
+
+/// Who listens on a unix socket, in words, as far as the kernel tells.
+fn listener_of(path: &Path) -> String {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = || -> io::Result<String> {
+        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        let connected = nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path)?).is_ok();
+        Ok(peer_of(&probe, connected))
+    };
+    probe().unwrap_or_else(|_| "another process".into())
+}
+
+/// Who began to listen on what a socket is connected to: it need not have accepted for the kernel to know.
+fn peer_of(probe: &OwnedFd, connected: bool) -> String {
+    match getsockopt(probe, sockopt::PeerCredentials).map(|peer| u32::try_from(peer.pid())) {
+        // That of a process of another namespace of processes is 0.
+        Ok(Ok(pid)) if connected && pid > 0 => format!("another process, {}", lock::named(pid)),
+        _ => "another process".into(),
     }
 }
 
@@ -213,4 +238,20 @@ fn local_address(fd: &OwnedFd) -> io::Result<Address> {
 
 fn named(what: impl std::fmt::Display, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_on_a_unix_socket_is_named() {
+        let path = std::env::temp_dir().join(format!("farshore-listens-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("free");
+        let named = listener_of(&path);
+        assert!(named.starts_with(&format!("another process, pid {} (", std::process::id())), "{named}");
+        drop(listener);
+        assert_eq!(listener_of(&path), "another process", "of a socket that nobody listens on nothing is known");
+        std::fs::remove_file(path).expect("there");
+    }
 }

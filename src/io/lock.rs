@@ -117,7 +117,7 @@ fn holder_in(locks: &str, place: &str) -> Option<u32> {
 }
 
 /// A process as a person looks for it.
-fn named(pid: u32) -> String {
+pub(super) fn named(pid: u32) -> String {
     match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("pid {pid} ({})", name.trim()),
         Err(_) => format!("pid {pid}, which has ended"),
