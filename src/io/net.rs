@@ -41,6 +41,8 @@ use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 pub const UNTAKEN_BYTES_MAX: usize = PAYLOAD_BYTES_MAX as usize + FRAME_BODY_BYTES_MAX;
 /// How long a close waits for queued bytes to go out and for the peer to close too, nanoseconds.
 const CLOSE_NS: u64 = 2_000_000_000;
+/// How long it waits for that once the peer has taken everything, where it is in a hurry, nanoseconds.
+const HURRIED_NS: u64 = 100_000_000;
 /// How long one attempt to connect may take, nanoseconds.
 const CONNECT_NS: u64 = 5_000_000_000;
 /// How long a listener rests after a failed accept (out of descriptors, mostly), nanoseconds.
@@ -297,6 +299,19 @@ impl Net {
         socket.phase = Phase::Aborting;
         socket.drop_queue();
         mark(socket, &mut self.dirty);
+    }
+
+    /// Connections that are being closed, and whose peer has taken all that was sent to it and the end, are waited for only
+    /// so much longer: it may be busy, or never end its own side.
+    pub fn hurry(&mut self) {
+        let until_ns = clock::mono_ns() + HURRIED_NS;
+        for conn in &self.timed {
+            let Some(socket) = self.sockets.get_mut(conn) else { continue };
+            if socket.phase == Phase::Draining && !socket.hurried && socket.shut && socket.has_arrived() {
+                socket.hurried = true;
+                socket.deadline_ns = socket.deadline_ns.min(until_ns);
+            }
+        }
     }
 
     /// When `flush` wants to be called although nothing happened.

@@ -307,6 +307,12 @@ impl Reactor {
         self.net.close(conn, reason);
     }
 
+    /// Waits only a moment longer for the peers of connections that are being closed, where they have taken everything that
+    /// was sent to them. To be called again: what they take is not announced.
+    pub fn hurry(&mut self) {
+        self.net.hurry();
+    }
+
     /// Closes at once.
     pub fn abort(&mut self, conn: Conn, reason: &str) {
         self.net.abort(conn, reason);

@@ -76,6 +76,8 @@ pub struct Socket {
     pub delayed: bool,
     /// We have ended our stream.
     pub shut: bool,
+    /// The peer has taken all of it, and is not waited for much longer.
+    pub hurried: bool,
     send_message: Box<Message>,
 
     pub cancelled: bool,
@@ -123,6 +125,7 @@ impl Socket {
             polling: false,
             delayed: false,
             shut: false,
+            hurried: false,
             send_message: Box::new(Message::empty()),
             cancelled: false,
             bulk: false,
@@ -159,6 +162,16 @@ impl Socket {
         // SAFETY: one entry, valid for the call, whose descriptor is open.
         let found = unsafe { libc::poll(&raw mut asked, 1, 0) };
         found > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// Whether everything that was sent has left this host's memory: a unix socket's peer has read it, another host's
+    /// kernel has it, and the end of the stream too.
+    pub fn has_arrived(&self) -> bool {
+        let Some(fd) = &self.fd else { return true };
+        let mut left: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel writes one integer, which lives through the call.
+        let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+        status == 0 && left == 0
     }
 
     /// Who is at the other end of a unix socket.

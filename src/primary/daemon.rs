@@ -45,6 +45,8 @@ const ARENA_EXTRA_BYTES: usize = 32 << 20;
 const READ_TICKET: u64 = 1 << 63;
 /// How long last replies may take at a stop, nanoseconds.
 const STOP_NS: u64 = 2_000_000_000;
+/// How often is looked, at a stop, for who has taken them, nanoseconds.
+const STOP_LOOK_NS: u64 = 10_000_000;
 /// How long local writes and the spilling of the FIFO may take at a stop, nanoseconds.
 const DRAIN_NS: u64 = 60_000_000_000;
 
@@ -708,7 +710,10 @@ impl Shell {
         let until_ns = self.reactor.now().mono_ns + STOP_NS;
         let over = |it: &Shell| it.nbd.is_empty() && it.controls.is_empty() && it.opened.backings.is_closed();
         while !over(self) && self.reactor.now().mono_ns < until_ns {
-            self.reactor.turn(Some(until_ns), events).context("the ring failed")?;
+            // Who has its replies need not end its side; only who has not is waited for.
+            self.reactor.hurry();
+            let look_ns = until_ns.min(self.reactor.now().mono_ns + STOP_LOOK_NS);
+            self.reactor.turn(Some(look_ns), events).context("the ring failed")?;
             for event in events.drain(..) {
                 self.opened.backings.on_event(&mut self.reactor, &event);
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);

@@ -2,12 +2,14 @@
 //! lost, and both sides end equal.
 
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use farshore::cli::demo::load::content;
+use farshore::cli::demo::nbd::{Ask, Client};
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::Role;
+use farshore::cluster::status::Status;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
 
@@ -161,4 +163,41 @@ fn what_the_fifo_cannot_hold_crosses_as_ranges() -> Result<()> {
     group.site.start_all()?;
     let log = group.load_for(12, 4 * WHILE)?;
     group.settle_and_compare(&log)
+}
+
+#[test]
+fn a_primary_stops_at_once_though_clients_stay_and_loses_no_reply_that_it_sent() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    // Some that never end their side, one of whom has not taken its replies yet.
+    let mut idle: Vec<Client> = (0..8).map(|_| group.site.client(Role::Primary, "db")).collect::<Result<_>>()?;
+    for _ in 0..3 {
+        let load = group.load(5)?;
+        std::thread::sleep(WHILE);
+        let begun = Instant::now();
+        group.site.stop(Role::Primary)?;
+        let took = begun.elapsed();
+        ensure!(took < Duration::from_secs(1), "it took {took:?} with nothing left to tell anybody");
+        let _ = load.finish();
+        for client in &mut idle {
+            client.timeout(Some(LONG))?;
+            ensure!(client.receive().is_err(), "it was told of the end");
+        }
+        group.site.start(Role::Primary)?;
+        group.site.ready()?;
+        idle = (0..8).map(|_| group.site.client(Role::Primary, "db")).collect::<Result<_>>()?;
+    }
+    let mut slow = group.site.client(Role::Primary, "log")?;
+    let before = group.site.primary()?.acknowledged_writes;
+    for cookie in 0..32 {
+        slow.send(cookie, Ask::Write { offset: cookie * 4096, data: &[7; 4096], fua: false })?;
+    }
+    let all = |status: &Status| matches!(status, Status::Primary(it) if it.acknowledged_writes >= before + 32);
+    group.site.wait(Role::Primary, "the writes", all)?;
+    group.site.stop(Role::Primary)?;
+    slow.timeout(Some(LONG))?;
+    for _ in 0..32 {
+        slow.receive()?;
+    }
+    ensure!(slow.receive().is_err(), "more replies than requests");
+    Ok(())
 }
