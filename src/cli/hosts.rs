@@ -135,6 +135,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn dr(&mut self, dr: &DrConfig) {
         let running = self.running("dr", &dr.control);
         self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool);
+        self.journal(dr);
         self.spool(dr);
         self.backing(RoleName::Dr, &dr.dir, &dr.backing, running);
         self.table();
@@ -143,6 +144,18 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
             dr.metrics.iter().for_each(|address| self.address(&["dr", "metrics"], address));
         }
+    }
+
+    /// What is known of each order that is not applied yet is held in memory: as many as the journal has room for.
+    fn journal(&mut self, dr: &DrConfig) {
+        let orders = dr.journal / limits::RECORD_BYTES as u64;
+        let [usual, promotion, plan] = limits::DR_RECORD_MEMORY_BYTES.map(|each| human_size(orders * each));
+        let text = format!(
+            "room for {orders} orders; if so many wait for their data, DR takes {usual} of memory for them (beside {}), \
+             {promotion} while it is promoted, {plan} for a plan of that",
+            human_size(limits::DR_MEMORY_BYTES)
+        );
+        self.findings.note(Weight::Ok, &["dr", "journal"], text);
     }
 
     /// A batch is applied all or nothing: it waits in the spool as a whole, and stalls when it does not fit.

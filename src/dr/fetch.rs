@@ -61,10 +61,6 @@ impl Machine {
             let Some((pos, offset)) = place else { break };
             promotion.fetch.push_back((entry.record, pos, offset));
         }
-        // From here on the history itself counts, unless it is a plan: a copy of every record is not kept for nothing.
-        if !promotion.plan {
-            promotion.view = None;
-        }
     }
 
     /// Nobody is left who could complete the batch that was coming in. An earlier attempt has passed all up to `promised`.

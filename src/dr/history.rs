@@ -169,16 +169,7 @@ impl History {
     /// Takes in a record that was lost here to damage and is known from elsewhere, if it continues the one right before it.
     /// Not what begins, ends or starts something: what follows from that was decided without it. Whether it was taken.
     pub fn fill(&mut self, record: OrderRecord) -> bool {
-        let Err(index) = self.index(record.seq) else { return false };
-        let before = index.checked_sub(1).map_or((self.floor, self.floor_chain), |at| {
-            let entry = &self.entries[at];
-            (entry.record.seq, entry.record.chain)
-        });
-        let plain = !record.op.may_jump() && record.op != Op::BatchEnd;
-        let continues = record.seq == before.0.next() && record.chain == record.chain_after(before.1);
-        if index == self.entries.len() || !plain || !continues {
-            return false;
-        }
+        let Some(index) = self.gap_for(&record, None) else { return false };
         if record.op.has_payload() {
             self.miss(record.seq, entry_bytes(record.payload_bytes()));
         }
@@ -188,6 +179,24 @@ impl History {
         let next = &mut self.entries[index + 1];
         next.unbroken = follows(&next.record, (record.seq, record.chain), open);
         true
+    }
+
+    /// Whether [`History::fill`] would take it once `last`, the last of those before it that are to be filled in, is.
+    #[must_use]
+    pub fn could_fill(&self, record: &OrderRecord, last: Option<&OrderRecord>) -> bool {
+        self.gap_for(record, last).is_some()
+    }
+
+    fn gap_for(&self, record: &OrderRecord, last: Option<&OrderRecord>) -> Option<usize> {
+        let index = self.index(record.seq).err().filter(|index| *index < self.entries.len())?;
+        let known = index.checked_sub(1).map_or((self.floor, self.floor_chain), |at| {
+            let entry = &self.entries[at];
+            (entry.record.seq, entry.record.chain)
+        });
+        let before = last.map(|last| (last.seq, last.chain)).filter(|last| last.0 > known.0).unwrap_or(known);
+        let plain = !record.op.may_jump() && record.op != Op::BatchEnd;
+        let continues = record.seq == before.0.next() && record.chain == record.chain_after(before.1);
+        (plain && continues).then_some(index)
     }
 
     fn push(&mut self, record: OrderRecord, unbroken: bool) {
@@ -509,6 +518,12 @@ mod tests {
             damaged.take_after_gap(records[at]);
         }
         let mut history = damaged.clone();
+        assert!(history.could_fill(&records[1], None) && !history.could_fill(&records[2], None));
+        assert!(history.could_fill(&records[2], Some(&records[1])), "once the one before it is filled in");
+        assert!(
+            history.could_fill(&records[4], Some(&records[2])) && !history.could_fill(&records[3], Some(&records[2]))
+        );
+        assert_eq!(history.len(), 3, "nothing was taken");
         assert!(!history.fill(records[2]), "what it continues is not here");
         assert!(!history.fill(records[3]), "it is here");
         assert!(!history.fill(OrderRecord { offset: 8192, ..records[1] }), "its chain is another");

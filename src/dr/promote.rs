@@ -130,7 +130,7 @@ pub(super) struct Promotion {
     pub(super) table: Option<TableReader>,
     /// The region of the status table holds none.
     pub(super) blank: bool,
-    /// The history with the table's records and, in a plan, with what could be fetched.
+    /// Of a plan: the history with the table's records and with what could be fetched.
     pub(super) view: Option<History>,
     /// Records of the table that the history has no place for: reported, never applied.
     pub(super) strays: BTreeMap<Seq, OrderRecord>,
@@ -397,7 +397,8 @@ impl Machine {
             promotion.fetching = None;
             self.fetched(&bytes, fx);
         } else if let Some(table) = &mut promotion.table {
-            table.read(ticket, &bytes);
+            let history = &self.history;
+            table.read(ticket, &bytes, |it| history.get(it.seq).is_some_and(|entry| entry.record == *it));
         }
     }
 
@@ -545,7 +546,8 @@ impl Machine {
     /// Takes the records that only the table has into the history, durably unless it is a plan.
     fn merge(&mut self, fx: &mut Vec<Effect>) {
         let Some(promotion) = &mut self.promotion else { return };
-        let mut view = self.history.clone();
+        // A plan changes nothing: it looks at a copy. A promotion holds every record once.
+        let mut view = promotion.plan.then(|| self.history.clone());
         let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
         let mut conflicts = Vec::new();
         // One by one, so that what has been looked at is let go of.
@@ -554,22 +556,25 @@ impl Machine {
                 conflicts.push(format!("a record in the status table cannot be one of this group: {why}"));
                 continue;
             }
-            let known = view.get(seq).map(|entry| entry.record);
-            let taken = view.take(record);
-            let mended = taken.is_err() && view.fill(record);
+            let history = view.as_mut().unwrap_or(&mut self.history);
+            let known = history.get(seq).is_some();
+            let taken = history.take(record);
+            // What mends a gap counts only once it is durable here ([`Machine::appended`]), but in a plan.
+            let mended = taken.is_err()
+                && if promotion.plan {
+                    history.fill(record)
+                } else {
+                    history.could_fill(&record, promotion.mended.last())
+                };
             match taken {
                 _ if mended && promotion.plan => {}
                 _ if mended => {
                     self.journal.push(record);
                     promotion.mended.push(record);
                 }
-                Ok(crate::dr::history::Intake::New) if !promotion.plan => {
-                    self.journal.push(record);
-                    let taken = self.history.take(record);
-                    assert!(taken.is_ok(), "the view and the history agree");
-                }
+                Ok(crate::dr::history::Intake::New) if !promotion.plan => self.journal.push(record),
                 Ok(_) => {}
-                Err(why) if known.is_none() => {
+                Err(why) if !known => {
                     conflicts.push(format!("the status table's {why}"));
                     promotion.strays.insert(seq, record);
                 }
@@ -585,7 +590,7 @@ impl Machine {
             let text = format!("{more} more records of the status table do not continue this site's history");
             fx.push(Effect::Log { level: Level::Error, text });
         }
-        promotion.view = Some(view);
+        promotion.view = view;
         promotion.step = Step::Appending;
         if promotion.plan {
             self.want_states(fx);

@@ -95,23 +95,29 @@ impl TableReader {
         self.todo.is_empty() && self.reading.is_empty()
     }
 
-    /// A read ended. Whether it was one of this reader's.
-    pub fn read(&mut self, ticket: Ticket, bytes: &Bytes) -> bool {
+    /// A read ended. Whether it was one of this reader's. Records that are `known` here are not kept a second time.
+    pub fn read(&mut self, ticket: Ticket, bytes: &Bytes, known: impl Fn(&OrderRecord) -> bool) -> bool {
         let Some((area, offset)) = self.reading.remove(&ticket) else { return false };
         match area {
-            Area::Records => self.take_records((offset - self.layout.records_at) / RECORD_BYTES as u64, bytes),
+            Area::Records => self.take_records((offset - self.layout.records_at) / RECORD_BYTES as u64, bytes, known),
             Area::States => self.take_states((offset - self.layout.states_at) / STATE_BYTES as u64, bytes),
         }
         true
     }
 
-    fn take_records(&mut self, first: u64, bytes: &Bytes) {
+    fn take_records(&mut self, first: u64, bytes: &Bytes, known: impl Fn(&OrderRecord) -> bool) {
         for (slot, bytes) in (first..).zip(bytes.chunks_exact(RECORD_BYTES)) {
             if is_zero(bytes) {
                 continue;
             }
             match OrderRecord::decode(bytes) {
-                Ok(record) if self.layout.slot(record.seq) == slot && record.epoch <= self.epoch => self.take(record),
+                Ok(record) if self.layout.slot(record.seq) == slot && record.epoch <= self.epoch => {
+                    let known = known(&record);
+                    self.take(record);
+                    if known {
+                        self.records.remove(&record.seq);
+                    }
+                }
                 _ => {
                     self.slots.insert(slot, Seq(u64::MAX));
                     self.spoiled.insert(slot);
@@ -249,8 +255,20 @@ mod tests {
         }
         spoiled.iter().for_each(|&seq| bytes[layout.slot(Seq(seq)) as usize * RECORD_BYTES + 20] ^= 4);
         let mut reader = TableReader::new(layout, GroupId(1), Seq(0), Epoch(2));
-        reader.take_records(0, &bytes.into());
+        reader.take_records(0, &bytes.into(), |_| false);
         reader
+    }
+
+    #[test]
+    fn a_record_that_is_known_here_is_not_kept_a_second_time() {
+        let mut reader = table(40, &[]);
+        let bytes: Vec<u8> = reader.records.values().flat_map(OrderRecord::encode).collect();
+        let (slots, kept) = (reader.slots.clone(), reader.records.split_off(&Seq(31)));
+        reader.records.clear();
+        reader.slots.clear();
+        let first = reader.layout.slot(Seq(1));
+        reader.take_records(first, &bytes.into(), |record| record.seq <= Seq(30));
+        assert_eq!((reader.records, reader.slots), (kept, slots), "which slots are taken is known all the same");
     }
 
     #[test]

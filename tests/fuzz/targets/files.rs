@@ -301,7 +301,7 @@ pub fn table(input: &[u8]) {
             };
             let end = (offset + length) as usize;
             assert!(end <= region.0.len(), "a read outside the region");
-            assert!(reader.read(Ticket(ticket), &Bytes::copy_from_slice(&region.0[offset as usize..end])));
+            assert!(reader.read(Ticket(ticket), &Bytes::copy_from_slice(&region.0[offset as usize..end]), |_| false));
         }
     };
     drive(&mut reader);
