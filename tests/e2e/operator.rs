@@ -108,8 +108,11 @@ fn a_damaged_loss_report_is_said_and_kept_and_the_volumes_are_served() -> Result
         group.site.start(Role::Dr)?;
         let words = format!("the loss report of the promotion is damaged: {}", path.display());
         said(&group.site, Role::Dr, &words)?;
+        let serves = |status: &Status| matches!(status, Status::Primary(_));
+        let Status::Primary(status) = group.site.wait(Role::Dr, "a primary", serves)? else {
+            unreachable!("as waited for")
+        };
         group.write(Role::Dr, "db", 4096, 9)?;
-        let Status::Primary(status) = group.site.status(Role::Dr)? else { anyhow::bail!("DR is a primary by now") };
         ensure!(status.degraded.iter().any(|one| one.what.contains(&words)), "{:?}", status.degraded);
         for verb in [&["loss"][..], &["loss", "--json"], &["promote"], &["promote", "--plan"]] {
             let ended = group.site.verb(verb)?;
