@@ -293,10 +293,11 @@ mod tests {
     use super::*;
     use crate::core::ids::{Chain, Epoch, Volume};
     use crate::core::op::Op;
+    use crate::limits::DR_CACHE_BYTES_MAX;
 
     #[test]
     fn small_payloads_are_charged_by_the_pages_that_they_keep() {
-        let mut intake = Intake::new(Spool::new(192 << 20, 0, 0), 1, Seq(0));
+        let mut intake = Intake::new(Spool::new(192 << 20, 0, 0), 1, DR_CACHE_BYTES_MAX, Seq(0));
         let (mut desk, mut fx) = (Desk::default(), Vec::new());
         for seq in 1..=8192 {
             let record = OrderRecord {
