@@ -363,6 +363,7 @@ impl World {
     /// The DR process died: what was asked of it is to be asked again.
     pub fn forget_promotion(&mut self) {
         self.director.ticket = None;
+        self.director.second = None;
     }
 
     pub fn promote_done(
@@ -380,6 +381,10 @@ impl World {
         let Some((_, plan)) = self.director.ticket.take_if(|(t, _)| *t == ticket) else {
             return self.fail("I6", format!("a promotion is answered that nobody asked for: {ticket}"));
         };
+        // A promotion that was asked for while a plan was made has waited for it, and is the one to wait for from now on.
+        if plan {
+            self.director.ticket = self.director.second.take().map(|second| (second, false));
+        }
         let report = match result {
             Ok(report) => report,
             Err(error) => return self.promotion_refused(plan, &error),
