@@ -139,16 +139,14 @@ impl Acceptor {
     /// When the files changed to something that leaves no choice.
     pub fn begin(&self) -> Result<Tls, TlsError> {
         let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
-        let config = current(&self.kept, &self.paths, build);
+        let (config, _) = current(&self.kept, &self.paths, build);
         Tls::server(config, self.said.clone(), self.paths.clone())
     }
 
     /// How long the certificate is good that the next connection gets.
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
-        drop(current(&self.kept, &self.paths, build));
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).validity.clone()
+        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said)).1
     }
 }
 
@@ -180,16 +178,14 @@ impl Connector {
     /// When the name of the server is none.
     pub fn begin(&self) -> Result<Tls, TlsError> {
         let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
-        let config = current(&self.kept, &self.paths, build);
+        let (config, _) = current(&self.kept, &self.paths, build);
         Tls::client(config, server_name(&self.server)?, self.said.clone(), self.paths.clone())
     }
 
     /// As [`Acceptor::validity`].
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
-        drop(current(&self.kept, &self.paths, build));
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).validity.clone()
+        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said)).1
     }
 }
 
@@ -204,8 +200,13 @@ pub fn check(paths: &Paths, own: Option<&PeerName>) -> Result<(), TlsError> {
     server_config(loaded, &Clients::Anybody, Versions::Newest, &Said::default()).map(drop)
 }
 
-/// The configuration of the files as they are now, or as they were when they could last be used.
-fn current<C>(kept: &Mutex<Kept<C>>, paths: &Paths, build: impl FnOnce(Loaded) -> Result<C, TlsError>) -> Arc<C> {
+/// The configuration of the files as they are now, or as they were when they could last be used; and how long they are
+/// good.
+fn current<C>(
+    kept: &Mutex<Kept<C>>,
+    paths: &Paths,
+    build: impl FnOnce(Loaded) -> Result<C, TlsError>,
+) -> (Arc<C>, Option<Validity>) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     let stamp = Stamp::of(paths);
     if stamp != kept.stamp {
@@ -225,7 +226,7 @@ fn current<C>(kept: &Mutex<Kept<C>>, paths: &Paths, build: impl FnOnce(Loaded) -
             }
         }
     }
-    kept.config.clone()
+    (kept.config.clone(), kept.validity.clone())
 }
 
 fn provider() -> Arc<CryptoProvider> {
