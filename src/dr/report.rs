@@ -184,22 +184,25 @@ mod tests {
     use crate::format::table::TableLayout;
     use crate::limits::SEQ_RESERVE;
 
-    /// A plan is made while a batch takes the cut past records that only the table has.
-    #[test]
-    fn strays_that_the_cut_has_passed_are_neither_lost_nor_unknown() {
-        let record = |seq| OrderRecord {
+    fn record(seq: u64, op: Op) -> OrderRecord {
+        OrderRecord {
             seq: Seq(seq),
             epoch: Epoch(1),
             volume: Volume(0),
-            op: Op::Write,
+            op,
             flags: 0,
             offset: 0,
             length: 512,
             time_ns: 0,
             chain: Chain(0),
             payload_crc: 0,
-        };
-        let strays: BTreeMap<Seq, OrderRecord> = [6, 7, 11].map(|seq| (Seq(seq), record(seq))).into();
+        }
+    }
+
+    /// A plan is made while a batch takes the cut past records that only the table has.
+    #[test]
+    fn strays_that_the_cut_has_passed_are_neither_lost_nor_unknown() {
+        let strays: BTreeMap<Seq, OrderRecord> = [6, 7, 11].map(|seq| (Seq(seq), record(seq, Op::Write))).into();
         let history = History::after(Seq(9), Chain(0));
         let all = Above::new(Seq(10), &strays, &history);
         assert_eq!(all.records().map(|record| record.seq).collect::<Vec<_>>(), [Seq(11)]);
@@ -249,18 +252,6 @@ mod tests {
     #[test]
     fn what_a_primary_without_power_wrote_over_in_the_table_is_unknown_and_no_more() {
         let start = 1 << 20;
-        let record = |seq, op| OrderRecord {
-            seq: Seq(seq),
-            epoch: Epoch(1),
-            volume: Volume(0),
-            op,
-            flags: 0,
-            offset: 0,
-            length: 512,
-            time_ns: 0,
-            chain: Chain(0),
-            payload_crc: 0,
-        };
         let layout = TableLayout::new(1024, 0);
         // Before: up to 20, of which DR has 10. After: as many records, from slot 0 on.
         for (count, unknown) in [(8, vec![]), (13, vec![(11, 12)]), (41, vec![(11, 40)]), (1024, vec![(11, start - 1)])]
@@ -282,18 +273,6 @@ mod tests {
     #[test]
     fn what_was_written_between_two_losses_of_power_and_is_gone_from_the_table_is_unknown() {
         let start = |losses: u64| losses * SEQ_RESERVE + 1;
-        let record = |seq, op| OrderRecord {
-            seq: Seq(seq),
-            epoch: Epoch(1),
-            volume: Volume(0),
-            op,
-            flags: 0,
-            offset: 0,
-            length: 512,
-            time_ns: 0,
-            chain: Chain(0),
-            payload_crc: 0,
-        };
         // DR has 14 of 15. After the last loss came `count` records.
         for (losses, count, unknown) in [
             (1, 15, vec![(15, 15)]),
