@@ -94,7 +94,7 @@ pub struct ReactorOptions {
     /// Turn SIGTERM and SIGINT into `Event::Stop` (blocks them for this thread and those it starts).
     pub signals: bool,
     /// Wait for events without sleeping, for at most a tenth of a millisecond, while they follow one another more
-    /// closely than that. Never when idle, never on one core.
+    /// closely than that. Never when idle; with one core only, whoever else wants it has it in between.
     pub spin: bool,
     /// Run soon after a wake-up, for short moments: for who does little for each request, and is waited for.
     pub prompt: bool,
@@ -129,6 +129,8 @@ pub struct Reactor {
     completions: Vec<Completion>,
     /// Whether to wait without sleeping while events follow one another closely.
     spin: bool,
+    /// Who is waited for may need the core on which this one waits.
+    one_core: bool,
     last_event_ns: u64,
     /// Time between events, a moving average, nanoseconds.
     gap_ns: u64,
@@ -152,7 +154,8 @@ impl Reactor {
             signals,
             failures: VecDeque::new(),
             completions: Vec::new(),
-            spin: options.spin && std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
+            spin: options.spin,
+            one_core: std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1),
             last_event_ns: 0,
             gap_ns: 8 * SPIN_NS,
             kernel: std::mem::ManuallyDrop::new(kernel),
@@ -447,7 +450,11 @@ impl Reactor {
             if events.len() > before {
                 return Ok(true);
             }
-            std::hint::spin_loop();
+            if self.one_core {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
         Ok(false)
     }

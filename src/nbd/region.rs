@@ -151,14 +151,14 @@ impl Region {
         matches!(&self.state, State::Remote(remote) if remote.conn == conn)
     }
 
-    /// Reads `length` bytes from `offset`.
-    /// What is written here goes out last in a turn, after disk operations.
-    pub fn bulk(&self, reactor: &mut Reactor) {
+    /// Whether what is written here goes out last in a turn, after disk operations.
+    pub fn bulk(&self, reactor: &mut Reactor, bulk: bool) {
         if let State::Remote(remote) = &self.state {
-            reactor.bulk(remote.conn, true);
+            reactor.bulk(remote.conn, bulk);
         }
     }
 
+    /// Reads `length` bytes from `offset`.
     pub fn read(&mut self, reactor: &mut Reactor, ticket: Ticket, offset: u64, length: u64) {
         match &mut self.state {
             State::Remote(remote) if remote.info.is_some() => {

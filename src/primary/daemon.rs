@@ -17,6 +17,7 @@ use self::files::Opened;
 use self::links::DrConns;
 use self::secure::Security;
 use super::machine::{Effect, File, Input, Machine, Options};
+use super::policy::{self, Awaited};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Refused, Request};
@@ -226,6 +227,7 @@ struct Shell {
     region_events: Vec<RegionEvent>,
     dr_address: Option<Address>,
     dr: DrConns,
+    awaited: Awaited,
     controls: Controls,
     http: HttpServer,
     pages: Vec<Page>,
@@ -257,6 +259,7 @@ impl Shell {
             reactor.write_sync(file, *offset, bytes)?;
         }
         let (group, volumes) = (options.group_name.clone(), options.volumes.clone());
+        let awaited = policy::awaited(options.protect, options.ack);
         let mut effects = Vec::new();
         let now = reactor.now();
         let machine = Machine::new(options, recovered, now, &mut effects);
@@ -279,6 +282,7 @@ impl Shell {
             region_events: Vec::new(),
             dr_address: None,
             dr: DrConns::default(),
+            awaited,
             controls: Controls::default(),
             http: HttpServer::default(),
             pages: Vec::new(),
@@ -514,7 +518,7 @@ impl Shell {
                 }
                 if let Some(target) = &self.table {
                     let region = Region::open(&mut self.reactor, target, self.security.table.as_ref(), epoch, owner);
-                    region.bulk(&mut self.reactor);
+                    region.bulk(&mut self.reactor, !self.awaited.aux);
                     self.region = Some(region);
                 }
             }
@@ -533,9 +537,10 @@ impl Shell {
                     region.close(&mut self.reactor);
                 }
             }
-            Effect::DrConnect { conn } => {
+            Effect::DrConnect { conn, records } => {
                 if let Some(address) = &self.dr_address {
                     self.dr.connect(&mut self.reactor, conn, address, self.security.dr.as_ref());
+                    self.dr.bulk(&mut self.reactor, conn, !(records && self.awaited.journal));
                 }
             }
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),

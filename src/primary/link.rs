@@ -370,7 +370,7 @@ impl Machine {
             Phase::Idle { retry_ns } if now >= retry_ns => {
                 let conn = self.conn();
                 self.dr.phase = Phase::Connecting { conn, since_ns: now };
-                fx.push(Effect::DrConnect { conn });
+                fx.push(Effect::DrConnect { conn, records: true });
             }
             Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
                 if now > since_ns + LINK_SILENCE_NS =>
@@ -405,7 +405,7 @@ impl Machine {
                 Phase::Idle { retry_ns } if now >= retry_ns => {
                     let conn = self.conn();
                     self.dr.streams[at].phase = Phase::Connecting { conn, since_ns: now };
-                    fx.push(Effect::DrConnect { conn });
+                    fx.push(Effect::DrConnect { conn, records: false });
                 }
                 Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
                     if now > since_ns + LINK_SILENCE_NS =>

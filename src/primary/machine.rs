@@ -130,6 +130,8 @@ pub enum Effect {
     AuxClose,
     DrConnect {
         conn: Conn,
+        /// It is the one that carries order records.
+        records: bool,
     },
     DrSend {
         conn: Conn,

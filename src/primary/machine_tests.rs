@@ -83,7 +83,7 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
     let conn = bench
         .effects
         .iter()
-        .find_map(|effect| if let Effect::DrConnect { conn } = effect { Some(*conn) } else { None })
+        .find_map(|effect| if let Effect::DrConnect { conn, .. } = effect { Some(*conn) } else { None })
         .expect("it connects");
     let kind = Kind::Trim { offset: 4096, length: 4096, fua: false };
     bench.input(Input::Request { req: Req(1), volume: Volume(0), kind });

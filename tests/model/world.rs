@@ -516,7 +516,7 @@ impl World {
                     self.table_ask(Host::Primary, Packet::Write(ticket.0, offset, data, fua));
                 }
                 Effect::AuxClose => self.table_close(Host::Primary),
-                Effect::DrConnect { conn } => self.connect((Host::Primary, conn), Host::Dr, false, Packet::Up),
+                Effect::DrConnect { conn, .. } => self.connect((Host::Primary, conn), Host::Dr, false, Packet::Up),
                 Effect::DrSend { conn, message } => {
                     self.truth.saw_message(&message);
                     if let Some((line, side)) = self.line_of(Host::Primary, conn)

@@ -91,7 +91,7 @@ impl World {
                 self.ask_table(Node::Primary, TableTalk::Write { cookie: ticket.0, offset, data, fua });
             }
             Effect::AuxClose => self.close_table(Node::Primary),
-            Effect::DrConnect { conn } => {
+            Effect::DrConnect { conn, .. } => {
                 let listening = self.host(Node::Dr).up;
                 self.net.connect(self.now_ns, (Node::Primary, conn), Node::Dr, listening);
             }

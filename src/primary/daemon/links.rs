@@ -55,8 +55,14 @@ impl DrConns {
         };
         self.by_reactor.insert(conn, line);
         reactor.connect_with(conn, address, connector);
-        // The local write is on its way before its record is: what takes longest begins first.
-        reactor.bulk(conn, true);
+    }
+
+    /// Whether a connection is in no hurry: what no reply waits for goes out while the local disk works, and what one
+    /// does wait for before, since a peer takes longer than a disk does.
+    pub fn bulk(&self, reactor: &mut Reactor, name: Conn, bulk: bool) {
+        if let Some(conn) = self.by_machine.get(&name) {
+            reactor.bulk(*conn, bulk);
+        }
     }
 
     /// The machine's name of a connection that is up.
