@@ -19,6 +19,21 @@ pub enum Protect {
     Sync,
 }
 
+/// Which peers the reply to a plain write waits for, so that what they are sent is in a hurry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    pub aux: bool,
+    pub journal: bool,
+}
+
+impl Protect {
+    #[must_use]
+    pub fn awaited(self, ack: Ack) -> Awaited {
+        let each = ack == Ack::Write;
+        Awaited { aux: each && self != Protect::Async, journal: each && matches!(self, Protect::Order | Protect::Sync) }
+    }
+}
+
 /// Where the wait takes place: at each write, or at FLUSH and FUA only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

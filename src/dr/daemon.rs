@@ -87,7 +87,9 @@ pub struct Promoted {
 pub fn run(config: &Config) -> anyhow::Result<Outcome> {
     let span = tracing::info_span!("dr", group = %config.group.name);
     let _entered = span.enter();
-    let options = ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, ..ReactorOptions::default() };
+    // Where replies wait for the journal, the time to wake up would be theirs.
+    let spin = config.group.protect.awaited(config.group.ack).journal;
+    let options = ReactorOptions { arena_bytes: ARENA_BYTES, signals: true, spin, ..ReactorOptions::default() };
     let reactor = Reactor::new(options).context("io_uring is needed, and the kernel does not give it")?;
     Shell::start(reactor, config)?.serve()
 }

@@ -17,7 +17,6 @@ use self::files::Opened;
 use self::links::DrConns;
 use self::secure::Security;
 use super::machine::{Effect, File, Input, Machine, Options};
-use super::policy::{self, Awaited};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Refused, Request};
@@ -26,7 +25,7 @@ use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::Level;
-use crate::core::modes::Overflow;
+use crate::core::modes::{Awaited, Overflow};
 use crate::core::peer::Role;
 use crate::core::ranges::VolumeRanges;
 use crate::io::control::Controls;
@@ -259,7 +258,7 @@ impl Shell {
             reactor.write_sync(file, *offset, bytes)?;
         }
         let (group, volumes) = (options.group_name.clone(), options.volumes.clone());
-        let awaited = policy::awaited(options.protect, options.ack);
+        let awaited = options.protect.awaited(options.ack);
         let mut effects = Vec::new();
         let now = reactor.now();
         let machine = Machine::new(options, recovered, now, &mut effects);

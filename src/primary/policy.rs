@@ -10,7 +10,7 @@
 //! | none | the others are waited for | the local disk is enough |
 
 use crate::core::ids::Seq;
-use crate::core::modes::{Ack, Protect, Require};
+use crate::core::modes::{Protect, Require};
 
 /// Where each kind of durability stands. `None`: that place is out of reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,22 +63,6 @@ fn degraded(wanted: &[Option<Seq>], at: Standing) -> Seq {
     left.min(order)
 }
 
-/// Which peers a reply to a plain write waits for, so that what they are sent is in a hurry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Awaited {
-    pub aux: bool,
-    pub journal: bool,
-}
-
-#[must_use]
-pub fn awaited(protect: Protect, ack: Ack) -> Awaited {
-    let each = ack == Ack::Write;
-    Awaited {
-        aux: each && protect != Protect::Async,
-        journal: each && matches!(protect, Protect::Order | Protect::Sync),
-    }
-}
-
 /// Whether the full protection of the mode is in force (else status says "degraded").
 #[must_use]
 pub fn in_full(protect: Protect, at: Standing) -> bool {
@@ -94,6 +78,7 @@ pub fn in_full(protect: Protect, at: Standing) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::modes::{Ack, Awaited};
 
     const PROTECTS: [Protect; 5] = [Protect::Async, Protect::Near, Protect::Order, Protect::Bunker, Protect::Sync];
 
@@ -139,8 +124,8 @@ mod tests {
         for protect in PROTECTS {
             let held_back = |at: Standing| protected(protect, Require::Any, at) == NOTHING;
             let expected = Awaited { aux: held_back(without_aux), journal: held_back(without_dr) };
-            assert_eq!(awaited(protect, Ack::Write), expected, "{protect:?}");
-            assert_eq!(awaited(protect, Ack::Flush), Awaited { aux: false, journal: false }, "{protect:?}");
+            assert_eq!(protect.awaited(Ack::Write), expected, "{protect:?}");
+            assert_eq!(protect.awaited(Ack::Flush), Awaited { aux: false, journal: false }, "{protect:?}");
         }
     }
 
