@@ -16,3 +16,4 @@ pub mod planted;
 pub mod ranges;
 pub mod rope;
 pub mod sparing;
+pub mod zero;

@@ -20,9 +20,9 @@
 //! | 56 | 452 | reserved |
 //! | 508 | 4 | CRC-32 over bytes 0..508 |
 
-use super::FormatError;
-use super::layout::{Block, Shape, is_zero, put_u64, u64_at};
+use super::layout::{Block, Shape, put_u64, u64_at};
 use super::record::OrderRecord;
+use super::{FormatError, is_zero};
 use crate::core::ids::{Chain, GroupId, Seq};
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 

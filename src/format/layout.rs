@@ -4,7 +4,7 @@
 //! checksum within the first 512 bytes ([`Shape::sector`]): disks write a sector whole or not at all, so
 //! such a block is never found half old and half new.
 
-use super::FormatError;
+use super::{FormatError, is_zero};
 use crate::limits::BLOCK_BYTES;
 
 /// One block of a log or header.
@@ -69,14 +69,6 @@ impl Shape {
     pub fn field(&self, why: impl Into<String>) -> FormatError {
         FormatError::Field { what: self.what, why: why.into() }
     }
-}
-
-/// Whether all bytes are zero: never written, as opposed to damaged.
-#[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // Whole words first: blocks of this are looked at in every scan.
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_le_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
 }
 
 pub(super) fn reserved_zero(what: &'static str, bytes: &[u8]) -> Result<(), FormatError> {

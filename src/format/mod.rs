@@ -11,7 +11,8 @@ pub mod superblock;
 pub mod table;
 pub mod wire;
 
-pub use layout::{Block, is_zero};
+pub use crate::core::zero::is_zero;
+pub use layout::Block;
 
 /// Why bytes were not accepted (I8). Says what is wrong with which part; the caller adds where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -36,8 +36,8 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::FormatError;
-use super::layout::{Block, Shape, array_at, is_zero, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
+use super::layout::{Block, Shape, array_at, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
+use super::{FormatError, is_zero};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq};
 use crate::limits::{BLOCK_BYTES, NAME_BYTES_MAX, VOLUMES_MAX};
 

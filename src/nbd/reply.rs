@@ -3,13 +3,14 @@
 //!
 //! A read is one chunk `OFFSET_DATA` that is the last one too: its data is there as a whole before the head goes out, so
 //! that no error can come after it. One in pieces is a chunk for each of them; or, where it must not be broken up, one chunk
-//! that is not the last, for an error can come while it is sent. Holes are not looked for on the way of a read; who wants
-//! to know asks for the block status. Successes without data are simple replies where they may be: they are the shortest.
+//! that is not the last, for an error can come while it is sent. What is nothing but zeroes is a chunk `OFFSET_HOLE`, whether
+//! it is a hole in the store or not: it says what is read, and who wants to know of storage asks for the block status. Successes without data are simple replies where they may be: they are the shortest.
 
 use bytes::Bytes;
 
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
+use crate::core::zero::is_zero;
 use crate::nbd::options::clip;
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -57,6 +58,11 @@ impl Style {
     /// One chunk of the data of a read, from `at` on.
     pub fn part(self, out: &mut Outbox, to: To, at: u64, data: Bytes, last: bool) {
         let flags = if last { REPLY_FLAG_DONE } else { 0 };
+        if !data.is_empty() && is_zero(&data) {
+            self.head(out, to, flags, REPLY_OFFSET_HOLE, 12);
+            out.put(&at.to_be_bytes());
+            return out.put(&(data.len() as u32).to_be_bytes());
+        }
         self.head(out, to, flags, REPLY_OFFSET_DATA, 8 + data.len());
         out.put(&at.to_be_bytes());
         out.push(data);
@@ -170,6 +176,16 @@ mod tests {
             hex(&data(Style::Extended)),
             "6e8a278c000100010a0b0c0d0e0f10110000000200000200000000000000000b0000000200000200616263"
         );
+
+        let zeroes = |style: Style| bytes(|out| style.data(out, TO, Bytes::from_static(&[0; 4096])));
+        assert_eq!(zeroes(Style::Simple).len(), 16 + 4096);
+        assert_eq!(hex(&zeroes(Style::Structured)), "668e33ef000100020a0b0c0d0e0f10110000000c000000020000020000001000");
+        assert_eq!(
+            hex(&zeroes(Style::Extended)),
+            "6e8a278c000100020a0b0c0d0e0f10110000000200000200000000000000000c000000020000020000001000"
+        );
+        let nearly = Bytes::from([&[0; 4095][..], &[1]].concat());
+        assert_eq!(bytes(|out| Style::Structured.data(out, TO, nearly)).len(), 20 + 8 + 4096);
 
         let done = |style: Style, read| bytes(|out| style.done(out, TO, read));
         assert_eq!(hex(&done(Style::Simple, true)), "67446698000000000a0b0c0d0e0f1011");

@@ -24,6 +24,7 @@ use crate::core::machine::{DiskKind, DiskOp, Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
+use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::wire::Message;
 use crate::limits::{CHUNK_BYTES_MAX, INTENT_EXTENT_BYTES};
@@ -472,10 +473,4 @@ impl Machine {
             fx.push(Effect::Log { level: Level::Info, text });
         }
     }
-}
-
-/// Whether all bytes are zero, sixteen at a time.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, tail) = bytes.as_chunks::<16>();
-    words.iter().all(|word| *word == [0; 16]) && tail.iter().all(|byte| *byte == 0)
 }

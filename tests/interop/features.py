@@ -111,7 +111,12 @@ if structured:
     h.pread_structured(32 << 20, 0, lambda part, at, kind, error: chunks.append((len(part), at, kind)))
     assert chunks == [(4 << 20, at << 20, nbd.READ_DATA) for at in range(0, 32, 4)], chunks
     h.trim(1 << 20, 4 << 20)
+    for length, flags in [(65536, 0), (1 << 20, nbd.CMD_FLAG_DF)]:
+        chunks = []
+        h.pread_structured(length, 4 << 20, lambda part, at, kind, error: chunks.append((len(part), at, kind)), flags)
+        assert [chunk[1:] for chunk in chunks] == [(4 << 20, nbd.READ_HOLE)], chunks
     h.pwrite(block, (4 << 20) + 65536)
+    assert h.pread(1 << 20, 4 << 20) == bytes(65536) + block + bytes((1 << 20) - 65536 - 4096)
     found = stretches(h, 1 << 20, 4 << 20)
     hole, data = nbd.STATE_HOLE | nbd.STATE_ZERO, 0
     assert sum(length for length, _ in found) == 1 << 20, found

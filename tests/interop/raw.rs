@@ -102,6 +102,7 @@ impl Raw {
     pub fn read(&mut self, offset: u64, length: u64) -> Result<Vec<u8>> {
         match self.ask(CMD_FLAG_DF, CMD_READ, offset, length, &[])? {
             (REPLY_OFFSET_DATA, data) if be64(&data, 0) == offset => Ok(data[8..].to_vec()),
+            (REPLY_OFFSET_HOLE, data) if be64(&data, 0) == offset => Ok(vec![0; be32(&data, 8) as usize]),
             (kind, data) => Err(Error::other(format!("a read is answered by type {kind:#x}: {data:02x?}"))),
         }
     }
