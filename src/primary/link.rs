@@ -737,6 +737,10 @@ impl Machine {
                 stream.backlog.reached(sent.number);
                 if sent.staged.is_some() {
                     self.dr.disk_unacked -= spool::entry_bytes(sent.bytes);
+                    // While its client waits it is in the window, and the disk will have it no longer.
+                    if let Some(entry) = self.window.get_mut(seq).filter(|entry| entry.payload == Payload::Spilled) {
+                        entry.payload = Payload::Copied;
+                    }
                 } else if let Some(entry) = self.window.get_mut(seq)
                     && entry.payload == Payload::Sent
                 {
