@@ -623,3 +623,26 @@ fn the_report_is_printed_as_documented() {
     );
     assert_eq!(serde_json::to_string(&report).expect("plain data"), golden);
 }
+
+/// Found with seed 634223: what waited behind it kept DR from asking, and nothing else would have brought it.
+#[test]
+fn a_payload_that_is_due_is_asked_for_while_others_wait_for_room_behind_it() {
+    let mut trial = site(31, false);
+    caught_up(&mut trial);
+    trial.write_data();
+    let due = trial.writer.withhold();
+    for _ in 0..200_000 {
+        let waits =
+            trial.machine.intake.first_waiting().is_some_and(|record| record.seq <= trial.machine.history.tail());
+        if waits && trial.machine.intake.spool.live_bytes() > 512 << 10 {
+            break;
+        }
+        if trial.writer.unsent() < 20 {
+            trial.write_data();
+        }
+        trial.turn();
+    }
+    assert!(trial.machine.intake.has_waiting() && trial.machine.history.is_missing(due));
+    assert!(trial.machine.ask_due_ns().is_some());
+    caught_up(&mut trial);
+}
