@@ -84,6 +84,14 @@ impl Batch {
         if self.disowned || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
     }
 
+    /// Nothing of it is here any more: its chunks, whose room is free, and the writer has to begin another.
+    pub(super) fn forgo(&mut self) -> BTreeMap<u64, Chunk> {
+        self.disowned = true;
+        self.have = RangeSet::default();
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+
     /// A chunk is durable.
     pub fn have(&mut self, index: u64, length: u64) {
         if !self.have.contains(index, 1) {

@@ -200,7 +200,7 @@ impl Machine {
         let staged = self.batch.as_ref().is_some_and(|batch| !batch.direct && batch.begin <= self.history.tail());
         // A chunk waits for the payloads that are due before what is stored; they make no room, but they come.
         let chunk_due = staged && self.intake.has_waiting_chunks() && due.is_none_or(|due| due > self.intake.highest());
-        if (payload_due || chunk_due) && self.evict(now, fx) {
+        if (payload_due || chunk_due) && self.evict(now, fx) || payload_due && self.forgo_batch(now, fx) {
             return;
         }
         if let (true, Some(batch)) = (chunk_due, &self.batch) {
@@ -276,6 +276,34 @@ impl Machine {
             self.save_floor();
         }
         moved
+    }
+
+    /// Chunks stand where the payload that is due needs room, and will not go before it is here: they and what was
+    /// written meanwhile do not fit together. The chunks are given up; in the next batch those writes are ranges, too.
+    /// Whether there were any.
+    fn forgo_batch(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        let (floor, _) = self.intake.spool.bounds();
+        let first = self.intake.spool.first_live();
+        let Some(batch) = self.batch.as_mut().filter(|it| it.chunks.values().any(|chunk| chunk.pos == first)) else {
+            return false;
+        };
+        for chunk in batch.forgo().values() {
+            self.intake.spool.free(chunk.pos);
+        }
+        let text = format!(
+            "the spool ({} bytes) does not hold batch {} and what was written meanwhile: the batch is begun anew",
+            self.intake.spool.size(),
+            batch.begin
+        );
+        self.trouble(now, Trouble::SpoolFull, text.clone(), fx);
+        // The writer hears of it in the next welcome.
+        if let Some(conn) = self.links.order {
+            self.close(conn, &text, fx);
+        }
+        if self.intake.spool.first_live() > floor {
+            self.save_floor();
+        }
+        true
     }
 
     /// Room in the spool that needs no checkpoint of the volumes.

@@ -297,11 +297,13 @@ impl Machine {
         }
     }
 
-    /// When a payload that is due is asked for, if nothing comes: the writer may believe it is here.
+    /// When a payload that is due is asked for, if nothing comes: the writer may believe it is here. What waits for
+    /// room behind it keeps nobody from asking; it may be what has taken the window.
     pub(super) fn ask_due_ns(&self) -> Option<u64> {
-        self.links.order.filter(|_| !self.intake.has_waiting())?;
-        self.history.first_missing_above(self.due_above())?;
-        Some(self.fed_by_link_ns + self.ask_after_ns)
+        self.links.order?;
+        let due = self.history.first_missing_above(self.due_above())?;
+        let came = self.intake.first_waiting().is_some_and(|record| record.seq <= due);
+        (!came).then_some(self.fed_by_link_ns + self.ask_after_ns)
     }
 
     pub(super) fn ask_again(&mut self, now: Now, fx: &mut Vec<Effect>) {

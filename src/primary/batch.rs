@@ -258,10 +258,16 @@ impl Machine {
         self.drop_in_memory();
         self.dr.forget_sent();
         if !self.fifo.is_empty() {
-            // What stands on disk is older than anything in memory; the map has every extent of it.
-            self.lost.union(&self.intent.ranges());
-            self.fifo.clear();
+            self.drop_on_disk();
         }
+    }
+
+    /// Leaves what stands on disk to a batch. It is older than anything in memory; the map has every extent of it.
+    pub(super) fn drop_on_disk(&mut self) {
+        self.lost.union(&self.intent.ranges());
+        self.fifo.clear();
+        let spilled = self.window.iter_mut().filter(|entry| entry.payload == Payload::Spilled);
+        spilled.for_each(|entry| entry.payload = Payload::Dropped);
     }
 
     /// While payloads are dropped, those in memory that wait before them would keep a record of every later write:

@@ -296,11 +296,13 @@ impl Machine {
     pub(super) fn spill_done(&mut self, upto: u64, seqs: &[Seq], held: Held) {
         self.spilling -= held;
         self.fifo.append_done(upto);
+        // It was left to a batch while it was being written.
+        let cleared = upto <= self.fifo.generation_pos;
         for seq in seqs {
             if let Some(entry) = self.window.get_mut(*seq)
                 && entry.payload == Payload::Spilling
             {
-                entry.payload = Payload::Spilled;
+                entry.payload = if cleared { Payload::Dropped } else { Payload::Spilled };
                 self.held -= entry.held();
                 entry.data = Bytes::new();
             }
@@ -329,9 +331,8 @@ impl Machine {
             let text = format!("disk FIFO damaged, {why}; its ranges are copied as a batch (I8)");
             fx.push(Effect::Log { level: Level::Error, text });
             self.coalesce("the disk FIFO is damaged", fx);
-            self.lost.union(&self.intent.ranges());
             self.dr.forget_sent();
-            self.fifo.clear();
+            self.drop_on_disk();
         }
     }
 }

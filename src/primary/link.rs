@@ -5,6 +5,7 @@
 //! by a jump: the begin of a batch that covers everything.
 
 mod backlog;
+mod need;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -736,6 +737,10 @@ impl Machine {
                 stream.backlog.reached(sent.number);
                 if sent.staged.is_some() {
                     self.dr.disk_unacked -= spool::entry_bytes(sent.bytes);
+                    // While its client waits it is in the window, and the disk will have it no longer.
+                    if let Some(entry) = self.window.get_mut(seq).filter(|entry| entry.payload == Payload::Spilled) {
+                        entry.payload = Payload::Copied;
+                    }
                 } else if let Some(entry) = self.window.get_mut(seq)
                     && entry.payload == Payload::Sent
                 {
@@ -753,45 +758,6 @@ impl Machine {
             let oldest = self.dr.oldest_on_disk();
             self.fifo.release(oldest);
         }
-    }
-
-    /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.
-    fn needed(&mut self, ranges: &[SeqRange], fx: &mut Vec<Effect>) {
-        // The batch under way may bring everything there is: then nothing from before its begin is owed.
-        let everything = self.mode.batch().map(|batch| batch.begin).filter(|begin| *begin == self.dr.everything_in);
-        for range in ranges {
-            for seq in range.first.0..=range.last.0.min(self.tail.0) {
-                if everything.is_some_and(|begin| Seq(seq) < begin) {
-                    continue;
-                }
-                let entry = self.window.get_mut(Seq(seq)).map(|entry| entry.payload);
-                match entry {
-                    // Asked for again on the same connection: DR cannot take it, it has lost the order that it belongs to.
-                    _ if !self.dr.asked.insert(Seq(seq)) => {
-                        self.left_to_batch(Seq(seq), fx);
-                        return;
-                    }
-                    Some(Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
-                        self.requeue(Seq(seq));
-                    }
-                    // Left to a batch already: the one under way, or the next.
-                    Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
-                    // Gone from memory; or there never was one, and it is the order itself that DR has lost.
-                    _ => {
-                        self.left_to_batch(Seq(seq), fx);
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// A payload that DR lacks cannot be brought by the stream.
-    fn left_to_batch(&mut self, seq: Seq, fx: &mut Vec<Effect>) {
-        self.coalesce(&format!("DR has not the payload of seq {seq}"), fx);
-        // What is queued comes after it: DR could only hold it back, and may have no room to.
-        self.drop_queued();
-        self.lost.union(&self.intent.ranges());
     }
 }
 

@@ -80,7 +80,7 @@ pub enum Payload {
     Sent,
     /// Being written to the disk FIFO; still in memory.
     Spilling,
-    /// In the disk FIFO.
+    /// In the disk FIFO, from which it is shipped.
     Spilled,
     /// Durable at DR.
     Copied,

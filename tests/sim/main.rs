@@ -118,6 +118,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a second damaged payload of a batch that was lost moved the recovery point up, and nobody was let in again",
     ),
     (653979, "a payload spoiled after the report was stored, and --force did not promote what was left"),
+    (634223, "a payload that the disk FIFO had shipped and given up was asked for again, and nobody brought it"),
     (603414, "sim: slots that are damaged in the table were held against a site that is damaged, too"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

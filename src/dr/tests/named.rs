@@ -623,3 +623,47 @@ fn the_report_is_printed_as_documented() {
     );
     assert_eq!(serde_json::to_string(&report).expect("plain data"), golden);
 }
+
+/// Found with seed 634223: what waited behind it kept DR from asking, and nothing else would have brought it.
+#[test]
+fn a_payload_that_is_due_is_asked_for_while_others_wait_for_room_behind_it() {
+    let mut trial = site(31, false);
+    caught_up(&mut trial);
+    trial.write_data();
+    let due = trial.writer.withhold();
+    for _ in 0..200_000 {
+        let waits =
+            trial.machine.intake.first_waiting().is_some_and(|record| record.seq <= trial.machine.history.tail());
+        if waits && trial.machine.intake.spool.live_bytes() > 512 << 10 {
+            break;
+        }
+        if trial.writer.unsent() < 20 {
+            trial.write_data();
+        }
+        trial.turn();
+    }
+    assert!(trial.machine.intake.has_waiting() && trial.machine.history.is_missing(due));
+    assert!(trial.machine.ask_due_ns().is_some());
+    caught_up(&mut trial);
+}
+
+/// Chunks first, then more writes than fit beside them: the spool was full, and made no room as long as the streams lived.
+#[test]
+fn a_batch_that_does_not_fit_beside_what_was_written_meanwhile_is_begun_anew() {
+    let mut forgone = 0;
+    for seed in 50..70 {
+        let mut trial = site(seed, false);
+        caught_up(&mut trial);
+        trial.writer.damaged = true;
+        trial.write_data();
+        let mut rng = trial.rng.clone();
+        trial.writer.overflow(&mut rng);
+        (0..25).for_each(|_| trial.write_data());
+        trial.said.clear();
+        caught_up(&mut trial);
+        forgone += trial.said.iter().filter(|text| text.contains("is begun anew")).count();
+        trial.drain_disk();
+        trial.check_image(trial.writer.tail());
+    }
+    assert!(forgone > 0, "it was met");
+}

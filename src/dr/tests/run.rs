@@ -55,6 +55,8 @@ pub struct Trial {
     pub stopped: bool,
     pub fatal: Option<String>,
     pub errors: Vec<String>,
+    /// All that DR has said.
+    pub said: Vec<String>,
     /// The region of the auxiliary, if it can be reached.
     pub region: Option<Vec<u8>>,
     region_ops: Vec<Effect>,
@@ -91,6 +93,7 @@ impl Trial {
             stopped: false,
             fatal: None,
             errors: Vec::new(),
+            said: Vec::new(),
             region: None,
             region_ops: Vec::new(),
             storing: None,
@@ -142,8 +145,9 @@ impl Trial {
                 // A spool too small for its load gives up what it acknowledged, and says so.
                 self.writer.forgiving |= text.contains("are given up; a batch has to cover them");
                 if level == Level::Error {
-                    self.errors.push(text);
+                    self.errors.push(text.clone());
                 }
+                self.said.push(text);
             }
             Effect::AuxClose => {}
             Effect::Fatal { text } => self.fatal = Some(text),

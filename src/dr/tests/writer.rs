@@ -262,6 +262,19 @@ impl Writer {
         })
     }
 
+    /// The next payload is not sent: it is taken for one that DR has.
+    pub fn withhold(&mut self) -> Seq {
+        let seq = self.unsent.pop_front().expect("something was written");
+        self.copied.insert(seq);
+        self.forgiving = true;
+        seq
+    }
+
+    /// Payloads that have not been sent.
+    pub fn unsent(&self) -> usize {
+        self.unsent.len()
+    }
+
     /// Connections are gone; what was on its way is lost.
     pub fn cut_off(&mut self, conn: Conn) {
         self.conns.remove(&conn);

@@ -1,13 +1,15 @@
 //! What a primary believes of DR's journal after a welcome.
 
 use super::*;
-use crate::core::ids::{Epoch, GroupId};
+use crate::core::ids::{Epoch, GroupId, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
-use crate::primary::machine::Options;
+use crate::core::op::Op;
+use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
 
 const CONN: Conn = Conn(7);
+const STREAM: Conn = Conn(8);
 const DR: Owner = Owner(3);
 
 struct Absent;
@@ -110,5 +112,51 @@ fn the_journal_of_a_dr_that_has_lost_orders_or_its_recovery_point_protects_nothi
         assert_eq!(machine.standing().journal.is_some(), kept, "not all of it is good");
         machine.dr_message(CONN, progress(Seq(100)), &mut Vec::new());
         assert_eq!((machine.standing().journal, machine.journal_held()), (Some(Seq(100)), Seq(100)));
+    }
+}
+
+/// A primary with a stream, and a write on it that came from the disk FIFO and whose client still waits.
+fn shipped_from_disk() -> (Machine, Seq) {
+    let (mut machine, _) = fresh(Protect::Bunker, Require::Both, false);
+    machine.dr.phase = Phase::Up { conn: CONN };
+    machine.dr.streams.push(Stream { phase: Phase::Up { conn: STREAM }, ..Stream::new() });
+    let data = Bytes::from(vec![1; 4096]);
+    let record = machine.record(Op::Write, 0, Volume(0), 0, data.len() as u64, crc32fast::hash(&data));
+    machine.append(record, data.clone(), Some(Req(1)));
+    let entry = machine.window.get_mut(record.seq).expect("appended");
+    (entry.payload, entry.local, entry.data) = (Payload::Spilled, Local::Done, Bytes::new());
+    let bytes = data.len() as u64;
+    machine.dr.note_payload(STREAM, record.seq, bytes, Some(Staged { record, data, pos: 0 }));
+    (machine, record.seq)
+}
+
+/// Found by seed 634223: it was taken for one that the disk would bring, and nobody brought it.
+#[test]
+fn what_was_shipped_from_disk_and_is_asked_for_again_is_left_to_a_batch() {
+    let (mut machine, seq) = shipped_from_disk();
+    let ranges = vec![SeqRange { first: seq, last: seq }];
+    machine.dr_message(CONN, Message::Need { ranges: ranges.clone() }, &mut Vec::new());
+    assert!(!machine.catches_up(), "it is on its way");
+    machine.dr.asked.clear();
+    machine.dr_message(STREAM, Message::Copied { ranges: ranges.clone() }, &mut Vec::new());
+    assert_eq!(machine.window.get(seq).expect("not answered").payload, Payload::Copied);
+    machine.dr_message(CONN, Message::Need { ranges }, &mut Vec::new());
+    assert!(machine.lost_any());
+}
+
+#[test]
+fn what_stood_on_disk_or_was_on_its_way_there_is_dropped_with_the_disk_fifo() {
+    let (mut machine, seq) = shipped_from_disk();
+    let data = Bytes::from(vec![2; 512]);
+    let record = machine.record(Op::Write, 0, Volume(0), 8192, data.len() as u64, crc32fast::hash(&data));
+    machine.append(record, data, Some(Req(2)));
+    let entry = machine.window.get_mut(record.seq).expect("appended");
+    (entry.payload, entry.local) = (Payload::Spilling, Local::Done);
+    let held = entry.held();
+    machine.spilling += held;
+    machine.drop_on_disk();
+    machine.spill_done(machine.fifo.head(), &[record.seq], held);
+    for seq in [seq, record.seq] {
+        assert_eq!(machine.window.get(seq).expect("not answered").payload, Payload::Dropped);
     }
 }
