@@ -512,7 +512,17 @@ fn check_finds_places_that_cannot_work() {
         let (_, dr) = aux.split_once("[dr]").expect("written");
         format!("{head}[aux]\ntable = {what:?}\n[dr]{dr}")
     };
+    let short = |name: &str, bytes: u64| {
+        let file = std::fs::File::create(dir.0.join(name)).expect("the temporary directory is writable");
+        file.set_len(bytes).expect("sparse");
+        table(&dir.text(name))
+    };
+    let bunker = |text: String| text.replacen("protect = \"order\"", "protect = \"bunker\"", 1);
     for (changed, exit, words) in [
+        (short("tiny", 4096), 2, "it has 4096 bytes, and a status table as configured takes 12599296; nothing"),
+        (bunker(short("short", 64 << 20)), 2, "takes 1086341120; nothing can be kept there"),
+        (short("fewer", 8 << 20), 0, "there will be only 87168 slots"),
+        (bunker(short("enough", 1_086_341_120)), 0, "can be reached from here"),
         (text.replace(&db_dr, &format!("{data}/nowhere/db.img")), 2, "nowhere does not exist"),
         (text.replace(&db_dr, &db), 2, "is what primary.backing.db"),
         (text.replace(&format!("{data}/dr\""), &format!("{data}/primary\"")), 2, "is what primary.dir"),

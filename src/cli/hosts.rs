@@ -125,7 +125,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
         self.directory(RoleName::Primary, &primary.dir, reserved);
         self.backing(RoleName::Primary, &primary.dir, &primary.backing, running);
-        self.table();
+        self.table(RoleName::Primary, running);
         if !running {
             primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
             primary.metrics.iter().for_each(|address| self.address(&["primary", "metrics"], address));
@@ -138,7 +138,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.journal(dr);
         self.spool(dr);
         self.backing(RoleName::Dr, &dr.dir, &dr.backing, running);
-        self.table();
+        self.table(RoleName::Dr, running);
         if !running {
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));

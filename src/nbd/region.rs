@@ -27,7 +27,7 @@ use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::core::peer::{Paths, PeerName, Role};
 use crate::io;
 use crate::io::tls::{Connector, Server, TlsError, Versions};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions};
 use crate::limits::LINK_SILENCE_NS;
 use crate::nbd::client::Event;
 use crate::nbd::protocol::REP_ERR_POLICY;
@@ -123,6 +123,36 @@ impl Region {
         let remote = Remote::new(conn, &export, fencing, connector.is_some(), reactor.now().mono_ns);
         let connector = connector.cloned();
         Region { place: target.to_string(), view, connector, state: State::Remote(Box::new(remote)) }
+    }
+
+    /// Opens the view of a region, asks for its size in bytes, and leaves: for `farshore check`.
+    ///
+    /// # Errors
+    /// Why it cannot be opened, in words.
+    pub fn size_of(target: &TableTarget, connector: Option<&Connector>, within_ns: u64) -> Result<u64, String> {
+        let options = ReactorOptions { arena_bytes: 1 << 20, ..ReactorOptions::default() };
+        let mut reactor = Reactor::new(options).map_err(|error| error.to_string())?;
+        let mut region = Region::open(&mut reactor, target, connector, Epoch(0), Owner(0));
+        let until_ns = reactor.now().mono_ns + within_ns;
+        let (mut happened, mut said) = (Vec::new(), Vec::new());
+        let size = loop {
+            region.tick(&mut reactor, &mut said);
+            match said.pop() {
+                Some(RegionEvent::Opened { size, .. }) => break Ok(size),
+                Some(RegionEvent::Failed { text, .. } | RegionEvent::Closed { reason: text }) => break Err(text),
+                Some(RegionEvent::Done { .. }) | None => {}
+            }
+            if reactor.now().mono_ns >= until_ns {
+                break Err(format!("{target} does not answer"));
+            }
+            let due_ns = region.deadline_ns().map_or(until_ns, |due_ns| due_ns.min(until_ns));
+            reactor.turn(Some(due_ns), &mut happened).map_err(|error| error.to_string())?;
+            for event in happened.drain(..) {
+                region.on_event(&mut reactor, &event, &mut said);
+            }
+        };
+        region.close(&mut reactor);
+        size
     }
 
     /// What the connection to a target is made secure with, if anything. `certificates`: those of this host, `own` its

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use farshore::cli::certs;
 use farshore::cli::demo::site::{self, Plan, Role, Site};
 use farshore::cli::relay::line::Settings;
 use farshore::nbd::protocol::*;
@@ -33,15 +34,39 @@ impl Group {
         Group::of(&[("db", DB_BYTES), ("large", LARGE_BYTES)])
     }
 
-    fn of(volumes: &[(&str, u64)]) -> Result<Group> {
+    /// As `start`, with certificates in the directory: its clients may ask for TLS on the unix socket.
+    pub fn secured() -> Result<Group> {
         let scratch = site::Scratch::new("clients")?;
+        let dir = scratch.path.join("tls");
+        let certificates =
+            certs::Plan { group: "demo".into(), dir: dir.clone(), days: 90, ca: None, hosts: Vec::new() };
+        certs::make(&certificates).map_err(|failure| anyhow::anyhow!("{}", failure.text))?;
+        let path = |name: &str| format!("\"{}/{{role}}/{name}\"", dir.display());
+        let (ca, cert, key) = (path("ca-cert.pem"), path("cert.pem"), path("key.pem"));
+        Group::with(scratch, &[("db", DB_BYTES)], &format!("\n[tls]\nca = {ca}\ncert = {cert}\nkey = {key}"))
+    }
+
+    /// The directory of the CA's certificate, for clients.
+    pub fn ca_only(&self) -> Result<std::path::PathBuf> {
+        let dir = self.scratch.path.join("ca");
+        std::fs::create_dir_all(&dir)?;
+        std::fs::copy(self.scratch.path.join("tls/primary/ca-cert.pem"), dir.join("ca-cert.pem"))?;
+        Ok(dir)
+    }
+
+    fn of(volumes: &[(&str, u64)]) -> Result<Group> {
+        Group::with(site::Scratch::new("clients")?, volumes, "")
+    }
+
+    /// `more`: lines behind those of the primary.
+    fn with(scratch: site::Scratch, volumes: &[(&str, u64)], more: &str) -> Result<Group> {
         let plan = Plan {
             program: env!("CARGO_BIN_EXE_farshore").into(),
             dir: scratch.path.clone(),
             volumes: volumes.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
             line: Settings { delay: Duration::ZERO, bytes_per_second: f64::INFINITY },
             settings: vec![
-                ("primary", "fifo = { memory = \"64MiB\", disk = \"256MiB\" }".into()),
+                ("primary", format!("fifo = {{ memory = \"64MiB\", disk = \"256MiB\" }}{more}")),
                 ("aux", "slots = 16384".into()),
                 ("dr", "journal = \"8MiB\"\nspool = \"256MiB\"".into()),
             ],

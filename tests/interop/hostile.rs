@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use farshore::cli::demo::site::Role;
 use farshore::nbd::protocol::*;
 
 use super::clients::Group;
-use super::harness::noise;
+use super::harness::{noise, python_with_libnbd};
 use super::raw::Raw;
 
 const MIB: u64 = 1 << 20;
@@ -107,4 +108,72 @@ fn hostile_clients_stop_nobody_and_hold_little() {
     somebody_is_served(&group, &data, Duration::from_secs(10));
     print("400 that left in the middle of a request");
     assert!(group.site.primary().is_ok_and(|status| status.degraded.is_empty()));
+}
+
+/// Connections to which TLS was granted, and which then say no more than these bytes.
+fn granted(group: &Group, said: &[u8]) -> std::io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(group.socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.read_exact(&mut [0; GREETING_BYTES])?;
+    stream.write_all(&[&3u32.to_be_bytes()[..], &OptionHead::encode(OPT_STARTTLS, 0)].concat())?;
+    stream.read_exact(&mut [0; OPTION_REPLY_BYTES])?;
+    stream.write_all(said)?;
+    Ok(stream)
+}
+
+/// Argument: a URI. Prints a line when all connections are in transmission and have asked for what they never take, then
+/// waits for the end of its input.
+const GREEDY: &str = r"
+import sys
+import nbd
+handles = []
+for _ in range(100):
+    h = nbd.NBD()
+    h.set_uri_allow_local_file(True)
+    h.set_tls_verify_peer(False)
+    h.connect_uri(sys.argv[1])
+    for number in range(60):
+        h.aio_pread(nbd.Buffer(1 << 20), number % 32 << 20)
+    handles.append(h)
+print('asked', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn over_tls_hostile_clients_stop_nobody_and_hold_little() {
+    let group = Group::secured().expect("a group starts");
+    let data = noise(1, 64 << 10);
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    let quiet = resident(&group);
+    let print = |what: &str| println!("{what}: {} MiB (at rest {})", resident(&group) / MIB, quiet / MIB);
+
+    // Ten thousand handshakes that nobody goes on with: nothing said, the beginning of a ClientHello of 16 KiB, garbage.
+    let hello = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[7; 8000]].concat();
+    let count = 10_000.min(raise_the_limit() - 200);
+    let mut idle = Vec::new();
+    for number in 0..count {
+        let said = [&[][..], &hello, &data[..4000]][(number % 3) as usize];
+        // The oldest gives way to the newest, at any moment.
+        idle.extend(granted(&group, said));
+    }
+    print(&format!("{count} handshakes of TLS, {} of them granted", idle.len()));
+    assert!(idle.len() as u64 > count / 2);
+    assert!(resident(&group) < quiet + 32 * MIB);
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    drop(idle);
+
+    let Some(mut python) = python_with_libnbd() else { return println!("skipped: no python3-libnbd") };
+    let ca = group.ca_only().expect("a directory");
+    let uri = format!("nbds+unix:///db?socket={}&tls-certificates={}", group.socket().display(), ca.display());
+    let (input, output) = (Stdio::piped(), Stdio::piped());
+    let mut greedy = python.args(["-c", GREEDY, &uri]).stdin(input).stdout(output).spawn().expect("python runs");
+    let mut said = [0; 6];
+    greedy.stdout.as_mut().expect("piped").read_exact(&mut said).expect("they all are connected");
+    std::thread::sleep(Duration::from_secs(2));
+    print("100 connections that take nothing of 60 MiB each over TLS");
+    assert!(resident(&group) < quiet + 64 * MIB);
+    somebody_is_served(&group, &data, Duration::from_secs(20));
+    greedy.kill().and_then(|()| greedy.wait()).expect("it ends");
+    let degraded = group.site.primary().expect("it answers").degraded;
+    assert!(degraded.is_empty(), "{degraded:?}");
 }

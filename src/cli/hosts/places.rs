@@ -1,6 +1,7 @@
 //! What `farshore check` holds of places that more than one thing uses: two volumes in one file, two roles in one
 //! directory, and the status table that stands elsewhere.
 
+use std::io::{Seek, SeekFrom};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -12,8 +13,10 @@ use crate::cli::arguments::RoleName;
 use crate::cli::check::Weight;
 use crate::cluster::config::{TablePlace, VolumeConfig};
 use crate::core::address::{Address, NbdUri};
+use crate::core::modes::Protect;
+use crate::format::table::TableLayout;
 use crate::nbd::backing::{self, Opening};
-use crate::nbd::region::uri_connector;
+use crate::nbd::region::{Region, TableTarget, uri_connector};
 
 /// How long an NBD server may take to take a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -94,27 +97,61 @@ impl Host<'_, '_, '_> {
     }
 
     /// The table on somebody else's storage: it may come up later, but it is better to know now.
-    pub(super) fn table(&mut self) {
+    pub(super) fn table(&mut self, role: RoleName, running: bool) {
         let keys = ["aux", "table"];
         // Primary and DR on one host see it alike.
         if std::mem::replace(&mut self.table_seen, true) {
             return;
         }
-        let problem = match self.config.aux.as_ref().map(|aux| &aux.table) {
-            None | Some(TablePlace::Own(_)) => return,
-            Some(TablePlace::Nbd(uri)) => {
-                unreachable_server(&uri.address).map(|why| format!("{}: nobody answers there: {why}", uri.address))
-            }
-            Some(TablePlace::File(path)) => unreachable_file(path),
+        let Some(aux) = &self.config.aux else { return };
+        let size = match &aux.table {
+            TablePlace::Own(_) => return,
+            TablePlace::Nbd(uri) => match unreachable_server(&uri.address) {
+                Some(why) => Err(format!("{}: nobody answers there: {why}", uri.address)),
+                // Many servers take one connection at a time, and it has that one.
+                None if running => Ok(None),
+                None => self.table_bytes(role, uri),
+            },
+            TablePlace::File(path) => match unreachable_file(path) {
+                Some(why) => Err(why),
+                // One that is not there is made as long as it has to be.
+                None => Ok(path.exists().then(|| table_file_bytes(path)).flatten()),
+            },
         };
-        match problem {
-            Some(text) => {
+        let ring = if self.config.group.protect == Protect::Bunker { aux.payload } else { 0 };
+        let wanted = TableLayout::new(aux.slots, ring);
+        match size {
+            Err(text) => {
                 let text = format!("{text}; until it does, writes are not kept there, and a promotion needs --force");
                 self.findings.note(Weight::Warning, &keys, text);
             }
-            None => self.findings.note(Weight::Ok, &keys, "the status table can be reached from here"),
+            Ok(Some(size)) if size < wanted.total_bytes() => {
+                let what =
+                    format!("it has {size} bytes, and a status table as configured takes {}", wanted.total_bytes());
+                let (weight, text) = match TableLayout::fitting(size, ring) {
+                    Some(less) => (Weight::Warning, format!("there will be only {} slots", less.slots)),
+                    None => (
+                        Weight::Error,
+                        "nothing can be kept there: enlarge it, or lower aux.slots and aux.payload".into(),
+                    ),
+                };
+                self.findings.note(weight, &keys, format!("{what}; {text}"));
+            }
+            Ok(_) => self.findings.note(Weight::Ok, &keys, "the status table can be reached from here"),
         }
     }
+
+    /// What an NBD server has for the table, bytes.
+    fn table_bytes(&self, role: RoleName, uri: &NbdUri) -> Result<Option<u64>, String> {
+        let connector = uri_connector(uri, self.config.certificates(super::peer(role)).as_ref())
+            .map_err(|error| error.to_string())?;
+        Region::size_of(&TableTarget::Nbd(uri.clone()), connector.as_ref(), ANSWER_WITHIN_NS).map(Some)
+    }
+}
+
+/// Of a file or a block device.
+fn table_file_bytes(path: &Path) -> Option<u64> {
+    std::fs::File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0))).ok()
 }
 
 fn unreachable_server(address: &Address) -> Option<String> {

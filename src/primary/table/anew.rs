@@ -97,8 +97,12 @@ impl Machine {
         let fits = wanted.total_bytes() <= self.aux.region_bytes;
         let layout = if fits { Some(wanted) } else { TableLayout::fitting(self.aux.region_bytes, ring) };
         if layout.is_none() {
-            let size = self.aux.region_bytes;
-            self.aux_reject(&format!("the region of {size} bytes is too small for a status table"), fx);
+            let (size, wanted) = (self.aux.region_bytes, wanted.total_bytes());
+            let text = format!(
+                "the region of {size} bytes is too small for a status table: {wanted} are needed with aux.slots and \
+                 aux.payload as they are; enlarge it, or lower them"
+            );
+            self.aux_reject(&text, fx);
             return false;
         }
         self.aux.layout = layout;
