@@ -229,7 +229,10 @@ fn resume_after_power_loss(
 ) -> Recovered {
     let reserved = superblock.seq;
     let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
-    notes.push(format!("seqs go on after {tail}, and every extent of the intent map is copied"));
+    notes.push(format!(
+        "seqs go on after {tail}, and every extent of the intent map is copied as the volumes have it now: what was \
+         acknowledged and not flushed before may be gone, and then is gone at DR as well"
+    ));
     let lost = intent.ranges();
     Recovered {
         superblock,
