@@ -12,6 +12,7 @@
 //! Invariants: files are looked at before each handshake, and what cannot be used does not replace what could; nothing of
 //! a session is kept for another one, so that each handshake judges the certificates of its own time.
 
+mod certified;
 mod files;
 mod stream;
 mod verify;
@@ -26,6 +27,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
+use self::certified::Certified;
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
@@ -140,7 +142,7 @@ impl Acceptor {
     pub fn begin(&self) -> Result<Tls, TlsError> {
         let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
         let (config, _) = current(&self.kept, &self.paths, build);
-        Tls::server(config, self.said.clone(), self.paths.clone())
+        Certified::server(config, self.said.clone(), self.paths.clone()).map(Tls::new)
     }
 
     /// How long the certificate is good that the next connection gets.
@@ -179,7 +181,8 @@ impl Connector {
     pub fn begin(&self) -> Result<Tls, TlsError> {
         let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
         let (config, _) = current(&self.kept, &self.paths, build);
-        Tls::client(config, server_name(&self.server)?, self.said.clone(), self.paths.clone())
+        let name = server_name(&self.server)?;
+        Certified::client(config, name, self.said.clone(), self.paths.clone()).map(Tls::new)
     }
 
     /// As [`Acceptor::validity`].
