@@ -1,8 +1,9 @@
-//! TLS of connections: who shows which certificate, whom it believes, and what is said when it does not.
+//! TLS of connections: who shows which certificate or shared key, whom it believes, and what is said when it does not.
 //!
 //! ```text
 //!   Acceptor, Connector ──config()──► Tls (stream)   one connection: records in, plaintext out, and back
-//!     │  files, reloaded when they change  │
+//!     │  files, reloaded when they change  ├─ certified  its records, by rustls
+//!     │  keys: those shared with clients   ├─ psk        its records, by OpenSSL (feature psk)
 //!     └─ verify  names of certificates     └─ words   what went wrong, and what to do
 //! ```
 //!
@@ -14,11 +15,15 @@
 
 mod certified;
 mod files;
+#[cfg(feature = "psk")]
+mod keys;
+#[cfg(feature = "psk")]
+mod psk;
 mod stream;
 mod verify;
 mod words;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
@@ -31,6 +36,8 @@ use self::certified::Certified;
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
+#[cfg(not(feature = "psk"))]
+use crate::core::modes::NO_SHARED_KEYS;
 pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
 
@@ -84,7 +91,18 @@ impl From<Validity> for (String, u64) {
 
 /// The side that is connected to. Clones share what they have loaded.
 #[derive(Clone, Debug)]
-pub struct Acceptor {
+pub struct Acceptor(By);
+
+/// What the two ends know each other by.
+#[derive(Clone, Debug)]
+enum By {
+    Certificates(Certificates),
+    #[cfg(feature = "psk")]
+    Keys(psk::Keyed),
+}
+
+#[derive(Clone, Debug)]
+struct Certificates {
     paths: Paths,
     clients: Clients,
     versions: Versions,
@@ -132,7 +150,23 @@ impl Acceptor {
         let validity = loaded.validity();
         let config = server_config(loaded, &clients, versions, &said)?;
         let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
-        Ok(Acceptor { paths: paths.clone(), clients, versions, said, kept })
+        Ok(Acceptor(By::Certificates(Certificates { paths: paths.clone(), clients, versions, said, kept })))
+    }
+
+    /// For clients that have a key of this file in common with us, and for no others.
+    ///
+    /// # Errors
+    /// Why the file cannot be used; or that this build knows no shared keys.
+    #[cfg(feature = "psk")]
+    pub fn with_keys(file: &Path) -> Result<Acceptor, TlsError> {
+        psk::Keyed::new(file).map(By::Keys).map(Acceptor)
+    }
+
+    /// # Errors
+    /// That this build knows no shared keys.
+    #[cfg(not(feature = "psk"))]
+    pub fn with_keys(file: &Path) -> Result<Acceptor, TlsError> {
+        Err(files::wrong(file, NO_SHARED_KEYS.unwrap_or_default()))
     }
 
     /// A connection that was accepted, at the beginning of its handshake.
@@ -140,15 +174,29 @@ impl Acceptor {
     /// # Errors
     /// When the files changed to something that leaves no choice.
     pub fn begin(&self) -> Result<Tls, TlsError> {
-        let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
-        let (config, _) = current(&self.kept, &self.paths, build);
-        Certified::server(config, self.said.clone(), self.paths.clone()).map(Tls::new)
+        match &self.0 {
+            By::Certificates(own) => {
+                Certified::server(own.current().0, own.said.clone(), own.paths.clone()).map(Tls::new)
+            }
+            #[cfg(feature = "psk")]
+            By::Keys(keyed) => keyed.begin(),
+        }
     }
 
-    /// How long the certificate is good that the next connection gets.
+    /// How long the certificate is good that the next connection gets, if it gets one.
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said)).1
+        match &self.0 {
+            By::Certificates(own) => own.current().1,
+            #[cfg(feature = "psk")]
+            By::Keys(_) => None,
+        }
+    }
+}
+
+impl Certificates {
+    fn current(&self) -> (Arc<ServerConfig>, Option<Validity>) {
+        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said))
     }
 }
 
@@ -201,6 +249,22 @@ pub fn check(paths: &Paths, own: Option<&PeerName>) -> Result<(), TlsError> {
     loaded.check_name(own, paths)?;
     loaded.check_chain(paths)?;
     server_config(loaded, &Clients::Anybody, Versions::Newest, &Said::default()).map(drop)
+}
+
+/// Whether shared keys can be used; how many names there are.
+///
+/// # Errors
+/// Why not.
+#[cfg(feature = "psk")]
+pub fn check_keys(file: &Path) -> Result<usize, TlsError> {
+    keys::Keys::load(file).map(|keys| keys.len())
+}
+
+/// # Errors
+/// That this build knows no shared keys.
+#[cfg(not(feature = "psk"))]
+pub fn check_keys(file: &Path) -> Result<usize, TlsError> {
+    Acceptor::with_keys(file).map(|_| 0)
 }
 
 /// The configuration of the files as they are now, or as they were when they could last be used; and how long they are
@@ -302,5 +366,7 @@ impl Versions {
     }
 }
 
+#[cfg(all(test, feature = "psk"))]
+mod psk_tests;
 #[cfg(test)]
 mod tests;
