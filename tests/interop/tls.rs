@@ -56,7 +56,7 @@ impl Site {
     }
 }
 
-fn port(server: &MemoryServer) -> &str {
+pub fn port(server: &MemoryServer) -> &str {
     server.tcp.rsplit_once(':').expect("a port").1
 }
 
@@ -64,7 +64,7 @@ fn secure_uri(server: &MemoryServer, certificates: &Path) -> String {
     format!("nbds://localhost:{}/db?tls-certificates={}", port(server), certificates.display())
 }
 
-fn fails(command: &mut Command) -> String {
+pub fn fails(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("it was found");
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(!status.success(), "{command:?} succeeds\n{text}");
@@ -156,7 +156,7 @@ fn qemu_writes_and_reads_over_tls() {
 }
 
 /// A plain connection past the greeting.
-fn dial(server: &MemoryServer) -> TcpStream {
+pub fn dial(server: &MemoryServer) -> TcpStream {
     let mut stream = TcpStream::connect(&server.tcp).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
     let mut greeting = [0; GREETING_BYTES];
@@ -166,7 +166,7 @@ fn dial(server: &MemoryServer) -> TcpStream {
 }
 
 /// A connection to which TLS was granted.
-fn granted(server: &MemoryServer) -> TcpStream {
+pub fn granted(server: &MemoryServer) -> TcpStream {
     let mut stream = dial(server);
     stream.write_all(&OptionHead::encode(OPT_STARTTLS, 0)).expect("sent");
     let mut raw = [0; OPTION_REPLY_BYTES];
