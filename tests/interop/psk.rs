@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use farshore::core::modes::{NO_SHARED_KEYS, TlsMode};
 use farshore::io::tls::Acceptor;
+use farshore::nbd::region::{RegionEvent, TableTarget};
 
-use super::harness::{MEMORY_BYTES, MemoryServer, Scratch, noise, run, tool};
+use super::harness::{Driver, MEMORY_BYTES, MemoryServer, Process, Scratch, noise, run, tool, wait_for};
+use super::region::exercise;
 use super::tls::{dial, fails, granted, port};
 
 const KEY: &str = "4f1d7f1a0b9c2e3d4c5b6a798897a6b5c4d3e2f101112131415161718191a1b1";
@@ -216,6 +218,57 @@ fn openssl_itself_gets_through_starttls_with_1_3_and_1_2_and_not_without_forward
         assert!(!works(&["-tls1_2", "-cipher", weak]), "{weak}");
     }
     assert!(!works(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]));
+}
+
+/// Why our client does not get through.
+fn refused(target: &str) -> String {
+    match Driver::open(&TableTarget::Nbd(target.parse().expect("a URI")), 1, 7).event() {
+        RegionEvent::Failed { text, .. } => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn our_own_client_shows_its_key_to_our_server() {
+    let Some(site) = Site::new() else { return };
+    let server = site.server(TlsMode::Required);
+    exercise(&TableTarget::Nbd(uri(&server, "alice", &site.client("alice", KEY)).parse().expect("a URI")));
+    for (name, key) in [("alice", OTHER), ("mallory", KEY)] {
+        let text = refused(&uri(&server, name, &site.client(name, key)));
+        assert!(text.contains("the server does not take the key of") && text.contains(name), "{text}");
+    }
+    let plain = MemoryServer::start();
+    let text = refused(&uri(&plain, "alice", &site.client("alice", KEY)));
+    assert!(text.contains("offers no TLS"), "{text}");
+}
+
+#[test]
+fn nbdkit_with_shared_keys_carries_the_table_and_one_with_certificates_is_not_believed() {
+    let (Some(site), Some(_)) = (Site::new(), tool("nbdkit")) else { return };
+    let socket = |name: &str| site.0.path(name);
+    let start = |name: &str, arguments: &[String]| {
+        let mut nbdkit = tool("nbdkit").expect("found above");
+        nbdkit.arg("-f").arg("-U").arg(socket(name)).arg("--tls=require").args(arguments).args(["memory", "32M"]);
+        let process = Process(nbdkit.spawn().expect("nbdkit"));
+        wait_for(&socket(name));
+        process
+    };
+    let uri = |name: &str, user: &str, client: &Path| {
+        let (socket, file) = (socket(name), client.join("keys.psk"));
+        format!("nbds+unix://{user}@/?socket={}&tls-psk-file={}", socket.display(), file.display())
+    };
+    let _server = start("k", &[format!("--tls-psk={}", site.0.path("server.psk").display())]);
+    exercise(&TableTarget::Nbd(uri("k", "alice", &site.client("alice", KEY)).parse().expect("a URI")));
+    for (name, key) in [("alice", OTHER), ("mallory", KEY)] {
+        // GnuTLS of some versions ends the connection without an alert.
+        let text = refused(&uri("k", name, &site.client(name, key)));
+        let told = ["the server does not take the key of", "does not have the shared key shown to it"];
+        assert!(told.iter().any(|part| text.contains(part)) && text.contains(name), "{text}");
+    }
+    let certified = super::tls::Site::new();
+    let _server = start("c", &[format!("--tls-certificates={}", certified.of_nbdkit().display())]);
+    let text = refused(&uri("c", "alice", &site.client("alice", KEY)));
+    assert!(text.contains("the server does not take the key of"), "{text}");
 }
 
 /// A port that leads to a connection on which TLS begins: openssl knows no STARTTLS of NBD.

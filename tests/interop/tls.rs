@@ -18,12 +18,12 @@ use super::harness::{Driver, MEMORY_BYTES, MemoryServer, Process, Scratch, noise
 use super::region::exercise;
 
 /// Certificates of a group, and of another one by the same CA.
-struct Site {
+pub struct Site {
     scratch: Scratch,
 }
 
 impl Site {
-    fn new() -> Site {
+    pub fn new() -> Site {
         let scratch = Scratch::new();
         let plan =
             |group: &str, ca| Plan { group: group.into(), dir: scratch.path(group), days: 2, ca, hosts: Vec::new() };
@@ -45,6 +45,19 @@ impl Site {
 
     fn server(&self, mode: TlsMode, clients: Clients) -> MemoryServer {
         MemoryServer::start_with(mode, Some(self.acceptor(clients)))
+    }
+
+    /// A directory with certificates by the names that nbdkit looks for.
+    pub fn of_nbdkit(&self) -> PathBuf {
+        let dir = self.scratch.path("nbdkit");
+        let _ = std::fs::create_dir(&dir);
+        let of = self.dir("orders", Role::Dr);
+        let (cert, key) = own_files(&of, Role::Dr);
+        for (from, to) in [(of.join("ca-cert.pem"), "ca-cert.pem"), (cert, "server-cert.pem"), (key, "server-key.pem")]
+        {
+            std::fs::copy(from, dir.join(to)).expect("a copy");
+        }
+        dir
     }
 
     /// A directory with the CA alone, as a client has it that nobody asks for a certificate.
@@ -220,13 +233,7 @@ fn an_export_that_is_named_without_tls_is_not_answered() {
 /// nbdkit with certificates of ours, on a unix socket.
 fn nbdkit(site: &Site, socket: &Path, tls: &str) -> Option<Process> {
     let mut nbdkit = tool("nbdkit")?;
-    let dir = site.scratch.path("nbdkit");
-    let _ = std::fs::create_dir(&dir);
-    let of = site.dir("orders", Role::Dr);
-    let (cert, key) = own_files(&of, Role::Dr);
-    for (from, to) in [(of.join("ca-cert.pem"), "ca-cert.pem"), (cert, "server-cert.pem"), (key, "server-key.pem")] {
-        std::fs::copy(from, dir.join(to)).expect("a copy");
-    }
+    let dir = site.of_nbdkit();
     nbdkit.arg("-f").arg("-U").arg(socket).arg(format!("--tls={tls}"));
     nbdkit.arg(format!("--tls-certificates={}", dir.display())).arg("--tls-verify-peer").args(["memory", "32M"]);
     let process = Process(nbdkit.spawn().expect("nbdkit"));

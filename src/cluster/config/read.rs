@@ -331,7 +331,9 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
 fn remote(r: &mut Reader<'_>, t: &Section<'_>, name: &str, text: &str, tls: &Tls) -> Result<Backing, String> {
     let uri = text.parse::<NbdUri>().map_err(|error| error.to_string())?;
     match &uri.tls {
-        Some(secure) if secure.certificates.is_none() && !matches!(tls, Tls::Certificates(_)) => {
+        Some(secure)
+            if secure.certificates.is_none() && secure.key.is_none() && !matches!(tls, Tls::Certificates(_)) =>
+        {
             return Err(format!(
                 "{text}: which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to the URI, or \
                  [tls] to this file"

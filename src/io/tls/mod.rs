@@ -112,7 +112,18 @@ struct Certificates {
 
 /// The side that connects. Clones share what they have loaded.
 #[derive(Clone, Debug)]
-pub struct Connector {
+pub struct Connector(With);
+
+/// What the two ends know each other by, where we connect.
+#[derive(Clone, Debug)]
+enum With {
+    Certificates(OfServer),
+    #[cfg(feature = "psk")]
+    Key(psk::Keyed),
+}
+
+#[derive(Clone, Debug)]
+struct OfServer {
     paths: Paths,
     server: Server,
     versions: Versions,
@@ -159,7 +170,7 @@ impl Acceptor {
     /// Why the file cannot be used; or that this build knows no shared keys.
     #[cfg(feature = "psk")]
     pub fn with_keys(file: &Path) -> Result<Acceptor, TlsError> {
-        psk::Keyed::new(file).map(By::Keys).map(Acceptor)
+        psk::Keyed::new(file, None).map(By::Keys).map(Acceptor)
     }
 
     /// # Errors
@@ -219,7 +230,23 @@ impl Connector {
         let validity = loaded.validity();
         let config = client_config(loaded, &server, versions, &said)?;
         let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
-        Ok(Connector { paths: paths.clone(), server, versions, said, kept })
+        Ok(Connector(With::Certificates(OfServer { paths: paths.clone(), server, versions, said, kept })))
+    }
+
+    /// Shows a server the key of this file that has this name, and believes who has it too.
+    ///
+    /// # Errors
+    /// Why the file cannot be used; or that this build knows no shared keys.
+    #[cfg(feature = "psk")]
+    pub fn with_key(file: &Path, name: &str) -> Result<Connector, TlsError> {
+        psk::Keyed::new(file, Some(name)).map(With::Key).map(Connector)
+    }
+
+    /// # Errors
+    /// That this build knows no shared keys.
+    #[cfg(not(feature = "psk"))]
+    pub fn with_key(file: &Path, _: &str) -> Result<Connector, TlsError> {
+        Err(files::wrong(file, NO_SHARED_KEYS.unwrap_or_default()))
     }
 
     /// A connection that is up, at the beginning of its handshake.
@@ -227,16 +254,30 @@ impl Connector {
     /// # Errors
     /// When the name of the server is none.
     pub fn begin(&self) -> Result<Tls, TlsError> {
-        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
-        let (config, _) = current(&self.kept, &self.paths, build);
-        let name = server_name(&self.server)?;
-        Certified::client(config, name, self.said.clone(), self.paths.clone()).map(Tls::new)
+        match &self.0 {
+            With::Certificates(of) => {
+                let name = server_name(&of.server)?;
+                Certified::client(of.current().0, name, of.said.clone(), of.paths.clone()).map(Tls::new)
+            }
+            #[cfg(feature = "psk")]
+            With::Key(keyed) => keyed.begin(),
+        }
     }
 
     /// As [`Acceptor::validity`].
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said)).1
+        match &self.0 {
+            With::Certificates(of) => of.current().1,
+            #[cfg(feature = "psk")]
+            With::Key(_) => None,
+        }
+    }
+}
+
+impl OfServer {
+    fn current(&self) -> (Arc<ClientConfig>, Option<Validity>) {
+        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said))
     }
 }
 

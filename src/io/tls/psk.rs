@@ -1,7 +1,7 @@
-//! Records by OpenSSL: NBD clients that show a shared key (TLS-PSK), which rustls does not have.
+//! Records by OpenSSL: NBD clients that show a shared key (TLS-PSK), which rustls does not have; and us as such a client.
 //!
 //! ```text
-//!   Flow.incoming ─► Wire.read ─► SSL_accept, SSL_read ─► Flow.held
+//!   Flow.incoming ─► Wire.read ─► handshake, SSL_read ─► Flow.held
 //!                                  SSL_write ─► Wire.write ─► Flow.outgoing
 //! ```
 //!
@@ -25,10 +25,10 @@ use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::ssl::{
     Error, ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
-    SslStream, SslVersion,
+    SslStream, SslVerifyMode, SslVersion,
 };
 
-use super::files::Stamp;
+use super::files::{Stamp, wrong};
 use super::keys::{Keys, shown};
 use super::stream::{BATCH_BYTES, Engine, Flow, Tls};
 use super::{TlsError, words};
@@ -48,10 +48,12 @@ const PENDING_BYTES_MAX: usize = 2 * BATCH_BYTES;
 /// `ERR_LIB_SSL` (openssl/err.h).
 const LIBRARY_SSL: i32 = 20;
 
-/// Those who connect show a key of a file. Clones share what they have loaded.
+/// One side of connections whose ends share keys of a file. Clones share what they have loaded.
 #[derive(Clone)]
 pub struct Keyed {
     path: PathBuf,
+    /// The name of the key that we show; `None`: we are shown any of them.
+    name: Option<Arc<str>>,
     kept: Arc<Mutex<Kept>>,
 }
 
@@ -71,6 +73,8 @@ struct Claim {
 pub struct Connection {
     stream: SslStream<Wire>,
     path: PathBuf,
+    /// As in [`Keyed`].
+    own: Option<Arc<str>>,
     /// Received before the handshake was done, bytes.
     handshake_bytes: usize,
     /// Made under the present key.
@@ -93,24 +97,29 @@ impl fmt::Debug for Keyed {
 }
 
 impl Keyed {
-    /// Loads the keys.
+    /// Loads the keys, of which we show that of `name`, or are shown any.
     ///
     /// # Errors
     /// Why the file cannot be used.
-    pub fn new(path: &Path) -> Result<Keyed, TlsError> {
-        let kept = Kept::load(path)?;
-        Ok(Keyed { path: path.into(), kept: Arc::new(Mutex::new(kept)) })
+    pub fn new(path: &Path, name: Option<&str>) -> Result<Keyed, TlsError> {
+        let kept = Kept::load(path, name)?;
+        Ok(Keyed { path: path.into(), name: name.map(Arc::from), kept: Arc::new(Mutex::new(kept)) })
     }
 
-    /// A connection that was accepted, at the beginning of its handshake.
+    /// A connection at the beginning of its handshake.
     ///
     /// # Errors
     /// When OpenSSL does not work.
     pub fn begin(&self) -> Result<Tls, TlsError> {
         let unusable = |error: ErrorStack| TlsError(format!("TLS: OpenSSL makes no connection: {error}"));
-        let ssl = Ssl::new(&self.context()).map_err(unusable)?;
+        let mut ssl = Ssl::new(&self.context()).map_err(unusable)?;
+        match self.name {
+            Some(_) => ssl.set_connect_state(),
+            None => ssl.set_accept_state(),
+        }
         let stream = SslStream::new(ssl, Wire::default()).map_err(unusable)?;
-        Ok(Tls::new(Connection { stream, path: self.path.clone(), handshake_bytes: 0, records: 0 }))
+        let (path, own) = (self.path.clone(), self.name.clone());
+        Ok(Tls::new(Connection { stream, path, own, handshake_bytes: 0, records: 0 }))
     }
 
     /// That of the file as it is now, or as it was when it could last be used.
@@ -119,7 +128,7 @@ impl Keyed {
         let stamp = Stamp::of_file(&self.path);
         if stamp != kept.stamp {
             kept.stamp = stamp;
-            match Kept::load(&self.path) {
+            match Kept::load(&self.path, self.name.as_deref()) {
                 Ok(loaded) => {
                     *kept = loaded;
                     tracing::info!("shared keys were read anew from {}", self.path.display());
@@ -135,32 +144,64 @@ impl Keyed {
 
 impl Kept {
     /// The stamp is older than what was read, never newer: a change in between is seen the next time.
-    fn load(path: &Path) -> Result<Kept, TlsError> {
+    fn load(path: &Path, name: Option<&str>) -> Result<Kept, TlsError> {
         let stamp = Stamp::of_file(path);
         let keys = Keys::load(path)?;
-        let unusable = |error: ErrorStack| TlsError(format!("OpenSSL does not serve shared keys: {error}"));
-        Ok(Kept { stamp, context: context(keys).map_err(unusable)? })
+        if let Some(name) = name
+            && !keys.of(name.as_bytes()).1
+        {
+            return Err(wrong(path, &format!("has no key of {}, which is to be shown", shown(name.as_bytes()))));
+        }
+        let unusable = |error: ErrorStack| TlsError(format!("OpenSSL cannot use shared keys: {error}"));
+        let made = match name {
+            Some(name) => connecting(keys, name.into()),
+            None => accepting(keys),
+        };
+        Ok(Kept { stamp, context: made.map_err(unusable)? })
     }
 }
 
-fn context(keys: Keys) -> Result<SslContext, ErrorStack> {
-    let mut builder: SslContextBuilder = SslContext::builder(SslMethod::tls_server())?;
+/// What both sides have in common.
+fn builder(method: SslMethod) -> Result<SslContextBuilder, ErrorStack> {
+    let mut builder = SslContext::builder(method)?;
     builder.set_security_level(SECURITY_LEVEL);
     builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
     builder.set_max_proto_version(Some(SslVersion::TLS1_3))?;
     builder.set_ciphersuites(CIPHERS_1_3)?;
     builder.set_cipher_list(CIPHERS_1_2)?;
-    let group = Dh::from_pqg(BigNum::get_rfc3526_prime_3072()?, None, BigNum::from_u32(2)?)?;
-    builder.set_tmp_dh(&group)?;
     builder.set_options(
         SslOptions::NO_TICKET
             | SslOptions::NO_RENEGOTIATION
             | SslOptions::NO_COMPRESSION
             | SslOptions::CIPHER_SERVER_PREFERENCE,
     );
-    builder.set_num_tickets(0)?;
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     builder.set_mode(SslMode::RELEASE_BUFFERS | SslMode::AUTO_RETRY);
+    Ok(builder)
+}
+
+fn connecting(keys: Keys, name: String) -> Result<SslContext, ErrorStack> {
+    let mut builder = builder(SslMethod::tls_client())?;
+    // No certificate is believed: who does not have the key could be anybody.
+    builder.set_verify(SslVerifyMode::PEER);
+    builder.set_psk_client_callback(move |_, _, shown, room| {
+        let (key, _) = keys.of(name.as_bytes());
+        let (Some(shown), Some(room)) = (shown.get_mut(..=name.len()), room.get_mut(..key.len())) else {
+            return Ok(0);
+        };
+        shown[..name.len()].copy_from_slice(name.as_bytes());
+        shown[name.len()] = 0;
+        room.copy_from_slice(key);
+        Ok(key.len())
+    });
+    Ok(builder.build())
+}
+
+fn accepting(keys: Keys) -> Result<SslContext, ErrorStack> {
+    let mut builder = builder(SslMethod::tls_server())?;
+    let group = Dh::from_pqg(BigNum::get_rfc3526_prime_3072()?, None, BigNum::from_u32(2)?)?;
+    builder.set_tmp_dh(&group)?;
+    builder.set_num_tickets(0)?;
     let index = claims()?;
     builder.set_psk_server_callback(move |ssl, name, room| {
         let name = name.unwrap_or_default();
@@ -229,6 +270,16 @@ impl Engine for Connection {
     fn peer(&self) -> Option<String> {
         self.claim().map(|claim| format!("the shared key of {}", shown(&claim.name)))
     }
+
+    fn cut_off(&self) -> &'static str {
+        match self.own {
+            // GnuTLS says nothing when it does not know the key.
+            Some(_) => {
+                "closed by the peer during the TLS handshake, as by one that does not have the shared key shown to it"
+            }
+            None => "closed by the peer during the TLS handshake",
+        }
+    }
 }
 
 impl Connection {
@@ -274,6 +325,7 @@ impl Connection {
             code,
             reason,
             established,
+            own: self.own.as_ref().map(|name| shown(name.as_bytes())),
             name: self.claim().map(|claim| (shown(&claim.name), claim.known)),
             path: &self.path,
         })
@@ -285,7 +337,7 @@ fn receive(stream: &mut SslStream<Wire>, flow: &mut Flow) -> Result<(), Error> {
     let waits = |error: Error| if error.code() == ErrorCode::WANT_READ { Ok(()) } else { Err(error) };
     if !flow.established
         && !stream.ssl().is_init_finished()
-        && let Err(error) = stream.accept()
+        && let Err(error) = stream.do_handshake()
     {
         return waits(error);
     }
@@ -311,8 +363,8 @@ fn receive(stream: &mut SslStream<Wire>, flow: &mut Flow) -> Result<(), Error> {
     }
 }
 
+// SAFETY: as openssl/ssl.h of OpenSSL 1.1.1 and later declares it; the package `openssl` links it, and has no name for it.
 unsafe extern "C" {
-    // SAFETY: as openssl/ssl.h of OpenSSL 1.1.1 and later declares it; the package `openssl` links it, and has no name for it.
     pub fn SSL_key_update(ssl: *mut c_void, update_type: c_int) -> c_int;
 }
 

@@ -387,6 +387,9 @@ fn files_that_cannot_be_used_are_named_with_what_to_do_and_no_key_is_told() {
     }
     let file = File::good();
     assert_eq!(check_keys(&file.0), Ok(2));
+    Connector::with_key(&file.0, "bob").expect("a key of this name");
+    let told = Connector::with_key(&file.0, "mallory").expect_err("no key of this name").to_string();
+    assert!(told.contains("has no key of \"mallory\", which is to be shown"), "{told}");
     assert!(!format!("{:?}{:?}", file.acceptor(), super::keys::Keys::load(&file.0)).contains("4f1d"));
     for mode in [0o644, 0o640, 0o602] {
         file.write("whatever", mode);

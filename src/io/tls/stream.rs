@@ -65,6 +65,11 @@ pub trait Engine: Send {
 
     /// Who the peer has shown to be, for logs.
     fn peer(&self) -> Option<String>;
+
+    /// Why an end during the handshake is one.
+    fn cut_off(&self) -> &'static str {
+        "closed by the peer during the TLS handshake"
+    }
 }
 
 /// What goes through an engine.
@@ -291,7 +296,7 @@ impl Tls {
         if self.flow.established {
             "closed by the peer without a TLS close_notify: what it sent may have been cut off"
         } else {
-            "closed by the peer during the TLS handshake"
+            self.engine.cut_off()
         }
     }
 }

@@ -93,6 +93,8 @@ pub struct SharedKey<'a> {
     pub reason: &'a str,
     /// After the handshake.
     pub established: bool,
+    /// What we say that we are, where we are the client.
+    pub own: Option<String>,
     /// What the client says that it is, and whether there is such a name.
     pub name: Option<(String, bool)>,
     pub path: &'a Path,
@@ -109,6 +111,12 @@ pub fn shared_key(failed: &SharedKey<'_>) -> String {
     /// `NO_SHARED_CIPHER`, `NO_SUITABLE_SIGNATURE_ALGORITHM`, `NO_SUITABLE_KEY_SHARE`, `UNSUPPORTED_PROTOCOL`.
     const NOTHING_IN_COMMON: [i32; 4] = [193, 118, 101, 258];
     let (code, reason, path) = (failed.code, failed.reason, failed.path.display());
+    if let Some(own) = failed.own.as_ref().filter(|_| !failed.established) {
+        return format!(
+            "TLS: the server does not take the key of {own} in {path} ({reason}): it needs the same line in its own file of \
+             shared keys, and TLS 1.3, or 1.2 with ECDHE-PSK or DHE-PSK and an AEAD cipher"
+        );
+    }
     match &failed.name {
         _ if code >= ALERTS => format!("TLS: the peer gave up: {reason}"),
         _ if failed.established && code == BAD_RECORD => {
