@@ -83,9 +83,18 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    /// Certificate and key of a role, as this host has them.
+    /// Certificate and key of a role, and the keys it shares with NBD clients, as this host has them.
     fn certificates(&mut self, role: RoleName) {
         let peer = peer(role);
+        if let Some(file) = self.config.shared_keys(peer) {
+            match tls::check_keys(&file) {
+                Ok(names) => {
+                    let text = format!("the keys that {} shares with NBD clients can be used: {names}", role.word());
+                    self.findings.note(Weight::Ok, &["tls", "psk"], text);
+                }
+                Err(error) => self.findings.note(Weight::Error, &["tls", "psk"], error.to_string()),
+            }
+        }
         let Some(paths) = self.config.certificates(peer) else { return };
         match tls::check(&paths, Some(&self.config.name(peer))) {
             Ok(()) => {

@@ -28,6 +28,8 @@ pub struct Config {
     pub aux: Option<AuxConfig>,
     pub dr: Option<DrConfig>,
     pub tls: Tls,
+    /// `[tls] psk`: the file of the keys that NBD clients share with the primary and a promoted DR.
+    pub psk: Option<PathBuf>,
     /// Keys that are accepted and do less than an operator may expect.
     pub warnings: Vec<ConfigError>,
 }
@@ -250,6 +252,17 @@ impl Config {
             Tls::Certificates(paths) => Some(paths.of_role(role)),
             Tls::Absent | Tls::Off => None,
         }
+    }
+
+    /// The file of the keys that NBD clients of a role show, unless they go without TLS.
+    #[must_use]
+    pub fn shared_keys(&self, role: Role) -> Option<PathBuf> {
+        let mode = match role {
+            Role::Primary => self.primary.as_ref().map(|primary| primary.tls),
+            Role::Dr => self.dr.as_ref().map(|dr| dr.tls),
+            Role::Aux | Role::Client => None,
+        };
+        mode.filter(|mode| *mode != TlsMode::Off).and(self.psk.as_ref()).map(|path| role.path(path))
     }
 
     /// The name that a role of this group has to have in its certificate.

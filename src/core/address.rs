@@ -2,13 +2,15 @@
 //!
 //! Owns parsing and printing; nothing here resolves or connects. What `Display` prints parses back to
 //! the same value. URIs follow "The NBD Uniform Resource Indicator (URI) format" of the nbd project's doc/uri.md:
-//! all of it but TLS-PSK with its user names, abstract sockets, vsock and SSH, which are recognised and refused in words.
+//! all of it but abstract sockets, vsock and SSH, which are recognised and refused in words.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::core::modes::NO_SHARED_KEYS;
 
 /// Port of NBD when a URI names none (registered with IANA).
 pub const NBD_PORT: u16 = 10809;
@@ -34,13 +36,24 @@ pub struct NbdUri {
     pub tls: Option<UriTls>,
 }
 
-/// What a URI says of TLS, always with X.509.
+/// What a URI says of TLS: with certificates (X.509), or with a shared key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct UriTls {
     /// `tls-certificates`: a directory with ca-cert.pem and, if the server asks for them, client-cert.pem and -key.pem.
     pub certificates: Option<PathBuf>,
     /// `tls-hostname`: the name in the server's certificate, when it is not the host of the URI.
     pub hostname: Option<String>,
+    /// What is shown instead of certificates.
+    pub key: Option<UriKey>,
+}
+
+/// A key that the server has as well (TLS-PSK).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UriKey {
+    /// The name before the host.
+    pub user: String,
+    /// `tls-psk-file`: a file with a line `user:key in hexadecimal`.
+    pub file: PathBuf,
 }
 
 /// What is wrong with an address.
@@ -98,20 +111,23 @@ impl fmt::Display for NbdUri {
         let export = percent_encode(&self.export);
         let s = if self.tls.is_some() { "s" } else { "" };
         let mut mark = '?';
+        let key = self.tls.as_ref().and_then(|tls| tls.key.as_ref());
+        let user = key.map_or_else(String::new, |key| format!("{}@", percent_encode(&key.user)));
         match &self.address {
             Address::Tcp(host_port) => {
                 let shown = host_port.strip_suffix(&format!(":{NBD_PORT}")).unwrap_or(host_port);
-                write!(f, "nbd{s}://{shown}/{export}")?;
+                write!(f, "nbd{s}://{user}{shown}/{export}")?;
             }
             Address::Unix(path) => {
-                write!(f, "nbd{s}+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))?;
+                write!(f, "nbd{s}+unix://{user}/{export}?socket={}", percent_encode(&path.to_string_lossy()))?;
                 mark = '&';
             }
         }
         let tls = self.tls.as_ref();
         let directory = tls.and_then(|tls| tls.certificates.as_ref()).map(|dir| dir.to_string_lossy().into_owned());
         let hostname = tls.and_then(|tls| tls.hostname.clone());
-        for (key, value) in [("tls-certificates", directory), ("tls-hostname", hostname)] {
+        let file = key.map(|key| key.file.to_string_lossy().into_owned());
+        for (key, value) in [("tls-certificates", directory), ("tls-hostname", hostname), ("tls-psk-file", file)] {
             if let Some(value) = value {
                 write!(f, "{}{key}={}", std::mem::replace(&mut mark, '&'), percent_encode(&value))?;
             }
@@ -213,17 +229,19 @@ impl Parts<'_> {
         }
         let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
         let (authority, export) = path.split_once('/').unwrap_or((path, ""));
-        if authority.contains('@') {
-            return Err(
-                "a user name before the host is for TLS with shared keys, which is not supported: use certificates",
-            );
-        }
+        let (user, authority) = match authority.rsplit_once('@') {
+            Some(_) if !secure => {
+                return Err("a user name before the host is for TLS with a shared key: write nbds://");
+            }
+            Some((user, authority)) => (Some(percent_decode(user)?), authority),
+            None => (None, authority),
+        };
         let export = percent_decode(export)?;
         if export.contains('\0') {
             return Err("the export name contains a zero byte");
         }
         let mut socket = None;
-        let mut tls = UriTls::default();
+        let (mut tls, mut kind) = (UriTls::default(), None);
         for parameter in query.into_iter().flat_map(|query| query.split('&')).filter(|parameter| !parameter.is_empty())
         {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
@@ -231,6 +249,7 @@ impl Parts<'_> {
                 "socket" if socket.is_some() => return Err("there are two parameters socket="),
                 "socket" => socket = Some(percent_decode(value)?),
                 key if key.starts_with("tls-") && !secure => return Err("parameters of TLS belong to nbds://"),
+                "tls-type" => kind = Some(percent_decode(value)?),
                 key if key.starts_with("tls-") => tls.take(key, percent_decode(value)?)?,
                 _ => {
                     return Err(
@@ -239,6 +258,7 @@ impl Parts<'_> {
                 }
             }
         }
+        tls.agree(user, kind.as_deref())?;
         Ok(Parts { authority, export, socket, tls: secure.then_some(tls) })
     }
 }
@@ -246,22 +266,48 @@ impl Parts<'_> {
 impl UriTls {
     fn take(&mut self, key: &str, value: String) -> Result<(), &'static str> {
         match (key, value.as_str()) {
-            ("tls-certificates" | "tls-hostname", "") => return Err("a parameter of TLS is empty"),
+            ("tls-certificates" | "tls-hostname" | "tls-psk-file", "") => return Err("a parameter of TLS is empty"),
             ("tls-certificates", dir) if !dir.starts_with('/') => {
                 return Err("tls-certificates is the whole path of a directory, from / on");
             }
             ("tls-certificates", dir) => self.certificates = Some(dir.into()),
             ("tls-hostname", name) => self.hostname = Some(name.to_owned()),
-            ("tls-type", "x509") | ("tls-verify-peer", "true" | "1") => {}
-            ("tls-type", _) | ("tls-psk-file" | "tls-username", _) => {
-                return Err("TLS with shared keys is not supported: use certificates (tls-type=x509)");
+            ("tls-psk-file", file) if !file.starts_with('/') => {
+                return Err("tls-psk-file is the whole path of a file, from / on");
             }
+            ("tls-psk-file", file) => self.key = Some(UriKey { user: String::new(), file: file.into() }),
+            ("tls-verify-peer", "true" | "1") => {}
             ("tls-verify-peer", _) => {
                 return Err("a server that is not verified can be anybody: tls-verify-peer stays true");
             }
-            _ => return Err("the parameter of TLS is not known: there are tls-certificates and tls-hostname"),
+            _ => {
+                return Err(
+                    "the parameter of TLS is not known: there are tls-certificates, tls-hostname, tls-psk-file",
+                );
+            }
         }
         Ok(())
+    }
+
+    /// Puts the user's name to the key; certificates and keys exclude each other.
+    fn agree(&mut self, user: Option<String>, kind: Option<&str>) -> Result<(), &'static str> {
+        match (user, &mut self.key, kind) {
+            (_, _, Some(kind)) if !["x509", "psk"].contains(&kind) => Err("tls-type is x509 or psk"),
+            (None, None, None | Some("x509")) => Ok(()),
+            (Some(_), Some(_), Some("x509")) => Err("tls-type=x509 shows certificates, and a shared key is named too"),
+            (Some(user), Some(_), _) if user.is_empty() || user.contains('\0') => {
+                Err("the user name before the host is empty, or contains a zero byte")
+            }
+            (Some(_), Some(_), _) if self.certificates.is_some() => Err(
+                "a server is shown certificates or a shared key, not both: leave tls-certificates or tls-psk-file out",
+            ),
+            (Some(_), Some(_), _) if NO_SHARED_KEYS.is_some() => Err(NO_SHARED_KEYS.unwrap_or_default()),
+            (Some(user), Some(key), _) => {
+                key.user = user;
+                Ok(())
+            }
+            _ => Err("a shared key is found by a user name before the host and tls-psk-file=FILE: name both"),
+        }
     }
 }
 
@@ -410,9 +456,14 @@ mod tests {
         for (text, why) in [
             ("http://h/e", "nbd://"),
             ("h/e", "nbd://"),
-            ("nbds://u@h/e", "shared keys"),
-            ("nbds://h/e?tls-type=psk", "shared keys"),
-            ("nbds://h/e?tls-psk-file=/x", "shared keys"),
+            ("nbds://u@h/e", "shared key"),
+            ("nbds://h/e?tls-type=psk", "shared key"),
+            ("nbds://h/e?tls-psk-file=/x", "shared key"),
+            ("nbds://u@h/e?tls-psk-file=x", "whole path"),
+            ("nbds://u@h/e?tls-psk-file=/x&tls-type=x509", "is named too"),
+            ("nbds://u@h/e?tls-psk-file=/x&tls-certificates=/y", "not both"),
+            ("nbds://@h/e?tls-psk-file=/x", "empty"),
+            ("nbds://h/e?tls-type=anon", "x509 or psk"),
             ("nbds://h/e?tls-verify-peer=false", "anybody"),
             ("nbds://h/e?tls-certificates=here", "whole path"),
             ("nbds://h/e?tls-hostname=", "empty"),
@@ -441,6 +492,30 @@ mod tests {
         ] {
             let error = text.parse::<NbdUri>().expect_err(text).to_string();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_user_name_and_a_file_are_a_shared_key_where_this_build_has_them() {
+        for (text, shown, user) in [
+            ("nbds://alice@h:10809/e?tls-psk-file=/k&tls-type=psk", "nbds://alice@h/e?tls-psk-file=/k", "alice"),
+            ("nbds://a%40b@[::1]/e?tls-psk-file=/k", "nbds://a%40b@[::1]/e?tls-psk-file=/k", "a@b"),
+            (
+                "nbds+unix://alice@/e?socket=/s&tls-psk-file=/k",
+                "nbds+unix://alice@/e?socket=/s&tls-psk-file=/k",
+                "alice",
+            ),
+        ] {
+            match (text.parse::<NbdUri>(), NO_SHARED_KEYS) {
+                (Ok(uri), None) => {
+                    assert_eq!(uri.to_string(), shown);
+                    assert_eq!(shown.parse(), Ok(uri.clone()));
+                    let key = UriKey { user: user.into(), file: "/k".into() };
+                    assert_eq!(uri.tls.and_then(|tls| tls.key), Some(key));
+                }
+                (Err(error), Some(why)) => assert_eq!(error.why, why),
+                (other, _) => panic!("{text}: {other:?}"),
+            }
         }
     }
 

@@ -76,6 +76,16 @@ impl TlsMode {
     }
 }
 
+/// Why this build cannot use keys that it shares with NBD clients, if it cannot.
+pub const NO_SHARED_KEYS: Option<&str> = if cfg!(feature = "psk") {
+    None
+} else {
+    Some(
+        "this farshore was built without TLS with shared keys: build it with `cargo build --release --locked --features \
+         psk` (which needs libssl-dev and pkg-config), or use certificates",
+    )
+};
+
 /// What happens to writes when the FIFO is at its bound (I9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -51,11 +51,7 @@ impl Paths {
     /// With the word of a role where `{role}` stands: several roles on one host have one configuration.
     #[must_use]
     pub fn of_role(&self, role: Role) -> Paths {
-        let named = |path: &PathBuf| match path.to_str() {
-            Some(text) => text.replace("{role}", role.word()).into(),
-            None => path.clone(),
-        };
-        Paths { ca: named(&self.ca), own: self.own.as_ref().map(|(cert, key)| (named(cert), named(key))) }
+        Paths { ca: role.path(&self.ca), own: self.own.as_ref().map(|(cert, key)| (role.path(cert), role.path(key))) }
     }
 }
 
@@ -73,6 +69,15 @@ impl Role {
             Role::Aux => "aux",
             Role::Dr => "dr",
             Role::Client => "client",
+        }
+    }
+
+    /// A path with this word where `{role}` stands.
+    #[must_use]
+    pub fn path(self, path: &Path) -> PathBuf {
+        match path.to_str() {
+            Some(text) => text.replace("{role}", self.word()).into(),
+            None => path.into(),
         }
     }
 }

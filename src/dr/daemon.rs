@@ -154,6 +154,8 @@ impl Shell {
         let primary = Clients::Named(vec![config.name(Role::Primary)]);
         let accept = |paths| Acceptor::new(paths, Some(&own), primary, Versions::Newest);
         let acceptor = certificates.as_ref().map(accept).transpose()?;
+        // Not needed before a promotion, when it would be late to find that they cannot be used.
+        config.shared_keys(Role::Dr).map(|file| Acceptor::with_keys(&file)).transpose()?;
         let (files, recovered, options) = files::open(&mut reactor, config)?;
         let report = files.report.clone();
         let machine = Machine::new(recovered, options);

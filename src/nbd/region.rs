@@ -365,6 +365,9 @@ impl Region {
 /// What keeps certificates from being used.
 pub fn uri_connector(uri: &NbdUri, certificates: Option<&Paths>) -> Result<Option<Connector>, TlsError> {
     let Some(tls) = &uri.tls else { return Ok(None) };
+    if let Some(key) = &tls.key {
+        return Connector::with_key(&key.file, &key.user).map(Some);
+    }
     let paths = match (&tls.certificates, certificates) {
         (Some(dir), _) => Paths::in_directory(dir, dir.join("client-cert.pem").exists()),
         (None, Some(paths)) => paths.clone(),

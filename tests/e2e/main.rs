@@ -9,6 +9,7 @@ mod metrics;
 mod modes;
 mod operator;
 mod promotion;
+mod psk;
 mod refusals;
 mod resize;
 mod restarts;

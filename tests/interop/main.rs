@@ -6,6 +6,7 @@ mod aux;
 mod clients;
 mod harness;
 mod hostile;
+mod psk;
 mod raw;
 mod region;
 mod server;

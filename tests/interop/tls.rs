@@ -18,12 +18,12 @@ use super::harness::{Driver, MEMORY_BYTES, MemoryServer, Process, Scratch, noise
 use super::region::exercise;
 
 /// Certificates of a group, and of another one by the same CA.
-struct Site {
+pub struct Site {
     scratch: Scratch,
 }
 
 impl Site {
-    fn new() -> Site {
+    pub fn new() -> Site {
         let scratch = Scratch::new();
         let plan =
             |group: &str, ca| Plan { group: group.into(), dir: scratch.path(group), days: 2, ca, hosts: Vec::new() };
@@ -47,6 +47,19 @@ impl Site {
         MemoryServer::start_with(mode, Some(self.acceptor(clients)))
     }
 
+    /// A directory with certificates by the names that nbdkit looks for.
+    pub fn of_nbdkit(&self) -> PathBuf {
+        let dir = self.scratch.path("nbdkit");
+        let _ = std::fs::create_dir(&dir);
+        let of = self.dir("orders", Role::Dr);
+        let (cert, key) = own_files(&of, Role::Dr);
+        for (from, to) in [(of.join("ca-cert.pem"), "ca-cert.pem"), (cert, "server-cert.pem"), (key, "server-key.pem")]
+        {
+            std::fs::copy(from, dir.join(to)).expect("a copy");
+        }
+        dir
+    }
+
     /// A directory with the CA alone, as a client has it that nobody asks for a certificate.
     fn ca_only(&self) -> PathBuf {
         let dir = self.scratch.path("ca-only");
@@ -56,7 +69,7 @@ impl Site {
     }
 }
 
-fn port(server: &MemoryServer) -> &str {
+pub fn port(server: &MemoryServer) -> &str {
     server.tcp.rsplit_once(':').expect("a port").1
 }
 
@@ -64,7 +77,7 @@ fn secure_uri(server: &MemoryServer, certificates: &Path) -> String {
     format!("nbds://localhost:{}/db?tls-certificates={}", port(server), certificates.display())
 }
 
-fn fails(command: &mut Command) -> String {
+pub fn fails(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("it was found");
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(!status.success(), "{command:?} succeeds\n{text}");
@@ -156,7 +169,7 @@ fn qemu_writes_and_reads_over_tls() {
 }
 
 /// A plain connection past the greeting.
-fn dial(server: &MemoryServer) -> TcpStream {
+pub fn dial(server: &MemoryServer) -> TcpStream {
     let mut stream = TcpStream::connect(&server.tcp).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
     let mut greeting = [0; GREETING_BYTES];
@@ -166,7 +179,7 @@ fn dial(server: &MemoryServer) -> TcpStream {
 }
 
 /// A connection to which TLS was granted.
-fn granted(server: &MemoryServer) -> TcpStream {
+pub fn granted(server: &MemoryServer) -> TcpStream {
     let mut stream = dial(server);
     stream.write_all(&OptionHead::encode(OPT_STARTTLS, 0)).expect("sent");
     let mut raw = [0; OPTION_REPLY_BYTES];
@@ -220,13 +233,7 @@ fn an_export_that_is_named_without_tls_is_not_answered() {
 /// nbdkit with certificates of ours, on a unix socket.
 fn nbdkit(site: &Site, socket: &Path, tls: &str) -> Option<Process> {
     let mut nbdkit = tool("nbdkit")?;
-    let dir = site.scratch.path("nbdkit");
-    let _ = std::fs::create_dir(&dir);
-    let of = site.dir("orders", Role::Dr);
-    let (cert, key) = own_files(&of, Role::Dr);
-    for (from, to) in [(of.join("ca-cert.pem"), "ca-cert.pem"), (cert, "server-cert.pem"), (key, "server-key.pem")] {
-        std::fs::copy(from, dir.join(to)).expect("a copy");
-    }
+    let dir = site.of_nbdkit();
     nbdkit.arg("-f").arg("-U").arg(socket).arg(format!("--tls={tls}"));
     nbdkit.arg(format!("--tls-certificates={}", dir.display())).arg("--tls-verify-peer").args(["memory", "32M"]);
     let process = Process(nbdkit.spawn().expect("nbdkit"));

@@ -36,20 +36,21 @@ pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>>
     let document = crate::cluster::toml::document(text, path).map_err(|error| vec![error])?;
     let mut r = Reader::new(text, path);
     let root = r.section(document.get_ref(), "", &["tls", "group", "volume", "primary", "aux", "dr"]);
-    let tls = tls::read(&mut r, &root);
+    let (tls, psk) = tls::read(&mut r, &root);
     let group = group(&mut r, &root);
     let volumes = volumes(&mut r, &root);
-    let primary = r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes, &tls));
+    let primary =
+        r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes, &tls, psk.is_some()));
     let protect = group.as_ref().map_or(Protect::default(), |group| group.protect);
     let aux = r.child(&root, "aux", AUX_KEYS).and_then(|s| aux(&mut r, &s, protect));
-    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls));
+    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some()));
     tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
     if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {
         r.error_at(0, "", "no role is described: add [primary], [aux] and [dr] (`farshore init` shows how)");
     }
     let (errors, warnings) = r.finish();
     match (group, errors.is_empty()) {
-        (Some(group), true) => Ok(Config { path: path.into(), group, volumes, primary, aux, dr, tls, warnings }),
+        (Some(group), true) => Ok(Config { path: path.into(), group, volumes, primary, aux, dr, tls, psk, warnings }),
         _ => Err(errors),
     }
 }
@@ -126,7 +127,13 @@ fn as_written(s: &Section<'_>) -> String {
 const PRIMARY_KEYS: &[&str] =
     &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics", "tls", "client_certificates"];
 
-fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<PrimaryConfig> {
+fn primary(
+    r: &mut Reader<'_>,
+    s: &Section<'_>,
+    volumes: &[VolumeConfig],
+    tls: &Tls,
+    psk: bool,
+) -> Option<PrimaryConfig> {
     let dir = path(r, s, "dir", "the directory of the intent log, the FIFO and the superblock");
     let backing = backing(r, s, volumes, tls);
     let listen = addresses(r, s, "listen", "where NBD clients connect");
@@ -135,7 +142,7 @@ fn primary(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
     let overflow = r.word(s, "overflow", &OVERFLOW);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
-    let (tls, client_certificates) = tls::of_clients(r, s, tls);
+    let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
     Some(PrimaryConfig {
         dir: dir?,
         backing: backing?,
@@ -243,7 +250,7 @@ const DR_KEYS: &[&str] = &[
     "client_certificates",
 ];
 
-fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) -> Option<DrConfig> {
+fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls, psk: bool) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes, tls);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
@@ -261,7 +268,7 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls) 
     }
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
-    let (tls, client_certificates) = tls::of_clients(r, s, tls);
+    let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
     Some(DrConfig {
         dir: dir?,
         backing: backing?,
@@ -324,7 +331,9 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
 fn remote(r: &mut Reader<'_>, t: &Section<'_>, name: &str, text: &str, tls: &Tls) -> Result<Backing, String> {
     let uri = text.parse::<NbdUri>().map_err(|error| error.to_string())?;
     match &uri.tls {
-        Some(secure) if secure.certificates.is_none() && !matches!(tls, Tls::Certificates(_)) => {
+        Some(secure)
+            if secure.certificates.is_none() && secure.key.is_none() && !matches!(tls, Tls::Certificates(_)) =>
+        {
             return Err(format!(
                 "{text}: which CA is to be believed? Add ?tls-certificates=DIR (with ca-cert.pem in it) to the URI, or \
                  [tls] to this file"

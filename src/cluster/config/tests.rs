@@ -248,6 +248,40 @@ fn nbd_clients_need_tls_as_soon_as_there_are_certificates_unless_told_otherwise(
     assert_eq!(TlsMode::Required.on_unix(), TlsMode::Optional);
 }
 
+const SHARED: &str = "\n[tls]\npsk = \"/t/{role}.psk\"\n";
+
+#[cfg(feature = "psk")]
+#[test]
+fn nbd_clients_share_keys_and_links_keep_their_certificates() {
+    use crate::core::modes::TlsMode;
+    let both = format!("{EXAMPLE}{CERTIFICATES}psk = \"/t/{{role}}.psk\"\n");
+    for (text, certified) in [(format!("{EXAMPLE}{SHARED}"), false), (both.clone(), true)] {
+        let config = parse(&text, "f").expect("shared keys");
+        assert_eq!(config.shared_keys(Role::Primary), Some("/t/primary.psk".into()));
+        assert_eq!(config.shared_keys(Role::Dr), Some("/t/dr.psk".into()));
+        assert_eq!(config.shared_keys(Role::Aux), None);
+        assert_eq!(config.certificates(Role::Dr).is_some(), certified);
+        assert_eq!(config.primary.expect("primary").tls, TlsMode::Required);
+    }
+    let off = both.replace("streams = 4", "tls = \"off\"");
+    assert_eq!(parse(&off, "f").expect("plain at DR").shared_keys(Role::Dr), None);
+    let text = both.replace("streams = 4", "client_certificates = \"yes\"");
+    let told = complaint(&text);
+    assert!(told.contains("dr.client_certificates: are not asked for") && told.contains("shared key"), "{told}");
+    // Keys of clients say nothing of links.
+    let text = with("streams = 4", "address = \"dr.example:1\"");
+    assert!(complaint(&format!("{text}{SHARED}")).contains("dr.address: dr.example:1 is a link to another host"));
+    assert!(complaint(&both.replace("ca =", "# ca =")).contains("tls.ca: is missing"));
+    assert!(complaint(&format!("{EXAMPLE}\n[tls]\npsk = \"\"\n")).contains("tls.psk: is empty"));
+}
+
+#[cfg(not(feature = "psk"))]
+#[test]
+fn a_build_without_shared_keys_refuses_them_and_says_how_to_build_it() {
+    let told = complaint(&format!("{EXAMPLE}{SHARED}"));
+    assert!(told.contains("tls.psk: this farshore was built without") && told.contains("--features psk"), "{told}");
+}
+
 #[test]
 fn keys_are_found_by_line() {
     for (keys, line) in [(vec!["dr", "backing", "db"], 26), (vec!["dr", "spool"], 24), (vec!["nothing"], 0)] {

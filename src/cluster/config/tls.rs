@@ -4,32 +4,47 @@ use std::path::PathBuf;
 
 use super::{AuxConfig, DrConfig, TablePlace, Tls};
 use crate::cluster::toml::{Reader, Section};
-use crate::core::modes::TlsMode;
+use crate::core::modes::{NO_SHARED_KEYS, TlsMode};
 use crate::core::peer::Paths;
 
 const MODES: [(&str, TlsMode); 3] =
     [("off", TlsMode::Off), ("optional", TlsMode::Optional), ("required", TlsMode::Required)];
 const YES_NO: [(&str, bool); 2] = [("no", false), ("yes", true)];
 
-/// `[tls]`, or `tls = "off"` above the first section.
-pub(super) fn read(r: &mut Reader<'_>, root: &Section<'_>) -> Tls {
+/// `[tls]`, or `tls = "off"` above the first section; and the file of the keys that NBD clients share.
+pub(super) fn read(r: &mut Reader<'_>, root: &Section<'_>) -> (Tls, Option<PathBuf>) {
     if let Some(text) = root.text("tls") {
         if text != "off" {
             r.error(root, "tls", format!("is {text:?}: write \"off\", or a section [tls] with ca, cert and key"));
         }
-        return Tls::Off;
+        return (Tls::Off, None);
     }
-    let Some(s) = r.child(root, "tls", &["ca", "cert", "key"]) else { return Tls::Absent };
+    let Some(s) = r.child(root, "tls", &["ca", "cert", "key", "psk"]) else { return (Tls::Absent, None) };
+    let psk = shared_keys(r, &s);
+    if psk.is_some() && !["ca", "cert", "key"].iter().any(|key| s.has(key)) {
+        // Clients have their keys; of links nothing is said.
+        return (Tls::Absent, psk);
+    }
     let mut path = |key: &str, what: &str| -> PathBuf { r.required(&s, key, what).unwrap_or_default().into() };
     let ca = path("ca", "the certificate of the CA that signs those of all hosts (`farshore certs` makes one)");
     let cert = path("cert", "the certificate of this host, for its role in this group");
     let key = path("key", "the private key of that certificate");
-    Tls::Certificates(Paths { ca, own: Some((cert, key)) })
+    (Tls::Certificates(Paths { ca, own: Some((cert, key)) }), psk)
 }
 
-/// `tls` and `client_certificates` of a section that NBD clients connect to.
-pub(super) fn of_clients(r: &mut Reader<'_>, s: &Section<'_>, tls: &Tls) -> (TlsMode, bool) {
-    let possible = matches!(tls, Tls::Certificates(_));
+fn shared_keys(r: &mut Reader<'_>, s: &Section<'_>) -> Option<PathBuf> {
+    let text = r.string(s, "psk")?;
+    if text.is_empty() {
+        r.error(s, "psk", "is empty: write the path of a file with the keys of NBD clients, or leave it out");
+    } else if let Some(why) = NO_SHARED_KEYS {
+        r.error(s, "psk", why);
+    }
+    Some(text.into())
+}
+
+/// `tls` and `client_certificates` of a section that NBD clients connect to; `psk`: they share keys instead.
+pub(super) fn of_clients(r: &mut Reader<'_>, s: &Section<'_>, tls: &Tls, psk: bool) -> (TlsMode, bool) {
+    let possible = psk || matches!(tls, Tls::Certificates(_));
     let mode = match s.has("tls") {
         true => r.word(s, "tls", &MODES),
         false if possible => TlsMode::Required,
@@ -45,6 +60,9 @@ pub(super) fn of_clients(r: &mut Reader<'_>, s: &Section<'_>, tls: &Tls) -> (Tls
     let known = r.word(s, "client_certificates", &YES_NO);
     if known && mode == TlsMode::Off {
         r.error(s, "client_certificates", "are shown within TLS only, which is off here");
+    } else if known && psk {
+        let text = "are not asked for where [tls] psk has NBD clients show a shared key: leave one of the two out";
+        r.error(s, "client_certificates", text);
     }
     (mode, known)
 }

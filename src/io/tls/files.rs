@@ -16,7 +16,7 @@ use crate::core::peer::PeerName;
 use crate::io::open::denied;
 
 /// Longest file that is read, bytes: a chain of a dozen certificates is far below.
-const FILE_BYTES_MAX: u64 = 256 << 10;
+pub const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Most certificates of a chain whose dates are looked at.
 const CHAIN_MAX: usize = 8;
 /// Later than any date that a certificate can carry (31 December 9999; RFC 5280, 4.1.2.5), seconds since the Unix epoch.
@@ -29,12 +29,19 @@ pub struct Stamp(Vec<Option<(u64, u64, i64, i64)>>);
 impl Stamp {
     pub fn of(paths: &Paths) -> Stamp {
         let own = paths.own.iter().flat_map(|(cert, key)| [cert, key]);
-        let look = |path: &PathBuf| {
-            let data = std::fs::metadata(path).ok()?;
-            Some((data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
-        };
-        Stamp(std::iter::once(&paths.ca).chain(own).map(look).collect())
+        Stamp(std::iter::once(&paths.ca).chain(own).map(|path| look(path)).collect())
     }
+
+    #[cfg(feature = "psk")]
+    pub fn of_file(path: &Path) -> Stamp {
+        Stamp(vec![look(path)])
+    }
+}
+
+/// The time is that of any change, also of owner and permissions: what could not be read may become readable.
+fn look(path: &Path) -> Option<(u64, u64, i64, i64)> {
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.ino(), data.len(), data.ctime(), data.ctime_nsec()))
 }
 
 /// What the files hold.
@@ -158,6 +165,6 @@ fn read(path: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
     }
 }
 
-fn wrong(path: &Path, text: &str) -> TlsError {
+pub fn wrong(path: &Path, text: &str) -> TlsError {
     TlsError(format!("{}: {text}", path.display()))
 }

@@ -1,8 +1,9 @@
-//! TLS of connections: who shows which certificate, whom it believes, and what is said when it does not.
+//! TLS of connections: who shows which certificate or shared key, whom it believes, and what is said when it does not.
 //!
 //! ```text
 //!   Acceptor, Connector ──config()──► Tls (stream)   one connection: records in, plaintext out, and back
-//!     │  files, reloaded when they change  │
+//!     │  files, reloaded when they change  ├─ certified  its records, by rustls
+//!     │  keys: those shared with clients   ├─ psk        its records, by OpenSSL (feature psk)
 //!     └─ verify  names of certificates     └─ words   what went wrong, and what to do
 //! ```
 //!
@@ -12,12 +13,17 @@
 //! Invariants: files are looked at before each handshake, and what cannot be used does not replace what could; nothing of
 //! a session is kept for another one, so that each handshake judges the certificates of its own time.
 
+mod certified;
 mod files;
+#[cfg(feature = "psk")]
+mod keys;
+#[cfg(feature = "psk")]
+mod psk;
 mod stream;
 mod verify;
 mod words;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
@@ -26,9 +32,12 @@ use rustls::pki_types::ServerName;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
+use self::certified::Certified;
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
+#[cfg(not(feature = "psk"))]
+use crate::core::modes::NO_SHARED_KEYS;
 pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
 
@@ -82,7 +91,18 @@ impl From<Validity> for (String, u64) {
 
 /// The side that is connected to. Clones share what they have loaded.
 #[derive(Clone, Debug)]
-pub struct Acceptor {
+pub struct Acceptor(By);
+
+/// What the two ends know each other by.
+#[derive(Clone, Debug)]
+enum By {
+    Certificates(Certificates),
+    #[cfg(feature = "psk")]
+    Keys(psk::Keyed),
+}
+
+#[derive(Clone, Debug)]
+struct Certificates {
     paths: Paths,
     clients: Clients,
     versions: Versions,
@@ -92,7 +112,18 @@ pub struct Acceptor {
 
 /// The side that connects. Clones share what they have loaded.
 #[derive(Clone, Debug)]
-pub struct Connector {
+pub struct Connector(With);
+
+/// What the two ends know each other by, where we connect.
+#[derive(Clone, Debug)]
+enum With {
+    Certificates(OfServer),
+    #[cfg(feature = "psk")]
+    Key(psk::Keyed),
+}
+
+#[derive(Clone, Debug)]
+struct OfServer {
     paths: Paths,
     server: Server,
     versions: Versions,
@@ -130,7 +161,23 @@ impl Acceptor {
         let validity = loaded.validity();
         let config = server_config(loaded, &clients, versions, &said)?;
         let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
-        Ok(Acceptor { paths: paths.clone(), clients, versions, said, kept })
+        Ok(Acceptor(By::Certificates(Certificates { paths: paths.clone(), clients, versions, said, kept })))
+    }
+
+    /// For clients that have a key of this file in common with us, and for no others.
+    ///
+    /// # Errors
+    /// Why the file cannot be used; or that this build knows no shared keys.
+    #[cfg(feature = "psk")]
+    pub fn with_keys(file: &Path) -> Result<Acceptor, TlsError> {
+        psk::Keyed::new(file, None).map(By::Keys).map(Acceptor)
+    }
+
+    /// # Errors
+    /// That this build knows no shared keys.
+    #[cfg(not(feature = "psk"))]
+    pub fn with_keys(file: &Path) -> Result<Acceptor, TlsError> {
+        Err(files::wrong(file, NO_SHARED_KEYS.unwrap_or_default()))
     }
 
     /// A connection that was accepted, at the beginning of its handshake.
@@ -138,15 +185,29 @@ impl Acceptor {
     /// # Errors
     /// When the files changed to something that leaves no choice.
     pub fn begin(&self) -> Result<Tls, TlsError> {
-        let build = |loaded| server_config(loaded, &self.clients, self.versions, &self.said);
-        let (config, _) = current(&self.kept, &self.paths, build);
-        Tls::server(config, self.said.clone(), self.paths.clone())
+        match &self.0 {
+            By::Certificates(own) => {
+                Certified::server(own.current().0, own.said.clone(), own.paths.clone()).map(Tls::new)
+            }
+            #[cfg(feature = "psk")]
+            By::Keys(keyed) => keyed.begin(),
+        }
     }
 
-    /// How long the certificate is good that the next connection gets.
+    /// How long the certificate is good that the next connection gets, if it gets one.
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said)).1
+        match &self.0 {
+            By::Certificates(own) => own.current().1,
+            #[cfg(feature = "psk")]
+            By::Keys(_) => None,
+        }
+    }
+}
+
+impl Certificates {
+    fn current(&self) -> (Arc<ServerConfig>, Option<Validity>) {
+        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said))
     }
 }
 
@@ -169,7 +230,23 @@ impl Connector {
         let validity = loaded.validity();
         let config = client_config(loaded, &server, versions, &said)?;
         let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
-        Ok(Connector { paths: paths.clone(), server, versions, said, kept })
+        Ok(Connector(With::Certificates(OfServer { paths: paths.clone(), server, versions, said, kept })))
+    }
+
+    /// Shows a server the key of this file that has this name, and believes who has it too.
+    ///
+    /// # Errors
+    /// Why the file cannot be used; or that this build knows no shared keys.
+    #[cfg(feature = "psk")]
+    pub fn with_key(file: &Path, name: &str) -> Result<Connector, TlsError> {
+        psk::Keyed::new(file, Some(name)).map(With::Key).map(Connector)
+    }
+
+    /// # Errors
+    /// That this build knows no shared keys.
+    #[cfg(not(feature = "psk"))]
+    pub fn with_key(file: &Path, _: &str) -> Result<Connector, TlsError> {
+        Err(files::wrong(file, NO_SHARED_KEYS.unwrap_or_default()))
     }
 
     /// A connection that is up, at the beginning of its handshake.
@@ -177,15 +254,30 @@ impl Connector {
     /// # Errors
     /// When the name of the server is none.
     pub fn begin(&self) -> Result<Tls, TlsError> {
-        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
-        let (config, _) = current(&self.kept, &self.paths, build);
-        Tls::client(config, server_name(&self.server)?, self.said.clone(), self.paths.clone())
+        match &self.0 {
+            With::Certificates(of) => {
+                let name = server_name(&of.server)?;
+                Certified::client(of.current().0, name, of.said.clone(), of.paths.clone()).map(Tls::new)
+            }
+            #[cfg(feature = "psk")]
+            With::Key(keyed) => keyed.begin(),
+        }
     }
 
     /// As [`Acceptor::validity`].
     #[must_use]
     pub fn validity(&self) -> Option<Validity> {
-        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said)).1
+        match &self.0 {
+            With::Certificates(of) => of.current().1,
+            #[cfg(feature = "psk")]
+            With::Key(_) => None,
+        }
+    }
+}
+
+impl OfServer {
+    fn current(&self) -> (Arc<ClientConfig>, Option<Validity>) {
+        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said))
     }
 }
 
@@ -198,6 +290,22 @@ pub fn check(paths: &Paths, own: Option<&PeerName>) -> Result<(), TlsError> {
     loaded.check_name(own, paths)?;
     loaded.check_chain(paths)?;
     server_config(loaded, &Clients::Anybody, Versions::Newest, &Said::default()).map(drop)
+}
+
+/// Whether shared keys can be used; how many names there are.
+///
+/// # Errors
+/// Why not.
+#[cfg(feature = "psk")]
+pub fn check_keys(file: &Path) -> Result<usize, TlsError> {
+    keys::Keys::load(file).map(|keys| keys.len())
+}
+
+/// # Errors
+/// That this build knows no shared keys.
+#[cfg(not(feature = "psk"))]
+pub fn check_keys(file: &Path) -> Result<usize, TlsError> {
+    Acceptor::with_keys(file).map(|_| 0)
 }
 
 /// The configuration of the files as they are now, or as they were when they could last be used; and how long they are
@@ -299,5 +407,7 @@ impl Versions {
     }
 }
 
+#[cfg(all(test, feature = "psk"))]
+mod psk_tests;
 #[cfg(test)]
 mod tests;

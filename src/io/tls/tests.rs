@@ -85,7 +85,7 @@ fn reactor() -> Reactor {
     Reactor::new(ReactorOptions { arena_bytes: 32 << 20, ..ReactorOptions::default() }).expect("a reactor")
 }
 
-fn listening(acceptor: Option<&Acceptor>) -> (Reactor, Address) {
+pub fn listening(acceptor: Option<&Acceptor>) -> (Reactor, Address) {
     let mut reactor = reactor();
     let listener = reactor.listen_with(&Address::Tcp("127.0.0.1:0".into()), acceptor).expect("a free port");
     let address = reactor.listen_address(listener).expect("it listens").clone();
@@ -93,7 +93,7 @@ fn listening(acceptor: Option<&Acceptor>) -> (Reactor, Address) {
 }
 
 /// Turns both, or one, until `done`; at most ten seconds.
-fn turn(reactors: &mut [&mut Reactor], mut done: impl FnMut(usize, &mut Reactor, &Event) -> bool) {
+pub fn turn(reactors: &mut [&mut Reactor], mut done: impl FnMut(usize, &mut Reactor, &Event) -> bool) {
     let begun = std::time::Instant::now();
     let mut finished = false;
     while !finished {
@@ -108,7 +108,7 @@ fn turn(reactors: &mut [&mut Reactor], mut done: impl FnMut(usize, &mut Reactor,
     }
 }
 
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
+pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     (0..length as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15 + 2 * seed) >> 29) as u8).collect()
 }
 

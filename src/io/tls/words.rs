@@ -85,6 +85,58 @@ pub fn failure(error: &Error, said: Option<String>, paths: &Paths, established: 
     }
 }
 
+/// How a connection with a shared key failed, as OpenSSL tells it.
+#[cfg(feature = "psk")]
+pub struct SharedKey<'a> {
+    /// Number of the reason (openssl/sslerr.h), and its text.
+    pub code: i32,
+    pub reason: &'a str,
+    /// After the handshake.
+    pub established: bool,
+    /// What we say that we are, where we are the client.
+    pub own: Option<String>,
+    /// What the client says that it is, and whether there is such a name.
+    pub name: Option<(String, bool)>,
+    pub path: &'a Path,
+}
+
+/// Why a connection with a shared key failed: for the log of this host only, for it tells names from keys.
+#[cfg(feature = "psk")]
+pub fn shared_key(failed: &SharedKey<'_>) -> String {
+    /// From here on: alerts of the peer (`SSL_AD_REASON_OFFSET`).
+    const ALERTS: i32 = 1000;
+    const BAD_RECORD: i32 = 281;
+    /// `BINDER_DOES_NOT_VERIFY`, `DIGEST_CHECK_FAILED`.
+    const NOT_THE_KEY: [i32; 2] = [253, 149];
+    /// `NO_SHARED_CIPHER`, `NO_SUITABLE_SIGNATURE_ALGORITHM`, `NO_SUITABLE_KEY_SHARE`, `UNSUPPORTED_PROTOCOL`.
+    const NOTHING_IN_COMMON: [i32; 4] = [193, 118, 101, 258];
+    let (code, reason, path) = (failed.code, failed.reason, failed.path.display());
+    if let Some(own) = failed.own.as_ref().filter(|_| !failed.established) {
+        return format!(
+            "TLS: the server does not take the key of {own} in {path} ({reason}): it needs the same line in its own file of \
+             shared keys, and TLS 1.3, or 1.2 with ECDHE-PSK or DHE-PSK and an AEAD cipher"
+        );
+    }
+    match &failed.name {
+        _ if code >= ALERTS => format!("TLS: the peer gave up: {reason}"),
+        _ if failed.established && code == BAD_RECORD => {
+            "TLS: a record was changed on its way, or is damaged".to_owned()
+        }
+        Some((name, false)) if !failed.established => {
+            format!("TLS: the client calls itself {name}, which has no key in {path}: add it there, it is read anew")
+        }
+        Some((name, true)) if !failed.established && (code == BAD_RECORD || NOT_THE_KEY.contains(&code)) => {
+            format!("TLS: the client calls itself {name}, and its key is not the one in {path}")
+        }
+        None if NOTHING_IN_COMMON.contains(&code) => format!(
+            "TLS: the client shows no shared key ({reason}): here it needs one of {path}, and TLS 1.3, or 1.2 with \
+             ECDHE-PSK or DHE-PSK and an AEAD cipher"
+        ),
+        None if !failed.established => format!("TLS was expected, and what came is none ({reason})"),
+        _ => format!("TLS: {reason}"),
+    }
+}
+
 fn time(at: &UnixTime) -> String {
     let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), |time| time.to_string())

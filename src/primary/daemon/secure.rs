@@ -1,4 +1,4 @@
-//! What of a primary is secured, and with which certificates: NBD clients, the link to DR, the connection to the table.
+//! What of a primary is secured, and with which certificates or keys: NBD clients, the link to DR, the connection to the table.
 
 use std::collections::HashSet;
 
@@ -40,7 +40,7 @@ impl Security {
         Ok(Security { table, dr, ..Security::of_clients(config, Role::Primary, settings)? })
     }
 
-    /// Loads the certificates of a promoted DR, which has no links.
+    /// Loads the certificates or shared keys of a promoted DR, which has no links.
     ///
     /// # Errors
     /// Which cannot be used.
@@ -51,6 +51,10 @@ impl Security {
 
     fn of_clients(config: &Config, role: Role, settings: Option<(TlsMode, bool)>) -> Result<Security, TlsError> {
         let (mode, known) = settings.unwrap_or_default();
+        if let Some(file) = config.shared_keys(role) {
+            let nbd = Some(Acceptor::with_keys(&file)?);
+            return Ok(Security { nbd, mode, ..Security::default() });
+        }
         let (TlsMode::Optional | TlsMode::Required, Some(paths)) = (mode, config.certificates(role)) else {
             return Ok(Security::default());
         };
