@@ -1,9 +1,9 @@
 //! Promotion: fence, read the table, reconcile, fetch, report, replay, serve.
 //!
 //! ```text
-//!   PROMOTING durable ─► open epoch+1 (fences) ─► head ─► fence block ─► lease ─► records ─► settle
-//!     ─► append records ─► states ─► fetch from the ring ─► report durable ─► replay ─► checkpoint
-//!     ─► PROMOTED durable ─► done, serve
+//!   PROMOTING durable ─► open epoch+1 (fences) ─► head ─► fence block ─► lease ─► head again ─► records
+//!     ─► settle ─► append records ─► states ─► fetch from the ring ─► report durable ─► replay
+//!     ─► checkpoint ─► PROMOTED durable ─► done, serve
 //!   plan: open the read-only view ─► head ─► records ─► states ─► fetch, only to verify ─► done
 //! ```
 //!
@@ -11,8 +11,9 @@
 //! - Nothing is fenced before it is durable that a promotion is under way, nothing is served before the
 //!   report, the volumes and the new epoch are (I7, I4). Killed anywhere and called again, it ends the same:
 //!   what it adds goes to journal and spool first, and once the report is stored its cut is final.
-//! - Between the fence and the first look at the table, every writer that the fence cannot reach has lost
-//!   its lease (I7).
+//! - Between the fence and the first look at the table that counts, every writer that the fence cannot reach
+//!   has lost its lease (I7). Until then it may format a region that was blank or damaged, and fill it (I4), so
+//!   the head is read again; and if it has formatted over the fence, that is put up again, and the lease with it.
 //! - A plan writes nothing and closes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -69,6 +70,8 @@ pub(super) enum Step {
     Fencing,
     /// Until then a writer that the fence does not reach may still acknowledge.
     Lease(u64),
+    /// The head is read again: what it says now counts.
+    HeadAgain,
     Records,
     /// What came in before the links were cut becomes durable and is applied.
     Settling,
@@ -88,7 +91,7 @@ impl Step {
         match self {
             Step::Marking | Step::Opening | Step::Head | Step::Fencing => "fencing",
             Step::Lease(_) => "waiting for the lease of the old writer to end",
-            Step::Records | Step::States => "reading the status table",
+            Step::HeadAgain | Step::Records | Step::States => "reading the status table",
             Step::Settling | Step::Appending => "settling what has come in",
             Step::Fetching => "fetching from the auxiliary",
             Step::Storing(_) => "storing the loss report",
@@ -167,6 +170,12 @@ impl Promotion {
 /// An error that says what would make it safe.
 pub(super) fn unsafe_because(text: impl Into<String>) -> PromoteError {
     PromoteError { text: text.into(), refused_for_safety: true }
+}
+
+/// One block of the head of the table.
+fn block(bytes: &Bytes, at: u64) -> &[u8] {
+    let at = usize::try_from(at).expect("the head is small");
+    bytes.get(at..at + BLOCK_BYTES).unwrap_or_default()
 }
 
 fn failed(text: impl Into<String>) -> PromoteError {
@@ -311,7 +320,6 @@ impl Machine {
     }
 
     pub(super) fn aux_opened(&mut self, _now: Now, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
-        let ticket = self.desk.ticket();
         let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Opening) else { return };
         promotion.fencing = fencing;
         if size < RECORDS_AT {
@@ -319,6 +327,12 @@ impl Machine {
             return self.promote_fails(unsafe_because(text), fx);
         }
         promotion.step = Step::Head;
+        self.read_head(fx);
+    }
+
+    fn read_head(&mut self, fx: &mut Vec<Effect>) {
+        let ticket = self.desk.ticket();
+        let Some(promotion) = &mut self.promotion else { return };
         promotion.head = Some(ticket);
         fx.push(Effect::AuxRead { ticket, offset: HEADER_AT, length: RECORDS_AT });
     }
@@ -362,7 +376,13 @@ impl Machine {
         promotion.aux_open = false;
         match promotion.step {
             Step::Opening => self.aux_failed(now, reason, false, fx),
-            Step::Head | Step::Fencing | Step::Lease(_) | Step::Records | Step::States | Step::Fetching => {
+            Step::Head
+            | Step::Fencing
+            | Step::Lease(_)
+            | Step::HeadAgain
+            | Step::Records
+            | Step::States
+            | Step::Fetching => {
                 let text =
                     format!("the auxiliary was lost while its table was being read ({reason}): call promote again");
                 self.promote_fails(failed(text), fx);
@@ -402,54 +422,20 @@ impl Machine {
         }
     }
 
-    /// Header, fence and heartbeat of the table.
+    /// Header, fence and heartbeat of the table. Before the fence they say whether it may be put up there; after the
+    /// lease, and to a plan, what there is to read.
     fn head_read(&mut self, now: Now, bytes: &Bytes, fx: &mut Vec<Effect>) {
-        let it = self.keeper.get();
-        let (group, owner, above) = (it.group, it.owner, self.history.floor());
-        let ticket = self.desk.ticket();
-        let Some(promotion) = &mut self.promotion else { return };
-        let block = |at: u64| bytes.get(at as usize..at as usize + BLOCK_BYTES).unwrap_or_default();
-        promotion.aux = "read";
-        let header = block(HEADER_AT);
-        if is_zero(header) {
-            promotion.blank = true;
-            fx.push(Effect::Log { level: Level::Warn, text: BLANK_TABLE.into() });
-        } else {
-            match TableHeader::decode(header) {
-                Ok(header) if header.group == group => {
-                    let mut table = TableReader::new(header.layout(), group, above, promotion.target);
-                    match Heartbeat::decode(block(HEARTBEAT_AT)) {
-                        Ok(beat) => table.told = beat.tail,
-                        Err(err) => {
-                            let text = format!("the heartbeat of the status table cannot be read: {err}");
-                            fx.push(Effect::Log { level: Level::Warn, text });
-                        }
-                    }
-                    promotion.table = Some(table);
-                }
-                Ok(header) => {
-                    let text = format!(
-                        "the status table belongs to group {:016x}, this site to {:016x}",
-                        header.group.0, group.0
-                    );
-                    return self.promote_fails(unsafe_because(text), fx);
-                }
-                Err(err) => {
-                    let text = format!("the status table cannot be read: {err}. With --force it is left out");
-                    if !promotion.force {
-                        return self.promote_fails(unsafe_because(text), fx);
-                    }
-                    promotion.aux = "unreachable";
-                    fx.push(Effect::Log { level: Level::Error, text });
-                }
-            }
+        let owner = self.keeper.get().owner;
+        if let Err(error) = self.look_at_head(bytes, fx) {
+            return self.promote_fails(error, fx);
         }
+        let Some(promotion) = &mut self.promotion else { return };
         if promotion.plan {
             return self.fenced(now, fx);
         }
         let target = promotion.target;
-        if let Ok(fence) = Fence::decode(block(FENCE_AT))
-            && (fence.epoch > target || fence.epoch == target && fence.owner != owner)
+        let fence = Fence::decode(block(bytes, FENCE_AT)).ok();
+        if let Some(fence) = fence.filter(|fence| fence.epoch > target || fence.epoch == target && fence.owner != owner)
         {
             let text = format!(
                 "epoch {} of {:016x} is in force at the auxiliary: another site was promoted",
@@ -457,10 +443,69 @@ impl Machine {
             );
             return self.promote_fails(unsafe_because(text), fx);
         }
+        if promotion.step == Step::HeadAgain {
+            if fence.is_some_and(|fence| fence.epoch == target) {
+                promotion.step = Step::Records;
+                return;
+            }
+            // It renewed its lease since, by a fence block of its own.
+            let text = "the old writer has written over the fence in the status table: putting it up again";
+            fx.push(Effect::Log { level: Level::Warn, text: text.into() });
+        }
+        let ticket = self.desk.ticket();
+        let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fencing;
         promotion.fence = Some(ticket);
         let parts = vec![Bytes::copy_from_slice(&Fence { epoch: target, owner }.encode())];
         fx.push(Effect::AuxWrite { ticket, offset: FENCE_AT, parts, fua: true });
+    }
+
+    /// What kind of table there is, if any, and where its records are.
+    fn look_at_head(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) -> Result<(), PromoteError> {
+        let (group, above) = (self.keeper.get().group, self.history.floor());
+        let Some(promotion) = &mut self.promotion else { return Ok(()) };
+        promotion.aux = "read";
+        promotion.table = None;
+        let counts = promotion.plan || promotion.step == Step::HeadAgain;
+        let header = block(bytes, HEADER_AT);
+        promotion.blank = is_zero(header);
+        if promotion.blank {
+            if counts {
+                fx.push(Effect::Log { level: Level::Warn, text: BLANK_TABLE.into() });
+            }
+            return Ok(());
+        }
+        match TableHeader::decode(header) {
+            Ok(header) if header.group == group => {
+                let mut table = TableReader::new(header.layout(), group, above, promotion.target);
+                match Heartbeat::decode(block(bytes, HEARTBEAT_AT)) {
+                    Ok(beat) => table.told = beat.tail,
+                    Err(err) if counts => {
+                        let text = format!("the heartbeat of the status table cannot be read: {err}");
+                        fx.push(Effect::Log { level: Level::Warn, text });
+                    }
+                    Err(_) => {}
+                }
+                promotion.table = Some(table);
+                Ok(())
+            }
+            Ok(header) => {
+                let (there, here) = (header.group.0, group.0);
+                let text = format!("the status table belongs to group {there:016x}, this site to {here:016x}");
+                Err(unsafe_because(text))
+            }
+            Err(err) => {
+                let text = format!("the status table cannot be read: {err}. With --force it is left out");
+                if !promotion.force {
+                    return Err(unsafe_because(text));
+                }
+                promotion.aux = "unreachable";
+                if counts {
+                    fx.push(Effect::Log { level: Level::Error, text });
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The fence stands, as far as one can be had. Answers of the auxiliary and of this site that were given
@@ -490,7 +535,12 @@ impl Machine {
         let Some(promotion) = &mut self.promotion else { return false };
         let before = promotion.step;
         match before {
-            Step::Lease(until) if now.mono_ns >= until => promotion.step = Step::Records,
+            // Without the auxiliary there is nothing to look at.
+            Step::Lease(until) if now.mono_ns >= until && !promotion.aux_open => promotion.step = Step::Records,
+            Step::Lease(until) if now.mono_ns >= until => {
+                promotion.step = Step::HeadAgain;
+                self.read_head(fx);
+            }
             Step::Records | Step::States if self.table_read(fx) => self.table_done(before, fx),
             Step::Settling => self.settling(fx),
             Step::Appending if self.journal.idle() => self.appended(fx),

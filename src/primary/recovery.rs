@@ -9,11 +9,14 @@
 //!
 //! A log that ends before what its watermark says was done, or with a damaged record, counts for nothing.
 //!
+//! What is damaged of the intent map counts as full, and is written so before the machine starts: what was read damaged
+//! may be read whole the next time, and would say then that nothing was written since (I2).
+//!
 //! In the same boot the page cache is whole, so the unsynced intent log is exact; unless a disk failed, which the
 //! process notes in the superblock before it ends ([`superblock::NO_BOOT`]): then, as after a loss of power, only what
 //! was made durable counts: the map (I2), and the reservation of seqs, which no write has passed.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::fifo::{self, DiskFifo};
 use super::intent::IntentMap;
@@ -65,8 +68,8 @@ pub struct Recovered {
     pub fifo: DiskFifo,
     pub lost: VolumeRanges,
     pub lost_any: bool,
-    /// Blocks to write before the machine starts: (which file, offset, bytes).
-    pub format: Vec<(Place, u64, Bytes)>,
+    /// To be made durable before the machine starts, one after the other.
+    pub format: Vec<Piece>,
     /// What the operator should know.
     pub notes: Vec<String>,
 }
@@ -77,6 +80,9 @@ pub enum Place {
     Map,
     Log,
 }
+
+/// Whole blocks to be written: which file, offset, bytes.
+pub type Piece = (Place, u64, Bytes);
 
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +111,7 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
         Err(error) => return Err(error),
     };
     check_superblock(expect, &superblock)?;
-    let intent = read_map(files.map, &sizes, superblock.group, &mut notes)?;
+    let (intent, mended) = read_map(files.map, &sizes, superblock.group, &mut notes)?;
     let log = read_log(files.log, &superblock, &mut notes)?;
     let failed = superblock.boot_id == superblock::NO_BOOT;
     let same_boot = log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
@@ -121,6 +127,7 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
         }
     };
     recovered.superblock.boot_id = expect.boot_id;
+    recovered.format.extend(mended);
     recovered.format.extend(log_header(expect, &recovered));
     if recovered.lost_any {
         notes.push(format!("{} bytes of volume are copied to DR as a batch", recovered.lost.bytes()));
@@ -258,7 +265,7 @@ fn coarsen(lost: &mut VolumeRanges, superblock: &Superblock) {
     }
 }
 
-fn log_header(expect: &Expect, recovered: &Recovered) -> [(Place, u64, Bytes); 2] {
+fn log_header(expect: &Expect, recovered: &Recovered) -> [Piece; 2] {
     let header = LogHeader {
         group: recovered.superblock.group,
         owner: recovered.superblock.owner,
@@ -276,6 +283,9 @@ fn log_header(expect: &Expect, recovered: &Recovered) -> [(Place, u64, Bytes); 2
         (Place::Log, LogLayout::WATERMARK_AT, Bytes::copy_from_slice(&watermark.encode())),
     ]
 }
+
+/// At most so many bytes of the map are mended by one write.
+const MEND_BYTES: usize = 1 << 20;
 
 // ---- reading ---------------------------------------------------------------------------------
 
@@ -340,25 +350,29 @@ fn describe_sizes(sizes: impl Iterator<Item = u64>) -> String {
     format!("[{}] bytes", sizes.join(", "))
 }
 
+/// The map, and what is to be written of it: pages that were damaged, as the full ones they count for, and after them a
+/// header that was.
 fn read_map(
     file: &dyn ReadAt,
     sizes: &[u64],
     group: GroupId,
     notes: &mut Vec<String>,
-) -> Result<IntentMap, RecoveryError> {
+) -> Result<(IntentMap, Vec<Piece>), RecoveryError> {
     let io = |source| RecoveryError::Io { file: "intent map", source };
     let mut map = IntentMap::new(sizes);
     let layout = MapLayout::new(sizes);
+    let wanted = MapHeader { group, sizes_digest: sizes_digest(sizes) };
     let header = file.read_at(0, BLOCK_BYTES).map_err(io)?;
-    let whole = MapHeader::decode(&header)
-        .is_ok_and(|header| header.group == group && header.sizes_digest == sizes_digest(sizes));
+    let whole = MapHeader::decode(&header).is_ok_and(|header| header == wanted);
     if !whole {
         notes.push("the intent map is missing or damaged: whole volumes are copied (I8)".into());
     }
+    let mut runs: Vec<(u64, BytesMut)> = Vec::new();
     for index in 0..sizes.len() {
         let volume = volume_at(index);
         for page in 0..layout.volume_pages(volume) {
-            let bytes = file.read_at(layout.page_offset(volume, page), BLOCK_BYTES).map_err(io)?;
+            let offset = layout.page_offset(volume, page);
+            let bytes = file.read_at(offset, BLOCK_BYTES).map_err(io)?;
             if whole && is_zero(&bytes) {
                 continue;
             }
@@ -366,12 +380,23 @@ fn read_map(
                 Ok(found) if whole && found.volume == volume && found.index == page => map.load(found),
                 _ => {
                     notes.push(format!("page {page} of volume {index} of the intent map is damaged: all of it counts"));
-                    map.load(Page::full(volume, page));
+                    let full = Page::full(volume, page);
+                    match runs.last_mut() {
+                        Some((at, run)) if run.len() < MEND_BYTES && *at + run.len() as u64 == offset => {
+                            run.extend_from_slice(&full.encode());
+                        }
+                        _ => runs.push((offset, BytesMut::from(&full.encode()[..]))),
+                    }
+                    map.load(full);
                 }
             }
         }
     }
-    Ok(map)
+    let mut mended: Vec<Piece> = runs.into_iter().map(|(at, run)| (Place::Map, at, run.freeze())).collect();
+    if !whole {
+        mended.push((Place::Map, 0, Bytes::copy_from_slice(&wanted.encode())));
+    }
+    Ok((map, mended))
 }
 
 fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>) -> Result<Option<Log>, RecoveryError> {

@@ -57,7 +57,16 @@ pub struct Disk<F> {
     /// One has, in this file.
     misdirected: Option<F>,
     /// Bits that have flipped at rest.
-    flips: Vec<(F, u64, u8)>,
+    flips: Vec<Flip<F>>,
+}
+
+/// A bit that has flipped, and the version of what it flipped in.
+#[derive(Clone, Copy, Debug)]
+struct Flip<F> {
+    file: F,
+    at: u64,
+    bit: u8,
+    version: u64,
 }
 
 /// Some of the files.
@@ -193,11 +202,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// A bit at rest changes, and nobody is told.
     pub fn flip(&mut self, file: F, at: u64, bit: u8) {
-        let (target, at) = (self.file_mut(file), at as usize);
-        target.touched[at / SECTOR] = true;
-        target.cache[at] ^= 1 << bit;
-        target.stable[at] ^= 1 << bit;
-        self.flips.push((file, at as u64, bit));
+        let target = self.file_mut(file);
+        let version = target.sector_versions[at as usize / SECTOR];
+        target.touched[at as usize / SECTOR] = true;
+        target.cache[at as usize] ^= 1 << bit;
+        target.stable[at as usize] ^= 1 << bit;
+        self.flips.push(Flip { file, at, bit, version });
     }
 
     pub fn file(&self, file: F) -> &SimFile {
@@ -420,12 +430,18 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.flips.len()
     }
 
-    /// Those after the first so many flip back.
+    /// Those after the first so many flip back, but in what was written since: there nothing is damaged any more.
     pub fn unflip(&mut self, from: usize) {
-        for (file, at, bit) in self.flips.split_off(from) {
-            self.flip(file, at, bit);
+        for Flip { file, at, bit, version } in self.flips.split_off(from) {
+            let target = self.file_mut(file);
+            if target.sector_versions[at as usize / SECTOR] != version {
+                continue;
+            }
+            if target.at_rest(at) {
+                target.cache[at as usize] ^= 1 << bit;
+            }
+            target.stable[at as usize] ^= 1 << bit;
         }
-        self.flips.truncate(from);
     }
 
     /// Whether a write to `file` that overlaps the range is in flight.
@@ -699,6 +715,22 @@ mod tests {
             missing += usize::from(disk.file(0).cache()[4096] == 0);
         }
         assert!(missing > 30);
+    }
+
+    #[test]
+    fn bit_that_flips_back_leaves_alone_what_was_written_since() {
+        for written in [false, true] {
+            let mut disk = disk(Class::Buffered);
+            disk.plant(0, 0, &[7; 1024]);
+            disk.flip(0, 600, 3);
+            if written {
+                disk.plant(0, 512, &[9; 512]);
+            }
+            disk.unflip(0);
+            let want = if written { 9 } else { 7 };
+            assert_eq!((disk.file(0).cache()[600], disk.file(0).stable()[600]), (want, want));
+            assert_eq!(disk.flips(), 0);
+        }
     }
 
     #[test]

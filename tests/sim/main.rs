@@ -120,6 +120,12 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (653979, "a payload spoiled after the report was stored, and --force did not promote what was left"),
     (634223, "a payload that the disk FIFO had shipped and given up was asked for again, and nobody brought it"),
     (603414, "sim: slots that are damaged in the table were held against a site that is damaged, too"),
+    (704582, "a page of the intent map was read damaged, this once, and taken for full: on the disk it was not"),
+    (713524, "as 704582, where the header of the map was read damaged"),
+    (
+        726829,
+        "a table that was blank when a promotion fenced it was formatted and filled within the lease, and never read",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),

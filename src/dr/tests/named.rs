@@ -10,9 +10,12 @@ use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
 use crate::dr::links::{Standing, Writer, judge};
 use crate::dr::recovery::{Found, recover};
+use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, PROMOTED, PROMOTING, Role, SYNCED, Superblock, read_slots};
+use crate::format::table::{FENCE_AT, Fence};
 use crate::format::wire::{Hello, Message, Purpose, RefuseCode};
+use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
 /// A site with a recovery point and some history behind it.
 pub fn site(seed: u64, auxiliary: bool) -> Trial {
@@ -126,6 +129,42 @@ fn what_only_the_table_knows_is_reported_with_its_state() {
     for write in report.missing.iter() {
         let want = if write.op == "write" { "queued" } else { "held" };
         assert_eq!(write.state, want, "{write:?}");
+    }
+}
+
+/// Storage that cannot fence: a writer that finds the region blank formats it, over the fence or beside it, and fills it
+/// while its lease lasts.
+#[test]
+fn what_is_written_to_a_blank_table_before_the_lease_ends_is_reported() {
+    for over_the_fence in [false, true] {
+        let mut trial = site(5, true);
+        caught_up(&mut trial);
+        trial.lose_primary();
+        trial.region = Some(vec![0; 1 << 20]);
+        trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+        let block = FENCE_AT as usize..FENCE_AT as usize + BLOCK_BYTES;
+        let fence = |trial: &Trial| trial.region.as_ref().expect("given")[block.clone()].to_vec();
+        while is_zero(&fence(&trial)) {
+            trial.settle_region();
+            trial.drain_disk();
+        }
+        let (ours, fenced_ns) = (fence(&trial), trial.now.mono_ns);
+        for _ in 0..10 {
+            trial.write();
+        }
+        trial.give_region(trial.writer.records.len());
+        let theirs = Fence { epoch: Epoch(1), owner: Owner(42) }.encode();
+        let stands = if over_the_fence { &theirs[..] } else { &ours };
+        trial.region.as_mut().expect("given")[block.clone()].copy_from_slice(stands);
+        trial.settle(0);
+        let report = trial.outcome.take().expect("settled").expect("promoted");
+        let tail = trial.writer.tail();
+        assert_eq!((report.aux.as_str(), report.incomplete.as_deref(), report.tail_seq), ("read", None, tail));
+        trial.check_report(&report, tail);
+        assert_eq!(fence(&trial), ours, "the fence stands");
+        // Who has written over the fence has renewed its lease by what it wrote.
+        let leases = if over_the_fence { 2 } else { 1 };
+        assert!(trial.now.mono_ns - fenced_ns >= leases * (LEASE_NS + LEASE_MARGIN_NS), "{over_the_fence}");
     }
 }
 

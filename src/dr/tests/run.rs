@@ -615,7 +615,7 @@ impl Trial {
     }
 
     /// I4: exactly the writes above the cut that anyone alive knows of.
-    fn check_report(&self, report: &PromoteReport, known_tail: Seq) {
+    pub fn check_report(&self, report: &PromoteReport, known_tail: Seq) {
         assert!(report.tail_seq >= known_tail.max(self.writer.durable), "{} < {known_tail}", report.tail_seq);
         let listed: BTreeSet<u64> = report.missing.iter().map(|write| write.seq.0).collect();
         let lost: BTreeSet<u64> = self
