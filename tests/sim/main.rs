@@ -126,6 +126,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         726829,
         "a table that was blank when a promotion fenced it was formatted and filled within the lease, and never read",
     ),
+    (
+        729915,
+        "pieces of a first sync begun anew waited behind a read for the one before, were dropped with it, and missed",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
