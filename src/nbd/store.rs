@@ -21,17 +21,22 @@
 //!   same connection (I2, I3, I6).
 //! - A failed flush ends the trust in the store, as a failed sync does in a file.
 
+mod line;
+mod op;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use self::line::{FLUSH, Flushing, Line, Piece, room, send};
+use self::op::{Op, Work, join};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Ticket;
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::core::overlap::InFlight;
 use crate::core::rope::Rope;
-use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
+use crate::limits::{BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
 use crate::nbd::client::{ClientSession, Event, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -88,152 +93,6 @@ pub struct Store {
     broken: Option<IoFail>,
     zeroes: Bytes,
     said: Vec<Said>,
-}
-
-/// One connection.
-#[derive(Debug)]
-struct Line {
-    session: ClientSession,
-    out: Outbox,
-    info: Option<ExportInfo>,
-    pieces: Slots<Piece>,
-    /// Payload of requests on the wire, both ways.
-    wire_bytes: u64,
-    /// May be sent, the next one first.
-    ready: VecDeque<u64>,
-    /// While operations of earlier connections are sent again.
-    order: Option<InFlight<u64>>,
-    /// Changes that were answered before this connection, and are not acknowledged on it.
-    behind: usize,
-    /// Acknowledged since the last flush was sent; and how many of them are answered only once they are flushed.
-    settled: Vec<u64>,
-    owed: usize,
-    flushing: Option<Flushing>,
-    /// Of changes that were sent here and that no flush covers.
-    kept_bytes: u64,
-    /// The server has said that it is leaving: nothing more is asked.
-    leaving: bool,
-    /// The server has refused to write zeroes by itself.
-    no_zeroes: bool,
-    heard_ns: u64,
-}
-
-#[derive(Debug)]
-struct Flushing {
-    covered: Vec<u64>,
-    syncs: Vec<Ticket>,
-}
-
-/// A request on the wire: a part of an operation, or a flush.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    op: u64,
-    index: usize,
-    bytes: u64,
-}
-
-/// Number of no operation: that of flushes.
-const FLUSH: u64 = u64::MAX;
-/// What a change is counted with beside its bytes.
-const CHANGE_BYTES: u64 = 256;
-
-#[derive(Debug)]
-struct Op {
-    ticket: Ticket,
-    work: Work,
-    offset: u64,
-    length: u64,
-    /// Where the next request begins, and requests on the wire; of this connection.
-    at: u64,
-    left: usize,
-    /// What a read has brought, by piece.
-    data: Vec<Bytes>,
-    failed: Option<Errno>,
-    answered: bool,
-}
-
-#[derive(Debug)]
-enum Work {
-    Read,
-    Write {
-        parts: Vec<Bytes>,
-        durable: bool,
-    },
-    /// `written`: as bytes, for the server does not do it by itself.
-    Zero {
-        unmap: bool,
-        durable: bool,
-        written: bool,
-    },
-    Status {
-        most: usize,
-        found: Vec<Stretch>,
-        list: bool,
-    },
-}
-
-impl Op {
-    fn changes(&self) -> bool {
-        matches!(self.work, Work::Write { .. } | Work::Zero { .. })
-    }
-
-    fn durable(&self) -> bool {
-        matches!(self.work, Work::Write { durable: true, .. } | Work::Zero { durable: true, .. })
-    }
-
-    fn end(&self) -> u64 {
-        self.offset + self.length
-    }
-
-    fn kept_bytes(&self) -> u64 {
-        let bytes = if let Work::Write { .. } = self.work { self.length } else { 0 };
-        if self.changes() { bytes + CHANGE_BYTES } else { 0 }
-    }
-
-    /// As it was before any connection.
-    fn begin_again(&mut self) {
-        (self.at, self.left, self.failed) = (self.offset, 0, None);
-        self.data.clear();
-        if let Work::Status { found, .. } = &mut self.work {
-            found.clear();
-        }
-    }
-}
-
-impl Line {
-    fn usable(&self) -> bool {
-        self.info.is_some() && !self.leaving
-    }
-
-    /// An operation is over here: those that waited for it may be sent. What was answered before goes first: no flush
-    /// makes room for others before that.
-    fn finish(&mut self, number: u64, ops: &BTreeMap<u64, Op>) {
-        let Some(order) = &mut self.order else { return };
-        let mut started = Vec::new();
-        order.finish(number, &mut started);
-        for next in started {
-            if ops.get(&next).is_some_and(|op| op.answered) {
-                self.ready.push_front(next);
-            } else {
-                self.ready.push_back(next);
-            }
-        }
-        if order.is_empty() {
-            self.order = None;
-        }
-    }
-
-    fn flags(&self) -> u16 {
-        self.info.map_or(0, |info| info.flags)
-    }
-
-    fn piece_bytes(&self) -> u64 {
-        u64::from(self.info.map_or(BACKING_PIECE_BYTES, |info| info.block_max.min(BACKING_PIECE_BYTES)))
-    }
-
-    fn writes_zeroes(&self) -> bool {
-        self.flags() & SEND_WRITE_ZEROES != 0 && !self.no_zeroes
-    }
 }
 
 impl Store {
@@ -653,88 +512,6 @@ impl Store {
         }
         self.said.push(Said::Allocated { ranges });
     }
-}
-
-/// Whether a change that has not begun here may: what is remembered has a bound (I9).
-fn room(line: &Line, op: &Op, kept_bytes_max: u64) -> bool {
-    let begins = op.changes() && op.at == op.offset && op.left == 0;
-    !begins || op.answered || line.kept_bytes == 0 || line.kept_bytes + op.kept_bytes() <= kept_bytes_max
-}
-
-/// Sends the next piece of an operation. True when its next one is not known before this one is answered.
-fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bool {
-    if op.at == op.offset && op.left == 0 {
-        line.kept_bytes += op.kept_bytes();
-        if let Work::Zero { written, .. } = &mut op.work {
-            *written = !line.writes_zeroes();
-        }
-    }
-    let (at, left) = (op.at, op.end() - op.at);
-    let (by_pieces, by_ranges) = (left.min(line.piece_bytes()), left.min(BACKING_RANGE_BYTES));
-    let (length, bytes) = match &op.work {
-        Work::Read | Work::Write { .. } => (by_pieces, by_pieces),
-        Work::Zero { written: true, .. } => (by_pieces.min(ZEROES_BYTES), by_pieces.min(ZEROES_BYTES)),
-        Work::Zero { .. } | Work::Status { .. } => (by_ranges, 0),
-    };
-    let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
-    let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });
-    line.wire_bytes += bytes;
-    op.left += 1;
-    let fua = op.durable() && line.flags() & SEND_FUA != 0;
-    let Line { session, out, .. } = line;
-    match &op.work {
-        Work::Status { .. } => {
-            session.status(piece, at, short, out);
-            return true;
-        }
-        Work::Read => {
-            op.data.push(Bytes::new());
-            session.read(piece, at, short, out);
-        }
-        Work::Write { parts, .. } => session.write(piece, at, part(parts, at - op.offset, length), fua, out),
-        Work::Zero { written: false, unmap, .. } => session.zeroes(piece, at, short, *unmap, fua, out),
-        Work::Zero { .. } => {
-            if zeroes.is_empty() {
-                *zeroes = Bytes::from(vec![0; ZEROES_BYTES as usize]);
-            }
-            session.write(piece, at, vec![zeroes.slice(..length as usize)], fua, out);
-        }
-    }
-    op.at += length;
-    false
-}
-
-/// Bytes of one piece when zeroes have to be written out.
-const ZEROES_BYTES: u64 = 1 << 20;
-
-/// `length` bytes of a run of parts from `skip` on.
-fn part(parts: &[Bytes], mut skip: u64, length: u64) -> Vec<Bytes> {
-    let mut taken = Vec::with_capacity(parts.len());
-    let mut left = length;
-    for part in parts {
-        let here = part.len() as u64;
-        if skip >= here {
-            skip -= here;
-            continue;
-        }
-        let bytes = left.min(here - skip);
-        if bytes == 0 {
-            break;
-        }
-        let (from, to) = (skip as usize, (skip + bytes) as usize);
-        taken.push(part.slice(from..to));
-        (skip, left) = (0, left - bytes);
-    }
-    taken
-}
-
-fn join(mut data: Vec<Bytes>) -> Bytes {
-    if data.len() == 1 {
-        return data.remove(0);
-    }
-    let mut joined = BytesMut::with_capacity(data.iter().map(Bytes::len).sum());
-    data.iter().for_each(|part| joined.extend_from_slice(part));
-    joined.freeze()
 }
 
 /// Answers a change.
