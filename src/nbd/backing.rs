@@ -121,7 +121,7 @@ impl Backings {
     /// # Errors
     /// The server is out of reach, or not fit.
     pub fn open(&mut self, reactor: &mut Reactor, volumes: usize, opening: Opening<'_>) -> Result<FileId, OpenError> {
-        if let Some(index) = self.remotes.iter().position(|remote| remote.uri == *opening.uri) {
+        if let Some(index) = self.remotes.iter().position(|remote| remote.uri.is_same_export(opening.uri)) {
             return Ok(FileId(REMOTE + index));
         }
         let index = self.add(reactor.now(), volumes, opening);
