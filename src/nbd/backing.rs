@@ -74,6 +74,7 @@ pub struct Backings {
 
 #[derive(Debug)]
 struct Remote {
+    volume: String,
     store: Store,
     uri: NbdUri,
     connector: Option<Connector>,
@@ -131,11 +132,11 @@ impl Backings {
 
     /// Takes a volume on; its connection is made by the next `tick`.
     fn add(&mut self, now: Now, volumes: usize, opening: Opening<'_>) -> usize {
-        let place = format!("volume {}: {}", opening.volume, opening.uri);
         let kept = (BACKING_KEPT_BYTES_MAX / volumes.max(1) as u64).max(BACKING_KEPT_BYTES_MIN);
         let index = self.remotes.len();
         self.remotes.push(Remote {
-            store: Store::new(place, opening.size, kept),
+            volume: opening.volume.to_owned(),
+            store: Store::new(opening.uri.to_string(), opening.size, kept),
             uri: opening.uri.clone(),
             connector: opening.connector,
             conn: None,
@@ -160,7 +161,7 @@ impl Backings {
         loop {
             self.tick(reactor);
             let remote = &self.remotes[index];
-            let failed = format!("{}: {}", remote.store.place(), remote.why);
+            let failed = format!("{}: {}", remote.place(), remote.why);
             if remote.lost.is_none() {
                 return Ok(());
             } else if remote.unfit {
@@ -248,6 +249,18 @@ impl Backings {
             None => reactor.allocated_ranges(file),
             Some(index) => Ok(self.remotes[index].listed.take().unwrap_or_else(|| vec![(0, u64::MAX)])),
         }
+    }
+
+    /// Whether everything that was answered on the servers is still there.
+    ///
+    /// # Errors
+    /// A server has refused what it must not: the role ends, and begins again from what is durable.
+    pub fn sound(&self) -> Result<(), IoFail> {
+        let broken = |remote: &Remote| {
+            let text = format!("volume {}: {}. Mend the server and start again", remote.volume, remote.store.broken()?);
+            Some(IoFail::Other(text))
+        };
+        self.remotes.iter().find_map(broken).map_or(Ok(()), Err)
     }
 
     // ---- what happens ------------------------------------------------------------------------
@@ -341,7 +354,7 @@ impl Backings {
             remote.lines = Sparing::new(LINES_PAUSE_NS);
         }
         if let Some(more) = remote.lines.due(now.mono_ns) {
-            let (place, why, more) = (remote.store.place(), &remote.why, Sparing::and_more(more));
+            let (place, why, more) = (remote.place(), &remote.why, Sparing::and_more(more));
             let waiting = remote.store.waiting();
             tracing::warn!("{place}: {why}; trying again, {waiting} requests wait for it{more}");
         }
@@ -370,7 +383,9 @@ impl Backings {
         for remote in &mut self.remotes {
             let now = reactor.now();
             match remote.conn {
-                None if now.mono_ns >= remote.retry_ns && !self.closing => remote.connect(reactor, now),
+                None if remote.may_connect(self.closing) && now.mono_ns >= remote.retry_ns => {
+                    remote.connect(reactor, now);
+                }
                 Some(conn) if remote.lost.is_some() && now.mono_ns >= remote.since_ns + HANDSHAKE_NS => {
                     reactor.abort(conn, "no end of the handshake within 10 seconds");
                     remote.since_ns = now.mono_ns;
@@ -379,7 +394,7 @@ impl Backings {
             }
             if !remote.silence_told && remote.silent_at_ns().is_some_and(|at| now.mono_ns >= at) {
                 remote.silence_told = true;
-                let (place, seconds) = (remote.store.place(), SILENCE_NS / 1_000_000_000);
+                let (place, seconds) = (remote.place(), SILENCE_NS / 1_000_000_000);
                 tracing::warn!("{place}: no answer for {seconds} seconds; waiting, for the connection stands");
             }
         }
@@ -392,7 +407,7 @@ impl Backings {
             return Some(0);
         }
         let due = |remote: &Remote| match remote.conn {
-            None => (!self.closing).then_some(remote.retry_ns),
+            None => remote.may_connect(self.closing).then_some(remote.retry_ns),
             Some(_) if remote.lost.is_some() => Some(remote.since_ns + HANDSHAKE_NS),
             Some(_) => remote.silent_at_ns().filter(|_| !remote.silence_told),
         };
@@ -403,7 +418,7 @@ impl Backings {
     #[must_use]
     pub fn degraded(&self, now: Now) -> Vec<(String, u64)> {
         let one = |remote: &Remote| {
-            let (place, waiting) = (remote.store.place(), remote.store.waiting());
+            let (place, waiting) = (remote.place(), remote.store.waiting());
             if let Some(lost) = remote.lost {
                 let text = format!("{place} is out of reach ({}): {waiting} requests wait", remote.why);
                 return Some((text, lost.wall_ns));
@@ -444,6 +459,14 @@ impl Backings {
 }
 
 impl Remote {
+    fn place(&self) -> String {
+        format!("volume {}: {}", self.volume, self.uri)
+    }
+
+    fn may_connect(&self, closing: bool) -> bool {
+        !closing && self.store.broken().is_none()
+    }
+
     fn connect(&mut self, reactor: &mut Reactor, now: Now) {
         let conn = reactor.next_conn();
         (self.conn, self.since_ns) = (Some(conn), now.mono_ns);
@@ -452,7 +475,7 @@ impl Remote {
     }
 
     fn ready(&mut self, now: Now) {
-        let (place, waiting) = (self.store.place(), self.store.waiting());
+        let (place, waiting) = (self.place(), self.store.waiting());
         let seconds = self.lost.take().map_or(0, |lost| now.mono_ns.saturating_sub(lost.mono_ns)) / 1_000_000;
         let offers = self.store.info().map(|info| Offers(info, self.store.knows_holes()).to_string());
         let offers = offers.unwrap_or_default();

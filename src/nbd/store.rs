@@ -19,7 +19,11 @@
 //!   which they were carried out before.
 //! - A sync is answered by a flush that was sent after all changes that were answered before had been acknowledged on the
 //!   same connection (I2, I3, I6).
-//! - A failed flush ends the trust in the store, as a failed sync does in a file.
+//! - A FUA change that overwrites one which no flush covers is answered by a flush: sent once more, the older one would
+//!   for a moment be what is durable (I3).
+//! - What was answered is never dropped (I3, I8): a change that is refused when it is sent once more ends the trust in the
+//!   store, and so does a failed flush, as a failed sync does in a file. Whoever waits hears of it, nothing succeeds any
+//!   more, and what is not durable is nobody's but the role's, which begins again from what is.
 
 mod line;
 mod op;
@@ -78,7 +82,7 @@ pub enum Heard {
 /// A volume.
 #[derive(Debug)]
 pub struct Store {
-    /// For messages.
+    /// Where it is, for messages.
     place: String,
     size: u64,
     /// Most bytes of changes that no flush covers.
@@ -89,14 +93,14 @@ pub struct Store {
     /// Syncs that the next flush answers.
     syncs: Vec<Ticket>,
     line: Option<Line>,
-    /// A flush failed: nothing more is trusted.
+    /// A flush failed, or a change that was answered before: nothing more is trusted.
     broken: Option<IoFail>,
     zeroes: Bytes,
     said: Vec<Said>,
 }
 
 impl Store {
-    /// `place`: the volume and where it is, for messages; `kept_bytes_max`: what may be remembered.
+    /// `place`: where it is, for messages; `kept_bytes_max`: what may be remembered.
     #[must_use]
     pub fn new(place: String, size: u64, kept_bytes_max: u64) -> Store {
         Store {
@@ -113,9 +117,10 @@ impl Store {
         }
     }
 
+    /// Why nothing here is trusted any more, once that is so. There is no way back, and no use in another connection.
     #[must_use]
-    pub fn place(&self) -> &str {
-        &self.place
+    pub fn broken(&self) -> Option<&IoFail> {
+        self.broken.as_ref()
     }
 
     /// Answers since the last call.
@@ -164,6 +169,9 @@ impl Store {
     fn take_on(&mut self, now_ns: u64, ticket: Ticket, work: Work, offset: u64, length: u64) {
         let op =
             Op { ticket, work, offset, length, at: offset, left: 0, data: Vec::new(), failed: None, answered: false };
+        if let Some(fail) = self.broken.clone() {
+            return self.refuse(op, fail);
+        }
         let number = self.next;
         self.next += 1;
         self.ops.insert(number, op);
@@ -245,6 +253,9 @@ impl Store {
                 Event::Done { cookie, result } => self.piece_done(cookie, result),
                 Event::Status { cookie, stretches } => self.status_done(cookie, stretches),
             }
+        }
+        if let Some(fail) = &self.broken {
+            return Heard::Useless { text: fail.to_string(), for_good: true };
         }
         if let Err(error) = parsed {
             return Heard::Useless { text: error.to_string(), for_good: false };
@@ -394,8 +405,15 @@ impl Store {
             (_, Work::Status { .. }) => return self.guess(piece.op),
             (Ok(data), Work::Read) => op.data[piece.index] = data,
             (Ok(_), _) => {}
-            (Err(errno), work) => {
-                line.no_zeroes |= errno == Errno::NotSup && matches!(work, Work::Zero { written: false, .. });
+            (Err(errno), _) if op.answered && !op.can_be_written(errno) => {
+                let fail = op.refused(&self.place, errno);
+                return self.give_up(IoFail::Other(format!(
+                    "{fail}. It had been acknowledged, and was sent again because the connection was lost before a \
+                     flush: what is there now is not known"
+                )));
+            }
+            (Err(errno), _) => {
+                line.no_zeroes |= op.can_be_written(errno);
                 op.failed = Some(errno);
             }
         }
@@ -408,7 +426,7 @@ impl Store {
         if op.left > 0 || (op.at < op.end() && op.failed.is_none()) {
             return;
         }
-        if op.failed == Some(Errno::NotSup) && matches!(op.work, Work::Zero { written: false, .. }) {
+        if op.failed.is_some_and(|errno| op.can_be_written(errno)) {
             // Zeroes are written instead.
             op.begin_again();
             line.kept_bytes -= op.kept_bytes();
@@ -417,23 +435,25 @@ impl Store {
             return;
         }
         line.finish(number, &self.ops);
+        let overwrites = |op: &Op| self.ops.range(..number).any(|(_, older)| older.changes() && older.overlaps(op));
+        let flush_answers = self.ops.get(&number).is_some_and(|op| match op.failed {
+            // Whoever hears of it reads back what is there: older changes of the range must not come once more.
+            Some(errno) => errno == Errno::NoSpc,
+            None => op.durable() && (line.flags() & SEND_FUA == 0 || overwrites(op)),
+        });
         let Some(op) = self.ops.get_mut(&number) else { return };
         if !op.changes() {
             let op = self.ops.remove(&number).expect("it was found a moment ago");
-            let result = op.failed.map_or_else(|| Ok(join(op.data)), |errno| Err(io_fail(&self.place, errno)));
+            let result = match op.failed {
+                Some(errno) => Err(op.refused(&self.place, errno)),
+                None => Ok(join(op.data)),
+            };
             return self.said.push(Said::Done { ticket: op.ticket, result });
         }
         line.settled.push(number);
         if op.answered {
             line.behind -= 1;
-            return;
-        }
-        let waits = match op.failed {
-            // Whoever hears of it reads back what is there: older changes of the range must not come once more.
-            Some(errno) => errno == Errno::NoSpc,
-            None => op.durable() && line.flags() & SEND_FUA == 0,
-        };
-        if waits {
+        } else if flush_answers {
             line.owed += 1;
         } else {
             answer(&self.place, op, &mut self.said);
@@ -441,25 +461,42 @@ impl Store {
     }
 
     fn flushed(&mut self, result: Result<Bytes, Errno>) {
+        if let Err(errno) = result {
+            return self.give_up(IoFail::Other(format!("{}: flush: the server answers {errno}", self.place)));
+        }
         let Some(line) = &mut self.line else { return };
         let Some(Flushing { covered, syncs }) = line.flushing.take() else { return };
-        let failed = result.err().map(|errno| match io_fail(&self.place, errno) {
-            IoFail::NoSpace(text) | IoFail::Other(text) => IoFail::Other(format!("flush: {text}")),
-        });
         for number in covered {
             let mut op = self.ops.remove(&number).expect("a change is remembered until it is flushed");
             line.kept_bytes -= op.kept_bytes();
-            match &failed {
-                Some(fail) if !op.answered => {
-                    self.said.push(Said::Done { ticket: op.ticket, result: Err(fail.clone()) });
-                }
-                None if !op.answered => answer(&self.place, &mut op, &mut self.said),
-                _ => {}
+            if !op.answered {
+                answer(&self.place, &mut op, &mut self.said);
             }
         }
-        let result = || failed.clone().map_or_else(|| Ok(Bytes::new()), Err);
-        self.said.extend(syncs.into_iter().map(|ticket| Said::Done { ticket, result: result() }));
-        self.broken = self.broken.take().or(failed);
+        self.said.extend(syncs.into_iter().map(|ticket| Said::Done { ticket, result: Ok(Bytes::new()) }));
+    }
+
+    /// Ends the trust in the store: whoever waits hears why.
+    fn give_up(&mut self, fail: IoFail) {
+        let flushing = self.line.take().and_then(|line| line.flushing);
+        let syncs = flushing.map_or_else(Vec::new, |flushing| flushing.syncs);
+        for op in std::mem::take(&mut self.ops).into_values().filter(|op| !op.answered) {
+            self.refuse(op, fail.clone());
+        }
+        for ticket in syncs.into_iter().chain(std::mem::take(&mut self.syncs)) {
+            self.said.push(Said::Done { ticket, result: Err(fail.clone()) });
+        }
+        self.broken = Some(fail);
+    }
+
+    /// Answers an operation on a store that is not trusted any more.
+    fn refuse(&mut self, op: Op, fail: IoFail) {
+        let Op { ticket, length, .. } = op;
+        self.said.push(match op.work {
+            Work::Status { list: true, .. } => Said::Allocated { ranges: vec![(0, length)] },
+            Work::Status { .. } => Said::Extents { ticket, stretches: vec![Stretch { length, hole: false }] },
+            Work::Read | Work::Write { .. } | Work::Zero { .. } => Said::Done { ticket, result: Err(fail) },
+        });
     }
 
     // ---- block status ------------------------------------------------------------------------
@@ -517,15 +554,8 @@ impl Store {
 /// Answers a change.
 fn answer(place: &str, op: &mut Op, said: &mut Vec<Said>) {
     op.answered = true;
-    let result = op.failed.map_or_else(|| Ok(Bytes::new()), |errno| Err(io_fail(place, errno)));
+    let result = op.failed.map_or_else(|| Ok(Bytes::new()), |errno| Err(op.refused(place, errno)));
     said.push(Said::Done { ticket: op.ticket, result });
-}
-
-fn io_fail(place: &str, errno: Errno) -> IoFail {
-    match errno {
-        Errno::NoSpc => IoFail::NoSpace(format!("{place}: the server says so")),
-        other => IoFail::Other(format!("{place}: the server answers {other:?}")),
-    }
 }
 
 /// Why an export cannot be this volume, if it cannot.

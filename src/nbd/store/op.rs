@@ -1,10 +1,13 @@
 //! One operation on a volume: what it is, how far it got on the connection that there is, and what it has brought.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Ticket;
+use crate::core::machine::IoFail;
 
 #[derive(Debug)]
 pub struct Op {
@@ -59,6 +62,22 @@ impl Op {
         if self.changes() { bytes + CHANGE_BYTES } else { 0 }
     }
 
+    /// Whether it has bytes in common with another.
+    pub fn overlaps(&self, other: &Op) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
+    /// Whether an error means no more than that the server does not write zeroes by itself: they are written instead.
+    pub fn can_be_written(&self, errno: Errno) -> bool {
+        errno == Errno::NotSup && matches!(self.work, Work::Zero { written: false, .. })
+    }
+
+    /// That the server at `place` has answered it with an error.
+    pub fn refused(&self, place: &str, errno: Errno) -> IoFail {
+        let text = format!("{place}: {self}: the server answers {errno}");
+        if errno == Errno::NoSpc { IoFail::NoSpace(text) } else { IoFail::Other(text) }
+    }
+
     /// As it was before any connection.
     pub fn begin_again(&mut self) {
         (self.at, self.left, self.failed) = (self.offset, 0, None);
@@ -66,6 +85,18 @@ impl Op {
         if let Work::Status { found, .. } = &mut self.work {
             found.clear();
         }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.work {
+            Work::Read => "read",
+            Work::Write { .. } => "write",
+            Work::Zero { .. } => "zeroing",
+            Work::Status { .. } => "block status",
+        };
+        write!(f, "{what} of {} bytes at {}", self.length, self.offset)
     }
 }
 
