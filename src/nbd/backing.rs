@@ -500,13 +500,14 @@ impl Remote {
         self.interrupted(now, why, for_good);
     }
 
-    /// Operations wait, for a reason.
+    /// Operations wait, for a reason: the first time it is told, and whenever it is a new one that asks for somebody.
     fn interrupted(&mut self, now: Now, why: String, for_good: bool) {
         let was_good = self.lost.is_none();
         let long = was_good && now.mono_ns.saturating_sub(self.since_ns) >= GOOD_NS;
         self.pause_ns = if long { PAUSE_FIRST_NS } else { (2 * self.pause_ns).min(PAUSE_LAST_NS) };
         self.lost.get_or_insert(now);
-        if was_good {
+        let asks_anew = for_good && self.unfit.as_ref() != Some(&why);
+        if was_good || asks_anew {
             self.lines = Sparing::new(LINES_PAUSE_NS);
         }
         if let Some(more) = self.lines.due(now.mono_ns) {

@@ -376,3 +376,22 @@ fn what_was_acknowledged_and_is_refused_when_it_is_sent_again_ends_the_role_whic
     }
     Ok(())
 }
+
+#[test]
+fn a_server_that_comes_back_too_small_is_named_in_the_log_at_once() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(mut memory) = Server::nbdkit(&group, "memory", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &memory.address(), &memory.address())?;
+    group.site.start_all()?;
+    memory.kill()?;
+    // Attempts that fail for another reason are told of, and then spared.
+    std::thread::sleep(2 * WHILE);
+    *memory.command.last_mut().context("a size")? = (8 * MIB).to_string();
+    memory.again()?;
+    let until = Instant::now() + Duration::from_secs(15);
+    while !group.site.log(Role::Primary).contains("grow it, or correct the size") {
+        ensure!(Instant::now() < until, "the log does not name it:\n{}", group.site.log(Role::Primary));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
