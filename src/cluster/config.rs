@@ -104,6 +104,15 @@ pub enum Backing {
 }
 
 impl Backing {
+    /// Whether both are the same, as far as their names tell.
+    #[must_use]
+    pub fn is_same(&self, other: &Backing) -> bool {
+        match (self, other) {
+            (Backing::Nbd(one), Backing::Nbd(other)) => one.is_same_export(other),
+            _ => self == other,
+        }
+    }
+
     /// The path of a file or block device.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

@@ -137,6 +137,13 @@ impl fmt::Display for NbdUri {
 }
 
 impl NbdUri {
+    /// Whether both name the same export, however they are written: hosts and ports in any spelling, and with or without
+    /// TLS. Two names of one host or socket, and of one export, are beyond what a name can tell.
+    #[must_use]
+    pub fn is_same_export(&self, other: &NbdUri) -> bool {
+        self.export == other.export && self.address.in_one_spelling() == other.address.in_one_spelling()
+    }
+
     /// The name by which the server has to be known in its certificate.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -151,6 +158,22 @@ impl NbdUri {
 }
 
 impl Address {
+    /// Names of hosts in lower case without a last dot, IP addresses and ports as numbers, paths without what means nothing.
+    fn in_one_spelling(&self) -> Address {
+        let host_port = match self {
+            Address::Unix(path) => return Address::Unix(path.components().collect()),
+            Address::Tcp(host_port) => host_port,
+        };
+        let Some((host, port)) = host_port.rsplit_once(':') else { return self.clone() };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let host = match bare.parse::<::core::net::IpAddr>() {
+            Ok(address) => address.to_canonical().to_string(),
+            Err(_) => bare.strip_suffix('.').unwrap_or(bare).to_ascii_lowercase(),
+        };
+        let port = port.parse::<u16>().map_or_else(|_| port.to_owned(), |port| port.to_string());
+        Address::Tcp(format!("[{host}]:{port}"))
+    }
+
     /// Whether what goes there stays on this host: a unix socket, or a loopback address.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -449,6 +472,28 @@ mod tests {
             assert_eq!(text.parse::<NbdUri>().expect(text).to_string(), shown);
         }
         assert_eq!("nbd://h:10809/e".parse::<NbdUri>().expect("port").to_string(), "nbd://h/e");
+    }
+
+    #[test]
+    fn one_export_is_known_in_any_spelling() {
+        for (one, other, same) in [
+            ("nbd://h/e", "nbd://h:10809/e", true),
+            ("nbd://h/e", "NBD://H.:010809/%65", true),
+            ("nbd://h/e", "nbds://h/e?tls-hostname=x", true),
+            ("nbd://[::1]/", "nbd://[0:0::0001]:10809", true),
+            ("nbd://192.0.2.1/e", "nbd://[::ffff:192.0.2.1]/e", true),
+            ("nbd+unix:///?socket=/run/x", "nbd+unix:///?socket=/run//./x", true),
+            ("nbd+unix:///?socket=/run/x", "nbds+unix:///?socket=/run/x&tls-hostname=a", true),
+            ("nbd+unix:///?socket=/run/x", "nbd+unix:///x?socket=/run/x", false),
+            ("nbd+unix:///?socket=/run/x", "nbd+unix:///?socket=/run/y/../x", false),
+            ("nbd://h/e", "nbd://h/E", false),
+            ("nbd://h/e", "nbd://h:10810/e", false),
+            ("nbd://localhost/e", "nbd://127.0.0.1/e", false),
+        ] {
+            let uri = |text: &str| text.parse::<NbdUri>().expect(text);
+            assert_eq!(uri(one).is_same_export(&uri(other)), same, "{one} {other}");
+            assert_eq!(uri(other).is_same_export(&uri(one)), same, "{other} {one}");
+        }
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Shell {
 
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         if self.files.backings.on_event(&mut self.reactor, &event) {
-            return Ok(());
+            return Ok(self.files.backings.sound()?);
         }
         if let Some(region) = &mut self.region
             && region.on_event(&mut self.reactor, &event, &mut self.region_events)

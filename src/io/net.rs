@@ -6,7 +6,7 @@
 //! - At most one receive and one send are in flight a connection; both end before its descriptor is closed.
 //! - Every connection that was accepted or asked for yields exactly one `Closed`.
 //! - Bytes received and not taken are bounded (I9): beyond [`UNTAKEN_BYTES_MAX`] nothing more is received.
-//! - A close takes bounded time, whatever the peer does.
+//! - A close takes bounded time, whatever the peer does, unless it was told to wait for the peer.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -277,12 +277,22 @@ impl Net {
         }
     }
 
+    /// Whether a close waits for the peer to end its side, however long that takes.
+    pub fn wait_for_peer(&mut self, conn: Conn, waits: bool) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        socket.patient = waits;
+        if !waits && socket.phase == Phase::Draining {
+            hasten(socket);
+        }
+    }
+
     /// Closes an open connection after what can be sent of it.
     pub(super) fn drain(&mut self, conn: Conn, reason: &str) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
         socket.phase = Phase::Draining;
         socket.reason = reason.into();
-        socket.deadline_ns = clock::mono_ns() + CLOSE_NS;
+        let waits = socket.patient && !socket.ended;
+        socket.deadline_ns = if waits { u64::MAX } else { clock::mono_ns() + CLOSE_NS };
         self.timed.push(conn);
         mark(socket, &mut self.dirty);
     }
@@ -626,7 +636,10 @@ impl Net {
                     socket.ended = true;
                     self.close(conn, "closed by the peer");
                 }
-                (Phase::Draining, 0) => socket.ended = true,
+                (Phase::Draining, 0) => {
+                    socket.ended = true;
+                    hasten(socket);
+                }
                 _ => {
                     let error = io::Error::from_raw_os_error(-result);
                     self.abort(conn, &format!("receive failed: {error}"));
@@ -720,6 +733,11 @@ impl Net {
         }
         Ok(())
     }
+}
+
+/// From now on a close takes bounded time.
+pub(super) fn hasten(socket: &mut Socket) {
+    socket.deadline_ns = socket.deadline_ns.min(clock::mono_ns() + CLOSE_NS);
 }
 
 /// Puts a connection on the list of the next flush, once.

@@ -305,9 +305,15 @@ impl Reactor {
         self.net.queued_bytes(conn)
     }
 
-    /// Closes after what is queued has been sent (bounded time).
+    /// Closes after what is queued has been sent (bounded time, but see `wait_for_peer`).
     pub fn close(&mut self, conn: Conn, reason: &str) {
         self.net.close(conn, reason);
+    }
+
+    /// Whether the end of this connection by us waits until the peer has ended its side too, however long that takes: for
+    /// who must know that nothing is done any more of what it was asked there. Otherwise that takes bounded time.
+    pub fn wait_for_peer(&mut self, conn: Conn, waits: bool) {
+        self.net.wait_for_peer(conn, waits);
     }
 
     /// Waits only a moment longer for the peers of connections that are being closed, where they have taken everything that

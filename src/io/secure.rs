@@ -167,7 +167,10 @@ impl Net {
                 let reason = secure.tls.cut_off();
                 self.abort(conn, reason);
             }
-            (Phase::Draining, 0) => socket.ended = true,
+            (Phase::Draining, 0) => {
+                socket.ended = true;
+                super::net::hasten(socket);
+            }
             _ => {
                 let error = io::Error::from_raw_os_error(-result);
                 self.abort(conn, &format!("receive failed: {error}"));
@@ -207,7 +210,7 @@ impl Net {
         secure.failed = true;
         secure.tls.discard();
         // Of the queue only what precedes TLS can still be sent, and that is an answer nobody waits for any more.
-        if secure.plain_bytes > 0 || socket.sending {
+        if secure.plain_bytes > 0 || (socket.sending && !socket.polling) {
             return self.abort(conn, reason);
         }
         socket.queue.clear();

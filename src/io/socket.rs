@@ -41,6 +41,8 @@ pub struct Socket {
     pub reason: String,
     /// When connecting or closing is given up, monotonic.
     pub deadline_ns: u64,
+    /// A close waits for the peer to end its side, however long that takes.
+    pub patient: bool,
     fd: Option<OwnedFd>,
     pub target: Option<Target>,
     /// Addresses still to try, the next one last.
@@ -103,6 +105,7 @@ impl Socket {
             phase,
             reason: String::new(),
             deadline_ns: u64::MAX,
+            patient: false,
             fd: None,
             target: None,
             addresses: Vec::new(),

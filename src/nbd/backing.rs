@@ -9,9 +9,11 @@
 //! next one, and in which order, is [`Store`]'s. Results come as the reactor's own events, so that a role asks in one place
 //! which of the two a volume is: here.
 //!
-//! Invariants: a connection is made only after the one before it has ended (what it had still to do for us is done, or
-//! never will be); a server that is out of reach is a pause for whoever waits, never an error; nothing is attempted more
-//! often than [`PAUSE_FIRST_NS`] apart, and less and less often.
+//! Invariants: a connection is made only after the server has ended the one before it, or the system says that it is
+//! lost: also where it is we who end it, the server's side is waited for, however long that takes, for until then it may
+//! carry out what it was asked there, and nothing of that may come after what is asked on the next one (I1). A server
+//! that is out of reach is a pause for whoever waits, never an error; nothing is attempted more often than
+//! [`PAUSE_FIRST_NS`] apart, and less and less often.
 
 use std::fmt;
 
@@ -34,7 +36,7 @@ const PAUSE_FIRST_NS: u64 = 100_000_000;
 const PAUSE_LAST_NS: u64 = 3_000_000_000;
 /// A connection that was good for so long has earned the shortest pause again.
 const GOOD_NS: u64 = 5_000_000_000;
-/// How long a server may owe an answer before that is spoken of.
+/// How long a server may owe an answer, or the end of a connection, before that is spoken of.
 const SILENCE_NS: u64 = 10_000_000_000;
 /// How long a start waits for a server.
 const OPEN_NS: u64 = 30_000_000_000;
@@ -74,6 +76,7 @@ pub struct Backings {
 
 #[derive(Debug)]
 struct Remote {
+    volume: String,
     store: Store,
     uri: NbdUri,
     connector: Option<Connector>,
@@ -82,14 +85,16 @@ struct Remote {
     since_ns: u64,
     /// It is being closed: nothing more is read from it.
     closing: bool,
+    /// Since when the server is to end a connection that it was asked something on and that we have ended.
+    left_ns: Option<u64>,
     /// When the next one may be made.
     retry_ns: u64,
     pause_ns: u64,
     /// Since when operations wait for a connection, and why.
     lost: Option<Now>,
     why: String,
-    /// The server answered what another attempt will not change.
-    unfit: bool,
+    /// What the server answered last that another attempt will not change, until it is fit.
+    unfit: Option<String>,
     lines: Sparing,
     silence_told: bool,
     /// What has storage, once it was looked for.
@@ -121,7 +126,7 @@ impl Backings {
     /// # Errors
     /// The server is out of reach, or not fit.
     pub fn open(&mut self, reactor: &mut Reactor, volumes: usize, opening: Opening<'_>) -> Result<FileId, OpenError> {
-        if let Some(index) = self.remotes.iter().position(|remote| remote.uri == *opening.uri) {
+        if let Some(index) = self.remotes.iter().position(|remote| remote.uri.is_same_export(opening.uri)) {
             return Ok(FileId(REMOTE + index));
         }
         let index = self.add(reactor.now(), volumes, opening);
@@ -131,21 +136,22 @@ impl Backings {
 
     /// Takes a volume on; its connection is made by the next `tick`.
     fn add(&mut self, now: Now, volumes: usize, opening: Opening<'_>) -> usize {
-        let place = format!("volume {}: {}", opening.volume, opening.uri);
         let kept = (BACKING_KEPT_BYTES_MAX / volumes.max(1) as u64).max(BACKING_KEPT_BYTES_MIN);
         let index = self.remotes.len();
         self.remotes.push(Remote {
-            store: Store::new(place, opening.size, kept),
+            volume: opening.volume.to_owned(),
+            store: Store::new(opening.uri.to_string(), opening.size, kept),
             uri: opening.uri.clone(),
             connector: opening.connector,
             conn: None,
             since_ns: 0,
             closing: false,
+            left_ns: None,
             retry_ns: now.mono_ns,
             pause_ns: PAUSE_FIRST_NS,
             lost: Some(now),
             why: "not connected yet".into(),
-            unfit: false,
+            unfit: None,
             lines: Sparing::new(LINES_PAUSE_NS),
             silence_told: false,
             listing: false,
@@ -160,10 +166,10 @@ impl Backings {
         loop {
             self.tick(reactor);
             let remote = &self.remotes[index];
-            let failed = format!("{}: {}", remote.store.place(), remote.why);
+            let failed = format!("{}: {}", remote.place(), remote.why);
             if remote.lost.is_none() {
                 return Ok(());
-            } else if remote.unfit {
+            } else if remote.unfit.is_some() {
                 return Err(OpenError::Unfit(failed));
             } else if reactor.now().mono_ns >= until_ns {
                 return Err(OpenError::Unreachable(format!(
@@ -250,6 +256,18 @@ impl Backings {
         }
     }
 
+    /// Whether everything that was answered on the servers is still there.
+    ///
+    /// # Errors
+    /// A server has refused what it must not: the role ends, and begins again from what is durable.
+    pub fn sound(&self) -> Result<(), IoFail> {
+        let broken = |remote: &Remote| {
+            let text = format!("volume {}: {}. Mend the server and start again", remote.volume, remote.store.broken()?);
+            Some(IoFail::Other(text))
+        };
+        self.remotes.iter().find_map(broken).map_or(Ok(()), Err)
+    }
+
     // ---- what happens ------------------------------------------------------------------------
 
     /// What has completed.
@@ -304,17 +322,16 @@ impl Backings {
             },
             Heard::Ready => {
                 remote.ready(now);
+                // It will be asked something: from now on it is the server that ends the connection.
+                reactor.wait_for_peer(conn, true);
                 None
             }
             Heard::Useless { text, for_good } => Some((text, for_good)),
         };
         self.said(reactor, index);
         if let Some((text, for_good)) = useless {
-            let remote = &mut self.remotes[index];
-            (remote.closing, remote.unfit) = (true, for_good);
-            remote.why.clone_from(&text);
-            // Its end is waited for: until then it may still carry out what it was asked.
             reactor.close(conn, &text);
+            self.remotes[index].leave(now, text, for_good);
         }
     }
 
@@ -323,28 +340,11 @@ impl Backings {
         let remote = &mut self.remotes[index];
         if !remote.closing {
             let stage = remote.store.stage().map(|stage| format!(" {stage}")).unwrap_or_default();
-            remote.why = format!("the connection ended{stage}: {reason}");
+            remote.interrupted(now, format!("the connection ended{stage}: {reason}"), false);
         }
-        let was_good = remote.lost.is_none();
-        if was_good {
-            remote.lost = Some(now);
-        }
-        let long = was_good && now.mono_ns.saturating_sub(remote.since_ns) >= GOOD_NS;
-        remote.pause_ns = if long { PAUSE_FIRST_NS } else { (2 * remote.pause_ns).min(PAUSE_LAST_NS) };
-        remote.retry_ns = now.mono_ns + remote.pause_ns;
-        (remote.conn, remote.closing) = (None, false);
         remote.store.lost();
-        if self.closing {
-            return;
-        }
-        if was_good {
-            remote.lines = Sparing::new(LINES_PAUSE_NS);
-        }
-        if let Some(more) = remote.lines.due(now.mono_ns) {
-            let (place, why, more) = (remote.store.place(), &remote.why, Sparing::and_more(more));
-            let waiting = remote.store.waiting();
-            tracing::warn!("{place}: {why}; trying again, {waiting} requests wait for it{more}");
-        }
+        (remote.conn, remote.closing, remote.left_ns) = (None, false, None);
+        remote.retry_ns = now.mono_ns + remote.pause_ns;
     }
 
     /// Gives the reactor what a store has to say to its server, and the role what it has to say to that.
@@ -370,17 +370,26 @@ impl Backings {
         for remote in &mut self.remotes {
             let now = reactor.now();
             match remote.conn {
-                None if now.mono_ns >= remote.retry_ns && !self.closing => remote.connect(reactor, now),
-                Some(conn) if remote.lost.is_some() && now.mono_ns >= remote.since_ns + HANDSHAKE_NS => {
+                None if remote.may_connect(self.closing) && now.mono_ns >= remote.retry_ns => {
+                    remote.connect(reactor, now);
+                }
+                Some(conn) if remote.is_shaking_hands() && now.mono_ns >= remote.since_ns + HANDSHAKE_NS => {
                     reactor.abort(conn, "no end of the handshake within 10 seconds");
                     remote.since_ns = now.mono_ns;
                 }
                 _ => {}
             }
-            if !remote.silence_told && remote.silent_at_ns().is_some_and(|at| now.mono_ns >= at) {
+            if !remote.silence_told && remote.overdue_at_ns().is_some_and(|at| now.mono_ns >= at) {
                 remote.silence_told = true;
-                let (place, seconds) = (remote.store.place(), SILENCE_NS / 1_000_000_000);
-                tracing::warn!("{place}: no answer for {seconds} seconds; waiting, for the connection stands");
+                let (place, seconds) = (remote.place(), SILENCE_NS / 1_000_000_000);
+                if remote.left_ns.is_some() {
+                    tracing::warn!(
+                        "{place}: the old connection has not been ended by the server for {seconds} seconds; waiting, \
+                         for what it was asked there may still be carried out. Where it hangs, start it again"
+                    );
+                } else {
+                    tracing::warn!("{place}: no answer for {seconds} seconds; waiting, for the connection stands");
+                }
             }
         }
     }
@@ -392,9 +401,9 @@ impl Backings {
             return Some(0);
         }
         let due = |remote: &Remote| match remote.conn {
-            None => (!self.closing).then_some(remote.retry_ns),
-            Some(_) if remote.lost.is_some() => Some(remote.since_ns + HANDSHAKE_NS),
-            Some(_) => remote.silent_at_ns().filter(|_| !remote.silence_told),
+            None => remote.may_connect(self.closing).then_some(remote.retry_ns),
+            Some(_) if remote.is_shaking_hands() => Some(remote.since_ns + HANDSHAKE_NS),
+            Some(_) => remote.overdue_at_ns().filter(|_| !remote.silence_told),
         };
         self.remotes.iter().filter_map(due).min()
     }
@@ -403,9 +412,10 @@ impl Backings {
     #[must_use]
     pub fn degraded(&self, now: Now) -> Vec<(String, u64)> {
         let one = |remote: &Remote| {
-            let (place, waiting) = (remote.store.place(), remote.store.waiting());
+            let (place, waiting) = (remote.place(), remote.store.waiting());
             if let Some(lost) = remote.lost {
-                let text = format!("{place} is out of reach ({}): {waiting} requests wait", remote.why);
+                let until = remote.left_ns.map_or("", |_| LEFT);
+                let text = format!("{place} is out of reach ({}): {waiting} requests wait{until}", remote.why);
                 return Some((text, lost.wall_ns));
             }
             let silent_ns = now.mono_ns.saturating_sub(remote.store.silent_since_ns()?);
@@ -431,6 +441,7 @@ impl Backings {
             let remote = &mut self.remotes[index];
             remote.closing = true;
             if let Some(conn) = remote.conn {
+                reactor.wait_for_peer(conn, false);
                 reactor.close(conn, "the volume is let go");
             }
         }
@@ -443,7 +454,23 @@ impl Backings {
     }
 }
 
+/// What requests wait for where we have ended a connection.
+const LEFT: &str = " until the server has ended the old connection, on which it may still carry out what it was asked; \
+                    where it hangs, start it again";
+
 impl Remote {
+    fn place(&self) -> String {
+        format!("volume {}: {}", self.volume, self.uri)
+    }
+
+    fn may_connect(&self, closing: bool) -> bool {
+        !closing && self.store.broken().is_none()
+    }
+
+    fn is_shaking_hands(&self) -> bool {
+        self.lost.is_some() && !self.closing
+    }
+
     fn connect(&mut self, reactor: &mut Reactor, now: Now) {
         let conn = reactor.next_conn();
         (self.conn, self.since_ns) = (Some(conn), now.mono_ns);
@@ -452,17 +479,51 @@ impl Remote {
     }
 
     fn ready(&mut self, now: Now) {
-        let (place, waiting) = (self.store.place(), self.store.waiting());
+        let (place, waiting) = (self.place(), self.store.waiting());
         let seconds = self.lost.take().map_or(0, |lost| now.mono_ns.saturating_sub(lost.mono_ns)) / 1_000_000;
         let offers = self.store.info().map(|info| Offers(info, self.store.knows_holes()).to_string());
         let offers = offers.unwrap_or_default();
         tracing::info!("{place}: connected after {seconds} ms, {offers}; {waiting} requests have waited");
-        (self.since_ns, self.unfit, self.silence_told) = (now.mono_ns, false, false);
+        (self.since_ns, self.unfit, self.silence_told) = (now.mono_ns, None, false);
     }
 
-    /// When a server has owed an answer for too long.
-    fn silent_at_ns(&self) -> Option<u64> {
-        self.store.silent_since_ns().filter(|_| self.lost.is_none()).map(|since| since + SILENCE_NS)
+    /// The connection is of no use, and is being ended. What it still brings is not looked at.
+    fn leave(&mut self, now: Now, why: String, for_good: bool) {
+        self.closing = true;
+        if self.store.broken().is_some() {
+            // The role ends.
+            return;
+        }
+        self.left_ns = self.lost.is_none().then_some(now.mono_ns);
+        self.silence_told = false;
+        self.store.lost();
+        self.interrupted(now, why, for_good);
+    }
+
+    /// Operations wait, for a reason: the first time it is told, and whenever it is a new one that asks for somebody.
+    fn interrupted(&mut self, now: Now, why: String, for_good: bool) {
+        let was_good = self.lost.is_none();
+        let long = was_good && now.mono_ns.saturating_sub(self.since_ns) >= GOOD_NS;
+        self.pause_ns = if long { PAUSE_FIRST_NS } else { (2 * self.pause_ns).min(PAUSE_LAST_NS) };
+        self.lost.get_or_insert(now);
+        let asks_anew = for_good && self.unfit.as_ref() != Some(&why);
+        if was_good || asks_anew {
+            self.lines = Sparing::new(LINES_PAUSE_NS);
+        }
+        if let Some(more) = self.lines.due(now.mono_ns) {
+            let (place, waiting, more) = (self.place(), self.store.waiting(), Sparing::and_more(more));
+            tracing::warn!("{place}: {why}; trying again, {waiting} requests wait for it{more}");
+        }
+        if for_good {
+            self.unfit = Some(why.clone());
+        }
+        self.why = why;
+    }
+
+    /// When a server has owed an answer, or the end of a connection, for too long.
+    fn overdue_at_ns(&self) -> Option<u64> {
+        let silent = || self.store.silent_since_ns().filter(|_| self.lost.is_none());
+        self.left_ns.or_else(silent).map(|since| since + SILENCE_NS)
     }
 }
 

@@ -19,19 +19,28 @@
 //!   which they were carried out before.
 //! - A sync is answered by a flush that was sent after all changes that were answered before had been acknowledged on the
 //!   same connection (I2, I3, I6).
-//! - A failed flush ends the trust in the store, as a failed sync does in a file.
+//! - A FUA change that overwrites one which no flush covers is answered by a flush: sent once more, the older one would
+//!   for a moment be what is durable (I3).
+//! - What was answered is never dropped (I3, I8): a change that is refused when it is sent once more ends the trust in the
+//!   store, and so does a failed flush, as a failed sync does in a file. Whoever waits hears of it, nothing succeeds any
+//!   more, and what is not durable is nobody's but the role's, which begins again from what is.
+
+mod line;
+mod op;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use self::line::{FLUSH, Flushing, Line, Piece, room, send};
+use self::op::{Op, Work, join};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Ticket;
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::core::overlap::InFlight;
 use crate::core::rope::Rope;
-use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
+use crate::limits::{BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
 use crate::nbd::client::{ClientSession, Event, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -73,7 +82,7 @@ pub enum Heard {
 /// A volume.
 #[derive(Debug)]
 pub struct Store {
-    /// For messages.
+    /// Where it is, for messages.
     place: String,
     size: u64,
     /// Most bytes of changes that no flush covers.
@@ -84,160 +93,14 @@ pub struct Store {
     /// Syncs that the next flush answers.
     syncs: Vec<Ticket>,
     line: Option<Line>,
-    /// A flush failed: nothing more is trusted.
+    /// A flush failed, or a change that was answered before: nothing more is trusted.
     broken: Option<IoFail>,
     zeroes: Bytes,
     said: Vec<Said>,
 }
 
-/// One connection.
-#[derive(Debug)]
-struct Line {
-    session: ClientSession,
-    out: Outbox,
-    info: Option<ExportInfo>,
-    pieces: Slots<Piece>,
-    /// Payload of requests on the wire, both ways.
-    wire_bytes: u64,
-    /// May be sent, the next one first.
-    ready: VecDeque<u64>,
-    /// While operations of earlier connections are sent again.
-    order: Option<InFlight<u64>>,
-    /// Changes that were answered before this connection, and are not acknowledged on it.
-    behind: usize,
-    /// Acknowledged since the last flush was sent; and how many of them are answered only once they are flushed.
-    settled: Vec<u64>,
-    owed: usize,
-    flushing: Option<Flushing>,
-    /// Of changes that were sent here and that no flush covers.
-    kept_bytes: u64,
-    /// The server has said that it is leaving: nothing more is asked.
-    leaving: bool,
-    /// The server has refused to write zeroes by itself.
-    no_zeroes: bool,
-    heard_ns: u64,
-}
-
-#[derive(Debug)]
-struct Flushing {
-    covered: Vec<u64>,
-    syncs: Vec<Ticket>,
-}
-
-/// A request on the wire: a part of an operation, or a flush.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    op: u64,
-    index: usize,
-    bytes: u64,
-}
-
-/// Number of no operation: that of flushes.
-const FLUSH: u64 = u64::MAX;
-/// What a change is counted with beside its bytes.
-const CHANGE_BYTES: u64 = 256;
-
-#[derive(Debug)]
-struct Op {
-    ticket: Ticket,
-    work: Work,
-    offset: u64,
-    length: u64,
-    /// Where the next request begins, and requests on the wire; of this connection.
-    at: u64,
-    left: usize,
-    /// What a read has brought, by piece.
-    data: Vec<Bytes>,
-    failed: Option<Errno>,
-    answered: bool,
-}
-
-#[derive(Debug)]
-enum Work {
-    Read,
-    Write {
-        parts: Vec<Bytes>,
-        durable: bool,
-    },
-    /// `written`: as bytes, for the server does not do it by itself.
-    Zero {
-        unmap: bool,
-        durable: bool,
-        written: bool,
-    },
-    Status {
-        most: usize,
-        found: Vec<Stretch>,
-        list: bool,
-    },
-}
-
-impl Op {
-    fn changes(&self) -> bool {
-        matches!(self.work, Work::Write { .. } | Work::Zero { .. })
-    }
-
-    fn durable(&self) -> bool {
-        matches!(self.work, Work::Write { durable: true, .. } | Work::Zero { durable: true, .. })
-    }
-
-    fn end(&self) -> u64 {
-        self.offset + self.length
-    }
-
-    fn kept_bytes(&self) -> u64 {
-        let bytes = if let Work::Write { .. } = self.work { self.length } else { 0 };
-        if self.changes() { bytes + CHANGE_BYTES } else { 0 }
-    }
-
-    /// As it was before any connection.
-    fn begin_again(&mut self) {
-        (self.at, self.left, self.failed) = (self.offset, 0, None);
-        self.data.clear();
-        if let Work::Status { found, .. } = &mut self.work {
-            found.clear();
-        }
-    }
-}
-
-impl Line {
-    fn usable(&self) -> bool {
-        self.info.is_some() && !self.leaving
-    }
-
-    /// An operation is over here: those that waited for it may be sent. What was answered before goes first: no flush
-    /// makes room for others before that.
-    fn finish(&mut self, number: u64, ops: &BTreeMap<u64, Op>) {
-        let Some(order) = &mut self.order else { return };
-        let mut started = Vec::new();
-        order.finish(number, &mut started);
-        for next in started {
-            if ops.get(&next).is_some_and(|op| op.answered) {
-                self.ready.push_front(next);
-            } else {
-                self.ready.push_back(next);
-            }
-        }
-        if order.is_empty() {
-            self.order = None;
-        }
-    }
-
-    fn flags(&self) -> u16 {
-        self.info.map_or(0, |info| info.flags)
-    }
-
-    fn piece_bytes(&self) -> u64 {
-        u64::from(self.info.map_or(BACKING_PIECE_BYTES, |info| info.block_max.min(BACKING_PIECE_BYTES)))
-    }
-
-    fn writes_zeroes(&self) -> bool {
-        self.flags() & SEND_WRITE_ZEROES != 0 && !self.no_zeroes
-    }
-}
-
 impl Store {
-    /// `place`: the volume and where it is, for messages; `kept_bytes_max`: what may be remembered.
+    /// `place`: where it is, for messages; `kept_bytes_max`: what may be remembered.
     #[must_use]
     pub fn new(place: String, size: u64, kept_bytes_max: u64) -> Store {
         Store {
@@ -254,9 +117,10 @@ impl Store {
         }
     }
 
+    /// Why nothing here is trusted any more, once that is so. There is no way back, and no use in another connection.
     #[must_use]
-    pub fn place(&self) -> &str {
-        &self.place
+    pub fn broken(&self) -> Option<&IoFail> {
+        self.broken.as_ref()
     }
 
     /// Answers since the last call.
@@ -305,6 +169,9 @@ impl Store {
     fn take_on(&mut self, now_ns: u64, ticket: Ticket, work: Work, offset: u64, length: u64) {
         let op =
             Op { ticket, work, offset, length, at: offset, left: 0, data: Vec::new(), failed: None, answered: false };
+        if let Some(fail) = self.broken.clone() {
+            return self.refuse(op, fail);
+        }
         let number = self.next;
         self.next += 1;
         self.ops.insert(number, op);
@@ -386,6 +253,9 @@ impl Store {
                 Event::Done { cookie, result } => self.piece_done(cookie, result),
                 Event::Status { cookie, stretches } => self.status_done(cookie, stretches),
             }
+        }
+        if let Some(fail) = &self.broken {
+            return Heard::Useless { text: fail.to_string(), for_good: true };
         }
         if let Err(error) = parsed {
             return Heard::Useless { text: error.to_string(), for_good: false };
@@ -535,8 +405,15 @@ impl Store {
             (_, Work::Status { .. }) => return self.guess(piece.op),
             (Ok(data), Work::Read) => op.data[piece.index] = data,
             (Ok(_), _) => {}
-            (Err(errno), work) => {
-                line.no_zeroes |= errno == Errno::NotSup && matches!(work, Work::Zero { written: false, .. });
+            (Err(errno), _) if op.answered && !op.can_be_written(errno) => {
+                let fail = op.refused(&self.place, errno);
+                return self.give_up(IoFail::Other(format!(
+                    "{fail}. It had been acknowledged, and was sent again because the connection was lost before a \
+                     flush: what is there now is not known"
+                )));
+            }
+            (Err(errno), _) => {
+                line.no_zeroes |= op.can_be_written(errno);
                 op.failed = Some(errno);
             }
         }
@@ -549,7 +426,7 @@ impl Store {
         if op.left > 0 || (op.at < op.end() && op.failed.is_none()) {
             return;
         }
-        if op.failed == Some(Errno::NotSup) && matches!(op.work, Work::Zero { written: false, .. }) {
+        if op.failed.is_some_and(|errno| op.can_be_written(errno)) {
             // Zeroes are written instead.
             op.begin_again();
             line.kept_bytes -= op.kept_bytes();
@@ -558,23 +435,25 @@ impl Store {
             return;
         }
         line.finish(number, &self.ops);
+        let overwrites = |op: &Op| self.ops.range(..number).any(|(_, older)| older.changes() && older.overlaps(op));
+        let flush_answers = self.ops.get(&number).is_some_and(|op| match op.failed {
+            // Whoever hears of it reads back what is there: older changes of the range must not come once more.
+            Some(errno) => errno == Errno::NoSpc,
+            None => op.durable() && (line.flags() & SEND_FUA == 0 || overwrites(op)),
+        });
         let Some(op) = self.ops.get_mut(&number) else { return };
         if !op.changes() {
             let op = self.ops.remove(&number).expect("it was found a moment ago");
-            let result = op.failed.map_or_else(|| Ok(join(op.data)), |errno| Err(io_fail(&self.place, errno)));
+            let result = match op.failed {
+                Some(errno) => Err(op.refused(&self.place, errno)),
+                None => Ok(join(op.data)),
+            };
             return self.said.push(Said::Done { ticket: op.ticket, result });
         }
         line.settled.push(number);
         if op.answered {
             line.behind -= 1;
-            return;
-        }
-        let waits = match op.failed {
-            // Whoever hears of it reads back what is there: older changes of the range must not come once more.
-            Some(errno) => errno == Errno::NoSpc,
-            None => op.durable() && line.flags() & SEND_FUA == 0,
-        };
-        if waits {
+        } else if flush_answers {
             line.owed += 1;
         } else {
             answer(&self.place, op, &mut self.said);
@@ -582,25 +461,42 @@ impl Store {
     }
 
     fn flushed(&mut self, result: Result<Bytes, Errno>) {
+        if let Err(errno) = result {
+            return self.give_up(IoFail::Other(format!("{}: flush: the server answers {errno}", self.place)));
+        }
         let Some(line) = &mut self.line else { return };
         let Some(Flushing { covered, syncs }) = line.flushing.take() else { return };
-        let failed = result.err().map(|errno| match io_fail(&self.place, errno) {
-            IoFail::NoSpace(text) | IoFail::Other(text) => IoFail::Other(format!("flush: {text}")),
-        });
         for number in covered {
             let mut op = self.ops.remove(&number).expect("a change is remembered until it is flushed");
             line.kept_bytes -= op.kept_bytes();
-            match &failed {
-                Some(fail) if !op.answered => {
-                    self.said.push(Said::Done { ticket: op.ticket, result: Err(fail.clone()) });
-                }
-                None if !op.answered => answer(&self.place, &mut op, &mut self.said),
-                _ => {}
+            if !op.answered {
+                answer(&self.place, &mut op, &mut self.said);
             }
         }
-        let result = || failed.clone().map_or_else(|| Ok(Bytes::new()), Err);
-        self.said.extend(syncs.into_iter().map(|ticket| Said::Done { ticket, result: result() }));
-        self.broken = self.broken.take().or(failed);
+        self.said.extend(syncs.into_iter().map(|ticket| Said::Done { ticket, result: Ok(Bytes::new()) }));
+    }
+
+    /// Ends the trust in the store: whoever waits hears why.
+    fn give_up(&mut self, fail: IoFail) {
+        let flushing = self.line.take().and_then(|line| line.flushing);
+        let syncs = flushing.map_or_else(Vec::new, |flushing| flushing.syncs);
+        for op in std::mem::take(&mut self.ops).into_values().filter(|op| !op.answered) {
+            self.refuse(op, fail.clone());
+        }
+        for ticket in syncs.into_iter().chain(std::mem::take(&mut self.syncs)) {
+            self.said.push(Said::Done { ticket, result: Err(fail.clone()) });
+        }
+        self.broken = Some(fail);
+    }
+
+    /// Answers an operation on a store that is not trusted any more.
+    fn refuse(&mut self, op: Op, fail: IoFail) {
+        let Op { ticket, length, .. } = op;
+        self.said.push(match op.work {
+            Work::Status { list: true, .. } => Said::Allocated { ranges: vec![(0, length)] },
+            Work::Status { .. } => Said::Extents { ticket, stretches: vec![Stretch { length, hole: false }] },
+            Work::Read | Work::Write { .. } | Work::Zero { .. } => Said::Done { ticket, result: Err(fail) },
+        });
     }
 
     // ---- block status ------------------------------------------------------------------------
@@ -655,100 +551,11 @@ impl Store {
     }
 }
 
-/// Whether a change that has not begun here may: what is remembered has a bound (I9).
-fn room(line: &Line, op: &Op, kept_bytes_max: u64) -> bool {
-    let begins = op.changes() && op.at == op.offset && op.left == 0;
-    !begins || op.answered || line.kept_bytes == 0 || line.kept_bytes + op.kept_bytes() <= kept_bytes_max
-}
-
-/// Sends the next piece of an operation. True when its next one is not known before this one is answered.
-fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bool {
-    if op.at == op.offset && op.left == 0 {
-        line.kept_bytes += op.kept_bytes();
-        if let Work::Zero { written, .. } = &mut op.work {
-            *written = !line.writes_zeroes();
-        }
-    }
-    let (at, left) = (op.at, op.end() - op.at);
-    let (by_pieces, by_ranges) = (left.min(line.piece_bytes()), left.min(BACKING_RANGE_BYTES));
-    let (length, bytes) = match &op.work {
-        Work::Read | Work::Write { .. } => (by_pieces, by_pieces),
-        Work::Zero { written: true, .. } => (by_pieces.min(ZEROES_BYTES), by_pieces.min(ZEROES_BYTES)),
-        Work::Zero { .. } | Work::Status { .. } => (by_ranges, 0),
-    };
-    let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
-    let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });
-    line.wire_bytes += bytes;
-    op.left += 1;
-    let fua = op.durable() && line.flags() & SEND_FUA != 0;
-    let Line { session, out, .. } = line;
-    match &op.work {
-        Work::Status { .. } => {
-            session.status(piece, at, short, out);
-            return true;
-        }
-        Work::Read => {
-            op.data.push(Bytes::new());
-            session.read(piece, at, short, out);
-        }
-        Work::Write { parts, .. } => session.write(piece, at, part(parts, at - op.offset, length), fua, out),
-        Work::Zero { written: false, unmap, .. } => session.zeroes(piece, at, short, *unmap, fua, out),
-        Work::Zero { .. } => {
-            if zeroes.is_empty() {
-                *zeroes = Bytes::from(vec![0; ZEROES_BYTES as usize]);
-            }
-            session.write(piece, at, vec![zeroes.slice(..length as usize)], fua, out);
-        }
-    }
-    op.at += length;
-    false
-}
-
-/// Bytes of one piece when zeroes have to be written out.
-const ZEROES_BYTES: u64 = 1 << 20;
-
-/// `length` bytes of a run of parts from `skip` on.
-fn part(parts: &[Bytes], mut skip: u64, length: u64) -> Vec<Bytes> {
-    let mut taken = Vec::with_capacity(parts.len());
-    let mut left = length;
-    for part in parts {
-        let here = part.len() as u64;
-        if skip >= here {
-            skip -= here;
-            continue;
-        }
-        let bytes = left.min(here - skip);
-        if bytes == 0 {
-            break;
-        }
-        let (from, to) = (skip as usize, (skip + bytes) as usize);
-        taken.push(part.slice(from..to));
-        (skip, left) = (0, left - bytes);
-    }
-    taken
-}
-
-fn join(mut data: Vec<Bytes>) -> Bytes {
-    if data.len() == 1 {
-        return data.remove(0);
-    }
-    let mut joined = BytesMut::with_capacity(data.iter().map(Bytes::len).sum());
-    data.iter().for_each(|part| joined.extend_from_slice(part));
-    joined.freeze()
-}
-
 /// Answers a change.
 fn answer(place: &str, op: &mut Op, said: &mut Vec<Said>) {
     op.answered = true;
-    let result = op.failed.map_or_else(|| Ok(Bytes::new()), |errno| Err(io_fail(place, errno)));
+    let result = op.failed.map_or_else(|| Ok(Bytes::new()), |errno| Err(op.refused(place, errno)));
     said.push(Said::Done { ticket: op.ticket, result });
-}
-
-fn io_fail(place: &str, errno: Errno) -> IoFail {
-    match errno {
-        Errno::NoSpc => IoFail::NoSpace(format!("{place}: the server says so")),
-        other => IoFail::Other(format!("{place}: the server answers {other:?}")),
-    }
 }
 
 /// Why an export cannot be this volume, if it cannot.

@@ -1,4 +1,5 @@
-//! A store against our own server's session over a disk with a volatile cache, that loses connections, and forgets.
+//! A store against our own server's session over a disk with a volatile cache, that loses connections, forgets, and
+//! refuses what it is asked.
 
 use proptest::prelude::*;
 
@@ -99,6 +100,19 @@ impl Server {
     }
 
     fn carry_out(&mut self, request: session::Request) {
+        self.carry_out_and_say(request, None);
+    }
+
+    /// Answers with an error; a change may have been made, or not.
+    fn refuse(&mut self, request: session::Request, errno: Errno, made: bool) {
+        if made && !matches!(request.kind, Kind::Status { .. } | Kind::Flush) {
+            self.carry_out_and_say(request, Some(errno));
+        } else {
+            self.session.reply(request.cookie, Err(errno), &mut self.out);
+        }
+    }
+
+    fn carry_out_and_say(&mut self, request: session::Request, errno: Option<Errno>) {
         let session::Request { cookie, kind } = request;
         let result = match kind {
             Kind::Read { offset, length } => {
@@ -126,11 +140,12 @@ impl Server {
             }
             other => unreachable!("not offered: {other:?}"),
         };
+        let result = errno.map_or(result, Err);
         self.session.reply(cookie, result, &mut self.out);
     }
 
-    /// Carries bytes both ways until both are silent; requests wait in `asked`.
-    fn converse(&mut self, store: &mut Store) {
+    /// Carries bytes both ways until both are silent; requests wait in `asked`. False when the store is broken.
+    fn converse(&mut self, store: &mut Store) -> bool {
         let mut down = Rope::new();
         loop {
             let up: Vec<Bytes> = store.out().map(|out| out.drain().collect()).unwrap_or_default();
@@ -150,9 +165,12 @@ impl Server {
             }
             self.out.drain().for_each(|part| down.push(part));
             let heard = store.received(0, &mut down);
+            if store.broken().is_some() {
+                return false;
+            }
             assert!(matches!(heard, Heard::Nothing | Heard::Ready), "{heard:?}");
             if quiet {
-                return;
+                return true;
             }
         }
     }
@@ -168,7 +186,7 @@ impl Server {
 }
 
 fn store() -> Store {
-    Store::new("volume v: nbd://x".into(), SIZE, 8 << 10)
+    Store::new("nbd://x".into(), SIZE, 8 << 10)
 }
 
 fn write(offset: u64, byte: u8, length: usize, durable: bool) -> DiskKind {
@@ -195,7 +213,7 @@ fn what_was_acknowledged_and_not_flushed_is_sent_again_in_order_before_anything_
         store.begin(0, Ticket(ticket), write(0, byte, 100, false));
         server.run(&mut store);
     }
-    store.begin(0, Ticket(3), write(50, 3, 100, true));
+    store.begin(0, Ticket(3), write(50, 3, 100, false));
     server.run(&mut store);
     assert_eq!(done(&mut store), [1, 2, 3]);
     // Asked, and not answered any more.
@@ -225,6 +243,103 @@ fn what_was_acknowledged_and_not_flushed_is_sent_again_in_order_before_anything_
     assert_eq!(answered, [4, 5, 6]);
     server.disk.crash(|| false);
     assert_eq!(server.disk.durable[..150], want[..], "and it is durable");
+}
+
+#[test]
+fn a_change_that_was_answered_and_is_refused_when_it_is_sent_again_ends_the_trust_in_the_store() {
+    let zero = |durable| DiskKind::Zero { offset: 4096, length: 100, unmap: true, durable };
+    let changes = [write(4096, 1, 100, false), write(4096, 1, 100, true), zero(false), zero(true)];
+    for (change, errno) in changes.into_iter().zip([Errno::Io, Errno::NoSpc, Errno::Inval, Errno::Perm]) {
+        let (mut server, mut store) = (Server::new(ALL), store());
+        server.connect(&mut store);
+        server.run(&mut store);
+        store.begin(0, Ticket(1), change);
+        server.run(&mut store);
+        assert_eq!(done(&mut store), [1]);
+        store.lost();
+        server.disk.crash(|| false);
+        store.begin(0, Ticket(2), DiskKind::Read { offset: 4096, length: 100 });
+        store.begin(0, Ticket(3), write(0, 3, 100, true));
+        store.begin(0, Ticket(4), DiskKind::Sync);
+        store.extents(0, Ticket(5), 0, 4096, 4);
+        server.connect(&mut store);
+        server.converse(&mut store);
+        let first = server.asked.remove(0);
+        server.refuse(first, errno, false);
+        assert!(!server.converse(&mut store), "nothing goes on");
+        store.begin(0, Ticket(6), DiskKind::Sync);
+        store.begin(0, Ticket(7), write(0, 3, 100, false));
+        store.begin(0, Ticket(8), DiskKind::Read { offset: 0, length: 100 });
+        let mut answered = Vec::new();
+        for said in store.said() {
+            match said {
+                Said::Extents { ticket, .. } => answered.push(ticket.0),
+                Said::Done { ticket, result: Err(IoFail::Other(text)) } => {
+                    let named = text.contains("nbd://x: ") && text.contains(" of 100 bytes at 4096: ");
+                    assert!(named && text.contains(&errno.to_string()), "{text}");
+                    answered.push(ticket.0);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        answered.sort_unstable();
+        assert_eq!(answered, [2, 3, 4, 5, 6, 7, 8]);
+        assert!(store.broken().is_some() && store.out().is_none());
+    }
+}
+
+#[test]
+fn zeroes_that_were_answered_are_written_where_the_next_server_does_not_make_them() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.disk.durable.fill(7);
+    server.connect(&mut store);
+    server.run(&mut store);
+    store.begin(0, Ticket(1), DiskKind::Zero { offset: 4096, length: 100, unmap: true, durable: false });
+    server.run(&mut store);
+    store.lost();
+    server.disk.crash(|| false);
+    server.connect(&mut store);
+    server.converse(&mut store);
+    let first = server.asked.remove(0);
+    server.refuse(first, Errno::NotSup, false);
+    store.begin(0, Ticket(2), DiskKind::Sync);
+    server.run(&mut store);
+    assert_eq!(done(&mut store), [1, 2]);
+    assert!(server.disk.durable[4096..4196] == [0; 100], "{:?}", server.log);
+}
+
+#[test]
+fn a_failed_flush_ends_the_trust_in_the_store_for_syncs_that_came_after_it_as_well() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    store.begin(0, Ticket(1), write(0, 1, 100, false));
+    server.run(&mut store);
+    store.begin(0, Ticket(2), DiskKind::Sync);
+    server.converse(&mut store);
+    store.begin(0, Ticket(3), DiskKind::Sync);
+    let flush = server.asked.remove(0);
+    server.refuse(flush, Errno::NoSpc, false);
+    server.run(&mut store);
+    let failed = |said| matches!(said, Said::Done { result: Err(IoFail::Other(_)), .. });
+    assert_eq!(store.said().map(failed).collect::<Vec<bool>>(), [false, true, true]);
+}
+
+#[test]
+fn fua_over_a_change_that_no_flush_covers_is_answered_when_neither_has_to_be_sent_again() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    store.begin(0, Ticket(1), write(0, 1, 100, false));
+    store.begin(0, Ticket(2), write(4096, 1, 100, true));
+    server.run(&mut store);
+    assert!(!server.log.contains(&"flush".to_owned()), "what overwrites nothing needs none: {:?}", server.log);
+    store.begin(0, Ticket(3), write(50, 3, 100, true));
+    server.run(&mut store);
+    let mut answered = done(&mut store);
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3]);
+    assert!(server.log.contains(&"flush".to_owned()) && store.ops.is_empty(), "{:?}", server.log);
 }
 
 #[test]
@@ -318,35 +433,50 @@ enum Happens {
     Read { block: u64, length: u64 },
     Sync,
     Answer(usize),
+    Refuse(usize, Errno, bool),
     Cut,
     Crash(u64),
 }
 
 fn happens() -> impl Strategy<Value = Happens> {
     let range = || (0..14u64, 1..=2 * 4096u64);
+    let errno = prop::sample::select(vec![Errno::NoSpc, Errno::NoSpc, Errno::NotSup, Errno::NotSup, Errno::Io]);
     prop_oneof![
-        5 => (range(), any::<u8>(), prop::bool::weighted(0.2))
+        10 => (range(), any::<u8>(), prop::bool::weighted(0.2))
             .prop_map(|((block, length), byte, durable)| Happens::Write { block, length, byte, durable }),
-        1 => (range(), any::<bool>()).prop_map(|((block, length), durable)| Happens::Zero { block, length, durable }),
-        2 => range().prop_map(|(block, length)| Happens::Read { block, length }),
-        1 => Just(Happens::Sync),
-        8 => any::<usize>().prop_map(Happens::Answer),
-        1 => Just(Happens::Cut),
-        1 => any::<u64>().prop_map(Happens::Crash),
+        2 => (range(), any::<bool>()).prop_map(|((block, length), durable)| Happens::Zero { block, length, durable }),
+        4 => range().prop_map(|(block, length)| Happens::Read { block, length }),
+        2 => Just(Happens::Sync),
+        16 => any::<usize>().prop_map(Happens::Answer),
+        1 => (any::<usize>(), errno, any::<bool>())
+            .prop_map(|(which, errno, made)| Happens::Refuse(which, errno, made)),
+        2 => Just(Happens::Cut),
+        2 => any::<u64>().prop_map(Happens::Crash),
     ]
 }
 
-/// A role that uses a store as roles do: overlapping ranges are never in flight together.
+/// A role that uses a store as roles do: overlapping ranges are never in flight together, a failed change that is not for
+/// want of room ends it, and after one that is, it reads back what is there.
 #[derive(Default)]
 struct Role {
     next: u64,
     open: Vec<(u64, u64, u64, Option<u8>)>,
     /// What each covers; `None` where something was asked since.
     syncs: Vec<(u64, Vec<Option<u8>>)>,
-    image: Vec<u8>,
+    /// What it was told that is there; `None` where it does not know.
+    image: Vec<Option<u8>>,
+    /// What it was told that is durable, as long as nothing else was asked.
+    promised: Vec<Option<u8>>,
+    fua: Vec<u64>,
+    ended: bool,
 }
 
 impl Role {
+    fn new() -> Role {
+        let image = vec![Some(0); SIZE as usize];
+        Role { promised: image.clone(), image, ..Role::default() }
+    }
+
     fn free(&self, offset: u64, length: u64) -> bool {
         self.open.iter().all(|(_, from, bytes, _)| offset + length <= *from || from + bytes <= offset)
     }
@@ -356,6 +486,10 @@ impl Role {
             if byte.is_some() {
                 let range = offset as usize..(offset + length) as usize;
                 self.syncs.iter_mut().for_each(|(_, covered)| covered[range.clone()].fill(None));
+                self.promised[range].fill(None);
+            }
+            if let DiskKind::Write { durable: true, .. } | DiskKind::Zero { durable: true, .. } = kind {
+                self.fua.push(self.next);
             }
             self.open.push((self.next, offset, length, byte));
             store.begin(0, Ticket(self.next), kind);
@@ -363,37 +497,76 @@ impl Role {
         }
     }
 
+    fn sync(&mut self, store: &mut Store) {
+        let mut covered = self.image.clone();
+        for (_, offset, length, _) in self.open.iter().filter(|(.., byte)| byte.is_some()) {
+            covered[*offset as usize..(offset + length) as usize].fill(None);
+        }
+        self.syncs.push((self.next, covered));
+        store.begin(0, Ticket(self.next), DiskKind::Sync);
+        self.next += 1;
+    }
+
     fn hear(&mut self, store: &mut Store, disk: &Disk) {
         for said in store.said() {
             let Said::Done { ticket, result } = said else { panic!("{said:?}") };
-            let bytes = result.expect("nothing fails");
             if let Some(at) = self.syncs.iter().position(|(number, _)| *number == ticket.0) {
                 let (_, covered) = self.syncs.remove(at);
-                let sure = disk.image(|| false);
-                let wrong = covered.iter().zip(&sure).position(|(want, got)| want.is_some_and(|want| want != *got));
-                assert_eq!(wrong, None, "a byte that a sync covers is not durable");
+                self.ended |= result.is_err();
+                if result.is_ok() {
+                    let promised = self.promised.iter_mut().zip(covered);
+                    promised.for_each(|(promised, covered)| *promised = covered.or(*promised));
+                }
                 continue;
             }
             let at = self.open.iter().position(|(number, ..)| *number == ticket.0).expect("answered once");
-            let (_, offset, length, byte) = self.open.remove(at);
+            let (number, offset, length, byte) = self.open.remove(at);
             let range = offset as usize..(offset + length) as usize;
-            match byte {
-                Some(byte) => self.image[range].fill(byte),
-                None => assert_eq!(bytes[..], self.image[range], "a read sees what was acknowledged"),
+            match (byte, result) {
+                (Some(byte), Ok(_)) => {
+                    self.image[range.clone()].fill(Some(byte));
+                    if self.fua.contains(&number) {
+                        self.promised[range].fill(Some(byte));
+                    }
+                }
+                (Some(_), Err(fail)) => {
+                    self.image[range].fill(None);
+                    self.ended |= matches!(fail, IoFail::Other(_));
+                }
+                (None, Ok(bytes)) => {
+                    for (known, got) in self.image[range].iter_mut().zip(bytes) {
+                        assert_eq!(*known.get_or_insert(got), got, "a read sees what was acknowledged");
+                    }
+                }
+                (None, Err(_)) => {}
             }
+        }
+        self.check(disk);
+    }
+
+    /// Whatever the server forgets now, and whatever it does not: what is durable is there.
+    fn check(&self, disk: &Disk) {
+        let wrong = |bytes: &[u8], at: usize| {
+            let promised = self.promised[at..].iter().zip(bytes);
+            promised.into_iter().position(|(want, got)| want.is_some_and(|want| want != *got))
+        };
+        assert_eq!(wrong(&disk.image(|| false), 0), None, "a byte that is promised is not durable");
+        for (offset, data, _) in &disk.cached {
+            let found = wrong(data, *offset as usize);
+            assert_eq!(found, None, "a byte that is promised may become an older one again");
         }
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_connections_and_caches_lose_a_volume_keeps_what_it_was_told(
+    fn whatever_connections_and_caches_lose_and_servers_refuse_a_volume_keeps_what_it_was_told(
         steps in prop::collection::vec(happens(), 1..150),
         terms in (any::<bool>(), any::<bool>(), any::<bool>())
             .prop_map(|(fua, zeroes, allocation)| Terms { fua, zeroes, allocation }),
     ) {
         let (mut server, mut store) = (Server::new(terms), store());
-        let mut role = Role { image: vec![0; SIZE as usize], ..Role::default() };
+        let mut role = Role::new();
         server.connect(&mut store);
         for step in steps {
             match step {
@@ -408,21 +581,18 @@ proptest! {
                 Happens::Read { block, length } => {
                     role.ask(&mut store, DiskKind::Read { offset: block * 4096, length }, block * 4096, length, None);
                 }
-                Happens::Sync => {
-                    let mut covered: Vec<Option<u8>> = role.image.iter().copied().map(Some).collect();
-                    for (_, offset, length, _) in role.open.iter().filter(|(.., byte)| byte.is_some()) {
-                        covered[*offset as usize..(offset + length) as usize].fill(None);
-                    }
-                    role.syncs.push((role.next, covered));
-                    store.begin(0, Ticket(role.next), DiskKind::Sync);
-                    role.next += 1;
-                }
+                Happens::Sync => role.sync(&mut store),
                 Happens::Answer(which) if !server.asked.is_empty() => {
                     let which = which % server.asked.len();
                     let request = server.asked.remove(which);
                     server.carry_out(request);
                 }
-                Happens::Answer(_) => {}
+                Happens::Refuse(which, errno, made) if !server.asked.is_empty() => {
+                    let which = which % server.asked.len();
+                    let request = server.asked.remove(which);
+                    server.refuse(request, errno, made);
+                }
+                Happens::Answer(_) | Happens::Refuse(..) => {}
                 Happens::Cut | Happens::Crash(_) => {
                     store.lost();
                     if let Happens::Crash(mut seed) = step {
@@ -436,15 +606,22 @@ proptest! {
             }
             server.converse(&mut store);
             role.hear(&mut store, &server.disk);
+            if role.ended || store.broken().is_some() {
+                role.sync(&mut store);
+                server.run(&mut store);
+                role.hear(&mut store, &server.disk);
+                return Ok(());
+            }
         }
         server.run(&mut store);
         role.hear(&mut store, &server.disk);
         prop_assert!(role.open.is_empty() && role.syncs.is_empty(), "everything is answered");
-        store.begin(0, Ticket(u64::MAX), DiskKind::Sync);
+        role.sync(&mut store);
         server.run(&mut store);
-        prop_assert_eq!(done(&mut store), [u64::MAX]);
+        role.hear(&mut store, &server.disk);
         server.disk.crash(|| false);
-        prop_assert!(server.disk.durable == role.image, "the volume is another one");
+        let wrong = role.image.iter().zip(&server.disk.durable).position(|(want, got)| want.is_some_and(|want| want != *got));
+        prop_assert!(wrong.is_none() && !role.ended, "the volume is another one at {wrong:?}");
         prop_assert!(store.ops.is_empty());
     }
 

@@ -466,6 +466,7 @@ impl Shell {
 
     /// What the servers of volumes have completed.
     fn backed(&mut self) -> anyhow::Result<()> {
+        self.opened.backings.sound()?;
         let mut events = Vec::new();
         self.opened.backings.completed(&mut events);
         for event in events {

@@ -332,3 +332,66 @@ fn a_server_that_does_not_fit_is_refused_with_what_to_do() -> Result<()> {
     }
     Ok(())
 }
+
+/// nbdkit with a file and a cache that only a flush empties, which answers EIO to writes while there is a file `inject`.
+fn forgetful(group: &Group, bytes: u64) -> Result<Option<Server>> {
+    let path = |name: &str| group.site.path(name).display().to_string();
+    std::fs::File::create(path("forgetful.img"))?.set_len(bytes)?;
+    let socket = group.site.path("forgetful.sock");
+    let mut words: Vec<String> = ["nbdkit", "-f", "-t", "1", "-U"].map(String::from).into();
+    words.push(socket.display().to_string());
+    words.extend(["--filter=error", "--filter=cache", "file"].map(String::from));
+    words.push(path("forgetful.img"));
+    words.extend(["cache=writeback", "error-pwrite=EIO", "error-pwrite-rate=100%"].map(String::from));
+    words.push(format!("error-pwrite-file={}", path("inject")));
+    Server::start(words, socket)
+}
+
+#[test]
+fn what_was_acknowledged_and_is_refused_when_it_is_sent_again_ends_the_role_which_recovers() -> Result<()> {
+    for role in [Role::Primary, Role::Dr] {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let Some(mut server) = forgetful(&group, 16 * MIB)? else { return Ok(()) };
+        group.put_on(role, "db", &server.address(), &server.address())?;
+        group.site.start_all()?;
+        group.load_for(77, WHILE)?;
+        group.site.settle(LONG)?;
+        group.write(Role::Primary, "db", 0, 7)?;
+        group.site.settle(LONG)?;
+        server.kill()?;
+        std::fs::write(group.site.path("inject"), b"")?;
+        server.again()?;
+        let status = group.site.ended(role)?;
+        let log = group.site.log(role);
+        let named =
+            log.contains("volume db: nbd+unix") && log.contains("the server answers EIO. It had been acknowledged");
+        ensure!(status.code() == Some(1) && named, "{}: {status}\n{log}", role.word());
+        std::fs::remove_file(group.site.path("inject"))?;
+        group.site.start(role)?;
+        group.write(Role::Primary, "db", MIB, 8)?;
+        group.site.settle(LONG)?;
+        group.compare_files()?;
+        let there = group.image(role, "db")?;
+        ensure!(role == Role::Primary || there[..4096] == [7; 4096], "DR has lost what it had applied");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_comes_back_too_small_is_named_in_the_log_at_once() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(mut memory) = Server::nbdkit(&group, "memory", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &memory.address(), &memory.address())?;
+    group.site.start_all()?;
+    memory.kill()?;
+    // Attempts that fail for another reason are told of, and then spared.
+    std::thread::sleep(2 * WHILE);
+    *memory.command.last_mut().context("a size")? = (8 * MIB).to_string();
+    memory.again()?;
+    let until = Instant::now() + Duration::from_secs(15);
+    while !group.site.log(Role::Primary).contains("grow it, or correct the size") {
+        ensure!(Instant::now() < until, "the log does not name it:\n{}", group.site.log(Role::Primary));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! missing says so and passes.
 
 mod aux;
+mod backing;
 mod clients;
 mod harness;
 mod hostile;

@@ -317,7 +317,7 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
             Ok(Backing::File(PathBuf::from(text)))
         };
         match one {
-            Ok(one) if found.contains(&one) => {
+            Ok(one) if found.iter().any(|other| other.is_same(&one)) => {
                 r.error(&t, name, format!("{text} backs another volume of the group already"));
             }
             Ok(one) => found.push(one),

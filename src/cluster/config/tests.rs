@@ -147,6 +147,23 @@ fn a_volume_may_stand_on_an_nbd_server() {
 }
 
 #[test]
+fn two_volumes_on_one_export_are_refused_in_any_spelling() {
+    let two = with("size = \"1GiB\"", "size = \"1GiB\"\n[[volume]]\nname = \"log\"\nsize = \"64MiB\"")
+        .replace("db-dr.img\" }", "db-dr.img\", log = \"/dev/vg/log\" }");
+    for (db, log, refused) in [
+        ("nbd://127.0.0.1/e", "nbd://127.0.0.1:10809/e", true),
+        ("nbd+unix:///?socket=/run/q", "nbd+unix:///?socket=/run//q", true),
+        ("nbd+unix:///?socket=/run/q", "nbd+unix:///log?socket=/run/q", false),
+    ] {
+        let text = two.replace("\"/var/lib/farshore/db.img\" }", &format!("\"{db}\", log = \"{log}\" }}"));
+        let told = parse(&text, "f").err().is_some_and(|errors| {
+            errors.iter().any(|error| error.text.contains("backs another volume of the group already"))
+        });
+        assert_eq!(told, refused, "{db} {log}");
+    }
+}
+
+#[test]
 fn several_volumes_keep_their_order_and_need_their_backing() {
     let text = with("size = \"1GiB\"", "size = \"1GiB\"\n[[volume]]\nname = \"log\"\nsize = \"64MiB\"")
         .replace("db.img\" }", "db.img\", log = \"/dev/vg/log\" }")
