@@ -32,7 +32,7 @@ use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
-use crate::nbd::backing::Backings;
+use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
@@ -357,6 +357,9 @@ impl Shell {
             self.answer()?;
             // What was acknowledged is told while the lease lasts, and waits in its connection beyond (I7).
             self.reactor.lease(self.machine.lease()).context("a timer for the lease is needed")?;
+            if self.stop_by_ns.is_some() {
+                self.opened.backings.stop_waits(self.reactor.now())?;
+            }
             if self.stop_by_ns.is_some_and(|by| self.reactor.now().mono_ns > by) {
                 tracing::warn!("stopping without waiting any longer; the restart recovers what is open");
                 break;
@@ -692,7 +695,7 @@ impl Shell {
 
     fn stop(&mut self) -> anyhow::Result<()> {
         if self.stop_by_ns.is_some() {
-            return Ok(());
+            bail!(StopError::Twice);
         }
         tracing::info!("stopping");
         notify::stopping();

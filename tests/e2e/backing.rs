@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use farshore::cli::certs;
 use farshore::cli::demo::load::{Load, Log, content};
+use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::{Role, Scratch, find_program};
 use farshore::cli::relay::line::Relay;
 use farshore::core::address::Address;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
 
@@ -89,6 +92,11 @@ impl Server {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("it runs")?;
+        Ok(nix::sys::signal::kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
     }
 
     fn address(&self) -> Address {
@@ -232,6 +240,97 @@ fn roles_are_killed_together_with_the_servers_of_their_volumes() -> Result<()> {
     // Seqs leave a gap, as after a loss of power: the two sides say it all.
     group.site.settle(LONG)?;
     group.compare_files()
+}
+
+/// Servers go away, and the roles over them are told to stop: they end in time and say why, and what was flushed is there
+/// afterwards.
+fn roles_stop_without_their_servers(away: Away) -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(here) = Server::qcow2(&group, "here", 16 * MIB, &[])? else { return Ok(()) };
+    let Some(there) = Server::qcow2(&group, "there", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &here.address(), &here.address())?;
+    group.put_on(Role::Dr, "db", &there.address(), &there.address())?;
+    let mut servers = [here, there];
+    group.site.start_all()?;
+    let mut plan = group.load_plan(85);
+    plan.volumes.iter_mut().for_each(|(_, _, bytes)| *bytes = 4 * MIB);
+    let load = Load::start(&plan, &group.origin)?;
+    std::thread::sleep(WHILE);
+    // Flushed: what only the cache of a server has goes with it, when the role ends as well.
+    let mut client = group.site.client(Role::Primary, "db")?;
+    client.call(Ask::Write { offset: 12 * MIB, data: &[7; 4096], fua: true })?;
+    client.close();
+    servers.iter_mut().try_for_each(|server| away.goes(server))?;
+    std::thread::sleep(WHILE);
+    let roles = [Role::Primary, Role::Dr];
+    let begun = Instant::now();
+    roles.iter().try_for_each(|role| group.site.terminate(*role))?;
+    for role in roles {
+        let status = group.site.ended(role)?;
+        let log = group.site.log(role);
+        let told = log.contains("stopping waits for the server of volume db: nbd+unix")
+            && log.contains("stopping without the server of volume db: nbd+unix")
+            && log.contains(away.words());
+        ensure!(status.code() == Some(1) && told, "{status}\n{log}");
+    }
+    ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    ensure!(load.finish().acked() > 20, "hardly anything was answered");
+    servers.iter_mut().try_for_each(|server| away.returns(server))?;
+    roles.iter().try_for_each(|role| group.site.start(*role))?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let image = group.image(Role::Dr, "db")?;
+    ensure!(image[12 * MIB as usize..][..4096] == [7; 4096], "what was flushed is not there");
+
+    servers.iter_mut().try_for_each(|server| away.goes(server))?;
+    group.site.terminate(Role::Primary)?;
+    std::thread::sleep(WHILE);
+    ensure!(group.site.runs(Role::Primary), "it did not wait\n{}", group.site.log(Role::Primary));
+    let begun = Instant::now();
+    let status = group.site.stop(Role::Primary)?;
+    let log = group.site.log(Role::Primary);
+    ensure!(status.code() == Some(1) && log.contains("told to stop a second time"), "{status}\n{log}");
+    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Away {
+    Gone,
+    Silent,
+}
+
+impl Away {
+    fn goes(self, server: &mut Server) -> Result<()> {
+        match self {
+            Away::Gone => server.kill(),
+            Away::Silent => server.signal(Signal::SIGSTOP),
+        }
+    }
+
+    fn returns(self, server: &mut Server) -> Result<()> {
+        match self {
+            Away::Gone => server.again(),
+            Away::Silent => server.signal(Signal::SIGCONT),
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Away::Gone => "which is out of reach",
+            Away::Silent => "which does not answer",
+        }
+    }
+}
+
+#[test]
+fn roles_whose_servers_are_gone_end_in_time_when_they_are_told_to_stop() -> Result<()> {
+    roles_stop_without_their_servers(Away::Gone)
+}
+
+#[test]
+fn roles_whose_servers_are_silent_end_in_time_when_they_are_told_to_stop() -> Result<()> {
+    roles_stop_without_their_servers(Away::Silent)
 }
 
 #[test]
