@@ -110,6 +110,9 @@ pub struct DrStatus {
     pub batch: Option<BatchStatus>,
     /// A promotion under way: the step it is at.
     pub promotion: Option<String>,
+    /// The server of a volume that is away, and that whatever is under way waits for.
+    #[serde(default)]
+    pub waits_for: Option<String>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
     /// The certificate that this host shows others, where it has one.

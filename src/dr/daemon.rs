@@ -469,6 +469,7 @@ impl Shell {
         status.links.iter_mut().for_each(|link| self.links.describe(order, link));
         let lacking = self.files.backings.degraded(now).into_iter();
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
+        status.waits_for = self.files.backings.waits_for(now);
         Status::Dr(Box::new(status))
     }
 
