@@ -18,11 +18,11 @@ use std::fmt;
 use crate::core::address::NbdUri;
 use crate::core::allocation::Stretch;
 use crate::core::ids::{Conn, Ticket};
-use crate::core::machine::{DiskKind, IoFail, Now};
+use crate::core::machine::{DiskKind, Now};
 use crate::core::sparing::Sparing;
 use crate::io::tls::Connector;
 use crate::io::{Event, FileId, Range, Reactor, ReactorOptions};
-use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, HANDSHAKE_NS};
+use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
 use crate::nbd::client::ExportInfo;
 use crate::nbd::protocol::{SEND_FUA, SEND_WRITE_ZEROES};
 use crate::nbd::store::{Heard, Said, Store};
@@ -109,9 +109,6 @@ struct Remote {
     unfit: bool,
     lines: Sparing,
     silence_told: bool,
-    /// What has storage, once it was looked for.
-    listing: bool,
-    listed: Option<Vec<(u64, u64)>>,
 }
 
 impl Backings {
@@ -165,8 +162,6 @@ impl Backings {
             unfit: false,
             lines: Sparing::new(LINES_PAUSE_NS),
             silence_told: false,
-            listing: false,
-            listed: None,
         });
         index
     }
@@ -224,6 +219,14 @@ impl Backings {
         self.said(reactor, index);
     }
 
+    /// How much of a file is to be looked at together: of what a server tells no more than fits an answer.
+    #[must_use]
+    pub fn extents_bytes_max(&self, file: FileId) -> u64 {
+        let Some(index) = self.index(file) else { return u64::MAX };
+        let store = &self.remotes[index].store;
+        if store.is_ready() && !store.knows_holes() { u64::MAX } else { BACKING_STATUS_BYTES }
+    }
+
     /// As [`Reactor::read_ahead`]; a server is left alone with it.
     pub fn read_ahead(&mut self, reactor: &mut Reactor, file: FileId, ticket: Ticket, offset: u64, length: u64) {
         match self.index(file) {
@@ -236,35 +239,6 @@ impl Backings {
     #[must_use]
     pub fn zeroes_fast(&self, reactor: &Reactor, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
         self.index(file).is_none() && reactor.zeroes_fast(file, offset, length, unmap)
-    }
-
-    /// Begins to look what has storage on the servers.
-    pub fn list_allocated(&mut self, reactor: &mut Reactor) {
-        for index in 0..self.remotes.len() {
-            let remote = &mut self.remotes[index];
-            if !std::mem::replace(&mut remote.listing, true) {
-                remote.listed = None;
-                remote.store.list_allocated(reactor.now().mono_ns);
-                self.said(reactor, index);
-            }
-        }
-    }
-
-    /// Whether that is still under way.
-    #[must_use]
-    pub fn is_listing(&self) -> bool {
-        self.remotes.iter().any(|remote| remote.listing)
-    }
-
-    /// As [`Reactor::allocated_ranges`]; of a server what was listed last.
-    ///
-    /// # Errors
-    /// The file system does not tell.
-    pub fn allocated_ranges(&mut self, reactor: &Reactor, file: FileId) -> Result<Vec<(u64, u64)>, IoFail> {
-        match self.index(file) {
-            None => reactor.allocated_ranges(file),
-            Some(index) => Ok(self.remotes[index].listed.take().unwrap_or_else(|| vec![(0, u64::MAX)])),
-        }
     }
 
     // ---- what happens ------------------------------------------------------------------------
@@ -377,7 +351,6 @@ impl Backings {
                 Said::Extents { ticket, stretches } => {
                     self.events.push(Event::Extents { ticket, result: Ok(stretches) });
                 }
-                Said::Allocated { ranges } => (remote.listing, remote.listed) = (false, Some(ranges)),
             }
         }
     }

@@ -31,7 +31,9 @@ use crate::core::ids::Ticket;
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::core::overlap::InFlight;
 use crate::core::rope::Rope;
-use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
+use crate::limits::{
+    BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_REQUESTS_MAX, BACKING_STATUS_BYTES, BACKING_WIRE_BYTES_MAX,
+};
 use crate::nbd::client::{ClientSession, Event, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -48,10 +50,6 @@ pub enum Said {
     Extents {
         ticket: Ticket,
         stretches: Vec<Stretch>,
-    },
-    /// `(offset, length)` of everything that is not known to be a hole.
-    Allocated {
-        ranges: Vec<(u64, u64)>,
     },
 }
 
@@ -168,7 +166,6 @@ enum Work {
     Status {
         most: usize,
         found: Vec<Stretch>,
-        list: bool,
     },
 }
 
@@ -293,13 +290,7 @@ impl Store {
 
     /// Looks which parts of a range have storage.
     pub fn extents(&mut self, now_ns: u64, ticket: Ticket, offset: u64, length: u64, most: usize) {
-        self.take_on(now_ns, ticket, Work::Status { most, found: Vec::new(), list: false }, offset, length);
-    }
-
-    /// Looks which parts of the whole volume have storage.
-    pub fn list_allocated(&mut self, now_ns: u64) {
-        let work = Work::Status { most: usize::MAX, found: Vec::new(), list: true };
-        self.take_on(now_ns, Ticket(0), work, 0, self.size);
+        self.take_on(now_ns, ticket, Work::Status { most, found: Vec::new() }, offset, length);
     }
 
     fn take_on(&mut self, now_ns: u64, ticket: Ticket, work: Work, offset: u64, length: u64) {
@@ -636,22 +627,9 @@ impl Store {
             return line.ready.push_front(number);
         }
         line.finish(number, &self.ops);
-        let Some(Op { ticket, work: Work::Status { most, mut found, list }, .. }) = self.ops.remove(&number) else {
-            return;
-        };
-        if !list {
-            found.truncate(most);
-            return self.said.push(Said::Extents { ticket, stretches: found });
-        }
-        let mut ranges = Vec::new();
-        let mut at = 0;
-        for stretch in found {
-            if !stretch.hole {
-                ranges.push((at, stretch.length));
-            }
-            at += stretch.length;
-        }
-        self.said.push(Said::Allocated { ranges });
+        let Some(Op { ticket, work: Work::Status { most, mut found }, .. }) = self.ops.remove(&number) else { return };
+        found.truncate(most);
+        self.said.push(Said::Extents { ticket, stretches: found });
     }
 }
 
@@ -670,11 +648,12 @@ fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bool {
         }
     }
     let (at, left) = (op.at, op.end() - op.at);
-    let (by_pieces, by_ranges) = (left.min(line.piece_bytes()), left.min(BACKING_RANGE_BYTES));
+    let by_pieces = left.min(line.piece_bytes());
     let (length, bytes) = match &op.work {
         Work::Read | Work::Write { .. } => (by_pieces, by_pieces),
         Work::Zero { written: true, .. } => (by_pieces.min(ZEROES_BYTES), by_pieces.min(ZEROES_BYTES)),
-        Work::Zero { .. } | Work::Status { .. } => (by_ranges, 0),
+        Work::Zero { .. } => (left.min(BACKING_RANGE_BYTES), 0),
+        Work::Status { .. } => (left.min(BACKING_STATUS_BYTES), 0),
     };
     let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
     let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });

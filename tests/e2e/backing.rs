@@ -12,11 +12,12 @@ use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::{Role, Scratch, find_program};
 use farshore::cli::relay::line::Relay;
+use farshore::cluster::status::Status;
 use farshore::core::address::Address;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
 const WHILE: Duration = Duration::from_millis(500);
 
@@ -403,6 +404,34 @@ fn existing_data_on_a_server_crosses_as_far_as_it_is_allocated() -> Result<()> {
     group.compare_files()?;
     let crossed = group.site.line.stats().bytes[0];
     ensure!(crossed < MIB, "{crossed} bytes crossed for 192 KiB of data");
+    Ok(())
+}
+
+/// 8 KiB here and there of 64 GiB: some two million stretches.
+#[test]
+fn the_storage_of_a_fragmented_volume_is_listed_in_bounded_memory() -> Result<()> {
+    let bytes = 64 << 30;
+    let mut group = Group::of(FAST, small(), &[("db", bytes)])?;
+    let socket = group.site.path("fragments.sock");
+    let mut words: Vec<String> = ["nbdkit", "-f", "-t", "1", "-U"].map(String::from).into();
+    words.push(socket.display().to_string());
+    words.extend(["sparse-random", "size=64G", "percent=25", "runlength=8192"].map(String::from));
+    let Some(server) = Server::start(words, socket)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
+    for role in Role::ALL {
+        group.site.launch(role)?;
+    }
+    let listing = |status: &Status| matches!(status, Status::Primary(p) if p.listing.is_some() || p.batch.is_some());
+    group.site.wait(Role::Primary, "look for what has storage", listing)?;
+    let batch = |status: &Status| matches!(status, Status::Primary(p) if p.batch.is_some());
+    let Status::Primary(status) = group.site.wait_for(Role::Primary, 3 * LONG, "batch", batch)? else { return Ok(()) };
+    let total = status.batch.map_or(0, |batch| batch.total_bytes);
+    ensure!((bytes / 8..=bytes).contains(&total), "{total} bytes of a quarter of {bytes} in pieces");
+    let pid = group.site.pid(Role::Primary).context("it runs")?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the peak")?;
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+    ensure!(peak < (64 + 64) << 10, "{peak} KiB, with a FIFO of 64 MiB");
     Ok(())
 }
 
