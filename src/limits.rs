@@ -27,6 +27,10 @@ pub const COMMIT_RECORDS_MAX: usize = 1024;
 pub const COMMITS_INFLIGHT_MAX: usize = 64;
 /// Longest body of a link frame other than payload data, bytes.
 pub const FRAME_BODY_BYTES_MAX: usize = 1 << 20;
+/// Ranges of what is to be copied that are told apart, of all volumes of a group together.
+pub const COVER_RANGES_MAX: usize = 32 << 10;
+/// Stretches that are looked at together while what has storage is listed.
+pub const LISTING_STRETCHES_MAX: usize = 64 << 10;
 /// Bytes of one piece of a batch.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// Ranges or indexes in one message of the link; longer lists go out as several messages.
@@ -185,6 +189,10 @@ pub const REGION_PIECE_BYTES: u32 = 8 << 20;
 /// Longest payload of one request to the server of a volume, bytes, and the longest range of one without.
 pub const BACKING_PIECE_BYTES: u32 = 4 << 20;
 pub const BACKING_RANGE_BYTES: u64 = 1 << 30;
+/// The longest range that it is asked about what has storage, bytes; and its answer: a stretch is 8 bytes, and servers
+/// tell at most 2^20 of them.
+pub const BACKING_STATUS_BYTES: u64 = 256 << 20;
+pub const BACKING_STATUS_ANSWER_BYTES_MAX: u32 = 4 + (8 << 20);
 /// Requests on the wire to the server of a volume, and their payload, both ways, from which on the next one waits, bytes.
 pub const BACKING_REQUESTS_MAX: usize = 64;
 pub const BACKING_WIRE_BYTES_MAX: u64 = 8 << 20;
@@ -204,6 +212,15 @@ const _: () = assert!(
 const _: () = assert!(
     2 * DR_WINDOW_BYTES_MAX > PAYLOAD_BYTES_MAX as u64 + PAYLOAD_PIECE_BYTES_MAX,
     "the longest payload of an earlier version passes alone"
+);
+const _: () = assert!(COVER_RANGES_MAX > 16 * VOLUMES_MAX, "to halve the ranges of each volume halves them all, about");
+const _: () = assert!(
+    COVER_RANGES_MAX as u64 * 64 * 4 <= MEMORY_BESIDE_FIFO_BYTES / 4,
+    "what is lost, what of a batch is to do, all of it and its holes are a small part of the bound"
+);
+const _: () = assert!(
+    BACKING_STATUS_BYTES / 512 * (8 + 16 + 16) <= MEMORY_BESIDE_FIFO_BYTES / 2,
+    "an answer about sectors, as it comes, as it is read and as it is handed on, is a part of the bound"
 );
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(PIECE_BYTES_MAX <= RANGE_BYTES_MAX, "a piece fits an order record");

@@ -25,7 +25,8 @@ struct Short {
     exit: Option<u8>,
 }
 
-/// How long a role that ended before it looked at a question may take to be there again, and how often that is tried.
+/// How long a role that ended before it looked at a question, or that is to be promoted and is not there, may take to
+/// be there (again), and how often that is tried.
 const AGAIN_WITHIN: Duration = Duration::from_secs(5);
 const AGAIN_EVERY: Duration = Duration::from_millis(100);
 
@@ -43,7 +44,7 @@ enum No {
 /// # Errors
 /// Nobody answers, or the role answered with an error (whose exit status is taken over).
 pub fn ask(control: &Path, request: &Request, timeout: Option<Duration>) -> Result<Value, Failure> {
-    patiently(control, || {
+    patiently(control, request, || {
         let stream = asking(control, request, timeout)?;
         let mut answer = Vec::new();
         BufReader::new((&stream).take(CONTROL_ANSWER_BYTES_MAX)).read_until(b'\n', &mut answer).map_err(|error| {
@@ -72,7 +73,7 @@ pub fn report(
     each: &mut dyn FnMut(MissingWrite),
     mut print: Option<&mut dyn Write>,
 ) -> Result<PromoteReport, Failure> {
-    patiently(control, || {
+    patiently(control, request, || {
         let stream = asking(control, request, timeout)?;
         let print: Option<&mut dyn Write> = match &mut print {
             Some(print) => Some(&mut **print),
@@ -87,20 +88,27 @@ pub fn report(
     })
 }
 
-/// Asks again for a while, where whoever was asked ended before it looked at the question: it may be starting.
-fn patiently<T>(control: &Path, mut attempt: impl FnMut() -> Result<T, No>) -> Result<T, Failure> {
+/// Asks again for a while, where whoever was asked ended before it looked at the question: it may be starting. So may
+/// who is not there at all, which only somebody who has a site to save waits for: others want to hear of it at once.
+fn patiently<T>(control: &Path, request: &Request, mut attempt: impl FnMut() -> Result<T, No>) -> Result<T, Failure> {
+    let waits = matches!(request, Request::Promote { .. });
     let mut until: Option<Instant> = None;
+    let mut was_there = false;
     loop {
-        match attempt() {
+        let why = match attempt() {
             Ok(done) => return Ok(done),
             Err(No::Failed(failure)) => return Err(failure),
-            Err(No::Absent(failure)) if until.is_none() => return Err(failure),
-            Err(No::Absent(_) | No::Reset) => {}
-        }
+            Err(No::Absent(failure)) if !waits && !was_there => return Err(failure),
+            Err(No::Absent(failure)) if !was_there => failure.text,
+            Err(No::Absent(_) | No::Reset) => {
+                was_there = true;
+                format!("{}: {}", control.display(), NoReply::Reset)
+            }
+        };
         if Instant::now() >= *until.get_or_insert_with(|| Instant::now() + AGAIN_WITHIN) {
-            let (shown, reset, tried) = (control.display(), NoReply::Reset, AGAIN_WITHIN.as_secs());
+            let tried = AGAIN_WITHIN.as_secs();
             return Err(Failure::failed(format!(
-                "{shown}: {reset}, and has not been there again for {tried} seconds: it may be starting: ask again"
+                "{why}; it was asked again for {tried} seconds: it may be starting: ask again"
             )));
         }
         std::thread::sleep(AGAIN_EVERY);
@@ -200,13 +208,38 @@ mod tests {
     }
 
     #[test]
+    fn a_promotion_waits_for_a_role_that_is_only_starting() {
+        let path = std::env::temp_dir().join(format!("farshore-client-{}-starting", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let status = ask(&path, &Request::Status, None).expect_err("not there").text;
+        assert!(status.contains("there is no control socket"), "{status}");
+        let place = path.clone();
+        let serve = std::thread::spawn(move || {
+            // No socket at first, then one of a process that was killed, then the role.
+            std::thread::sleep(Duration::from_millis(300));
+            drop(UnixListener::bind(&place).expect("a place of our own"));
+            std::thread::sleep(Duration::from_millis(300));
+            std::fs::remove_file(&place).expect("there");
+            let (mut stream, _) = UnixListener::bind(&place).expect("free again").accept().expect("asked again");
+            BufReader::new(&stream).read_line(&mut String::new()).expect("a line");
+            stream.write_all(b"{\"ok\":{\"group\":\"g\",\"missing\":[]}}\n").expect("it listens");
+        });
+        let request = Request::Promote { plan: false, force: false };
+        assert_eq!(ask(&path, &request, None).expect("answered")["group"], "g");
+        serve.join().expect("no panic");
+        let gone = report(&path, &request, None, &mut |_| {}, None).expect_err("gone").text;
+        assert!(gone.contains("nobody answers") && gone.contains("ask again"), "{gone}");
+        std::fs::remove_file(path).expect("there");
+    }
+
+    #[test]
     fn a_role_that_does_not_come_back_may_be_starting() {
         let (path, serve) = role(0);
         ask(&path, &Request::Status, Some(AGAIN_WITHIN)).expect("answered");
         serve.join().expect("no panic");
         let gone = ask(&path, &Request::Status, Some(AGAIN_WITHIN)).expect_err("it is gone").text;
         assert!(gone.contains("nobody answers"), "{gone}");
-        let reset = patiently::<()>(&path, || Err(No::Reset)).expect_err("never there").text;
+        let reset = patiently::<()>(&path, &Request::Status, || Err(No::Reset)).expect_err("never there").text;
         assert!(reset.contains("it may be starting: ask again"), "{reset}");
         std::fs::remove_file(path).expect("there");
     }

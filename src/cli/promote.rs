@@ -13,12 +13,15 @@ use super::view::duration;
 use crate::cluster::control::Request;
 use crate::cluster::losses::MissingWrite;
 use crate::cluster::size::human_size;
-use crate::cluster::status::{PromoteReport, Status};
+use crate::cluster::status::{DrStatus, PromoteReport, Status};
+use crate::core::sparing::Sparing;
 use crate::limits::VOLUMES_MAX;
 
 /// Missing writes that are listed for people; the rest is counted.
 const LISTED_MAX: usize = 20;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Pause between two lines that say what is waited for, nanoseconds.
+const NOTICE_EVERY_NS: u64 = 30_000_000_000;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Promotes, or with `--plan` says what a promotion would do.
@@ -167,24 +170,27 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
     Ok(())
 }
 
-/// Runs `work`, and meanwhile, where it is to be shown, shows on a terminal how far the role says it is.
+/// Runs `work`, and meanwhile says what it waits for, and, where it is to be shown, on a terminal how far the role says
+/// it is.
 fn with_progress<T>(control: &Path, shown: bool, work: impl FnOnce() -> T) -> T {
-    if !shown || !std::io::stderr().is_terminal() {
-        return work();
-    }
+    let shown = shown && std::io::stderr().is_terminal();
     let (done, waiting) = channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let mut shown = false;
+            let (mut notices, begun) = (Notices::new(), Instant::now());
+            let clear = |on: bool| if on { "\r\x1b[K" } else { "" };
+            let mut line = false;
             while waiting.recv_timeout(PROGRESS_EVERY) == Err(RecvTimeoutError::Timeout) {
-                if let Some(line) = progress(control) {
-                    eprint!("\r\x1b[K{line}");
-                    shown = true;
+                let Some(dr) = promoting(control) else { continue };
+                if let Some(notice) = notices.next(begun.elapsed(), dr.waits_for.as_deref()) {
+                    eprintln!("{}farshore: {notice}", clear(line));
+                }
+                if shown {
+                    eprint!("{}{}", clear(true), progress(&dr));
+                    line = true;
                 }
             }
-            if shown {
-                eprint!("\r\x1b[K");
-            }
+            eprint!("{}", clear(line));
         });
         let result = work();
         drop(done);
@@ -192,11 +198,33 @@ fn with_progress<T>(control: &Path, shown: bool, work: impl FnOnce() -> T) -> T 
     })
 }
 
-fn progress(control: &Path) -> Option<String> {
+/// What DR says of itself, while it answers.
+fn promoting(control: &Path) -> Option<DrStatus> {
     let answer = client::ask(control, &Request::Status, Some(STATUS_WITHIN)).ok()?;
-    let Ok(Status::Dr(dr)) = serde_json::from_value::<Status>(answer) else { return None };
-    let step = dr.promotion.unwrap_or_else(|| "promoting".into());
-    Some(format!("{step}: seq {} of {} applied", dr.applied_seq, dr.cut_seq))
+    if let Ok(Status::Dr(dr)) = serde_json::from_value::<Status>(answer) { Some(*dr) } else { None }
+}
+
+fn progress(dr: &DrStatus) -> String {
+    let step = dr.promotion.as_deref().unwrap_or("promoting");
+    format!("{step}: seq {} of {} applied", dr.applied_seq, dr.cut_seq)
+}
+
+/// What a promotion waits for, said as soon as it does, and once in a while for as long as it does.
+struct Notices(Sparing);
+
+impl Notices {
+    fn new() -> Notices {
+        Notices(Sparing::new(NOTICE_EVERY_NS))
+    }
+
+    fn next(&mut self, since_begin: Duration, waits_for: Option<&str>) -> Option<String> {
+        let Some(what) = waits_for else {
+            *self = Notices::new();
+            return None;
+        };
+        self.0.due(u64::try_from(since_begin.as_nanos()).unwrap_or(u64::MAX))?;
+        Some(format!("waiting for {what}: see that it runs; the promotion goes on by itself"))
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +272,19 @@ mod tests {
         let mut tally = Tally::of(None);
         (0..1000).for_each(|seq| tally.add(write(seq, &seq.to_string())));
         assert_eq!((tally.writes, tally.volumes.len(), tally.listed.len()), (1000, VOLUMES_MAX, LISTED_MAX));
+    }
+
+    #[test]
+    fn what_a_promotion_waits_for_is_said_at_once_and_once_in_a_while() {
+        let mut notices = Notices::new();
+        let mut said = |second, what| notices.next(Duration::from_secs(second), what);
+        assert_eq!(said(1, None), None);
+        let text = said(2, Some("the server of volume db")).expect("said");
+        assert!(text.contains("the server of volume db: see that it runs"), "{text}");
+        assert_eq!(said(3, Some("the server of volume db")), None);
+        assert!(said(32, Some("the server of volume db")).is_some(), "once in a while");
+        assert_eq!(said(33, None), None);
+        assert!(said(34, Some("the server of volume db")).is_some(), "away again");
     }
 
     #[test]

@@ -31,6 +31,10 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
     lag(s.lag_writes, s.lag_bytes, s.lag_seconds, s.tail_seq.0, s.cut_seq.0, out)?;
     let asked = format!("{}, ack {}, require {}", s.protect, s.ack, s.require);
     row("protect", &if s.mode == s.protect { asked } else { format!("{asked}; IN FORCE: {}", s.mode) }, out)?;
+    if let Some(l) = &s.listing {
+        let (listed, total) = (human_size(l.listed_bytes), human_size(l.total_bytes));
+        row("listing", &format!("which parts of the volumes have storage: {listed} of {total} looked at"), out)?;
+    }
     batch(s.batch.as_ref(), out)?;
     let fifo = format!(
         "{} of {} in memory, {} of {} on disk; when full: {}{}",

@@ -94,6 +94,11 @@ const BATCH: &[Row] = &[
     ("seq", "batch_seq", Gauge, "The seq that names the batch under way"),
 ];
 
+const LISTING: &[Row] = &[
+    ("listed_bytes", "listing_listed_bytes", Gauge, "Bytes of volumes looked at for what has storage"),
+    ("total_bytes", "listing_total_bytes", Gauge, "Bytes of volumes to be looked at for what has storage"),
+];
+
 const VOLUME: &[Row] = &[
     ("size_bytes", "volume_size_bytes", Gauge, "Size of the volume"),
     ("clients", "volume_clients", Gauge, "Clients connected to the volume"),
@@ -170,6 +175,9 @@ fn openmetrics(status: &Status) -> String {
     if let Some(Value::Object(batch)) = fields.get("batch") {
         rows(&mut families, BATCH, batch, &labels);
     }
+    if let Some(Value::Object(listing)) = fields.get("listing") {
+        rows(&mut families, LISTING, listing, &labels);
+    }
     if let Some(Value::Object(certificate)) = fields.get("certificate") {
         rows(&mut families, CERTIFICATE, certificate, &labels);
     }
@@ -234,7 +242,9 @@ fn html(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::status::{AuxStatus, BatchStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, VolumeStatus};
+    use crate::cluster::status::{
+        AuxStatus, BatchStatus, Degraded, DrStatus, LinkStatus, ListingStatus, PrimaryStatus, VolumeStatus,
+    };
     use crate::core::ids::Seq;
 
     fn primary() -> PrimaryStatus {
@@ -247,6 +257,7 @@ mod tests {
             frozen: Some("both are away".into()),
             volumes: vec![VolumeStatus { name: "db".into(), size_bytes: 5, clients: 2 }],
             batch: Some(BatchStatus { remaining_seconds: Some(2.0), ..BatchStatus::default() }),
+            listing: Some(ListingStatus { listed_bytes: 3, total_bytes: 5 }),
             degraded: vec![Degraded::default(), Degraded::default()],
             links: vec![
                 LinkStatus { peer: "aux".into(), state: "up".into(), rtt_seconds: Some(0.5), ..LinkStatus::default() },
@@ -266,6 +277,7 @@ mod tests {
             &format!("farshore_lag_seconds{{{labels}}} 0.25"),
             &format!("farshore_frozen{{{labels}}} 1"),
             &format!("farshore_paced{{{labels}}} 0"),
+            &format!("farshore_listing_listed_bytes{{{labels}}} 3"),
             &format!("farshore_fenced{{{labels}}} 0"),
             &format!("farshore_protection_reduced{{{labels}}} 1"),
             &format!("farshore_degraded{{{labels}}} 2"),
@@ -300,7 +312,12 @@ mod tests {
             }
         }
         let value = serde_json::to_value(primary()).expect("plain data");
-        for (table, one) in [(BATCH, &value["batch"]), (VOLUME, &value["volumes"][0]), (LINK, &value["links"][0])] {
+        for (table, one) in [
+            (BATCH, &value["batch"]),
+            (LISTING, &value["listing"]),
+            (VOLUME, &value["volumes"][0]),
+            (LINK, &value["links"][0]),
+        ] {
             for key in numbers(one) {
                 assert!(known(table, &key), "{key}");
             }

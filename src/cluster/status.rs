@@ -65,6 +65,9 @@ pub struct PrimaryStatus {
     pub table_slots: u64,
     /// A copy of ranges under way (first sync, catch-up after an outage).
     pub batch: Option<BatchStatus>,
+    /// A look which parts of the volumes have storage, before a batch of all of them.
+    #[serde(default)]
+    pub listing: Option<ListingStatus>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
     /// The certificate that this host shows others, where it has one.
@@ -110,6 +113,9 @@ pub struct DrStatus {
     pub batch: Option<BatchStatus>,
     /// A promotion under way: the step it is at.
     pub promotion: Option<String>,
+    /// The server of a volume that is away, and that whatever is under way waits for.
+    #[serde(default)]
+    pub waits_for: Option<String>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
     /// The certificate that this host shows others, where it has one.
@@ -232,6 +238,14 @@ pub struct BatchStatus {
     pub reason: String,
     /// When both sides are consistent at a later seq again, as far as can be told.
     pub remaining_seconds: Option<f64>,
+}
+
+/// A look which parts of the volumes have storage, under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListingStatus {
+    /// Bytes of volumes that have been looked at, and in all.
+    pub listed_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// Something that is less than what was asked for, and since when.

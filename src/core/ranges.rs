@@ -1,12 +1,12 @@
 //! Sets of byte ranges: what a batch has still to copy, what a volume has changed.
 //!
 //! Invariant: ranges of a set are half-open, not empty, disjoint and not adjacent, so that a set has
-//! exactly one representation. How many ranges a set may hold is its owner's bound (I9): round what is
-//! inserted to a granule, or [`RangeSet::coarsen`].
+//! exactly one representation. How many ranges a set may hold is its owner's bound (I9); a [`Cover`] has one of its own.
 
 use std::collections::BTreeMap;
 
 use super::ids::{Extent, Volume};
+use crate::limits::COVER_RANGES_MAX;
 
 /// Disjoint half-open byte ranges of one volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -122,14 +122,30 @@ impl RangeSet {
         other.iter().for_each(|(offset, length)| self.insert(offset, length));
     }
 
-    /// Grows every range to multiples of `granule`, not past `size`: fewer ranges, more bytes (I9).
-    pub fn coarsen(&mut self, granule: u64, size: u64) {
-        let old = std::mem::take(self);
-        for (offset, length) in old.iter() {
-            let start = offset - offset % granule;
-            let end = offset.saturating_add(length).checked_next_multiple_of(granule).unwrap_or(u64::MAX);
-            self.insert(start, end.min(size.max(offset.saturating_add(length))) - start);
+    /// Joins neighbours across the smallest gaps, until half as many ranges are left (I9).
+    pub fn halve(&mut self) {
+        let mut joins = self.len() / 2;
+        if joins == 0 {
+            return;
         }
+        let ranges: Vec<(u64, u64)> = std::mem::take(&mut self.ends).into_iter().collect();
+        let mut gaps: Vec<u64> = ranges.windows(2).map(|pair| pair[1].0 - pair[0].1).collect();
+        let (smaller, &mut widest, _) = gaps.select_nth_unstable(joins - 1);
+        // Of those that are exactly as wide, the first ones.
+        let narrower = smaller.iter().filter(|gap| **gap < widest).count();
+        joins -= narrower;
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len() / 2 + 1);
+        for (at, to) in ranges {
+            let gap = joined.last().map(|last| at - last.1);
+            let tie = gap == Some(widest) && joins > 0;
+            joins -= usize::from(tie);
+            match joined.last_mut().filter(|_| tie || gap.is_some_and(|gap| gap < widest)) {
+                Some(last) => last.1 = to,
+                None => joined.push((at, to)),
+            }
+        }
+        self.bytes = joined.iter().map(|(at, to)| to - at).sum();
+        self.ends = joined.into_iter().collect();
     }
 }
 
@@ -224,6 +240,45 @@ impl VolumeRanges {
     }
 }
 
+/// Ranges that cover everything that was inserted, and never more of them than [`COVER_RANGES_MAX`] (I9): beyond it,
+/// neighbours are joined across the smallest gaps between them. For what is to be copied: to copy more than has to be is
+/// harmless, to leave out what has to be is not. Not for what is *known* of bytes, that they are zeroes for example.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cover(VolumeRanges);
+
+impl Cover {
+    #[must_use]
+    pub fn new() -> Cover {
+        Cover::default()
+    }
+
+    pub fn insert(&mut self, extent: Extent) {
+        self.0.insert(extent);
+        if self.0.len() > COVER_RANGES_MAX {
+            self.0.sets.iter_mut().for_each(RangeSet::halve);
+        }
+    }
+
+    /// Adds every range of `other`.
+    pub fn union(&mut self, other: &VolumeRanges) {
+        other.iter().for_each(|extent| self.insert(extent));
+    }
+
+    /// The ranges, to be taken out one by one.
+    #[must_use]
+    pub fn into_ranges(self) -> VolumeRanges {
+        self.0
+    }
+}
+
+impl std::ops::Deref for Cover {
+    type Target = VolumeRanges;
+
+    fn deref(&self) -> &VolumeRanges {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,11 +321,14 @@ mod tests {
                         }
                     }
                     _ => {
-                        set.coarsen(max, SIZE as u64);
-                        for (at, len) in ranges_of(&model) {
-                            let end = ((at + len).next_multiple_of(max) as usize).min(SIZE);
-                            model[(at - at % max) as usize..end].fill(true);
+                        // As if the smallest gaps, of equal ones the first, were filled in one by one.
+                        for _ in 0..set.len() / 2 {
+                            let ranges = ranges_of(&model);
+                            let gaps = ranges.windows(2).map(|pair| (pair[0].0 + pair[0].1, pair[1].0));
+                            let (from, to) = gaps.min_by_key(|(from, to)| to - from).expect("two ranges");
+                            model[from as usize..to as usize].fill(true);
                         }
+                        set.halve();
                     }
                 }
                 assert_eq!(set.iter().collect::<Vec<_>>(), ranges_of(&model));
@@ -287,8 +345,9 @@ mod tests {
         let mut set = RangeSet::new();
         set.insert(u64::MAX - 10, 100);
         assert_eq!(set.iter().collect::<Vec<_>>(), [(u64::MAX - 10, 10)]);
-        set.coarsen(4096, u64::MAX);
-        assert!(set.contains(u64::MAX - 4095, 4095));
+        set.insert(0, 1);
+        set.halve();
+        assert_eq!(set.iter().collect::<Vec<_>>(), [(0, u64::MAX)]);
         set.remove(0, u64::MAX);
         assert!(set.is_empty() && set.pop_front(1).is_none());
     }
@@ -312,5 +371,29 @@ mod tests {
         let popped: Vec<_> = std::iter::from_fn(|| ranges.pop_front(6)).collect();
         assert_eq!(popped, [extent(0, 5, 6), extent(0, 11, 4), extent(2, 8, 2), extent(2, 20, 5)]);
         assert!(ranges.is_empty());
+    }
+
+    #[test]
+    fn a_cover_has_a_bound_and_leaves_nothing_out() {
+        let extents = |count: u64| {
+            // Pieces of three volumes in an order that jumps, with gaps of many widths.
+            (0..count).map(move |step| {
+                let at = step * 7919 % count;
+                let volume = Volume((at % 3) as u16);
+                Extent { volume, offset: (at << 16) + (at * at % 9973), length: 4096 }
+            })
+        };
+        let mut cover = Cover::new();
+        for extent in extents(3 * COVER_RANGES_MAX as u64) {
+            cover.insert(extent);
+            assert!(cover.len() <= COVER_RANGES_MAX);
+        }
+        assert!(extents(3 * COVER_RANGES_MAX as u64).all(|extent| cover.contains(extent)));
+        assert!(cover.len() > COVER_RANGES_MAX / 4, "{}", cover.len());
+        let few = extents(100).collect::<Vec<_>>();
+        let (mut exact, mut cover) = (VolumeRanges::new(), Cover::new());
+        few.iter().for_each(|extent| exact.insert(*extent));
+        cover.union(&exact);
+        assert_eq!(*cover, exact, "below the bound nothing is added");
     }
 }

@@ -38,15 +38,13 @@ use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Connector, Versions};
 use crate::io::{Event, Reactor, ReactorOptions, notify};
 use crate::limits::{DR_WRITE_OVERHEAD_BYTES, DR_WRITING_BYTES_HIGH, DR_WRITING_BYTES_LOW};
-use crate::nbd::backing::Backings;
+use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 
 /// Most registered memory: what streams bring, until it is in the spool and applied.
 const ARENA_BYTES: usize = 64 << 20;
 /// How long last answers may take at the end, nanoseconds.
 const STOP_NS: u64 = 1_000_000_000;
-/// How long a server of a volume may be out of reach before a stop does not wait for it any longer, nanoseconds.
-const STOP_LOST_NS: u64 = 10_000_000_000;
 
 /// How a DR site ended.
 pub enum Outcome {
@@ -222,7 +220,9 @@ impl Shell {
                 self.reactor.completed(&mut events);
                 self.files.backings.completed(&mut events);
             }
-            self.give_up_stopping()?;
+            if self.stopping {
+                self.files.backings.stop_waits(self.reactor.now())?;
+            }
             if let Some(region) = &mut self.region {
                 region.tick(&mut self.reactor, &mut self.region_events);
             }
@@ -471,6 +471,7 @@ impl Shell {
         status.links.iter_mut().for_each(|link| self.links.describe(order, link));
         let lacking = self.files.backings.degraded(now).into_iter();
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
+        status.waits_for = self.files.backings.waits_for(now);
         Status::Dr(Box::new(status))
     }
 
@@ -496,7 +497,7 @@ impl Shell {
 
     fn stop(&mut self) -> anyhow::Result<()> {
         if std::mem::replace(&mut self.stopping, true) {
-            bail!("told to stop a second time: ending at once; the restart recovers what is open");
+            bail!(StopError::Twice);
         }
         tracing::info!("stopping");
         notify::stopping();
@@ -504,17 +505,12 @@ impl Shell {
         self.step(Input::Stop)
     }
 
-    /// A stop waits for its last writes and syncs, but not for ever for a server that is out of reach.
-    fn give_up_stopping(&self) -> anyhow::Result<()> {
-        if self.stopping && self.files.backings.lost_for(self.reactor.now(), STOP_LOST_NS) {
-            bail!("stopping without the server of a volume, which is out of reach; the restart recovers what is open");
-        }
-        Ok(())
-    }
-
     /// Waits for the operations in flight; their results are of no more interest.
     fn settle(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         while !self.disk.is_empty() {
+            if self.stopping {
+                self.files.backings.stop_waits(self.reactor.now())?;
+            }
             let due = self.files.backings.deadline_ns();
             self.reactor.turn(due, events).context("the ring failed")?;
             self.files.backings.tick(&mut self.reactor);
@@ -529,9 +525,15 @@ impl Shell {
                     Event::Disk { ticket, .. } => drop(self.disk.remove(&ticket)),
                     Event::Closed { conn, .. } => drop(self.links.closed(conn)),
                     Event::Accepted { conn, .. } => self.reactor.abort(conn, "not taken any more"),
+                    Event::Stop if self.stopping => bail!(StopError::Twice),
+                    Event::Stop => self.stopping = true,
                     _ => {}
                 }
             }
+        }
+        if self.stopping && self.serve.is_some() {
+            // It came in the middle of the hand-over: the primary that goes on stops.
+            self.reactor.stopper().stop();
         }
         self.close_region();
         Ok(())

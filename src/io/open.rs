@@ -145,23 +145,9 @@ fn can_punch(file: &File, size: u64, block_device: bool) -> bool {
     found.trim().parse::<u64>().is_ok_and(|most| most > 0)
 }
 
-/// The ranges of a file that are not holes, `(offset, length)`.
-pub fn allocated_ranges(opened: &Opened) -> io::Result<Vec<(u64, u64)>> {
-    if opened.block_device {
-        return Ok(vec![(0, opened.size)]);
-    }
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < opened.size {
-        let Some(data) = seek(&opened.file, at, libc::SEEK_DATA)? else { break };
-        let end = seek(&opened.file, data, libc::SEEK_HOLE)?.unwrap_or(opened.size).min(opened.size);
-        if data >= end {
-            break;
-        }
-        ranges.push((data, end - data));
-        at = end;
-    }
-    Ok(ranges)
+/// Whether any part of a file is not a hole; of a block device nobody knows, so that all of it is none.
+pub fn has_storage(opened: &Opened) -> io::Result<bool> {
+    Ok(opened.size > 0 && (opened.block_device || seek(&opened.file, 0, libc::SEEK_DATA)?.is_some()))
 }
 
 /// Turns an error of the system into one that names the file.

@@ -359,10 +359,10 @@ impl Reactor {
         self.disk.opened(file).created
     }
 
-    /// `(offset, length)` of what is not a hole; the whole of a block device.
-    pub fn allocated_ranges(&self, file: FileId) -> Result<Vec<(u64, u64)>, IoFail> {
+    /// Whether any part of it is not a hole, as far as anybody knows.
+    pub fn has_storage(&self, file: FileId) -> Result<bool, IoFail> {
         let opened = self.disk.opened(file);
-        open::allocated_ranges(opened).map_err(|error| open::failed(&opened.path, "cannot list its extents", &error))
+        open::has_storage(opened).map_err(|error| open::failed(&opened.path, "cannot look for its data", &error))
     }
 
     /// Blocks; start-up only.

@@ -24,7 +24,7 @@ use crate::core::machine::{DiskKind, IoFail, Now};
 use crate::core::sparing::Sparing;
 use crate::io::tls::Connector;
 use crate::io::{Event, FileId, Range, Reactor, ReactorOptions};
-use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, HANDSHAKE_NS};
+use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
 use crate::nbd::client::ExportInfo;
 use crate::nbd::protocol::{SEND_FUA, SEND_WRITE_ZEROES};
 use crate::nbd::store::{Heard, Said, Store};
@@ -38,8 +38,13 @@ const PAUSE_LAST_NS: u64 = 3_000_000_000;
 const GOOD_NS: u64 = 5_000_000_000;
 /// How long a server may owe an answer, or the end of a connection, before that is spoken of.
 const SILENCE_NS: u64 = 10_000_000_000;
+const SILENT: &str = "does not answer";
 /// How long a start waits for a server.
 const OPEN_NS: u64 = 30_000_000_000;
+/// How long a server may be away, out of reach or silent, before a stop does not wait for it any longer, nanoseconds.
+const STOP_AWAY_NS: u64 = 10_000_000_000;
+/// How long it may be before whoever waits to stop or to be promoted is told, nanoseconds.
+const TOLD_NS: u64 = 1_000_000_000;
 /// Pause between two lines about attempts that fail.
 const LINES_PAUSE_NS: u64 = 30_000_000_000;
 
@@ -66,12 +71,24 @@ pub enum OpenError {
     Stopped,
 }
 
+/// A stop does without a server, or ends at once: what is open is as after a kill.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopError {
+    #[error("stopping without {0}; the restart recovers what is open")]
+    Away(String),
+    #[error("told to stop a second time: ending at once; the restart recovers what is open")]
+    Twice,
+}
+
 /// The volumes of a group that stand on NBD servers.
 #[derive(Debug, Default)]
 pub struct Backings {
     remotes: Vec<Remote>,
     events: Vec<Event>,
     closing: bool,
+    /// A role is stopping, and it has been said what for.
+    stopping: bool,
+    stop_told: bool,
 }
 
 #[derive(Debug)]
@@ -97,9 +114,6 @@ struct Remote {
     unfit: Option<String>,
     lines: Sparing,
     silence_told: bool,
-    /// What has storage, once it was looked for.
-    listing: bool,
-    listed: Option<Vec<(u64, u64)>>,
 }
 
 impl Backings {
@@ -154,8 +168,6 @@ impl Backings {
             unfit: None,
             lines: Sparing::new(LINES_PAUSE_NS),
             silence_told: false,
-            listing: false,
-            listed: None,
         });
         index
     }
@@ -213,6 +225,14 @@ impl Backings {
         self.said(reactor, index);
     }
 
+    /// How much of a file is to be looked at together: of what a server tells no more than fits an answer.
+    #[must_use]
+    pub fn extents_bytes_max(&self, file: FileId) -> u64 {
+        let Some(index) = self.index(file) else { return u64::MAX };
+        let store = &self.remotes[index].store;
+        if store.is_ready() && !store.knows_holes() { u64::MAX } else { BACKING_STATUS_BYTES }
+    }
+
     /// As [`Reactor::read_ahead`]; a server is left alone with it.
     pub fn read_ahead(&mut self, reactor: &mut Reactor, file: FileId, ticket: Ticket, offset: u64, length: u64) {
         match self.index(file) {
@@ -225,35 +245,6 @@ impl Backings {
     #[must_use]
     pub fn zeroes_fast(&self, reactor: &Reactor, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
         self.index(file).is_none() && reactor.zeroes_fast(file, offset, length, unmap)
-    }
-
-    /// Begins to look what has storage on the servers.
-    pub fn list_allocated(&mut self, reactor: &mut Reactor) {
-        for index in 0..self.remotes.len() {
-            let remote = &mut self.remotes[index];
-            if !std::mem::replace(&mut remote.listing, true) {
-                remote.listed = None;
-                remote.store.list_allocated(reactor.now().mono_ns);
-                self.said(reactor, index);
-            }
-        }
-    }
-
-    /// Whether that is still under way.
-    #[must_use]
-    pub fn is_listing(&self) -> bool {
-        self.remotes.iter().any(|remote| remote.listing)
-    }
-
-    /// As [`Reactor::allocated_ranges`]; of a server what was listed last.
-    ///
-    /// # Errors
-    /// The file system does not tell.
-    pub fn allocated_ranges(&mut self, reactor: &Reactor, file: FileId) -> Result<Vec<(u64, u64)>, IoFail> {
-        match self.index(file) {
-            None => reactor.allocated_ranges(file),
-            Some(index) => Ok(self.remotes[index].listed.take().unwrap_or_else(|| vec![(0, u64::MAX)])),
-        }
     }
 
     /// Whether everything that was answered on the servers is still there.
@@ -360,7 +351,6 @@ impl Backings {
                 Said::Extents { ticket, stretches } => {
                     self.events.push(Event::Extents { ticket, result: Ok(stretches) });
                 }
-                Said::Allocated { ranges } => (remote.listing, remote.listed) = (false, Some(ranges)),
             }
         }
     }
@@ -405,7 +395,9 @@ impl Backings {
             Some(_) if remote.is_shaking_hands() => Some(remote.since_ns + HANDSHAKE_NS),
             Some(_) => remote.overdue_at_ns().filter(|_| !remote.silence_told),
         };
-        self.remotes.iter().filter_map(due).min()
+        let stop = self.remotes.iter().filter(|_| self.stopping).filter_map(Remote::away_since_ns);
+        let stop = stop.map(|since_ns| since_ns + if self.stop_told { STOP_AWAY_NS } else { TOLD_NS });
+        self.remotes.iter().filter_map(due).chain(stop).min()
     }
 
     /// What is less than it should be, in words, and since when (wall clock).
@@ -419,17 +411,47 @@ impl Backings {
                 return Some((text, lost.wall_ns));
             }
             let silent_ns = now.mono_ns.saturating_sub(remote.store.silent_since_ns()?);
-            let text = format!("{place} does not answer: {waiting} requests wait");
+            let text = format!("{place} {SILENT}: {waiting} requests wait");
             (silent_ns >= SILENCE_NS).then(|| (text, now.wall_ns.saturating_sub(silent_ns)))
         };
         self.remotes.iter().filter_map(one).collect()
     }
 
-    /// Whether a server has been out of reach for so long, nanoseconds.
+    /// The server that something has waited for longest, in words, and for how long, nanoseconds.
+    fn away(&self, now: Now) -> Option<(String, u64)> {
+        let away = self.remotes.iter().filter_map(|remote| Some((remote.away_since_ns()?, remote)));
+        let (since_ns, remote) = away.min_by_key(|(since_ns, _)| *since_ns)?;
+        let how = if remote.lost.is_some() { format!("is out of reach ({})", remote.why) } else { SILENT.into() };
+        let place = remote.place();
+        Some((format!("the server of {place}, which {how}"), now.mono_ns.saturating_sub(since_ns)))
+    }
+
+    /// A server that is away and that something waits for, in words.
     #[must_use]
-    pub fn lost_for(&self, now: Now, ns: u64) -> bool {
-        let long = |lost: &Now| now.mono_ns.saturating_sub(lost.mono_ns) >= ns;
-        self.remotes.iter().any(|remote| remote.lost.as_ref().is_some_and(long))
+    pub fn waits_for(&self, now: Now) -> Option<String> {
+        let (server, ns) = self.away(now)?;
+        (ns >= TOLD_NS).then_some(server)
+    }
+
+    /// To be called while a role stops: it waits for its last writes and syncs, but not for ever for a server that is
+    /// away. For whoever starts again that is as after a kill.
+    ///
+    /// # Errors
+    /// A server for which something waits has been away for long enough.
+    pub fn stop_waits(&mut self, now: Now) -> Result<(), StopError> {
+        self.stopping = true;
+        let Some((server, ns)) = self.away(now) else { return Ok(()) };
+        if ns >= STOP_AWAY_NS {
+            return Err(StopError::Away(server));
+        }
+        if ns >= TOLD_NS && !std::mem::replace(&mut self.stop_told, true) {
+            let seconds = (STOP_AWAY_NS - ns).div_ceil(1_000_000_000);
+            tracing::warn!(
+                "stopping waits for {server}; it ends without it in {seconds} seconds, or at once when it \
+                 is told to stop a second time"
+            );
+        }
+        Ok(())
     }
 
     /// Says goodbye to the servers.
@@ -518,6 +540,12 @@ impl Remote {
             self.unfit = Some(why.clone());
         }
         self.why = why;
+    }
+
+    /// Since when something has waited for a server that is out of reach, or may be silent.
+    fn away_since_ns(&self) -> Option<u64> {
+        let since_ns = self.lost.map_or_else(|| self.store.silent_since_ns(), |lost| Some(lost.mono_ns));
+        since_ns.filter(|_| self.store.waiting() > 0)
     }
 
     /// When a server has owed an answer, or the end of a connection, for too long.

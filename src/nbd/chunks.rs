@@ -10,13 +10,12 @@ use bytes::{Bytes, BytesMut};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
+use crate::limits::BACKING_STATUS_ANSWER_BYTES_MAX;
 use crate::nbd::client::Event;
 use crate::nbd::protocol::*;
 
 /// Bytes of an error chunk at the most: number, length and text, offset.
 const ERROR_BYTES_MAX: u32 = 4 + 2 + STRING_BYTES_MAX as u32 + 8;
-/// Bytes of a block status at the most; a server may say less than it was asked.
-const STATUS_BYTES_MAX: u32 = 1 << 20;
 
 /// What a request waits for, and what has come of it.
 #[derive(Debug)]
@@ -105,7 +104,7 @@ impl Asked {
         match self.what {
             What::Nothing => ERROR_BYTES_MAX,
             What::Read { length, .. } => ERROR_BYTES_MAX.max(length.saturating_add(8)),
-            What::Status { .. } => STATUS_BYTES_MAX,
+            What::Status { .. } => BACKING_STATUS_ANSWER_BYTES_MAX,
         }
     }
 
@@ -243,6 +242,7 @@ mod tests {
         assert_eq!(found, Ok(Event::Status { cookie: 7, stretches: vec![stretch(40, true), stretch(60, false)] }));
         assert!(status(2, vec![stretch(40, true)]).is_err(), "another context");
         assert!(status(1, vec![stretch(0, true)]).is_err(), "nothing");
+        assert!(Asked::status(1, 100).chunk_bytes_max() >= 4 + (8 << 20), "servers tell 2^20 stretches at once");
         assert!(Asked::status(1, 100).done(7).is_err(), "no answer");
     }
 }

@@ -58,10 +58,6 @@ pub enum Said {
         ticket: Ticket,
         stretches: Vec<Stretch>,
     },
-    /// `(offset, length)` of everything that is not known to be a hole.
-    Allocated {
-        ranges: Vec<(u64, u64)>,
-    },
 }
 
 /// What became of bytes that have come.
@@ -157,13 +153,7 @@ impl Store {
 
     /// Looks which parts of a range have storage.
     pub fn extents(&mut self, now_ns: u64, ticket: Ticket, offset: u64, length: u64, most: usize) {
-        self.take_on(now_ns, ticket, Work::Status { most, found: Vec::new(), list: false }, offset, length);
-    }
-
-    /// Looks which parts of the whole volume have storage.
-    pub fn list_allocated(&mut self, now_ns: u64) {
-        let work = Work::Status { most: usize::MAX, found: Vec::new(), list: true };
-        self.take_on(now_ns, Ticket(0), work, 0, self.size);
+        self.take_on(now_ns, ticket, Work::Status { most, found: Vec::new() }, offset, length);
     }
 
     fn take_on(&mut self, now_ns: u64, ticket: Ticket, work: Work, offset: u64, length: u64) {
@@ -493,7 +483,6 @@ impl Store {
     fn refuse(&mut self, op: Op, fail: IoFail) {
         let Op { ticket, length, .. } = op;
         self.said.push(match op.work {
-            Work::Status { list: true, .. } => Said::Allocated { ranges: vec![(0, length)] },
             Work::Status { .. } => Said::Extents { ticket, stretches: vec![Stretch { length, hole: false }] },
             Work::Read | Work::Write { .. } | Work::Zero { .. } => Said::Done { ticket, result: Err(fail) },
         });
@@ -532,22 +521,9 @@ impl Store {
             return line.ready.push_front(number);
         }
         line.finish(number, &self.ops);
-        let Some(Op { ticket, work: Work::Status { most, mut found, list }, .. }) = self.ops.remove(&number) else {
-            return;
-        };
-        if !list {
-            found.truncate(most);
-            return self.said.push(Said::Extents { ticket, stretches: found });
-        }
-        let mut ranges = Vec::new();
-        let mut at = 0;
-        for stretch in found {
-            if !stretch.hole {
-                ranges.push((at, stretch.length));
-            }
-            at += stretch.length;
-        }
-        self.said.push(Said::Allocated { ranges });
+        let Some(Op { ticket, work: Work::Status { most, mut found }, .. }) = self.ops.remove(&number) else { return };
+        found.truncate(most);
+        self.said.push(Said::Extents { ticket, stretches: found });
     }
 }
 

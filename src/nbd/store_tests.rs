@@ -372,21 +372,20 @@ fn fua_and_zeroes_are_made_by_other_means_where_there_are_none() {
     assert_eq!(answered, [1, 2]);
     assert!(server.log.contains(&"write 4096 5000".to_owned()), "{:?}", server.log);
     store.extents(0, Ticket(3), 100, 200, 5);
-    store.list_allocated(0);
     let said: Vec<Said> = store.said().collect();
     let whole = |length| vec![Stretch { length, hole: false }];
-    assert_eq!(said[0], Said::Extents { ticket: Ticket(3), stretches: whole(200) });
-    assert_eq!(said[1], Said::Allocated { ranges: vec![(0, SIZE)] }, "nobody knows better");
+    assert_eq!(said, [Said::Extents { ticket: Ticket(3), stretches: whole(200) }], "nobody knows better");
 }
 
 #[test]
 fn holes_are_listed_where_the_server_knows_them() {
     let (mut server, mut store) = (Server::new(ALL), store());
     server.connect(&mut store);
-    store.list_allocated(0);
+    store.extents(0, Ticket(3), 0, SIZE, 5);
     server.run(&mut store);
     let said: Vec<Said> = store.said().collect();
-    assert_eq!(said, [Said::Allocated { ranges: vec![(SIZE / 2, SIZE / 2)] }]);
+    let stretches = [true, false].map(|hole| Stretch { length: SIZE / 2, hole }).into();
+    assert_eq!(said, [Said::Extents { ticket: Ticket(3), stretches }]);
 }
 
 #[test]

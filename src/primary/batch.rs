@@ -23,11 +23,11 @@ use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::VolumeRanges;
+use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::wire::Message;
-use crate::limits::{CHUNK_BYTES_MAX, INTENT_EXTENT_BYTES};
+use crate::limits::CHUNK_BYTES_MAX;
 
 /// How payloads cross at present.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub struct Batch {
     /// Seq of its begin record: its id.
     pub begin: Seq,
     /// Everything it covers, for starting again.
-    pub all: VolumeRanges,
+    pub all: Cover,
     todo: VolumeRanges,
     holes: VolumeRanges,
     /// Pieces to be sent again with their index: their stream was lost.
@@ -96,8 +96,6 @@ const READS_MAX: usize = 4;
 const PIECES_BYTES_MAX: u64 = 16 << 20;
 /// What a piece takes of the window at the most: it is read only when it can be sent.
 const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
-/// Ranges remembered exactly; beyond it they are rounded to extents (I9).
-const RANGES_MAX: usize = 32 << 10;
 /// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
 const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
 const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
@@ -110,13 +108,13 @@ impl Batch {
         self.unacked.values().filter(|(piece, _)| !piece.hole).map(|(piece, _)| piece.extent.length).sum()
     }
 
-    fn new(begin: Seq, ranges: VolumeRanges, holes: VolumeRanges, now: Now) -> Batch {
+    fn new(begin: Seq, ranges: Cover, holes: VolumeRanges, now: Now) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
         Batch {
             begin,
             all,
-            todo: ranges,
+            todo: ranges.into_ranges(),
             holes,
             again: VecDeque::new(),
             reading: BTreeMap::new(),
@@ -220,16 +218,10 @@ impl Machine {
             return;
         }
         self.lost.insert(extent);
-        if self.lost.len() > RANGES_MAX {
-            for (index, (_, size)) in self.options.volumes.iter().enumerate() {
-                let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
-                self.lost.volume_mut(volume).coarsen(INTENT_EXTENT_BYTES, *size);
-            }
-        }
     }
 
     /// DR has no recovery point, or lost what it had: everything that is allocated has to cross.
-    pub(super) fn allocated(&mut self, ranges: VolumeRanges, fx: &mut Vec<Effect>) {
+    pub(super) fn allocated(&mut self, ranges: Cover, fx: &mut Vec<Effect>) {
         self.dr.listing = false;
         if !self.dr.wants_everything {
             return;

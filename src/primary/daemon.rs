@@ -7,6 +7,7 @@
 mod clients;
 mod files;
 mod links;
+mod listing;
 mod secure;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,24 +16,24 @@ use anyhow::{Context, bail};
 
 use self::files::Opened;
 use self::links::DrConns;
+use self::listing::Looking;
 use self::secure::Security;
-use super::machine::{Effect, File, Input, Machine, Options};
+use super::machine::{Effect, Input, Machine, Options};
 use super::recovery::{self, Recovered};
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
-use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Volume};
+use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::Level;
 use crate::core::modes::{Awaited, Overflow};
 use crate::core::peer::Role;
-use crate::core::ranges::VolumeRanges;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
 use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
-use crate::nbd::backing::Backings;
+use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
 use crate::nbd::server::NbdServer;
@@ -43,6 +44,8 @@ use crate::nbd::slots::Slots;
 const ARENA_EXTRA_BYTES: usize = 32 << 20;
 /// Tickets of reads, which do not pass through the machine, have this bit.
 const READ_TICKET: u64 = 1 << 63;
+/// That of a look at what has storage.
+const LISTING_TICKET: Ticket = Ticket(u64::MAX);
 /// How long last replies may take at a stop, nanoseconds.
 const STOP_NS: u64 = 2_000_000_000;
 /// How often is looked, at a stop, for who has taken them, nanoseconds.
@@ -239,8 +242,7 @@ struct Shell {
     started_wall_ns: u64,
     effects: Vec<Effect>,
     completed: Vec<Event>,
-    /// What has storage was asked for.
-    listing: bool,
+    looking: Option<Looking>,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -292,7 +294,7 @@ impl Shell {
             started_wall_ns: now.wall_ns,
             effects,
             completed: Vec::new(),
-            listing: false,
+            looking: None,
             disk_inflight: 0,
             acknowledged: (0, 0),
             stop_by_ns: None,
@@ -357,6 +359,9 @@ impl Shell {
             self.answer()?;
             // What was acknowledged is told while the lease lasts, and waits in its connection beyond (I7).
             self.reactor.lease(self.machine.lease()).context("a timer for the lease is needed")?;
+            if self.stop_by_ns.is_some() {
+                self.opened.backings.stop_waits(self.reactor.now())?;
+            }
             if self.stop_by_ns.is_some_and(|by| self.reactor.now().mono_ns > by) {
                 tracing::warn!("stopping without waiting any longer; the restart recovers what is open");
                 break;
@@ -399,6 +404,7 @@ impl Shell {
                 self.read_done(ticket, result);
                 return Ok(());
             }
+            Event::Extents { ticket: LISTING_TICKET, result } => return self.listed(result),
             Event::Extents { ticket, result } => {
                 self.status_done(ticket, result);
                 return Ok(());
@@ -472,10 +478,7 @@ impl Shell {
         for event in events {
             self.on_event(event)?;
         }
-        match self.allocated()? {
-            Some(ranges) => self.step(Input::Allocated { ranges }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn accepted(&mut self, listener: usize, conn: Conn, peer: String) {
@@ -545,13 +548,7 @@ impl Shell {
             }
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
-            Effect::ListAllocated => {
-                self.listing = true;
-                self.opened.backings.list_allocated(&mut self.reactor);
-                if let Some(ranges) = self.allocated()? {
-                    self.machine.step(self.reactor.now(), Input::Allocated { ranges }, &mut self.effects);
-                }
-            }
+            Effect::ListAllocated => self.list(),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
@@ -604,25 +601,6 @@ impl Shell {
         self.reactor.close(conn, "fenced");
     }
 
-    /// What the volumes have storage for, once it was asked for and every server has said so.
-    fn allocated(&mut self) -> anyhow::Result<Option<VolumeRanges>> {
-        if !self.listing || self.opened.backings.is_listing() {
-            return Ok(None);
-        }
-        self.listing = false;
-        let mut ranges = VolumeRanges::new();
-        for (index, (_, size)) in self.volumes.iter().enumerate() {
-            let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
-            let file = self.opened.file(File::Volume(volume));
-            for (offset, length) in self.opened.backings.allocated_ranges(&self.reactor, file)? {
-                if offset < *size {
-                    ranges.insert(Extent { volume, offset, length: length.min(size - offset) });
-                }
-            }
-        }
-        Ok(Some(ranges))
-    }
-
     // ---- control -----------------------------------------------------------------------------
 
     fn control(&mut self) -> anyhow::Result<()> {
@@ -667,6 +645,7 @@ impl Shell {
             volume.clients = self.exports.values().filter(|on| usize::from(on.0) == index).count() as u64;
         }
         (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
+        status.listing = self.looking.as_ref().map(Looking::status);
         let lacking = self.opened.backings.degraded(now).into_iter();
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         if let Some(text) = &self.loss_missing {
@@ -693,7 +672,7 @@ impl Shell {
 
     fn stop(&mut self) -> anyhow::Result<()> {
         if self.stop_by_ns.is_some() {
-            return Ok(());
+            bail!(StopError::Twice);
         }
         tracing::info!("stopping");
         notify::stopping();

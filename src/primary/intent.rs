@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use crate::core::ids::{Extent, Seq, Volume};
-use crate::core::ranges::VolumeRanges;
+use crate::core::ranges::Cover;
 use crate::format::intent::{MapLayout, Page};
 use crate::limits::{INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS, INTENT_NEIGHBOURS_MAX};
 
@@ -248,10 +248,10 @@ impl IntentMap {
         self.left > 0
     }
 
-    /// Every extent set, as ranges clipped to the volumes.
+    /// Every extent set, as ranges clipped to the volumes; where there are very many, with what lies between them.
     #[must_use]
-    pub fn ranges(&self) -> VolumeRanges {
-        let mut out = VolumeRanges::new();
+    pub fn ranges(&self) -> Cover {
+        let mut out = Cover::new();
         for leaf in self.volumes.iter().flatten() {
             let size = self.sizes[usize::from(leaf.wanted.volume.0)];
             for offset in leaf.wanted.iter().map(|bit| MapLayout::offset_of(leaf.wanted.index, bit)) {

@@ -23,7 +23,7 @@ use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
 use crate::core::overlap::InFlight;
-use crate::core::ranges::VolumeRanges;
+use crate::core::ranges::Cover;
 use crate::format::intent::LogLayout;
 use crate::format::superblock::{self, Superblock};
 use crate::format::wire::Message;
@@ -99,7 +99,7 @@ pub enum Input {
     },
     /// Answer to [`Effect::ListAllocated`].
     Allocated {
-        ranges: VolumeRanges,
+        ranges: Cover,
     },
     Tick,
     Stop,
@@ -272,7 +272,7 @@ pub struct Machine {
     pub(super) copied: Seq,
     pub(super) mode: Mode,
     /// Ranges of payloads that were dropped and that no batch has taken over.
-    pub(super) lost: VolumeRanges,
+    pub(super) lost: Cover,
     /// The batch whose end has not passed DR's cut yet, kept in case DR loses its pieces.
     pub(super) closing: Option<Batch>,
     pub(super) aux: AuxLink,

@@ -18,6 +18,7 @@ pub mod fifo;
 pub mod intake;
 pub mod intent;
 pub mod link;
+pub mod listing;
 pub mod local;
 pub mod machine;
 pub mod policy;

@@ -23,12 +23,12 @@ use super::intent::IntentMap;
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::VolumeRanges;
+use crate::core::ranges::Cover;
 use crate::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, Page, Watermark, sizes_digest};
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{self, Role, SUPERBLOCK_BYTES, Superblock};
 use crate::format::{FormatError, is_zero};
-use crate::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEQ_RESERVE};
 
 /// What the directory has to match, and what the shell draws for a new one.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub struct Recovered {
     pub log: LogLayout,
     pub log_first: Seq,
     pub fifo: DiskFifo,
-    pub lost: VolumeRanges,
+    pub lost: Cover,
     pub lost_any: bool,
     /// To be made durable before the machine starts, one after the other.
     pub format: Vec<Piece>,
@@ -156,7 +156,7 @@ fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
         intent: IntentMap::new(sizes),
         log: LogLayout { slots: expect.log_slots },
         log_first: Seq(1),
-        lost: VolumeRanges::new(),
+        lost: Cover::new(),
         lost_any: false,
         format: vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))],
         notes: Vec::new(),
@@ -197,7 +197,7 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
     let newest = records.last().map_or((Seq(0), Chain(0)), |record| (record.seq, record.chain));
     let log_first = records.first().map_or(newest.0.next(), |record| record.seq);
     let settled = watermark.local_done.min(watermark.cut);
-    let mut lost = VolumeRanges::new();
+    let mut lost = Cover::new();
     let mut lost_any = watermark.coalescing;
     for record in records.iter().filter(|record| record.seq > settled) {
         let held = record.seq <= on_disk && record.seq <= watermark.local_done;
@@ -210,7 +210,6 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
         lost.union(&intent.ranges());
         lost_any |= !lost.is_empty();
     }
-    coarsen(&mut lost, &superblock);
     Recovered {
         superblock,
         tail: newest.0,
@@ -254,14 +253,6 @@ fn resume_after_power_loss(
         lost_any: true,
         format: Vec::new(),
         notes: Vec::new(),
-    }
-}
-
-fn coarsen(lost: &mut VolumeRanges, superblock: &Superblock) {
-    if lost.len() > 32 << 10 {
-        for (index, (_, size)) in superblock.volumes.iter().enumerate() {
-            lost.volume_mut(volume_at(index)).coarsen(INTENT_EXTENT_BYTES, *size);
-        }
     }
 }
 

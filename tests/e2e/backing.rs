@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use farshore::cli::certs;
 use farshore::cli::demo::load::{Load, Log, content};
+use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::{Role, Scratch, find_program};
 use farshore::cli::relay::line::Relay;
+use farshore::cluster::status::Status;
 use farshore::core::address::Address;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
-use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
 const WHILE: Duration = Duration::from_millis(500);
 
@@ -89,6 +93,11 @@ impl Server {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("it runs")?;
+        Ok(nix::sys::signal::kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
     }
 
     fn address(&self) -> Address {
@@ -234,6 +243,97 @@ fn roles_are_killed_together_with_the_servers_of_their_volumes() -> Result<()> {
     group.compare_files()
 }
 
+/// Servers go away, and the roles over them are told to stop: they end in time and say why, and what was flushed is there
+/// afterwards.
+fn roles_stop_without_their_servers(away: Away) -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some(here) = Server::qcow2(&group, "here", 16 * MIB, &[])? else { return Ok(()) };
+    let Some(there) = Server::qcow2(&group, "there", 16 * MIB, &[])? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &here.address(), &here.address())?;
+    group.put_on(Role::Dr, "db", &there.address(), &there.address())?;
+    let mut servers = [here, there];
+    group.site.start_all()?;
+    let mut plan = group.load_plan(85);
+    plan.volumes.iter_mut().for_each(|(_, _, bytes)| *bytes = 4 * MIB);
+    let load = Load::start(&plan, &group.origin)?;
+    std::thread::sleep(WHILE);
+    // Flushed: what only the cache of a server has goes with it, when the role ends as well.
+    let mut client = group.site.client(Role::Primary, "db")?;
+    client.call(Ask::Write { offset: 12 * MIB, data: &[7; 4096], fua: true })?;
+    client.close();
+    servers.iter_mut().try_for_each(|server| away.goes(server))?;
+    std::thread::sleep(WHILE);
+    let roles = [Role::Primary, Role::Dr];
+    let begun = Instant::now();
+    roles.iter().try_for_each(|role| group.site.terminate(*role))?;
+    for role in roles {
+        let status = group.site.ended(role)?;
+        let log = group.site.log(role);
+        let told = log.contains("stopping waits for the server of volume db: nbd+unix")
+            && log.contains("stopping without the server of volume db: nbd+unix")
+            && log.contains(away.words());
+        ensure!(status.code() == Some(1) && told, "{status}\n{log}");
+    }
+    ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    ensure!(load.finish().acked() > 20, "hardly anything was answered");
+    servers.iter_mut().try_for_each(|server| away.returns(server))?;
+    roles.iter().try_for_each(|role| group.site.start(*role))?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let image = group.image(Role::Dr, "db")?;
+    ensure!(image[12 * MIB as usize..][..4096] == [7; 4096], "what was flushed is not there");
+
+    servers.iter_mut().try_for_each(|server| away.goes(server))?;
+    group.site.terminate(Role::Primary)?;
+    std::thread::sleep(WHILE);
+    ensure!(group.site.runs(Role::Primary), "it did not wait\n{}", group.site.log(Role::Primary));
+    let begun = Instant::now();
+    let status = group.site.stop(Role::Primary)?;
+    let log = group.site.log(Role::Primary);
+    ensure!(status.code() == Some(1) && log.contains("told to stop a second time"), "{status}\n{log}");
+    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Away {
+    Gone,
+    Silent,
+}
+
+impl Away {
+    fn goes(self, server: &mut Server) -> Result<()> {
+        match self {
+            Away::Gone => server.kill(),
+            Away::Silent => server.signal(Signal::SIGSTOP),
+        }
+    }
+
+    fn returns(self, server: &mut Server) -> Result<()> {
+        match self {
+            Away::Gone => server.again(),
+            Away::Silent => server.signal(Signal::SIGCONT),
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Away::Gone => "which is out of reach",
+            Away::Silent => "which does not answer",
+        }
+    }
+}
+
+#[test]
+fn roles_whose_servers_are_gone_end_in_time_when_they_are_told_to_stop() -> Result<()> {
+    roles_stop_without_their_servers(Away::Gone)
+}
+
+#[test]
+fn roles_whose_servers_are_silent_end_in_time_when_they_are_told_to_stop() -> Result<()> {
+    roles_stop_without_their_servers(Away::Silent)
+}
+
 #[test]
 fn servers_without_fua_and_zeroes_are_made_up_for() -> Result<()> {
     let mut group = Group::new(FAST, "protect = \"order\"")?;
@@ -304,6 +404,34 @@ fn existing_data_on_a_server_crosses_as_far_as_it_is_allocated() -> Result<()> {
     group.compare_files()?;
     let crossed = group.site.line.stats().bytes[0];
     ensure!(crossed < MIB, "{crossed} bytes crossed for 192 KiB of data");
+    Ok(())
+}
+
+/// 8 KiB here and there of 64 GiB: some two million stretches.
+#[test]
+fn the_storage_of_a_fragmented_volume_is_listed_in_bounded_memory() -> Result<()> {
+    let bytes = 64 << 30;
+    let mut group = Group::of(FAST, small(), &[("db", bytes)])?;
+    let socket = group.site.path("fragments.sock");
+    let mut words: Vec<String> = ["nbdkit", "-f", "-t", "1", "-U"].map(String::from).into();
+    words.push(socket.display().to_string());
+    words.extend(["sparse-random", "size=64G", "percent=25", "runlength=8192"].map(String::from));
+    let Some(server) = Server::start(words, socket)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
+    for role in Role::ALL {
+        group.site.launch(role)?;
+    }
+    let listing = |status: &Status| matches!(status, Status::Primary(p) if p.listing.is_some() || p.batch.is_some());
+    group.site.wait(Role::Primary, "look for what has storage", listing)?;
+    let batch = |status: &Status| matches!(status, Status::Primary(p) if p.batch.is_some());
+    let Status::Primary(status) = group.site.wait_for(Role::Primary, 3 * LONG, "batch", batch)? else { return Ok(()) };
+    let total = status.batch.map_or(0, |batch| batch.total_bytes);
+    ensure!((bytes / 8..=bytes).contains(&total), "{total} bytes of a quarter of {bytes} in pieces");
+    let pid = group.site.pid(Role::Primary).context("it runs")?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the peak")?;
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+    ensure!(peak < (64 + 64) << 10, "{peak} KiB, with a FIFO of 64 MiB");
     Ok(())
 }
 

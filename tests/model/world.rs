@@ -8,7 +8,7 @@ use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, IoFail, Machine as _, Now};
 use farshore::core::modes::{Ack, Overflow, Protect, Require};
-use farshore::core::ranges::VolumeRanges;
+use farshore::core::ranges::Cover;
 use farshore::format::table::TableLayout;
 use farshore::format::wire::Message;
 use farshore::{auxiliary, dr, primary};
@@ -252,7 +252,7 @@ impl World {
                 self.primary_step(primary::machine::Input::Request { req, volume: Volume(0), kind });
             }
             Event::Start(host) => self.start(host),
-            Event::Allocated => self.primary_step(primary::machine::Input::Allocated { ranges: VolumeRanges::new() }),
+            Event::Allocated => self.primary_step(primary::machine::Input::Allocated { ranges: Cover::new() }),
             Event::Stored(ticket, report) => {
                 self.report = Some(*report);
                 self.dr_step(dr::machine::Input::ReportStored { ticket, result: Ok(()) });

@@ -385,7 +385,7 @@ impl World {
 
     /// Every block that is not all zeroes, as a backing store would say.
     pub fn answer_allocated(&mut self) -> Verdict {
-        let mut ranges = farshore::core::ranges::VolumeRanges::new();
+        let mut ranges = farshore::core::ranges::Cover::new();
         for (index, image) in self.primary_images().iter().enumerate() {
             for (at, block) in image.chunks(4096).enumerate().filter(|(_, b)| b.iter().any(|&x| x != 0)) {
                 let (offset, length) = (at as u64 * 4096, block.len() as u64);

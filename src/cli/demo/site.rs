@@ -168,9 +168,14 @@ impl Site {
         Ok(kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
     }
 
+    /// SIGTERM.
+    pub fn terminate(&self, role: Role) -> Result<()> {
+        self.signal(role, Signal::SIGTERM)
+    }
+
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, role: Role) -> Result<ExitStatus> {
-        self.signal(role, Signal::SIGTERM)?;
+        self.terminate(role)?;
         self.ended(role)
     }
 

@@ -279,7 +279,7 @@ fn open_volume(
 /// Whether no volume has ever been written to.
 fn is_blank(reactor: &Reactor, volumes: &[FileId]) -> anyhow::Result<bool> {
     for volume in volumes {
-        if !reactor.file_was_created(*volume) && !reactor.allocated_ranges(*volume)?.is_empty() {
+        if !reactor.file_was_created(*volume) && reactor.has_storage(*volume)? {
             return Ok(false);
         }
     }

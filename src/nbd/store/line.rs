@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::op::{Op, Work, part};
 use crate::core::ids::Ticket;
 use crate::core::overlap::InFlight;
-use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES};
+use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_STATUS_BYTES};
 use crate::nbd::client::{ClientSession, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -109,11 +109,12 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
         }
     }
     let (at, left) = (op.at, op.end() - op.at);
-    let (by_pieces, by_ranges) = (left.min(line.piece_bytes()), left.min(BACKING_RANGE_BYTES));
+    let by_pieces = left.min(line.piece_bytes());
     let (length, bytes) = match &op.work {
         Work::Read | Work::Write { .. } => (by_pieces, by_pieces),
         Work::Zero { written: true, .. } => (by_pieces.min(ZEROES_BYTES), by_pieces.min(ZEROES_BYTES)),
-        Work::Zero { .. } | Work::Status { .. } => (by_ranges, 0),
+        Work::Zero { .. } => (left.min(BACKING_RANGE_BYTES), 0),
+        Work::Status { .. } => (left.min(BACKING_STATUS_BYTES), 0),
     };
     let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
     let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });

@@ -40,7 +40,6 @@ pub enum Work {
     Status {
         most: usize,
         found: Vec<Stretch>,
-        list: bool,
     },
 }
 
