@@ -259,8 +259,10 @@ impl Machine {
         }
     }
 
-    /// There is no recovery point that could be in doubt: the first sync begins again.
+    /// There is no recovery point that could be in doubt: the first sync begins again. Its pieces do not wait behind what
+    /// is still to be read for the one before.
     fn forget_first_sync(&mut self) {
+        self.replay.drop_queued();
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

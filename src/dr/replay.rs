@@ -144,6 +144,17 @@ impl Replay {
         self.applied = self.applied.max(seq);
     }
 
+    /// Nothing that is not being written yet is needed any more.
+    pub fn drop_queued(&mut self) {
+        self.drop_from(0);
+    }
+
+    fn drop_from(&mut self, index: usize) {
+        for dropped in self.queue.drain(index..) {
+            self.bytes -= step_bytes(&dropped.step);
+        }
+    }
+
     /// Bytes written since the start.
     #[must_use]
     pub fn applied_bytes(&self) -> u64 {
@@ -233,9 +244,7 @@ impl Replay {
             }
             Err(why) => {
                 let item = *item;
-                for dropped in self.queue.drain(index..) {
-                    self.bytes -= step_bytes(&dropped.step);
-                }
+                self.drop_from(index);
                 Err((item, why))
             }
         }

@@ -120,6 +120,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (653979, "a payload spoiled after the report was stored, and --force did not promote what was left"),
     (634223, "a payload that the disk FIFO had shipped and given up was asked for again, and nobody brought it"),
     (603414, "sim: slots that are damaged in the table were held against a site that is damaged, too"),
+    (
+        729915,
+        "pieces of a first sync begun anew waited behind a read for the one before, were dropped with it, and missed",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::run::{Trial, options};
 use super::writer::{GROUP, volumes};
 use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, SeqRange, Ticket, Volume};
-use crate::core::machine::{DiskKind, IoFail, Level, Machine as _};
+use crate::core::machine::{DiskKind, DiskOp, IoFail, Level, Machine as _};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
 use crate::dr::links::{Standing, Writer, judge};
@@ -666,4 +666,63 @@ fn a_batch_that_does_not_fit_beside_what_was_written_meanwhile_is_begun_anew() {
         trial.check_image(trial.writer.tail());
     }
     assert!(forgone > 0, "it was met");
+}
+
+/// The newest read of the spool that is under way: of the entry of this payload.
+fn reading(trial: &Trial, seq: u64) -> Option<Ticket> {
+    let pos = trial.machine.history.get(Seq(seq))?.payload?;
+    let reads = |op: &&DiskOp<File>| matches!(op.kind, DiskKind::Read { offset, .. } if offset == pos);
+    trial.disk.under_way().filter(|op| op.file == File::Spool).filter(reads).map(|op| op.ticket).max()
+}
+
+/// What stands in the spool comes back as zeroes.
+fn spoil(trial: &mut Trial, ticket: Ticket) {
+    trial.step(Input::Disk { ticket, result: Ok(Bytes::from(vec![0; 8192])) });
+}
+
+/// Payloads are on their way, and not kept in memory.
+fn payloads(trial: &mut Trial, conn: Conn, records: &[OrderRecord]) {
+    for &record in records {
+        let data = Bytes::from(vec![7; 4096]);
+        trial.step(Input::Message { conn, message: Message::Payload { record, data } });
+        trial.machine.intake.recall(record.seq);
+    }
+}
+
+/// Seed 729915: the next first sync's pieces were queued behind a read for the last one; that was damaged, too, and they
+/// were dropped with it, taken for written, and never acknowledged.
+#[test]
+fn a_first_sync_begun_anew_waits_for_no_read_of_the_one_before() {
+    let mut trial = greeted(12);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    let first = order(2, Op::Write, begin.chain);
+    let second = order(3, Op::Write, first.chain);
+    let end = batch_end(4, &begin, second.chain);
+    let anew = order(5, Op::BatchBegin, end.chain);
+    let piece = |begin: &OrderRecord| Message::Chunk {
+        index: 0,
+        record: OrderRecord { op: Op::WriteZeroes, ..*begin },
+        data: Bytes::new(),
+    };
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin, first, second]) });
+    payloads(&mut trial, Conn(2), &[first, second]);
+    trial.step(Input::Message { conn: Conn(2), message: piece(&begin) });
+    trial.drain_disk();
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
+    while reading(&trial, 2).is_none() {
+        trial.complete_disk();
+    }
+    let hangs = reading(&trial, 2).expect("just seen");
+    let spoilt = reading(&trial, 3).expect("read together");
+    spoil(&mut trial, spoilt);
+    assert!(trial.machine.committed.is_none(), "that batch is lost");
+    trial.writer.records = vec![begin, first, second, end, anew];
+    greet(&mut trial, Conn(3), Purpose::Order);
+    greet(&mut trial, Conn(4), Purpose::Stream);
+    trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![anew]) });
+    trial.step(Input::Message { conn: Conn(4), message: piece(&anew) });
+    spoil(&mut trial, hangs);
+    trial.drain_disk();
+    let told = Message::ChunksDurable { batch: Seq(5), indexes: vec![0] };
+    assert!(trial.sent(Conn(4)).contains(&told), "{:?}", trial.sent(Conn(4)));
 }
