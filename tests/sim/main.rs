@@ -121,6 +121,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (634223, "a payload that the disk FIFO had shipped and given up was asked for again, and nobody brought it"),
     (603414, "sim: slots that are damaged in the table were held against a site that is damaged, too"),
     (
+        728746,
+        "what was applied past a payload was beyond the recovery point once its batch was lost, and a promotion hung",
+    ),
+    (
         729915,
         "pieces of a first sync begun anew waited behind a read for the one before, were dropped with it, and missed",
     ),
