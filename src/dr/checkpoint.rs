@@ -41,6 +41,11 @@ impl Checkpoints {
     pub(super) fn idle(&self) -> bool {
         self.syncing.is_empty() && !self.saving
     }
+
+    /// A checkpoint for which the volumes are being synced says no more than this.
+    pub(super) fn not_beyond(&mut self, seq: Seq) {
+        self.target = self.target.min(seq);
+    }
 }
 
 impl Machine {

@@ -242,9 +242,12 @@ impl Machine {
             self.intake.spool.free(chunk.pos);
         }
         self.pieces.clear();
-        let missing = self.history.first_missing_above(self.history.floor());
+        // A payload that the batch made needless is missed again, whatever was applied past it.
+        let missing = self.history.first_missing_above(self.keeper.get().seq);
         self.cut = missing.map_or(committed.base, |seq| committed.base.min(seq.prev()));
         self.fed = self.cut;
+        self.replay.fall_back(self.cut);
+        self.checkpoints.not_beyond(self.cut);
         if committed.direct.is_some() {
             self.forget_first_sync();
         } else {

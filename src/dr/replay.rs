@@ -144,6 +144,15 @@ impl Replay {
         self.applied = self.applied.max(seq);
     }
 
+    /// A batch is lost: nothing above `seq` counts as applied, whatever of it the volumes hold.
+    pub fn fall_back(&mut self, seq: Seq) {
+        let queued = self.queue.iter_mut().map(|queued| &mut queued.step.reached);
+        for reached in queued.chain(self.running.iter_mut().map(|running| &mut running.reached)) {
+            *reached = seq.min(*reached);
+        }
+        self.applied = self.applied.min(seq);
+    }
+
     /// Nothing that is not being written yet is needed any more.
     pub fn drop_queued(&mut self) {
         self.drop_from(0);

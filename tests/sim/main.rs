@@ -127,6 +127,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a table that was blank when a promotion fenced it was formatted and filled within the lease, and never read",
     ),
     (
+        728746,
+        "what was applied past a payload was beyond the recovery point once its batch was lost, and a promotion hung",
+    ),
+    (
         729915,
         "pieces of a first sync begun anew waited behind a read for the one before, were dropped with it, and missed",
     ),

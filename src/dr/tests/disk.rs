@@ -100,8 +100,13 @@ impl Disk {
         if self.inflight.is_empty() {
             return None;
         }
-        let (op, emitted) = self.inflight.swap_remove(rng.index(self.inflight.len()));
-        Some(self.apply(op, emitted))
+        Some(self.complete_at(rng.index(self.inflight.len())))
+    }
+
+    /// Completes this one of the operations under way.
+    pub fn complete_at(&mut self, index: usize) -> (Ticket, DiskResult) {
+        let (op, emitted) = self.inflight.swap_remove(index);
+        self.apply(op, emitted)
     }
 
     fn apply(&mut self, op: DiskOp<File>, emitted: u64) -> (Ticket, DiskResult) {

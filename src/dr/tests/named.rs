@@ -765,3 +765,50 @@ fn a_first_sync_begun_anew_waits_for_no_read_of_the_one_before() {
     let told = Message::ChunksDurable { batch: Seq(5), indexes: vec![0] };
     assert!(trial.sent(Conn(4)).contains(&told), "{:?}", trial.sent(Conn(4)));
 }
+
+/// Seed 728746: a payload that the batch made needless was damaged, and passed; the batch was lost, the recovery point went
+/// back before that payload, what was applied stayed behind it, and a promotion waited for both to meet.
+#[test]
+fn a_promotion_ends_after_a_batch_was_lost_that_had_passed_a_damaged_payload() {
+    let mut found = 0;
+    for seed in 0..40 {
+        let (mut trial, chain) = synced(seed);
+        let needless = order(3, Op::Write, chain);
+        let begin = order(4, Op::BatchBegin, needless.chain);
+        let needed = order(5, Op::Write, begin.chain);
+        let end = batch_end(6, &begin, needed.chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        trial.writer.records = vec![needless, begin, needed, end];
+        trial.writer.damaged = true;
+        let message = Message::Orders(vec![needless, begin, needed]);
+        trial.step(Input::Message { conn: Conn(1), message });
+        payloads(&mut trial, Conn(2), &[needless, needed]);
+        trial.step(Input::Message {
+            conn: Conn(2),
+            message: Message::Chunk { index: 0, record: chunk, data: Bytes::new() },
+        });
+        // All is here, and nothing applied: no promise is due yet.
+        trial.drain_disk();
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
+        while reading(&trial, 5).is_none() && trial.disk.busy() {
+            trial.complete_disk();
+        }
+        // In some it is applied before.
+        let (Some(passed), true) = (reading(&trial, 3), trial.machine.committed.is_some()) else { continue };
+        spoil(&mut trial, passed);
+        while trial.machine.replay.applied() < Seq(3) {
+            let Some(index) = trial.disk.under_way().position(|op| Some(op.ticket) != reading(&trial, 5)) else {
+                break;
+            };
+            let (ticket, result) = trial.disk.complete_at(index);
+            trial.step(Input::Disk { ticket, result });
+        }
+        found += u64::from(trial.machine.replay.applied() == Seq(3));
+        let Some(spoilt) = reading(&trial, 5) else { continue };
+        spoil(&mut trial, spoilt);
+        assert_eq!((trial.machine.cut, trial.machine.replay.applied()), (Seq(2), Seq(2)));
+        let report = trial.promote_damaged(0, Seq(0));
+        assert!(report.incomplete.is_some(), "{report:?}");
+    }
+    assert!(found > 3, "{found} had passed it");
+}
