@@ -5,6 +5,7 @@
 //! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4). `damage` does
 //! harm to the files between a stop and a start (I8), `flips` to single bits and lengths of them.
 
+mod batches;
 mod damage;
 mod disk;
 mod flips;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::run::{Trial, options};
 use super::writer::{GROUP, volumes};
 use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, SeqRange, Ticket, Volume};
-use crate::core::machine::{DiskKind, DiskOp, IoFail, Level, Machine as _};
+use crate::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use crate::core::op::Op;
 use crate::dr::api::{Effect, File, Input};
 use crate::dr::links::{Standing, Writer, judge};
@@ -293,14 +293,14 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
 }
 
 /// A connection is made, and greets.
-fn greet(trial: &mut Trial, conn: Conn, purpose: Purpose) {
+pub fn greet(trial: &mut Trial, conn: Conn, purpose: Purpose) {
     trial.step(Input::Opened { conn });
     let message = trial.writer.hello(purpose);
     trial.step(Input::Message { conn, message });
 }
 
 /// A new site with a writer, its order connection 1 and its stream 2.
-fn greeted(seed: u64) -> Trial {
+pub fn greeted(seed: u64) -> Trial {
     let mut trial = Trial::new(seed, false);
     trial.drain_disk();
     greet(&mut trial, Conn(1), Purpose::Order);
@@ -309,7 +309,7 @@ fn greeted(seed: u64) -> Trial {
     trial
 }
 
-fn order(seq: u64, op: Op, previous: Chain) -> OrderRecord {
+pub fn order(seq: u64, op: Op, previous: Chain) -> OrderRecord {
     OrderRecord {
         seq: Seq(seq),
         epoch: Epoch(1),
@@ -396,13 +396,13 @@ fn a_payload_that_waits_and_comes_again_is_acknowledged_on_both_streams() {
 }
 
 /// The record that ends the batch begun by `begin`: one chunk of 4096 bytes.
-fn batch_end(seq: u64, begin: &OrderRecord, previous: Chain) -> OrderRecord {
+pub fn batch_end(seq: u64, begin: &OrderRecord, previous: Chain) -> OrderRecord {
     let end = order(seq, Op::BatchEnd, previous);
     OrderRecord { offset: begin.seq.0, payload_crc: 1, chain: Chain(0), ..end }.chained(previous)
 }
 
 /// A site whose first sync, seqs 1 and 2, is complete and applied; the chain there.
-fn synced(seed: u64) -> (Trial, Chain) {
+pub fn synced(seed: u64) -> (Trial, Chain) {
     let mut trial = greeted(seed);
     let begin = order(1, Op::BatchBegin, Chain(0));
     let end = batch_end(2, &begin, begin.chain);
@@ -661,154 +661,4 @@ fn the_report_is_printed_as_documented() {
         r#"{{"group":"orders","epoch":2,"cut_seq":{cut},"tail_seq":{tail},"replayed":120,"fetched_from_aux":0,"missing":[{{"seq":{tail},"volume":"db","op":"write","offset":8192,"length":4096,"time":"{time}","state":"queued"}}],"missing_bytes":4096,"aux":"read","duration_seconds":0.31}}"#
     );
     assert_eq!(serde_json::to_string(&report).expect("plain data"), golden);
-}
-
-/// Found with seed 634223: what waited behind it kept DR from asking, and nothing else would have brought it.
-#[test]
-fn a_payload_that_is_due_is_asked_for_while_others_wait_for_room_behind_it() {
-    let mut trial = site(31, false);
-    caught_up(&mut trial);
-    trial.write_data();
-    let due = trial.writer.withhold();
-    for _ in 0..200_000 {
-        let waits =
-            trial.machine.intake.first_waiting().is_some_and(|record| record.seq <= trial.machine.history.tail());
-        if waits && trial.machine.intake.spool.live_bytes() > 512 << 10 {
-            break;
-        }
-        if trial.writer.unsent() < 20 {
-            trial.write_data();
-        }
-        trial.turn();
-    }
-    assert!(trial.machine.intake.has_waiting() && trial.machine.history.is_missing(due));
-    assert!(trial.machine.ask_due_ns().is_some());
-    caught_up(&mut trial);
-}
-
-/// Chunks first, then more writes than fit beside them: the spool was full, and made no room as long as the streams lived.
-#[test]
-fn a_batch_that_does_not_fit_beside_what_was_written_meanwhile_is_begun_anew() {
-    let mut forgone = 0;
-    for seed in 50..70 {
-        let mut trial = site(seed, false);
-        caught_up(&mut trial);
-        trial.writer.damaged = true;
-        trial.write_data();
-        let mut rng = trial.rng.clone();
-        trial.writer.overflow(&mut rng);
-        (0..25).for_each(|_| trial.write_data());
-        trial.said.clear();
-        caught_up(&mut trial);
-        forgone += trial.said.iter().filter(|text| text.contains("is begun anew")).count();
-        trial.drain_disk();
-        trial.check_image(trial.writer.tail());
-    }
-    assert!(forgone > 0, "it was met");
-}
-
-/// The newest read of the spool that is under way: of the entry of this payload.
-fn reading(trial: &Trial, seq: u64) -> Option<Ticket> {
-    let pos = trial.machine.history.get(Seq(seq))?.payload?;
-    let reads = |op: &&DiskOp<File>| matches!(op.kind, DiskKind::Read { offset, .. } if offset == pos);
-    trial.disk.under_way().filter(|op| op.file == File::Spool).filter(reads).map(|op| op.ticket).max()
-}
-
-/// What stands in the spool comes back as zeroes.
-fn spoil(trial: &mut Trial, ticket: Ticket) {
-    trial.step(Input::Disk { ticket, result: Ok(Bytes::from(vec![0; 8192])) });
-}
-
-/// Payloads are on their way, and not kept in memory.
-fn payloads(trial: &mut Trial, conn: Conn, records: &[OrderRecord]) {
-    for &record in records {
-        let data = Bytes::from(vec![7; 4096]);
-        trial.step(Input::Message { conn, message: Message::Payload { record, data } });
-        trial.machine.intake.recall(record.seq);
-    }
-}
-
-/// Seed 729915: the next first sync's pieces were queued behind a read for the last one; that was damaged, too, and they
-/// were dropped with it, taken for written, and never acknowledged.
-#[test]
-fn a_first_sync_begun_anew_waits_for_no_read_of_the_one_before() {
-    let mut trial = greeted(12);
-    let begin = order(1, Op::BatchBegin, Chain(0));
-    let first = order(2, Op::Write, begin.chain);
-    let second = order(3, Op::Write, first.chain);
-    let end = batch_end(4, &begin, second.chain);
-    let anew = order(5, Op::BatchBegin, end.chain);
-    let piece = |begin: &OrderRecord| Message::Chunk {
-        index: 0,
-        record: OrderRecord { op: Op::WriteZeroes, ..*begin },
-        data: Bytes::new(),
-    };
-    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin, first, second]) });
-    payloads(&mut trial, Conn(2), &[first, second]);
-    trial.step(Input::Message { conn: Conn(2), message: piece(&begin) });
-    trial.drain_disk();
-    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
-    while reading(&trial, 2).is_none() {
-        trial.complete_disk();
-    }
-    let hangs = reading(&trial, 2).expect("just seen");
-    let spoilt = reading(&trial, 3).expect("read together");
-    spoil(&mut trial, spoilt);
-    assert!(trial.machine.committed.is_none(), "that batch is lost");
-    trial.writer.records = vec![begin, first, second, end, anew];
-    greet(&mut trial, Conn(3), Purpose::Order);
-    greet(&mut trial, Conn(4), Purpose::Stream);
-    trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![anew]) });
-    trial.step(Input::Message { conn: Conn(4), message: piece(&anew) });
-    spoil(&mut trial, hangs);
-    trial.drain_disk();
-    let told = Message::ChunksDurable { batch: Seq(5), indexes: vec![0] };
-    assert!(trial.sent(Conn(4)).contains(&told), "{:?}", trial.sent(Conn(4)));
-}
-
-/// Seed 728746: a payload that the batch made needless was damaged, and passed; the batch was lost, the recovery point went
-/// back before that payload, what was applied stayed behind it, and a promotion waited for both to meet.
-#[test]
-fn a_promotion_ends_after_a_batch_was_lost_that_had_passed_a_damaged_payload() {
-    let mut found = 0;
-    for seed in 0..40 {
-        let (mut trial, chain) = synced(seed);
-        let needless = order(3, Op::Write, chain);
-        let begin = order(4, Op::BatchBegin, needless.chain);
-        let needed = order(5, Op::Write, begin.chain);
-        let end = batch_end(6, &begin, needed.chain);
-        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
-        trial.writer.records = vec![needless, begin, needed, end];
-        trial.writer.damaged = true;
-        let message = Message::Orders(vec![needless, begin, needed]);
-        trial.step(Input::Message { conn: Conn(1), message });
-        payloads(&mut trial, Conn(2), &[needless, needed]);
-        trial.step(Input::Message {
-            conn: Conn(2),
-            message: Message::Chunk { index: 0, record: chunk, data: Bytes::new() },
-        });
-        // All is here, and nothing applied: no promise is due yet.
-        trial.drain_disk();
-        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
-        while reading(&trial, 5).is_none() && trial.disk.busy() {
-            trial.complete_disk();
-        }
-        // In some it is applied before.
-        let (Some(passed), true) = (reading(&trial, 3), trial.machine.committed.is_some()) else { continue };
-        spoil(&mut trial, passed);
-        while trial.machine.replay.applied() < Seq(3) {
-            let Some(index) = trial.disk.under_way().position(|op| Some(op.ticket) != reading(&trial, 5)) else {
-                break;
-            };
-            let (ticket, result) = trial.disk.complete_at(index);
-            trial.step(Input::Disk { ticket, result });
-        }
-        found += u64::from(trial.machine.replay.applied() == Seq(3));
-        let Some(spoilt) = reading(&trial, 5) else { continue };
-        spoil(&mut trial, spoilt);
-        assert_eq!((trial.machine.cut, trial.machine.replay.applied()), (Seq(2), Seq(2)));
-        let report = trial.promote_damaged(0, Seq(0));
-        assert!(report.incomplete.is_some(), "{report:?}");
-    }
-    assert!(found > 3, "{found} had passed it");
 }
