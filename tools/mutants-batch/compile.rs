@@ -30,6 +30,8 @@ pub struct Build {
     pub out: BTreeMap<u32, Out>,
     /// Of everything that a run depends on.
     pub digest: u64,
+    /// Of that, and of what the numbers of mutants mean.
+    pub numbers: u64,
     /// Of each file with mutants, as it stands in the project.
     pub digests: BTreeMap<String, u64>,
 }
@@ -99,7 +101,17 @@ pub fn build(work: &Path, mutants: &[Mutant], targets: &[&str]) -> Result<Build,
     put(&tree.join("src/mutant_switch.rs"), SWITCH.as_bytes())?;
 
     let digests = chosen.iter().filter_map(|&name| Some((name.to_owned(), digest(sources.get(name)?)))).collect();
-    let mut build = Build { tree, binaries: BTreeMap::new(), out: BTreeMap::new(), digest: all.finish(), digests };
+    let everything = all.finish();
+    SWITCH.hash(&mut all);
+    mutants.iter().for_each(|mutant| mutant.key.hash(&mut all));
+    let mut build = Build {
+        tree,
+        binaries: BTreeMap::new(),
+        out: BTreeMap::new(),
+        digest: everything,
+        numbers: all.finish(),
+        digests,
+    };
     // What a build with the same sources left out before is left out at once.
     let remembered = work.join("left-out");
     let keys: HashMap<&str, u32> =

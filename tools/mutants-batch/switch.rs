@@ -4,7 +4,6 @@
 //! thread comes by for the first time: its number and the name of the thread, which is that of the test.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Mutex;
@@ -19,7 +18,8 @@ static NOW: AtomicU32 = AtomicU32::new(UNKNOWN);
 static REACHED: Mutex<Option<File>> = Mutex::new(None);
 
 thread_local! {
-    static MET: RefCell<HashSet<u32>> = RefCell::new(HashSet::new());
+    /// A bit for each.
+    static MET: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whether this run is that of mutant `number`.
@@ -52,10 +52,20 @@ fn chosen() -> u32 {
 
 fn record(number: u32) {
     // A thread that ends has nowhere to remember it any more.
-    let first = MET.try_with(|met| met.borrow_mut().insert(number)).unwrap_or(true);
+    let first = MET.try_with(|met| met_first(&mut met.borrow_mut(), number)).unwrap_or(true);
     if first && let Some(file) = &mut *REACHED.lock().expect("nothing panics while it is held") {
         let thread = std::thread::current();
         let line = format!("{number} {}\n", thread.name().unwrap_or("?"));
         file.write_all(line.as_bytes()).expect("MUTANT_REACHED can be written");
     }
+}
+
+fn met_first(met: &mut Vec<u64>, number: u32) -> bool {
+    let (word, bit) = (number as usize / 64, 1 << (number % 64));
+    if met.len() <= word {
+        met.resize(word + 1, 0);
+    }
+    let before = met[word];
+    met[word] |= bit;
+    before & bit == 0
 }
