@@ -261,7 +261,12 @@ fn every_unsafe_block_says_why_it_is_sound() {
 #[test]
 fn every_file_says_what_it_owns_and_stays_short() {
     let mut broken = Vec::new();
-    for source in sources().iter().chain(&files("tests", is_rust)).chain(&files("benches", is_rust)) {
+    for source in sources()
+        .iter()
+        .chain(&files("tests", is_rust))
+        .chain(&files("benches", is_rust))
+        .chain(&files("tools", is_rust))
+    {
         if !source.text.starts_with("//! ") {
             broken.push(format!("{}: does not open with what it owns (`//! …`)", source.path));
         }
@@ -306,7 +311,8 @@ fn what_comes_from_outside_is_not_unwrapped() {
 
 /// Everything that is text and ours, beside the sources.
 fn scripts() -> Vec<Source> {
-    let mut found = files("tools", |_| true);
+    // Cargo.lock is cargo's.
+    let mut found = files("tools", |path| !path.ends_with("Cargo.lock"));
     found.extend(files(".ci", |_| true));
     found.extend(files("systemd", |_| true));
     found
@@ -476,7 +482,16 @@ fn licences_and_duplicates_are_those_that_deny_toml_allows() {
 #[test]
 fn scripts_can_be_run_and_say_what_they_do() {
     use std::os::unix::fs::PermissionsExt;
-    for name in [".ci/run", "tools/test", "tools/demo", "tools/crash", "tools/sim", "tools/fuzz", "tools/model"] {
+    for name in [
+        ".ci/run",
+        "tools/test",
+        "tools/demo",
+        "tools/crash",
+        "tools/sim",
+        "tools/fuzz",
+        "tools/model",
+        "tools/mutants",
+    ] {
         let path = root().join(name);
         let mode = std::fs::metadata(&path).unwrap_or_else(|error| panic!("{name}: {error}")).permissions().mode();
         assert!(mode & 0o111 != 0, "{name} is not executable");

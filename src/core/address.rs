@@ -214,7 +214,7 @@ fn tcp_uri(rest: &str, secure: bool) -> Result<NbdUri, &'static str> {
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
     let host_port = match authority.strip_suffix(':') {
         // An empty port is the default one (RFC 3986, section 3.2.3).
-        Some(host) if has_port => format!("{host}:{NBD_PORT}"),
+        Some(host) => format!("{host}:{NBD_PORT}"),
         _ if has_port => authority.to_owned(),
         _ => format!("{authority}:{NBD_PORT}"),
     };
@@ -439,6 +439,7 @@ mod tests {
             assert!(error.contains(why) && error.contains(text), "{error}");
         }
         assert!(format!("unix:/{}", "x".repeat(107)).parse::<Address>().is_err());
+        assert!(format!("unix:/{}", "x".repeat(106)).parse::<Address>().is_ok(), "as long as the kernel takes");
     }
 
     #[test]
@@ -497,6 +498,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_known_by_the_host_of_its_uri_unless_the_uri_says_otherwise() {
+        for (text, host) in [
+            ("nbds://store.example:10810/e", "store.example"),
+            ("nbds://[::1]/e", "[::1]"),
+            ("nbds://10.0.0.1/e?tls-hostname=store.example", "store.example"),
+            ("nbds+unix:///e?socket=/run/s", "localhost"),
+        ] {
+            assert_eq!(text.parse::<NbdUri>().expect(text).host(), host);
+        }
+    }
+
+    #[test]
     fn wrong_uris_say_what_is_wrong() {
         for (text, why) in [
             ("http://h/e", "nbd://"),
@@ -514,13 +527,15 @@ mod tests {
             ("nbds://h/e?tls-hostname=", "empty"),
             ("nbds://h/e?tls-priority=x", "not known"),
             ("NBDS+UNIX:///e", "missing"),
-            ("nbd+vsock://2/e", "vsock"),
+            ("nbd+vsock://2/e", "vsock is not supported"),
+            ("nbds+vsock://2/e", "vsock is not supported"),
             ("nbd+ssh://h/e", "SSH"),
             ("nbd://h/e?tls-type=x509", "belong to nbds://"),
             ("nbd://h/e?socket=/x", "nbd+unix"),
             ("nbd://h/e#f", "fragment"),
             ("nbd://h/a%00b", "zero byte"),
             ("nbd+unix:///e?socket=%00/abstract", "abstract"),
+            ("nbd+unix:///e?socket=/a%00b", "zero byte"),
             ("nbd+unix:///e?socket=/x&socket=/y", "two"),
             ("nbd:///e", "host is missing"),
             ("nbd://h:x/e", "port"),

@@ -121,6 +121,8 @@ mod tests {
                 assert_eq!(name.to_string().parse(), Ok(name));
             }
         }
+        let longest = format!("{SCHEME}{}/dr", "g".repeat(NAME_BYTES_MAX));
+        assert!(longest.parse::<PeerName>().is_ok());
         let long = format!("{SCHEME}{}/dr", "g".repeat(NAME_BYTES_MAX + 1));
         for text in ["", "farshore://", "farshore://g", "farshore:///dr", "farshore://g/DR", "Farshore://g/dr", &long] {
             assert!(text.parse::<PeerName>().is_err(), "{text}");

@@ -182,6 +182,44 @@ mod tests {
         assert_eq!(plan(&entries, floor, 4096), None, "too small");
     }
 
+    /// Entries of 1024 bytes and one of 2048, in a log of 4096.
+    const SHORT: u64 = 1024 - ENTRY_HEADER_BYTES as u64;
+    const LONG: u64 = 2048 - ENTRY_HEADER_BYTES as u64;
+
+    #[test]
+    fn a_log_may_be_full_to_its_last_byte() {
+        let log = Log { size: 4096, nonce: 5 };
+        let (file, end) = fill(log, 0, &[SHORT; 4]);
+        let entries = places(&file, log, 0, end).expect("sound");
+        assert_eq!((end, entries.len()), (4096, 4));
+        assert_eq!(plan(&entries, 0, 4096), Some((vec![0, 1024, 2048, 3072], 4096)));
+        assert_eq!(plan(&entries, 0, 4095), None);
+        let (file, end) = fill(log, 0, &[4096 - ENTRY_HEADER_BYTES as u64]);
+        let whole = places(&file, log, 0, end).expect("sound");
+        assert_eq!(plan(&whole, 0, 4096), Some((vec![0], 4096)));
+    }
+
+    #[test]
+    fn an_entry_left_from_an_earlier_round_is_passed_over() {
+        let log = Log { size: 4096, nonce: 5 };
+        let (before, end) = fill(log, 0, &[SHORT; 4]);
+        // In the next round the last of three does not fit behind the others, and goes to the start.
+        let (after, head) = fill(log, end, &[LONG, SHORT, LONG]);
+        let mut file = after.0;
+        file[3072..].copy_from_slice(&before.0[3072..]);
+        let found = places(&Memory(file), log, end + 2048, head).expect("sound");
+        assert_eq!(found.iter().map(|place| place.pos).collect::<Vec<_>>(), [6144, 8192]);
+    }
+
+    #[test]
+    fn where_the_log_begins_an_entry_stands_or_it_is_damaged() {
+        let log = Log { size: 4096, nonce: 5 };
+        let (old, end) = fill(log, 0, &[SHORT]);
+        assert!(matches!(places(&Memory(vec![0; 4096]), log, 0, end), Err(MoveError::Damaged { pos: 0, .. })));
+        let stale = places(&old, log, 4096, 5120);
+        assert!(matches!(stale, Err(MoveError::Damaged { pos: 4096, .. })), "it is of the round before");
+    }
+
     #[test]
     fn a_damaged_entry_is_not_moved() {
         let old = Log { size: 8192, nonce: 5 };

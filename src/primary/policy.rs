@@ -147,6 +147,26 @@ mod tests {
     }
 
     #[test]
+    fn any_goes_on_with_what_is_in_reach_and_with_what_was_held_when_nothing_is() {
+        for (protect, aux, journal, goes_on) in [
+            (Protect::Near, None, Some(20), 20),
+            (Protect::Near, None, None, 5),
+            (Protect::Order, Some(40), None, 40),
+            (Protect::Order, None, Some(20), 20),
+            (Protect::Order, None, None, 5),
+            (Protect::Bunker, Some(40), None, 40),
+            (Protect::Bunker, None, Some(20), 20),
+            (Protect::Sync, Some(40), None, 40),
+            (Protect::Sync, None, Some(20), 20),
+            (Protect::Sync, None, None, 5),
+        ] {
+            let (aux, journal) = (aux.map(Seq), journal.map(Seq));
+            let at = Standing { aux, aux_payload: None, journal, copied: None, held: Seq(5) };
+            assert_eq!(protected(protect, Require::Any, at), Seq(goes_on), "{protect:?} {at:?}");
+        }
+    }
+
+    #[test]
     fn none_goes_on_alone() {
         let alone = Standing { aux: None, aux_payload: None, journal: None, copied: None, held: Seq(5) };
         for protect in PROTECTS {

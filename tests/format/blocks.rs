@@ -10,7 +10,9 @@ use farshore::format::spool::{self, EntryHeader, Kind, decode_entry, encode_entr
 use farshore::format::superblock::{self, Role, Superblock};
 use farshore::format::table::{Fence, Heartbeat, NO_PAYLOAD, SlotState, State, TableHeader, TableLayout};
 use farshore::format::{FormatError, is_zero};
-use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, TABLE_SLOTS_DEFAULT, TABLE_SLOTS_MAX, TABLE_SLOTS_MIN};
+use farshore::limits::{
+    BLOCK_BYTES, INTENT_EXTENT_BYTES, NAME_BYTES_MAX, TABLE_SLOTS_DEFAULT, TABLE_SLOTS_MAX, TABLE_SLOTS_MIN,
+};
 
 use crate::{DATA, check, hex, sparse, write_record, zeroes_record};
 
@@ -87,6 +89,38 @@ fn superblock() {
     );
     check(&value, &value.encode(), &golden, Superblock::decode);
     assert_eq!(superblock::name_digest(""), 0x2d06_8005_38d3_94c2, "XXH3 of nothing");
+}
+
+#[test]
+fn a_superblock_holds_the_longest_name_and_refuses_a_longer_one() {
+    let value = Superblock { generation: 1, group_name: "n".repeat(NAME_BYTES_MAX), ..Superblock::new(Role::Dr) };
+    let mut block = value.encode();
+    assert_eq!(Superblock::decode(&block), Ok(value));
+    for length in NAME_BYTES_MAX as u8 + 1..=u8::MAX {
+        block[11] = length;
+        let crc = crc32fast::hash(&block[..4092]);
+        block[4092..].copy_from_slice(&crc.to_le_bytes());
+        assert!(matches!(Superblock::decode(&block), Err(FormatError::Field { .. })), "{length} bytes");
+    }
+}
+
+#[test]
+fn a_flag_of_a_superblock_is_set_and_cleared_without_the_others() {
+    let flags = [superblock::SYNCED, superblock::PROMOTED, superblock::BLANK];
+    for one in flags {
+        let mut block = Superblock::new(Role::Dr);
+        for _ in 0..2 {
+            block.set(one, true);
+            assert_eq!(flags.map(|flag| block.has(flag)), flags.map(|flag| flag == one));
+        }
+        for other in flags.into_iter().filter(|other| *other != one) {
+            block.set(other, true);
+            assert!(block.has(one) && block.has(one | other));
+            block.set(other, false);
+            block.set(other, false);
+            assert!(block.has(one) && !block.has(one | other));
+        }
+    }
 }
 
 #[test]
@@ -274,6 +308,7 @@ fn status_table_heartbeat() {
     );
     check(&value, &value.encode(), &golden, Heartbeat::decode);
     assert!(Heartbeat::decode(&Heartbeat { floor: Seq(8), ..value }.encode()).is_err(), "floor ≤ tail");
+    assert!(Heartbeat::decode(&Heartbeat { floor: Seq(7), ..value }.encode()).is_ok(), "nothing waits");
 }
 
 #[test]
@@ -316,7 +351,9 @@ fn intent_map_layout_gives_each_extent_its_bit() {
     assert_eq!(layout.page_offset(Volume(1), 0), 2 * 4096);
     assert_eq!(layout.page_offset(Volume(3), 516) + 4096, layout.total_bytes());
     assert_eq!(MapLayout::locate(INTENT_EXTENT_BYTES * PAGE_BITS + 5), (1, 0));
+    assert_eq!(MapLayout::locate(INTENT_EXTENT_BYTES * 7), (0, 7));
     assert_eq!(MapLayout::offset_of(1, 0), INTENT_EXTENT_BYTES * PAGE_BITS);
+    assert_eq!(MapLayout::locate(MapLayout::offset_of(2, 9)), (2, 9));
 }
 
 #[test]
@@ -340,6 +377,8 @@ fn intent_log_header() {
     );
     check(&value, &value.encode(), &golden, LogHeader::decode);
     assert!(LogHeader::decode(&LogHeader { slots: 0, ..value }.encode()).is_err());
+    assert!(LogHeader::decode(&LogHeader { slots: TABLE_SLOTS_MAX, ..value }.encode()).is_ok());
+    assert!(LogHeader::decode(&LogHeader { slots: TABLE_SLOTS_MAX + 1, ..value }.encode()).is_err());
     let layout = LogLayout { slots: 100 };
     assert_eq!((layout.record_offset(Seq(101)), layout.total_bytes()), (8192 + 64, 16384));
 }

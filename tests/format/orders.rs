@@ -170,7 +170,10 @@ fn lies_about_packing_are_refused() {
         let chain = after(&first, change).chain.0.to_le_bytes();
         read(&[&first.encode()[..], &hex(bytes), &chain].concat())
     };
-    let plain: fn(&mut OrderRecord) = |r| (r.offset, r.payload_crc) = (r.offset + 4096, 0);
+    fn plain_change(r: &mut OrderRecord) {
+        (r.offset, r.payload_crc) = (r.offset + 4096, 0);
+    }
+    let plain: fn(&mut OrderRecord) = plain_change;
     assert_eq!(packed(first(), plain, "800200"), Ok(vec![first(), after(&first(), plain)]));
     let lies = [
         ("an offset with two zeroes to spare", "8082800000"),
@@ -203,6 +206,19 @@ fn lies_about_packing_are_refused() {
             "{name}"
         );
     }
+    // The chain fits what is left of a varint whose highest bits are cut off.
+    let later: fn(&mut OrderRecord) = |r| {
+        plain_change(r);
+        r.time_ns = r.time_ns.wrapping_add(u64::MAX >> 1);
+    };
+    assert!(packed(first(), later, "8002ffffffffffffffff7f").is_ok());
+    assert!(packed(first(), later, "8002ffffffffffffffffff02").is_err(), "65 bits");
+    let earlier: fn(&mut OrderRecord) = |r| {
+        plain_change(r);
+        r.time_ns -= 1;
+    };
+    assert!(packed(first(), earlier, "8002ffffffffffffffffff01").is_ok(), "64 bits");
+
     let at_the_end = OrderRecord { seq: Seq(u64::MAX), ..first() };
     assert!(packed(at_the_end, plain, "800200").is_err(), "no seq is left");
 

@@ -29,6 +29,7 @@ fn every_state_of_two_slots_has_its_meaning() {
         let found = newest(&slots(even, odd));
         found.map(|found| found.map_or(0, |block| block.generation))
     };
+    assert_eq!([6, 7].map(|number| generation(number).offset()), [0, 4096], "one is written beside the other");
     assert_eq!(seen(&zero, &zero), Ok(0), "new");
     assert_eq!(seen(&even, &zero), Ok(6));
     assert_eq!(seen(&zero, &odd), Ok(7));

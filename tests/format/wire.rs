@@ -9,7 +9,7 @@ use farshore::format::record::OrderRecord;
 use farshore::format::wire::{
     CHUNK_HEAD_BYTES, Encoder, Hello, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, Welcome, decode, encode,
 };
-use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, REFUSE_TEXT_BYTES_MAX};
+use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX};
 use proptest::prelude::*;
 
 use crate::{DATA, hex, write_record, zeroes_record};
@@ -217,6 +217,37 @@ fn long_lists_go_out_as_several_messages() {
     let refuse = Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text });
     let Ok(Some(Message::Refuse(read))) = decode(&mut rope_of(&bytes_of(&refuse))) else { panic!("a refusal") };
     assert_eq!(read.text, "é".repeat(REFUSE_TEXT_BYTES_MAX / 2));
+}
+
+/// What a configuration allows is never refused at the other end: a bound that is one too small would cut a site off.
+#[test]
+fn the_longest_message_of_each_kind_is_read_as_it_was_written() {
+    let name = "n".repeat(NAME_BYTES_MAX);
+    let (Message::Hello(hello), _) = golden().swap_remove(0) else { panic!("the hello") };
+    let volumes = vec![(name.clone(), 4096); VOLUMES_MAX];
+    let (Message::Welcome(welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
+    let have: Vec<SeqRange> = (0..LIST_ITEMS_MAX as u64).map(|it| range(2 * it + 1, 2 * it + 1)).collect();
+    let text = "x".repeat(REFUSE_TEXT_BYTES_MAX);
+    for message in [
+        Message::Hello(Hello { group_name: name, volumes, ..hello }),
+        Message::Welcome(Welcome { have, ..welcome }),
+        Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text }),
+        Message::ChunksDurable { batch: Seq(3), indexes: (0..LIST_ITEMS_MAX as u64).collect() },
+    ] {
+        let read = decode(&mut rope_of(&bytes_of(&message)));
+        assert!(read == Ok(Some(message)), "{:?}", read.err());
+    }
+}
+
+/// The primary decides by them whether a first sync, a copy of everything or nothing is needed.
+#[test]
+fn each_flag_of_a_welcome_is_read_by_itself() {
+    for bits in 0..8u8 {
+        let (Message::Welcome(welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
+        let [synced, blank, gaps] = [1, 2, 4].map(|bit| bits & bit != 0);
+        let message = Message::Welcome(Welcome { synced, blank, gaps, ..welcome });
+        assert_eq!(decode(&mut rope_of(&bytes_of(&message))), Ok(Some(message)));
+    }
 }
 
 /// A frame as a liar would make it: valid checksums over anything.
