@@ -81,7 +81,7 @@ fn go() -> Result<bool, String> {
     let results = Mutex::new(Results::open(&plan.work.join("results"))?);
     run_all(&plan, &mutants, &build, &runner, &results)?;
     let results = results.into_inner().map_err(|_| "a thread panicked")?;
-    Ok(report::report(&mutants, &build, &results, &plan.explained, |number| runner.reached(number)))
+    Ok(report::report(&mutants, &build, &results, &plan.explained, plan.last, |number| runner.reached(number)))
 }
 
 /// Runs what is not known yet, `jobs` at a time.
