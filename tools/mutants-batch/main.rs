@@ -8,7 +8,7 @@
 //!   report    what came of it, held against what is explained
 //! ```
 //!
-//! Called by tools/mutants, from the directory of the project: `mutants-batch WORK EXPLAINED LAST MINUTES JOBS < LIST`.
+//! Called by tools/mutants, from the directory of the project: `mutants-batch WORK EXPLAINED LAST MINUTES JOBS ONLY < LIST`.
 
 mod compile;
 mod list;
@@ -47,11 +47,13 @@ struct Plan {
     last: usize,
     minutes: u64,
     jobs: usize,
+    /// Beginnings of the names of files whose mutants are run; the others are only built.
+    only: Vec<String>,
 }
 
 fn plan() -> Result<Plan, String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [work, explained, last, minutes, jobs] = args.as_slice() else { return Err("see tools/mutants".into()) };
+    let [work, explained, last, minutes, jobs, only] = args.as_slice() else { return Err("see tools/mutants".into()) };
     let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
     let known = || format!("--until takes one of {}", STAGES.join(", "));
     Ok(Plan {
@@ -60,6 +62,7 @@ fn plan() -> Result<Plan, String> {
         last: STAGES.iter().position(|stage| stage == last).ok_or_else(known)?,
         minutes: number(minutes)?,
         jobs: usize::try_from(number(jobs)?).unwrap_or(1).max(1),
+        only: only.split(',').map(String::from).collect(),
     })
 }
 
@@ -78,7 +81,7 @@ fn go() -> Result<bool, String> {
     let results = Mutex::new(Results::open(&plan.work.join("results"))?);
     run_all(&plan, &mutants, &build, &runner, &results)?;
     let results = results.into_inner().map_err(|_| "a thread panicked")?;
-    Ok(report::report(&mutants, &build, &results, &plan.explained, |number| runner.reached(number)))
+    Ok(report::report(&mutants, &build, &results, &plan.explained, plan.last, |number| runner.reached(number)))
 }
 
 /// Runs what is not known yet, `jobs` at a time.
@@ -91,7 +94,9 @@ fn run_all(
 ) -> Result<(), String> {
     let until = Instant::now() + Duration::from_secs(plan.minutes * 60);
     let mut waiting = Vec::new();
-    for (number, mutant) in (1u32..).zip(mutants).filter(|(number, _)| !build.out.contains_key(number)) {
+    let asked = |mutant: &Mutant| plan.only.iter().any(|only| mutant.file.starts_with(only));
+    let all = (1u32..).zip(mutants).filter(|(number, mutant)| !build.out.contains_key(number) && asked(mutant));
+    for (number, mutant) in all {
         let results = results.lock().map_err(|_| "a thread panicked")?;
         let known = results.get(&mutant.key).filter(|known| known.file == build.digests[&mutant.file]);
         let first = match known {
@@ -103,6 +108,8 @@ fn run_all(
             waiting.push((number, mutant, first));
         }
     }
+    // Those that are expected to survive take the longest and tell the least.
+    waiting.sort_by_key(|(_, mutant, _)| plan.explained.contains_key(&mutant.key));
     eprintln!("{} to run", waiting.len());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {

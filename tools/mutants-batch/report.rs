@@ -99,6 +99,7 @@ pub fn report(
     build: &Build,
     results: &Results,
     explained: &BTreeMap<String, String>,
+    last: usize,
     reached: impl Fn(u32) -> bool,
 ) -> bool {
     let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
@@ -121,7 +122,12 @@ pub fn report(
             }
             None => {}
         }
-        let result = results.get(&mutant.key).filter(|result| result.file == build.digests[&mutant.file]);
+        // What passed fewer stages, or other tests, has not shown yet that it survives.
+        let counts = |result: &&Result_| match result.verdict {
+            Verdict::Missed => result.all == build.digest && result.stages > last,
+            Verdict::Caught(_) | Verdict::Timeout(_) => result.file == build.digests[&mutant.file],
+        };
+        let result = results.get(&mutant.key).filter(counts);
         match result.map(|result| &result.verdict) {
             Some(Verdict::Caught(_)) => row.caught += 1,
             Some(Verdict::Timeout(_)) => row.timeout += 1,
