@@ -11,6 +11,7 @@ use farshore::nbd::protocol::*;
 use super::clients::Group;
 use super::harness::{noise, python_with_libnbd};
 use super::raw::Raw;
+use super::tls::grant;
 
 const MIB: u64 = 1 << 20;
 
@@ -115,8 +116,8 @@ fn granted(group: &Group, said: &[u8]) -> std::io::Result<UnixStream> {
     let mut stream = UnixStream::connect(group.socket())?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.read_exact(&mut [0; GREETING_BYTES])?;
-    stream.write_all(&[&3u32.to_be_bytes()[..], &OptionHead::encode(OPT_STARTTLS, 0)].concat())?;
-    stream.read_exact(&mut [0; OPTION_REPLY_BYTES])?;
+    stream.write_all(&3u32.to_be_bytes())?;
+    grant(&mut stream)?;
     stream.write_all(said)?;
     Ok(stream)
 }

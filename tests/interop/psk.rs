@@ -13,7 +13,7 @@ use farshore::nbd::region::{RegionEvent, TableTarget};
 
 use super::harness::{Driver, MEMORY_BYTES, MemoryServer, Process, Scratch, noise, run, tool, wait_for};
 use super::region::exercise;
-use super::tls::{dial, fails, granted, port};
+use super::tls::{dial, fails, granted, port, write_and_read};
 
 const KEY: &str = "4f1d7f1a0b9c2e3d4c5b6a798897a6b5c4d3e2f101112131415161718191a1b1";
 const OTHER: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -136,16 +136,7 @@ fn qemu_writes_and_reads_with_a_shared_key() {
     };
     let image = format!("driver=nbd,host=localhost,port={},export=db,tls-creds=tls0", port(&server));
     let good = credentials("alice", KEY);
-    run(io.args(["--object", &good, "--image-opts", &image]).args([
-        "-c",
-        "write -P 0x5a 4097 300001",
-        "-c",
-        "flush",
-        "-c",
-        "read -P 0x5a 4097 300001",
-        "-c",
-        "read -P 0 0 4097",
-    ]));
+    write_and_read(io.args(["--object", &good, "--image-opts", &image]));
     let (from, copied) = (site.0.path("from"), site.0.path("copied"));
     std::fs::write(&from, noise(6, MEMORY_BYTES)).expect("an image");
     let img = || tool("qemu-img").expect("found above");

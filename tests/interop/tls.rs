@@ -140,6 +140,14 @@ fn clients_have_to_show_a_certificate_of_the_group_where_that_is_asked_for() {
     fails(tool("nbdinfo").expect("found").arg(secure_uri(&server, &site.dir("other", Role::Client))));
 }
 
+/// Has qemu-io write at an odd place of an image, and read that and what is before it.
+pub fn write_and_read(io: &mut Command) {
+    for command in ["write -P 0x5a 4097 300001", "flush", "read -P 0x5a 4097 300001", "read -P 0 0 4097"] {
+        io.args(["-c", command]);
+    }
+    run(io);
+}
+
 #[test]
 fn qemu_writes_and_reads_over_tls() {
     let (Some(mut io), Some(mut convert)) = (tool("qemu-io"), tool("qemu-img")) else { return };
@@ -151,16 +159,7 @@ fn qemu_writes_and_reads_over_tls() {
     );
     let image =
         format!("driver=nbd,host=localhost,port={},export=db,tls-creds=tls0,tls-hostname=localhost", port(&server));
-    run(io.args(["--object", &credentials, "--image-opts", &image]).args([
-        "-c",
-        "write -P 0x5a 4097 300001",
-        "-c",
-        "flush",
-        "-c",
-        "read -P 0x5a 4097 300001",
-        "-c",
-        "read -P 0 0 4097",
-    ]));
+    write_and_read(io.args(["--object", &credentials, "--image-opts", &image]));
     let copied = site.scratch.path("copied");
     run(convert.args(["convert", "--object", &credentials, "--image-opts", "-O", "raw", &image]).arg(&copied));
     let copied = std::fs::read(copied).expect("read");
@@ -181,11 +180,17 @@ pub fn dial(server: &MemoryServer) -> TcpStream {
 /// A connection to which TLS was granted.
 pub fn granted(server: &MemoryServer) -> TcpStream {
     let mut stream = dial(server);
-    stream.write_all(&OptionHead::encode(OPT_STARTTLS, 0)).expect("sent");
-    let mut raw = [0; OPTION_REPLY_BYTES];
-    stream.read_exact(&mut raw).expect("an answer");
-    assert_eq!(OptionReplyHead::decode(&raw).reply, REP_ACK);
+    grant(&mut stream).expect("an answer");
     stream
+}
+
+/// Has TLS granted to a connection past the greeting.
+pub fn grant(stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+    stream.write_all(&OptionHead::encode(OPT_STARTTLS, 0))?;
+    let mut raw = [0; OPTION_REPLY_BYTES];
+    stream.read_exact(&mut raw)?;
+    assert_eq!(OptionReplyHead::decode(&raw).reply, REP_ACK);
+    Ok(())
 }
 
 #[test]
