@@ -291,7 +291,6 @@ const KEPT_OVERHEAD_BYTES: u64 = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::{Chain, Epoch, Volume};
     use crate::core::op::Op;
     use crate::limits::DR_CACHE_BYTES_MAX;
 
@@ -300,18 +299,7 @@ mod tests {
         let mut intake = Intake::new(Spool::new(192 << 20, 0, 0), 1, DR_CACHE_BYTES_MAX, Seq(0));
         let (mut desk, mut fx) = (Desk::default(), Vec::new());
         for seq in 1..=8192 {
-            let record = OrderRecord {
-                seq: Seq(seq),
-                epoch: Epoch(1),
-                volume: Volume(0),
-                op: Op::Write,
-                flags: 0,
-                offset: 0,
-                length: 512,
-                time_ns: 0,
-                chain: Chain(0),
-                payload_crc: 0,
-            };
+            let record = OrderRecord::sample(seq, Op::Write);
             let data = Bytes::from_static(&[7; 512]);
             intake.store(Item::Payload(Seq(seq)), Arrival { conn: Conn(1), record, data }, &mut desk, &mut fx);
         }

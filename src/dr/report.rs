@@ -184,25 +184,11 @@ mod tests {
     use crate::format::table::TableLayout;
     use crate::limits::SEQ_RESERVE;
 
-    fn record(seq: u64, op: Op) -> OrderRecord {
-        OrderRecord {
-            seq: Seq(seq),
-            epoch: Epoch(1),
-            volume: Volume(0),
-            op,
-            flags: 0,
-            offset: 0,
-            length: 512,
-            time_ns: 0,
-            chain: Chain(0),
-            payload_crc: 0,
-        }
-    }
-
     /// A plan is made while a batch takes the cut past records that only the table has.
     #[test]
     fn strays_that_the_cut_has_passed_are_neither_lost_nor_unknown() {
-        let strays: BTreeMap<Seq, OrderRecord> = [6, 7, 11].map(|seq| (Seq(seq), record(seq, Op::Write))).into();
+        let strays: BTreeMap<Seq, OrderRecord> =
+            [6, 7, 11].map(|seq| (Seq(seq), OrderRecord::sample(seq, Op::Write))).into();
         let history = History::after(Seq(9), Chain(0));
         let all = Above::new(Seq(10), &strays, &history);
         assert_eq!(all.records().map(|record| record.seq).collect::<Vec<_>>(), [Seq(11)]);
@@ -257,9 +243,9 @@ mod tests {
         for (count, unknown) in [(8, vec![]), (13, vec![(11, 12)]), (41, vec![(11, 40)]), (1024, vec![(11, start - 1)])]
         {
             let mut table = TableReader::new(layout, GroupId(1), Seq(10), Epoch(1));
-            let old = (11..=20).filter(|seq| *seq >= count).map(|seq| record(seq, Op::Write));
-            let new =
-                (start..start + count).map(|seq| record(seq, if seq == start { Op::EpochStart } else { Op::Write }));
+            let old = (11..=20).filter(|seq| *seq >= count).map(|seq| OrderRecord::sample(seq, Op::Write));
+            let new = (start..start + count)
+                .map(|seq| OrderRecord::sample(seq, if seq == start { Op::EpochStart } else { Op::Write }));
             old.chain(new).for_each(|record| table.take(record));
             // As a promotion does, before it makes its report.
             let records = std::mem::take(&mut table.records);
@@ -284,9 +270,10 @@ mod tests {
             (18, 3, vec![(16, start(18) - 1)]),
         ] {
             let mut table = TableReader::new(TableLayout::new(1024, 0), GroupId(1), Seq(14), Epoch(1));
-            let old = (count < 15).then(|| record(15, Op::Write));
+            let old = (count < 15).then(|| OrderRecord::sample(15, Op::Write));
             let (first, end) = (start(losses), start(losses) + count);
-            let new = (first..end).map(|seq| record(seq, if seq == first { Op::EpochStart } else { Op::Write }));
+            let new =
+                (first..end).map(|seq| OrderRecord::sample(seq, if seq == first { Op::EpochStart } else { Op::Write }));
             old.into_iter().chain(new).for_each(|record| table.take(record));
             let records = std::mem::take(&mut table.records);
             let found = doubt::unknown(Seq(14), Seq(end - 1), records.into_values(), Some(&table)).0;

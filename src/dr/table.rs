@@ -228,7 +228,6 @@ fn pieces(area: Area, from: u64, to: u64) -> impl Iterator<Item = (Area, u64, u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::{Chain, Volume};
     use crate::core::op::Op;
 
     const SLOTS: u64 = 1024;
@@ -239,18 +238,7 @@ mod tests {
         let mut bytes = vec![0; SLOTS as usize * RECORD_BYTES];
         for seq in tail.saturating_sub(SLOTS - 1).max(1)..=tail {
             let at = layout.slot(Seq(seq)) as usize * RECORD_BYTES;
-            let record = OrderRecord {
-                seq: Seq(seq),
-                epoch: Epoch(1),
-                volume: Volume(0),
-                op: Op::Write,
-                flags: 0,
-                offset: 0,
-                length: 512,
-                time_ns: 0,
-                chain: Chain(0),
-                payload_crc: 0,
-            };
+            let record = OrderRecord::sample(seq, Op::Write);
             bytes[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
         }
         spoiled.iter().for_each(|&seq| bytes[layout.slot(Seq(seq)) as usize * RECORD_BYTES + 20] ^= 4);

@@ -156,3 +156,22 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
+#[cfg(test)]
+impl OrderRecord {
+    /// One of 512 bytes at the beginning of the first volume, for tests that care for no more than its seq and what it does.
+    #[must_use]
+    pub fn sample(seq: u64, op: Op) -> OrderRecord {
+        OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op,
+            flags: 0,
+            offset: 0,
+            length: 512,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        }
+    }
+}
