@@ -140,6 +140,19 @@ pub const fn spool_for_any_batch(volume_bytes: u64) -> u64 {
 }
 /// What may be written while a batch crosses before it is closed, bytes: several windows.
 const BATCH_WRITES_BYTES_MAX: u64 = 128 << 20;
+/// Records of DR's journal that writes leave free: those of a status table of `slots`, which a promotion finds there or a
+/// writer has when its link comes back, and more for what begins and ends batches.
+#[must_use]
+pub const fn journal_kept_records(slots: u64) -> u64 {
+    slots + slots / 8
+}
+/// Smallest journal beside a status table of `slots`: writes have as much of it as they leave free. Bytes.
+#[must_use]
+pub const fn journal_beside_table(slots: u64) -> u64 {
+    let segment_records = (SEGMENT_BYTES - BLOCK_BYTES as u64) / RECORD_BYTES as u64;
+    let segments = (2 * journal_kept_records(slots)).div_ceil(segment_records);
+    if segments * SEGMENT_BYTES > JOURNAL_BYTES_MIN { segments * SEGMENT_BYTES } else { JOURNAL_BYTES_MIN }
+}
 /// Writes to DR's journal in flight.
 pub const DR_APPENDS_INFLIGHT_MAX: usize = 4;
 /// Blocks of records in one of them.

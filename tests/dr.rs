@@ -51,7 +51,7 @@ impl Site {
             listen = "unix:{at}/d.sock"
             export = ["unix:{at}/e.sock"]
             control = "{at}/d.ctl"
-            journal = "4MiB"
+            journal = "20MiB"
             spool = "192MiB"
             "#
         );

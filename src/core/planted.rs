@@ -142,8 +142,16 @@ pub const fn planted(_: Bug) -> bool {
     false
 }
 
+/// Bytes of a segment of the journal: shorter only where the simulator wants to see one full soon.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+#[must_use]
+pub const fn segment_bytes() -> u64 {
+    crate::limits::SEGMENT_BYTES
+}
+
 #[cfg(feature = "planted")]
-pub use chosen::{plant, planted};
+pub use chosen::{plant, planted, segment_bytes, segments_of};
 
 #[cfg(feature = "planted")]
 mod chosen {
@@ -153,6 +161,18 @@ mod chosen {
 
     thread_local! {
         static CHOSEN: Cell<Option<Bug>> = const { Cell::new(None) };
+        static SEGMENT_BYTES: Cell<u64> = const { Cell::new(crate::limits::SEGMENT_BYTES) };
+    }
+
+    /// Has the journals of this thread consist of segments of so many bytes, whole blocks.
+    pub fn segments_of(bytes: u64) {
+        SEGMENT_BYTES.set(bytes);
+    }
+
+    /// Bytes of a segment of the journal.
+    #[must_use]
+    pub fn segment_bytes() -> u64 {
+        SEGMENT_BYTES.get()
     }
 
     /// Has this thread make a mistake from now on, or none.

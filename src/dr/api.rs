@@ -135,6 +135,8 @@ pub struct Options {
     pub volumes: Vec<(String, u64)>,
     /// Bytes, a multiple of one segment (1 MiB), at least two.
     pub journal_bytes: u64,
+    /// Records of the status table: a promotion finds as many elsewhere.
+    pub table_slots: u64,
     /// Bytes, a multiple of 1 MiB.
     pub spool_bytes: u64,
     /// Bytes of payload kept in memory between receipt and apply; the rest is read back from the spool.

@@ -152,6 +152,8 @@ impl Machine {
         }
         let old = self.batch.take();
         let kept = old.clone().filter(|_| planted(Bug::BatchKeepsOldChunks));
+        // What those of a first sync brought stays in the volumes, and stays newer than what was ordered before it.
+        let brought = old.as_ref().filter(|old| old.direct).map(|old| old.covered.clone()).unwrap_or_default();
         if let Some(old) = old {
             let text = format!("batch {} is given up for batch {}", old.begin, record.seq);
             fx.push(Effect::Log { level: Level::Info, text });
@@ -165,7 +167,7 @@ impl Machine {
         fx.push(Effect::Log { level: Level::Info, text });
         self.batch = Some(match kept {
             Some(old) => Batch { chunks: old.chunks, have: old.have, ..Batch::new(record.seq, direct) },
-            None => Batch::new(record.seq, direct),
+            None => Batch { covered: brought, ..Batch::new(record.seq, direct) },
         });
         self.mark_direct();
     }

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Chain, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, Now};
-use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
@@ -76,6 +75,9 @@ impl Machine {
         } else if self.checkpoints.saving && self.checkpoints.syncing.is_empty() && self.checkpoints.target > Seq(0) {
             self.save_checkpoint();
         }
+        if self.checkpoints.idle() && self.skip_unsynced(|it, last| it.frees_journal(last)) {
+            return;
+        }
         self.stuck(now, fx);
     }
 
@@ -84,10 +86,15 @@ impl Machine {
         bytes >= DR_CHECKPOINT_BYTES.min(self.intake.spool.size() / 8)
             || self.checkpoint_due_ns().is_some_and(|due| now.mono_ns >= due)
             || self.intake.has_waiting()
-            || self.journal.full()
+            || self.frees_journal(self.replay.applied())
             || self.stopping
             || self.promotion.as_ref().is_some_and(|promotion| promotion.wants_checkpoint())
             || self.committed.as_ref().is_some_and(|committed| self.replay.applied() >= committed.end)
+    }
+
+    /// Whether the journal is short of room, and to forget everything up to `seq` makes some.
+    fn frees_journal(&self, seq: Seq) -> bool {
+        self.journal_short() && self.journal.frees(seq)
     }
 
     /// A sync of a volume ended.
@@ -189,7 +196,7 @@ impl Machine {
         if !settled || self.replay.applied() > self.history.floor() {
             return;
         }
-        if (self.intake.has_waiting() || self.journal.full()) && self.skip_unsynced() {
+        if (self.intake.has_waiting() || self.journal.full()) && self.skip_unsynced(|_, _| true) {
             return;
         }
         if !self.intake.has_waiting() {
@@ -225,16 +232,20 @@ impl Machine {
         }
     }
 
-    /// Without a recovery point nothing from before the first batch is needed: it copies everything. Makes
-    /// room when journal or spool is full of that. Whether it did. (What was ordered after the first batch
-    /// began is not in later ones, if its payload came.)
-    fn skip_unsynced(&mut self) -> bool {
-        if !self.never_synced() || self.committing.is_some() || !self.replay.idle() {
+    /// Without a recovery point nothing from before the last batch is needed: it brings everything that those before it
+    /// have not brought into the volumes, and everything written since the first began. Makes room when journal or spool
+    /// is full of that and it is worth it. Whether it did.
+    fn skip_unsynced(&mut self, worth: impl Fn(&Machine, Seq) -> bool) -> bool {
+        if !self.never_synced() || self.committing.is_some() {
             return false;
         }
         let durable = self.journal.durable();
-        let skipped = self.history.above(self.history.floor()).take_while(|it| it.record.op != Op::BatchBegin);
+        let begin = self.history.open_batch(self.cut).map(|(begin, _)| begin);
+        let skipped = self.history.above(self.history.floor()).take_while(|it| Some(it.record.seq) != begin);
         let Some(last) = skipped.filter(|it| it.record.seq <= durable).last().map(|it| it.record) else { return false };
+        if !worth(self, last.seq) {
+            return false;
+        }
         self.free_payloads(last.seq);
         self.cut = last.seq;
         self.fed = last.seq;

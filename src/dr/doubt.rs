@@ -187,7 +187,7 @@ impl Machine {
     /// superblock for everything that came in since the last.
     pub(super) fn promise(&mut self, now: Now) {
         let promoting = self.promotion.as_ref().is_some_and(|promotion| !promotion.plan);
-        let hurry = promoting || self.stopping || self.intake.has_waiting() || self.journal.full();
+        let hurry = promoting || self.stopping || self.intake.has_waiting() || self.journal_short();
         let Some(due) = self.promise_due_ns() else { return };
         if now.mono_ns < due && !hurry && self.promises.made_ns > 0 {
             return;

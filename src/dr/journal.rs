@@ -24,14 +24,11 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::{Chain, GroupId, Seq, Ticket};
-use crate::core::planted::{Bug, planted};
+use crate::core::planted::{Bug, planted, segment_bytes};
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
-use crate::limits::{
-    BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, RECORD_BYTES, RECORDS_PER_BLOCK, SEGMENT_BYTES,
-};
+use crate::limits::{BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, RECORD_BYTES, RECORDS_PER_BLOCK};
 
-const SEGMENT_BLOCKS: u64 = SEGMENT_BYTES / BLOCK_BYTES as u64;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// One write to the journal file, always durable.
@@ -81,7 +78,7 @@ pub struct Journal {
     segments: u64,
     first: u64,
     used: VecDeque<(u64, Seq)>,
-    /// Next block in the current segment; `SEGMENT_BLOCKS` when it is full.
+    /// Next block in the current segment; [`segment_blocks`] when it is full.
     block: u64,
     /// Records that stand in `block` already.
     partial: Vec<OrderRecord>,
@@ -150,15 +147,37 @@ impl Journal {
         !self.waiting.is_empty() && self.block_is_full() && !self.segment_free(self.current() + 1)
     }
 
+    /// Records that certainly still fit, those that wait among them. With several appends in flight each may leave most
+    /// of its last block empty: until half of the segments are in use a block counts for one record.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let used = self.used.len() as u64;
+        let free = self.first + self.segments - 1 - self.current();
+        let loose = (self.segments / 2).saturating_sub(used).min(free);
+        let rest = match segment_blocks() - self.block.min(segment_blocks()) {
+            0 => 0,
+            _ if self.used.is_empty() => 0,
+            blocks if self.roomy() => blocks - 1,
+            blocks => blocks * RECORDS_PER_BLOCK as u64 - self.partial.len() as u64,
+        };
+        loose * (segment_blocks() - 1) + (free - loose) * segment_records() + rest
+    }
+
+    /// Records that fit it when nothing is in it.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.segments * segment_records()
+    }
+
     /// Bytes of segments in use.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        self.used.len() as u64 * SEGMENT_BYTES
+        self.used.len() as u64 * segment_bytes()
     }
 
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.segments * SEGMENT_BYTES
+        self.segments * segment_bytes()
     }
 
     /// Records that wait for a write.
@@ -187,6 +206,12 @@ impl Journal {
         first
     }
 
+    /// Whether a segment becomes free once everything up to `applied` may be forgotten.
+    #[must_use]
+    pub fn frees(&self, applied: Seq) -> bool {
+        self.first_needed(applied) > self.used.front().map_or(self.first, |&(number, _)| number)
+    }
+
     /// A superblock that starts at segment `first` is durable: earlier ones may be taken again.
     pub fn release(&mut self, first: u64) {
         self.first = self.first.max(first);
@@ -209,8 +234,7 @@ impl Journal {
             return Some(write);
         }
         // Appends in flight together cannot share a block: with the journal half full, room counts for more.
-        let roomy = self.used.len() as u64 * 2 <= self.segments;
-        let inflight_max = if roomy { DR_APPENDS_INFLIGHT_MAX } else { 1 };
+        let inflight_max = if self.roomy() { DR_APPENDS_INFLIGHT_MAX } else { 1 };
         if self.waiting.is_empty() || self.appends.len() >= inflight_max {
             return None;
         }
@@ -263,13 +287,17 @@ impl Journal {
         true
     }
 
+    fn roomy(&self) -> bool {
+        self.used.len() as u64 * 2 <= self.segments
+    }
+
     fn current(&self) -> u64 {
         // Before the first segment: `first` is the one to be entered next.
         self.used.back().map_or(self.first - 1, |&(number, _)| number)
     }
 
     fn block_is_full(&self) -> bool {
-        self.used.is_empty() || self.block >= SEGMENT_BLOCKS
+        self.used.is_empty() || self.block >= segment_blocks()
     }
 
     fn segment_free(&self, number: u64) -> bool {
@@ -284,19 +312,19 @@ impl Journal {
     fn prepare(&mut self, ticket: Ticket) -> Option<Write> {
         let next = self.current() + 1;
         let wanted = self.prepared.is_none_or(|(number, _)| number < next)
-            && (self.block_is_full() && !self.waiting.is_empty() || self.block >= SEGMENT_BLOCKS / 2)
+            && (self.block_is_full() && !self.waiting.is_empty() || self.block >= segment_blocks() / 2)
             && !(self.used.is_empty() && self.waiting.is_empty());
         if !wanted || self.preparing.is_some() || !self.segment_free(next) {
             return None;
         }
         self.prepared = Some((next, false));
         self.preparing = Some(ticket);
-        Some(Write::zeroes(self.segment_at(next), SEGMENT_BYTES))
+        Some(Write::zeroes(self.segment_at(next), segment_bytes()))
     }
 
     /// A block that an append in flight writes to is not written again: the next append starts after it.
     fn leave_busy_block(&mut self) {
-        let here = self.current() * SEGMENT_BLOCKS + self.block;
+        let here = self.current() * segment_blocks() + self.block;
         let busy = self
             .appends
             .iter()
@@ -327,7 +355,7 @@ impl Journal {
     fn fill(&mut self, parts: &mut Vec<Bytes>) -> u64 {
         let mut out = BytesMut::new();
         let mut blocks = 0;
-        let base = self.current() * SEGMENT_BLOCKS;
+        let base = self.current() * segment_blocks();
         loop {
             let touched = base + self.block;
             let room = RECORDS_PER_BLOCK - self.partial.len();
@@ -352,12 +380,26 @@ impl Journal {
                 self.block += 1;
             }
             let barrier = self.waiting.front().is_none_or(|record| record.op.may_jump());
-            if barrier || blocks == DR_APPEND_BLOCKS_MAX || self.block >= SEGMENT_BLOCKS {
+            if barrier || blocks == append_blocks_max() || self.block >= segment_blocks() {
                 parts.push(out.freeze());
                 return touched;
             }
         }
     }
+}
+
+/// Blocks of a segment, its header's among them.
+pub(super) fn segment_blocks() -> u64 {
+    segment_bytes() / BLOCK_BYTES as u64
+}
+
+fn segment_records() -> u64 {
+    (segment_blocks() - 1) * RECORDS_PER_BLOCK as u64
+}
+
+/// Blocks of one append at the most: what a crash can tear is less than a segment.
+pub(super) fn append_blocks_max() -> usize {
+    DR_APPEND_BLOCKS_MAX.min(usize::try_from(segment_blocks() / 8).expect("a segment fits memory"))
 }
 
 /// That many zero bytes, without memory of their own.

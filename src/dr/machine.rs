@@ -30,7 +30,8 @@ use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
-use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
+use crate::format::wire::JournalRoom;
+use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS, journal_kept_records};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 
@@ -138,6 +139,7 @@ pub(super) struct Told {
     pub cut: Seq,
     pub applied: Seq,
     pub synced: bool,
+    pub room: JournalRoom,
     pub at_ns: u64,
 }
 
@@ -257,6 +259,21 @@ impl Machine {
     /// Whether a batch that begins now is a first sync, which goes in place.
     pub(super) fn never_synced(&self) -> bool {
         !self.keeper.get().has(SYNCED) && self.committed.is_none()
+    }
+
+    /// How far the orders go that certainly fit the journal, as long as nothing leaves it. Part of it is kept for what
+    /// begins and ends batches, for what a writer has ordered meanwhile when its link comes back, and for what a promotion
+    /// finds in the status table.
+    pub(super) fn room(&self) -> JournalRoom {
+        let free = self.journal.room().saturating_sub(self.journal.waiting() as u64);
+        let kept = journal_kept_records(self.options.table_slots).min(self.journal.records() / 2);
+        let upto = |records: u64| Seq(self.history.tail().0.saturating_add(records));
+        JournalRoom { writes: upto(free.saturating_sub(kept)), all: upto(free) }
+    }
+
+    /// Whether the writer's orders come near to the end of the journal.
+    pub(super) fn journal_short(&self) -> bool {
+        self.journal.full() || self.room().writes.0 - self.history.tail().0 < self.journal.records() / 8
     }
 
     /// A seq as a recovery point: 0 while there is none.

@@ -174,6 +174,7 @@ impl Machine {
             cut: welcome.cut,
             applied: welcome.applied,
             synced: welcome.synced,
+            room: welcome.room,
             at_ns: now.mono_ns,
         };
         let text = format!(
@@ -213,6 +214,7 @@ impl Machine {
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
+            room: self.room(),
         }
     }
 
@@ -427,8 +429,16 @@ impl Machine {
         self.links.order?;
         let changed = self.told.cut != self.told_cut()
             || self.told.applied != self.point(self.replay.applied())
-            || self.told.synced != self.synced();
+            || self.told.synced != self.synced()
+            || self.room_grew();
         changed.then_some(self.told.at_ns + PROGRESS_EVERY_NS)
+    }
+
+    /// Whether the journal has room that the writer does not know of and may come to wait for.
+    fn room_grew(&self) -> bool {
+        let (known, room) = (self.told.room.writes.0, self.room().writes.0);
+        let much = self.journal.records() / 8;
+        known < room && (known < self.history.tail().0 + much || known + much <= room)
     }
 
     /// Tells the writer where this site stands, at changes, at most ten times a second.
@@ -438,10 +448,12 @@ impl Machine {
             return;
         }
         let (cut, applied, synced) = (self.told_cut(), self.point(self.replay.applied()), self.synced());
-        self.told = Told { cut, applied, synced, at_ns: now.mono_ns, ..self.told };
+        let room = self.room();
+        self.told = Told { cut, applied, synced, room, at_ns: now.mono_ns, ..self.told };
         let spool_bytes = self.intake.spool.live_bytes();
         let window_bytes = self.intake.window_bytes();
-        fx.push(Effect::Send { conn, message: Message::Progress { cut, applied, synced, spool_bytes, window_bytes } });
+        let message = Message::Progress { cut, applied, synced, spool_bytes, window_bytes, room };
+        fx.push(Effect::Send { conn, message });
     }
 
     /// The operator wants the process to end.

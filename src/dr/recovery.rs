@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
+use crate::core::planted::segment_bytes;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage, covered};
 use crate::dr::doubt::{Doubt, Seen};
@@ -31,7 +32,7 @@ use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{
     BLANK, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
 };
-use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
+use crate::limits::BLOCK_BYTES;
 
 /// What the shell found in the directory.
 pub struct Found<'a> {
@@ -85,7 +86,7 @@ impl Recovered {
 pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, RecoverError> {
     check_options(options)?;
     let mut news = News::new();
-    let segments = options.journal_bytes / SEGMENT_BYTES;
+    let segments = options.journal_bytes / segment_bytes();
     let Some(mut superblock) = read_superblock(&found, &mut news)? else {
         return fresh(&found, options, segments, news);
     };
@@ -142,7 +143,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
 
 fn check_options(options: &Options) -> Result<(), RecoverError> {
     let (journal, spool) = (options.journal_bytes, options.spool_bytes);
-    if !journal.is_multiple_of(SEGMENT_BYTES) || journal < 2 * SEGMENT_BYTES {
+    if !journal.is_multiple_of(segment_bytes()) || journal < 2 * segment_bytes() {
         return Err(RecoverError(format!(
             "[dr] journal is {journal} bytes: it has to be a multiple of 1 MiB, at least 2"
         )));
@@ -188,7 +189,7 @@ fn read_superblock(found: &Found<'_>, news: &mut News) -> Result<Option<Superblo
 fn journal_is_empty(found: &Found<'_>) -> Result<bool, RecoverError> {
     let length = BLOCK_BYTES.min(usize::try_from(found.journal.size()).unwrap_or(BLOCK_BYTES));
     // The first segment stands at 1 MiB.
-    for at in [0, SEGMENT_BYTES] {
+    for at in [0, segment_bytes()] {
         let block = found
             .journal
             .read_at(at, length)

@@ -21,21 +21,19 @@ use bytes::{Bytes, BytesMut};
 use crate::core::ids::{Chain, GroupId, Seq};
 use crate::core::machine::{IoFail, Level, ReadAt};
 use crate::core::op::Op;
-use crate::core::planted::{Bug, planted};
+use crate::core::planted::{Bug, planted, segment_bytes};
 use crate::dr::history::{History, Intake};
-use crate::dr::journal::{Start, Write};
+use crate::dr::journal::{Start, Write, append_blocks_max, segment_blocks};
 use crate::format::is_zero;
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, decode_entry};
-use crate::limits::{
-    BLOCK_BYTES, DR_APPEND_BLOCKS_MAX, DR_APPENDS_INFLIGHT_MAX, ENTRY_ALIGN_BYTES, RECORD_BYTES, RECORDS_PER_BLOCK,
-    SEGMENT_BYTES,
-};
+use crate::limits::{BLOCK_BYTES, DR_APPENDS_INFLIGHT_MAX, ENTRY_ALIGN_BYTES, RECORD_BYTES, RECORDS_PER_BLOCK};
 
-const SEGMENT_BLOCKS: u64 = SEGMENT_BYTES / BLOCK_BYTES as u64;
 /// Blocks behind the acknowledged end that a crash may leave written or not.
-const TORN_BLOCKS: u64 = (DR_APPENDS_INFLIGHT_MAX * DR_APPEND_BLOCKS_MAX) as u64 + 2;
+fn torn_blocks() -> u64 {
+    (DR_APPENDS_INFLIGHT_MAX * append_blocks_max()) as u64 + 2
+}
 
 /// Lines for the log.
 pub type News = Vec<(Level, String)>;
@@ -92,7 +90,7 @@ pub fn scan_journal(
     history: &mut History,
     news: &mut News,
 ) -> Result<FoundJournal, ScanError> {
-    let (found, bytes) = (file.size(), segments * SEGMENT_BYTES);
+    let (found, bytes) = (file.size(), segments * segment_bytes());
     if found > bytes {
         return Err(ScanError::Shrunk { found, bytes });
     }
@@ -166,13 +164,13 @@ impl Scan<'_> {
         let floor = checkpoint.0;
         let mut headers = Vec::new();
         for slot in 0..self.segments {
-            let block = self.read(slot * SEGMENT_BYTES, BLOCK_BYTES)?;
+            let block = self.read(slot * segment_bytes(), BLOCK_BYTES)?;
             let header = SegmentHeader::decode(&block);
             if let Ok(header) = &header
                 && header.group == group
                 && header.number % self.segments != slot
             {
-                let bytes = self.segments * SEGMENT_BYTES;
+                let bytes = self.segments * segment_bytes();
                 return Err(ScanError::Resized { bytes, number: header.number, slot });
             }
             if header.is_err() && !is_zero(&block) {
@@ -208,7 +206,7 @@ impl Scan<'_> {
 
     /// Collects what is above the checkpoint in one segment.
     fn slots_of(&mut self, number: u64, checkpoint: (Seq, Chain)) -> Result<(), ScanError> {
-        let segment = self.read(segment_offset(number, self.segments), SEGMENT_BYTES as usize)?;
+        let segment = self.read(segment_offset(number, self.segments), segment_bytes() as usize)?;
         let mut hole = false;
         for (block, bytes) in segment.chunks_exact(BLOCK_BYTES).enumerate().skip(1) {
             let mut zero = false;
@@ -220,14 +218,14 @@ impl Scan<'_> {
                     continue;
                 }
                 hole |= std::mem::take(&mut zero);
-                let place = Place { block: number * SEGMENT_BLOCKS + block as u64, slot };
+                let place = Place { block: number * segment_blocks() + block as u64, slot };
                 match OrderRecord::decode(bytes) {
                     Ok(record) if record.seq <= checkpoint.0 => {
                         self.anchored |= (record.seq, record.chain) == checkpoint;
                         self.base = Some(place);
                         // What is not needed any more may be damaged.
                         let here = |it: &mut (Place, Slot)| {
-                            it.0.block / SEGMENT_BLOCKS == number && matches!(it.1, Slot::Damaged { .. })
+                            it.0.block / segment_blocks() == number && matches!(it.1, Slot::Damaged { .. })
                         };
                         while self.slots.pop_if(here).is_some() {
                             self.harmless += 1;
@@ -283,7 +281,7 @@ impl Scan<'_> {
                 Err(_) => {
                     let from = end.map_or(slots[0].0.block, |end| end.block);
                     let reach = last.map_or(0, |last| last.block.saturating_sub(from));
-                    if damaged.is_none() && reach <= TORN_BLOCKS && !self.lost_write {
+                    if damaged.is_none() && reach <= torn_blocks() && !self.lost_write {
                         let count = slots.len() - index;
                         let text = format!(
                             "the journal ends at seq {}: {count} records behind it were never acknowledged",
@@ -325,8 +323,8 @@ impl Scan<'_> {
 
     /// Whether the segment of `place`, of which it is the first record, was begun after a later record than `tail`.
     fn enters_after(&self, place: Place, end: Option<Place>, tail: Seq) -> bool {
-        let segment = place.block / SEGMENT_BLOCKS;
-        let enters = end.is_none_or(|end| end.block / SEGMENT_BLOCKS < segment);
+        let segment = place.block / segment_blocks();
+        let enters = end.is_none_or(|end| end.block / segment_blocks() < segment);
         enters && self.used.iter().any(|&(number, previous)| number == segment && previous > tail)
     }
 
@@ -335,20 +333,20 @@ impl Scan<'_> {
         let mut start = Start { segments: self.segments, first, durable: history.tail(), ..Start::default() };
         let Some(&(lowest, previous)) = self.used.first() else { return Ok(start) };
         // Without newer ones, behind the last record of the checkpoint: it is what the next start looks for.
-        let base = self.base.filter(|base| self.used.iter().any(|used| used.0 == base.block / SEGMENT_BLOCKS));
+        let base = self.base.filter(|base| self.used.iter().any(|used| used.0 == base.block / segment_blocks()));
         let last = end.or(base);
         if last.is_none() && self.headless.contains(&lowest) {
             // Nothing of it can be read: it is begun anew.
-            start.repairs.extend(self.used.iter().map(|used| Write::zeroes(self.segment_at(used.0), SEGMENT_BYTES)));
+            start.repairs.extend(self.used.iter().map(|used| Write::zeroes(self.segment_at(used.0), segment_bytes())));
             self.clear_garbage(&mut start);
             return Ok(start);
         }
-        let current = last.map_or(lowest, |last| last.block / SEGMENT_BLOCKS);
+        let current = last.map_or(lowest, |last| last.block / segment_blocks());
         start.used = self.used.iter().copied().filter(|&(number, _)| number <= current).collect();
         if start.used.is_empty() {
             start.used.push((lowest, previous));
         }
-        start.block = last.map_or(1, |last| last.block % SEGMENT_BLOCKS + 1);
+        start.block = last.map_or(1, |last| last.block % segment_blocks() + 1);
         if let Some(end) = end {
             self.reuse_block(end, &mut start);
         }
@@ -357,10 +355,10 @@ impl Scan<'_> {
         }
         let base = self.segment_at(current);
         let behind = |place: &Place| end.is_none_or(|end| *place > end);
-        if self.slots.iter().any(|(place, _)| place.block / SEGMENT_BLOCKS == current && behind(place)) {
+        if self.slots.iter().any(|(place, _)| place.block / segment_blocks() == current && behind(place)) {
             let from = start.block + u64::from(!start.partial.is_empty());
-            if from < SEGMENT_BLOCKS {
-                let length = (SEGMENT_BLOCKS - from) * BLOCK_BYTES as u64;
+            if from < segment_blocks() {
+                let length = (segment_blocks() - from) * BLOCK_BYTES as u64;
                 start.repairs.push(Write::zeroes(base + from * BLOCK_BYTES as u64, length));
             }
         }
@@ -368,7 +366,7 @@ impl Scan<'_> {
             // A segment without header is found by the header of a later one: the next start needs it too.
             let keep = self.headless.iter().any(|&it| it <= current) && !self.headless.contains(&number);
             let kept = if keep { BLOCK_BYTES as u64 } else { 0 };
-            start.repairs.push(Write::zeroes(self.segment_at(number) + kept, SEGMENT_BYTES - kept));
+            start.repairs.push(Write::zeroes(self.segment_at(number) + kept, segment_bytes() - kept));
         }
         self.clear_garbage(&mut start);
         Ok(start)
@@ -381,10 +379,10 @@ impl Scan<'_> {
     /// What cannot be read is in nobody's way, but the next start would take it for damage of its own time.
     fn clear_garbage(&self, start: &mut Start) {
         for &slot in &self.garbage {
-            let offset = slot * SEGMENT_BYTES;
+            let offset = slot * segment_bytes();
             let used = start.used.iter().any(|used| self.segment_at(used.0) == offset);
             if !used && !start.repairs.iter().any(|repair| repair.offset == offset) {
-                start.repairs.push(Write::zeroes(offset, SEGMENT_BYTES));
+                start.repairs.push(Write::zeroes(offset, segment_bytes()));
             }
         }
     }
@@ -398,7 +396,8 @@ impl Scan<'_> {
         if !self.slots.iter().any(torn) {
             return Ok(None);
         }
-        let offset = self.segment_at(last.block / SEGMENT_BLOCKS) + last.block % SEGMENT_BLOCKS * BLOCK_BYTES as u64;
+        let offset =
+            self.segment_at(last.block / segment_blocks()) + last.block % segment_blocks() * BLOCK_BYTES as u64;
         let mut block = BytesMut::from(&self.read(offset, BLOCK_BYTES)?[..]);
         block[(last.slot + 1) * RECORD_BYTES..].fill(0);
         Ok(Some(Write { offset, parts: vec![block.freeze()] }))

@@ -24,6 +24,7 @@ use super::layout::{Block, Shape, put_u64, u64_at};
 use super::record::OrderRecord;
 use super::{FormatError, is_zero};
 use crate::core::ids::{Chain, GroupId, Seq};
+use crate::core::planted::segment_bytes;
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 
 /// Records that fit a segment.
@@ -72,7 +73,7 @@ impl SegmentHeader {
 /// Offset in the file of a segment, in a journal of `segments` segments.
 #[must_use]
 pub fn segment_offset(number: u64, segments: u64) -> u64 {
-    (number % segments) * SEGMENT_BYTES
+    (number % segments) * segment_bytes()
 }
 
 /// The record slots of one segment in the order they were written.

@@ -20,7 +20,7 @@
 //! | kind | message | body |
 //! |---|---|---|
 //! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
-//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, ranges |
+//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, room for writes 8, room 8, ranges |
 //! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
 //! | 4 | orders | order records, packed (see `wire/orders.rs`) |
 //! | 5 | orders durable | journal seq 8 |
@@ -29,7 +29,7 @@
 //! | 8 | chunk | index 8, order record 64 |
 //! | 9 | chunks durable | batch 8, number 4, reserved 4, then 8 for each index |
 //! | 10 | need | ranges |
-//! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7 |
+//! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7, room for writes 8, room 8 |
 //! | 12, 13 | ping, pong | nonce 8 |
 
 mod decode;
@@ -54,7 +54,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -103,10 +103,20 @@ pub struct Welcome {
     pub gaps: bool,
     /// The batch whose chunks DR keeps, by the seq of its begin; 0 when none.
     pub batch: Seq,
+    pub room: JournalRoom,
     /// Payloads beyond the cut that DR has.
     pub have: Vec<SeqRange>,
     /// Bytes of payload the primary may have unacknowledged over all streams.
     pub window_bytes: u64,
+}
+
+/// How far the orders go that DR's journal certainly takes, as long as nothing leaves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalRoom {
+    /// Writes may be ordered up to here.
+    pub writes: Seq,
+    /// Up to here there is room: for what begins and ends batches, and what a promotion finds elsewhere.
+    pub all: Seq,
 }
 
 /// Why a hello was not accepted.
@@ -179,6 +189,7 @@ pub enum Message {
         synced: bool,
         spool_bytes: u64,
         window_bytes: u64,
+        room: JournalRoom,
     },
     Ping {
         nonce: u64,

@@ -10,6 +10,11 @@
 //! A batch that follows one given up to a full FIFO is closed first: writes wait for room meanwhile, as long as it gets
 //! on, so that a load faster than the link does not keep both sides apart for ever.
 //!
+//! DR's journal keeps every order from the begin on until the batch is complete. A first sync whose writes take half of
+//! its room is carried on by another batch, of what is to go and of what was written meanwhile: DR forgets the orders
+//! before that one, as it has no recovery point that they lead away from. Any other batch has writes wait so that the
+//! journal lasts until it is complete: three quarters of its room are theirs from the first, the rest as pieces arrive.
+//!
 //! Pieces are read while writes go on. A piece may hold bytes of writes after `b`; those follow in the
 //! stream and are applied over it. Writes up to `b` must be on the local disk before the first read.
 
@@ -88,6 +93,14 @@ pub struct Batch {
     /// Seq of its end record, once written.
     pub end: Option<Seq>,
     began_ns: u64,
+    /// Bytes that were to go when it began.
+    total: u64,
+    /// What was written since it began; of a first sync only.
+    since: Option<Cover>,
+    /// It leaves out what pieces of an earlier one have brought.
+    carried: bool,
+    /// The most orders for which DR's journal had room since it began.
+    room: u64,
 }
 
 /// Pieces being read from the local disk at once.
@@ -111,6 +124,7 @@ impl Batch {
     fn new(begin: Seq, ranges: Cover, holes: VolumeRanges, now: Now) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
+        let total = ranges.bytes() + holes.bytes();
         Batch {
             begin,
             all,
@@ -124,7 +138,24 @@ impl Batch {
             bytes_acked: 0,
             end: None,
             began_ns: now.mono_ns,
+            total,
+            since: None,
+            carried: false,
+            room: 0,
         }
+    }
+
+    /// The batch that carries on this one, of which nothing is under way, from `begin` on.
+    fn carry_on(mut self, begin: Seq, now: Now) -> Batch {
+        let mut todo = self.since.take().unwrap_or_default();
+        todo.union(&self.todo);
+        for piece in self.again {
+            if piece.hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
+        }
+        todo.iter().for_each(|extent| self.holes.remove(extent));
+        self.all.union(&todo);
+        let next = Batch::new(begin, todo, self.holes, now);
+        Batch { all: self.all, since: Some(Cover::new()), carried: true, ..next }
     }
 
     /// How long the rest takes at the rate of what has crossed, once some has.
@@ -163,6 +194,11 @@ impl Batch {
     }
 }
 
+/// `part` of `whole` as the same share of `sum`.
+fn share(sum: u64, part: u64, whole: u64) -> u64 {
+    u64::try_from(u128::from(sum) * u128::from(part) / u128::from(whole)).unwrap_or(sum)
+}
+
 impl Machine {
     /// From now on payloads are dropped and their ranges remembered, until a batch begins.
     pub(super) fn coalesce(&mut self, why: &str, fx: &mut Vec<Effect>) {
@@ -175,6 +211,7 @@ impl Machine {
         let given_up: Vec<Batch> = under_way.into_batch().into_iter().chain(self.closing.take()).collect();
         for batch in &given_up {
             self.lost.union(&batch.all);
+            batch.since.iter().for_each(|since| self.lost.union(since));
             self.dr.everything_listed |= batch.begin == self.dr.everything_in;
             if !self.dr.synced {
                 // Pieces of a first sync go straight into DR's volume, so payloads that followed the one given
@@ -298,7 +335,11 @@ impl Machine {
             return;
         }
         self.maybe_begin();
-        self.issue_pieces(fx);
+        if self.carry_wanted() {
+            self.carry_on(fx);
+        } else {
+            self.issue_pieces(fx);
+        }
         let done = self.mode.batch().is_some_and(Batch::complete) && self.copied_before_batch();
         if done && let Mode::Batch(mut batch) = std::mem::replace(&mut self.mode, Mode::Stream) {
             let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
@@ -330,6 +371,9 @@ impl Machine {
         if !self.lost_any() || self.options.standalone || !self.dr.ready() || self.dr.wants_everything {
             return;
         }
+        if self.orders_unfit() {
+            self.dr.must_jump = true;
+        }
         if self.dr.must_jump {
             self.drop_queued();
         }
@@ -355,7 +399,75 @@ impl Machine {
             }
             self.dr.next = begin;
         }
-        self.mode = Mode::Batch(Box::new(Batch::new(begin, ranges, holes, self.now)));
+        let mut batch = Batch::new(begin, ranges, holes, self.now);
+        batch.since = (!self.dr.synced).then(Cover::new);
+        self.mode = Mode::Batch(Box::new(batch));
+    }
+
+    /// Whether DR lacks orders for which its journal has no room.
+    pub(super) fn orders_unfit(&self) -> bool {
+        self.dr.ready() && self.dr.next <= self.tail && self.tail.0 + 2 > self.dr.room.all.0
+    }
+
+    /// Orders of writes for which DR's journal has room.
+    fn journal_room(&self) -> u64 {
+        self.dr.room.writes.0.saturating_sub(self.tail.0)
+    }
+
+    /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
+    pub(super) fn journal_wait(&self) -> Option<bool> {
+        if !self.dr.caught_up() {
+            return None;
+        }
+        let room = self.journal_room();
+        let early = self.mode.batch().is_some_and(|batch| {
+            let (kept, total) = (batch.room / 4, batch.bytes_acked + batch.bytes_left());
+            let freed = if total == 0 { kept } else { share(kept, batch.bytes_acked, total) };
+            batch.room - room.min(batch.room) > batch.room - kept + freed
+        });
+        (room == 0 || early).then_some(room == 0)
+    }
+
+    /// A first sync remembers what is written while it is under way.
+    pub(super) fn written_since_begin(&mut self, extent: Extent) {
+        let batch = self.mode.batch_mut().or(self.closing.as_mut());
+        if let Some(since) = batch.and_then(|batch| batch.since.as_mut()) {
+            since.insert(extent);
+        }
+    }
+
+    /// Whether the first sync under way is to be carried on by another batch: half of the room that DR's journal had is
+    /// taken, and pieces get ahead of what is written. (Else writes are slowed down until it is complete.)
+    fn carry_wanted(&mut self) -> bool {
+        let room = self.journal_room();
+        let (standing, journal) = (self.dr.caught_up(), self.dr.journal);
+        let Some(batch) = self.mode.batch_mut() else { return false };
+        batch.room = batch.room.max(room);
+        let Some(since) = &batch.since else { return false };
+        let ahead = (batch.bytes_left() + since.bytes()).saturating_mul(8) <= batch.total.saturating_mul(7);
+        standing && batch.begin <= journal && room < batch.room / 2 && ahead
+    }
+
+    /// Begins the batch that carries on the first sync once the pieces under way have arrived.
+    fn carry_on(&mut self, fx: &mut Vec<Effect>) {
+        let Some(batch) = self.mode.batch().filter(|batch| batch.reading.is_empty() && batch.unacked.is_empty()) else {
+            return;
+        };
+        let (before, bytes) = (batch.begin, batch.bytes_acked);
+        let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Stream) else { return };
+        let batch = batch.carry_on(begin, self.now);
+        let text = format!(
+            "batch {before} has brought {bytes} bytes and is carried on by batch {begin}, of {} bytes: DR's journal \
+             gets room",
+            batch.total
+        );
+        fx.push(Effect::Log { level: Level::Info, text });
+        if self.dr.everything_in == before {
+            self.dr.everything_in = begin;
+        }
+        self.batch_progress_ns = self.now.mono_ns;
+        self.mode = Mode::Batch(Box::new(batch));
     }
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
@@ -382,15 +494,19 @@ impl Machine {
                 continue;
             }
             batch.reading.insert(index, piece);
-            let ticket = self.ticket(Pending::Chunk { index, extent });
+            let batch = batch.begin;
+            let ticket = self.ticket(Pending::Chunk { batch, index, extent });
             let kind = DiskKind::Read { offset: extent.offset, length: extent.length };
             fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(extent.volume), kind }));
         }
     }
 
-    pub(super) fn chunk_read(&mut self, index: u64, extent: Extent, bytes: Bytes, fx: &mut Vec<Effect>) {
+    pub(super) fn chunk_read(&mut self, of: Seq, index: u64, extent: Extent, bytes: Bytes, fx: &mut Vec<Effect>) {
         let Mode::Batch(batch) = &mut self.mode else { return };
-        // A read of an earlier batch: its piece is in the ranges of the present one.
+        // A read of an earlier batch: its piece is in the ranges of the present one, and may lack what was written since.
+        if batch.begin != of {
+            return;
+        }
         if batch.reading.get(&index).is_none_or(|piece| piece.extent != extent) {
             return;
         }
@@ -450,7 +566,9 @@ impl Machine {
     /// After a reconnect: whether DR still keeps what it acknowledged of the batch.
     pub(super) fn check_batch(&mut self, kept: Seq, cut: Seq, fx: &mut Vec<Effect>) {
         let lost = match (&self.mode, &self.closing) {
-            (Mode::Batch(batch), _) => (batch.bytes_acked > 0 && kept != batch.begin).then_some(batch.begin),
+            (Mode::Batch(batch), _) => {
+                ((batch.bytes_acked > 0 || batch.carried) && kept != batch.begin).then_some(batch.begin)
+            }
             (_, Some(batch)) => (batch.end.is_some_and(|end| cut < end) && kept != batch.begin).then_some(batch.begin),
             _ => None,
         };

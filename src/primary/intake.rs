@@ -99,6 +99,9 @@ impl Machine {
         if self.tail >= self.reserved {
             return Room::Wait;
         }
+        if let Some(full) = self.journal_wait() {
+            return if full && self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
+        }
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
             return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
         }
@@ -179,6 +182,7 @@ impl Machine {
                 if dropped {
                     self.lose(extent);
                 }
+                self.written_since_begin(extent);
                 let (from, length) = rounded(extent);
                 let admitted = self.inflight[usize::from(extent.volume.0)].admit(record.seq, from, length);
                 let admitted = admitted || planted(Bug::LocalOverlapped);

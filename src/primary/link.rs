@@ -21,7 +21,7 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::spool;
-use crate::format::wire::{FRAME_HEADER_BYTES, Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::format::wire::{FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
@@ -127,6 +127,8 @@ pub struct DrLink {
     pub(super) check: Option<Chain>,
     pub(super) caught_up: bool,
     pub(super) window_bytes: u64,
+    /// What DR's journal certainly takes.
+    pub(super) room: JournalRoom,
     pub(super) disk_unacked: u64,
     pub(super) ship_next: Seq,
     pub(super) last_heard_ns: u64,
@@ -173,6 +175,7 @@ impl DrLink {
             check: None,
             caught_up: false,
             window_bytes: 0,
+            room: JournalRoom::default(),
             disk_unacked: 0,
             ship_next: Seq(0),
             last_heard_ns: 0,
@@ -560,11 +563,12 @@ impl Machine {
             Message::Copied { ranges } => self.payloads_durable(conn, &ranges),
             Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
             Message::Need { ranges } => self.needed(&ranges, fx),
-            Message::Progress { cut, applied, synced, window_bytes, .. } => {
+            Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
                 self.dr.window_bytes = window_bytes;
+                self.dr.room = room;
                 self.close_batch(fx);
             }
             Message::Ping { nonce } => fx.push(Effect::DrSend { conn, message: Message::Pong { nonce } }),
@@ -629,6 +633,7 @@ impl Machine {
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;
         dr.window_bytes = welcome.window_bytes;
+        dr.room = welcome.room;
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {
@@ -661,6 +666,9 @@ impl Machine {
             self.mark_copied(*range);
         }
         self.close_batch(fx);
+        if self.orders_unfit() && (self.mode.batch().is_some() || self.closing.is_some()) {
+            self.coalesce("DR's journal has no room for the orders it lacks", fx);
+        }
         let text = format!(
             "DR connected: journal {}, cut {}, ours {}{}",
             welcome.journal_seq,

@@ -196,7 +196,7 @@ pub(super) enum Pending {
     Spill { upto: u64, seqs: Vec<Seq>, held: Held },
     FifoRead { pos: u64 },
     LogRead { peer: Peer, first: Seq, count: usize },
-    Chunk { index: u64, extent: Extent },
+    Chunk { batch: Seq, index: u64, extent: Extent },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

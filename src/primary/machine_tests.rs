@@ -3,7 +3,7 @@
 use super::*;
 use crate::core::ids::SeqRange;
 use crate::format::wire::Welcome;
-use crate::primary::link::tests::fresh;
+use crate::primary::link::tests::{ROOM, fresh};
 
 struct Bench {
     machine: Machine,
@@ -103,6 +103,7 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
+        room: ROOM,
     };
     bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
     assert!(!bench.machine.lost_any());

@@ -58,6 +58,13 @@ impl Machine {
 
     /// What writes wait for now, with `overflow = "pace"`, or in `bunker`.
     fn paced_by(&self) -> Option<&'static str> {
+        if !self.held_requests.is_empty() && self.journal_wait().is_some() {
+            return Some(if self.mode.batch().is_some() || self.closing.is_some() {
+                "DR's journal has to hold all orders until the batch is complete (a larger [dr] journal holds more)"
+            } else {
+                "DR's journal is full"
+            });
+        }
         let paces = self.options.overflow == Overflow::Pace;
         let (_, _, kind) = self.held_requests.front().filter(|_| paces || self.ring_needs_slots())?;
         let bytes = if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 };

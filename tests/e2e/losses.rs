@@ -64,11 +64,12 @@ fn write(address: &farshore::core::address::Address, count: u64, seed: u64) -> R
 
 /// A group whose primary died before the data of most of its writes had crossed.
 fn orphaned(count: u64) -> Result<Group> {
+    let slots = (count * 2).next_power_of_two();
     let settings = vec![
         ("group", "protect = \"near\"".into()),
         ("primary", format!("fifo = {{ memory = {}, disk = {} }}", 256 * MIB + count * 2048, 64 * MIB)),
-        ("aux", format!("slots = {}", (count * 2).next_power_of_two())),
-        ("dr", format!("journal = {}\nspool = \"192MiB\"", (8 * MIB + count * 128).next_multiple_of(MIB))),
+        ("aux", format!("slots = {slots}")),
+        ("dr", format!("journal = {}\nspool = \"192MiB\"", (8 * MIB + slots * 144).next_multiple_of(MIB))),
     ];
     let mut group = Group::with(NARROW, settings)?;
     group.site.start_all()?;

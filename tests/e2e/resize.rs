@@ -73,7 +73,7 @@ impl Big {
 #[test]
 fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()> {
     const LITTLE: &str = "fifo = { memory = \"4MiB\", disk = 0 }";
-    let mut big = Big::started(256 * MIB, LITTLE, "journal = \"8MiB\"\nspool = \"192MiB\"")?;
+    let mut big = Big::started(256 * MIB, LITTLE, "journal = \"12MiB\"\nspool = \"192MiB\"")?;
     let check = big.site.verb(&["check", "--role", "dr"])?;
     ensure!(check.out.contains("\"448MiB\" holds any batch"), "{check:?}");
     big.write(0, 8 * MIB, 1)?;
@@ -87,7 +87,7 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
     let old = std::fs::read(big.site.path("dr/spool"))?;
     // What a crash before the copy was complete leaves is removed.
     std::fs::write(big.site.path("dr/spool.new"), [7; 5000])?;
-    big.set("dr", "journal = \"8MiB\"\nspool = \"448MiB\"")?;
+    big.set("dr", "journal = \"12MiB\"\nspool = \"448MiB\"")?;
     big.site.start(Role::Dr)?;
     let log = big.site.log(Role::Dr);
     ensure!(log.contains("was resized from 201326592 to 469762048 bytes, with 1"), "with entries: {log}");
@@ -106,7 +106,7 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
     big.compare()?;
     // Nothing is in it now: it can be made smaller again.
     big.site.stop(Role::Dr)?;
-    big.set("dr", "journal = \"8MiB\"\nspool = \"192MiB\"")?;
+    big.set("dr", "journal = \"12MiB\"\nspool = \"192MiB\"")?;
     big.site.start(Role::Dr)?;
     ensure!(std::fs::metadata(big.site.path("dr/spool"))?.len() == 192 * MIB);
     big.write(32 * MIB, 64 * MIB, 4)?;
@@ -116,7 +116,7 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
 #[test]
 fn a_disk_queue_keeps_what_is_in_it_when_its_size_changes() -> Result<()> {
     let fifo = |disk: &str| format!("fifo = {{ memory = \"4MiB\", disk = \"{disk}\" }}");
-    let mut big = Big::started(128 * MIB, &fifo("128MiB"), "journal = \"8MiB\"\nspool = \"256MiB\"")?;
+    let mut big = Big::started(128 * MIB, &fifo("128MiB"), "journal = \"12MiB\"\nspool = \"256MiB\"")?;
     // Somewhere in the log, so that what follows wraps.
     big.write(0, 100 * MIB, 1)?;
     big.site.settle(LONG)?;

@@ -54,6 +54,7 @@ fn dr_judges_every_hello_by_the_first_rule_that_applies() {
         group_name: "g".into(),
         volumes: volumes.clone(),
         journal_bytes: 4 << 20,
+        table_slots: 1024,
         spool_bytes: 1 << 20,
         cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
         protect: Protect::Order,

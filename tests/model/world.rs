@@ -656,6 +656,7 @@ impl World {
                     group_name: GROUP.into(),
                     volumes: vec![("db".into(), SIZE)],
                     journal_bytes: JOURNAL,
+                    table_slots: 1024,
                     spool_bytes: SPOOL,
                     cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
                     protect: self.truth.protect,

@@ -258,6 +258,8 @@ impl World {
     pub fn new(seed: u64, edit: &Edit, recording: bool) -> World {
         let mut rng = Rng::new(seed);
         let mut setup = Setup::draw(seed, &mut rng);
+        #[cfg(feature = "planted")]
+        farshore::core::planted::segments_of(setup.segment_bytes);
         edit.apply(&mut setup);
         let mut net = Network::new(rng.fork());
         net.whole_pieces = setup.whole_pieces;

@@ -419,6 +419,7 @@ impl World {
             group_name: GROUP.into(),
             volumes: self.volume_list(),
             journal_bytes: self.setup.journal_bytes,
+            table_slots: self.setup.table_slots,
             spool_bytes: self.setup.spool_bytes,
             cache_bytes: self.setup.dr_cache_bytes,
             protect: self.setup.protect,

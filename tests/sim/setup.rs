@@ -18,6 +18,8 @@ pub const NEWEST_SEEDS: u64 = 100_000;
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
 const SPOIL_SALT: u64 = 0xc201_1000;
+/// Of the generator that short journals are drawn from; nor with it.
+const SHORT_SALT: u64 = 0x10a6_00a7;
 
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub struct Setup {
     /// The table stands on a server that fences nobody.
     pub plain_table: bool,
     pub journal_bytes: u64,
+    /// Of a segment of the journal.
+    pub segment_bytes: u64,
     pub spool_bytes: u64,
     /// Payloads that DR keeps in memory until they are applied.
     pub dr_cache_bytes: u64,
@@ -288,6 +292,7 @@ impl Setup {
             table_payload_bytes: 0,
             plain_table: rng.chance(20),
             journal_bytes: rng.pick(&[2, 2, 3, 8]) << 20,
+            segment_bytes: farshore::limits::SEGMENT_BYTES,
             spool_bytes: 0,
             dr_cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
             streams: rng.pick(&[1, 2, 4, 8]),
@@ -338,6 +343,9 @@ impl Setup {
         if seed >= NEWEST_SEEDS {
             setup.swarm(&mut Rng::new(seed ^ 0x5eed_5eed));
             setup.spoil(&mut Rng::new(seed ^ SPOIL_SALT));
+            if cfg!(feature = "planted") {
+                setup.short_journal(&mut Rng::new(seed ^ SHORT_SALT));
+            }
         }
         setup
     }

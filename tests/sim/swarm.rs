@@ -316,6 +316,25 @@ impl Setup {
         }
     }
 
+    /// A journal that is soon full, in most moods; often of a first sync that takes long.
+    pub fn short_journal(&mut self, rng: &mut Rng) {
+        if self.mood == Mood::Brim || !rng.chance(10) {
+            return;
+        }
+        self.segment_bytes = rng.pick(&[32, 32, 64]) << 10;
+        self.table_slots = 1024;
+        let records = 2 * farshore::limits::journal_kept_records(self.table_slots);
+        let segments = records.div_ceil((self.segment_bytes / 4096 - 1) * 64);
+        self.journal_bytes = self.segment_bytes * (segments + rng.range(0, 4));
+        self.requests = self.requests.max(rng.scale(400, 4000));
+        self.think_ns_max = self.think_ns_max.min(rng.pick(&[1, 5, 20]) * MS);
+        self.tiny_bytes = rng.pick(&[512, 1024, 4096]);
+        if rng.chance(60) {
+            self.planted_percent = 100;
+            self.wan.bytes_per_second = self.wan.bytes_per_second.min(rng.scale(512 << 10, 2 << 20));
+        }
+    }
+
     /// Damage under a running role, in any mood.
     pub fn spoil(&mut self, rng: &mut Rng) {
         if self.mood == Mood::Brim || !rng.chance(8) {

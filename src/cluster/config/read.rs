@@ -43,7 +43,8 @@ pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>>
         r.child(&root, "primary", PRIMARY_KEYS).and_then(|s| primary(&mut r, &s, &volumes, &tls, psk.is_some()));
     let protect = group.as_ref().map_or(Protect::default(), |group| group.protect);
     let aux = r.child(&root, "aux", AUX_KEYS).and_then(|s| aux(&mut r, &s, protect));
-    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some()));
+    let slots = aux.as_ref().map_or(0, |aux| aux.slots);
+    let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some(), slots));
     tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
     if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {
         r.error_at(0, "", "no role is described: add [primary], [aux] and [dr] (`farshore init` shows how)");
@@ -250,7 +251,14 @@ const DR_KEYS: &[&str] = &[
     "client_certificates",
 ];
 
-fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls, psk: bool) -> Option<DrConfig> {
+fn dr(
+    r: &mut Reader<'_>,
+    s: &Section<'_>,
+    volumes: &[VolumeConfig],
+    tls: &Tls,
+    psk: bool,
+    slots: u64,
+) -> Option<DrConfig> {
     let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes, tls);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
@@ -261,6 +269,15 @@ fn dr(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &Tls, 
     let journal = r.size(s, "journal", limits::JOURNAL_BYTES_MIN..=1 << 40, Some(64 * MIB)).unwrap_or(64 * MIB);
     if !journal.is_multiple_of(MIB) {
         r.error(s, "journal", format!("{journal} bytes are not a whole number of MiB, of which its segments are made"));
+    }
+    let enough = limits::journal_beside_table(slots);
+    if journal < enough {
+        let text = format!(
+            "{journal} bytes are too few for a status table of {slots} slots ([aux] slots): a promotion has to find room \
+             for all of its orders; at least \"{}MiB\"",
+            enough / MIB
+        );
+        r.error(s, "journal", text);
     }
     let spool = r.size(s, "spool", limits::SPOOL_BYTES_MIN..=1 << 50, Some(GIB)).unwrap_or(GIB);
     if !spool.is_multiple_of(MIB) {

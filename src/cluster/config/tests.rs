@@ -86,6 +86,7 @@ fn each_wrong_line_is_named_with_its_remedy() {
         ("streams = 4", "quux = 4", "unknown key; there are `dir`, `backing`"),
         ("streams = 4", r#"spool = "1MiB""#, r#"1MiB is too small: at least "192MiB""#),
         ("streams = 4", r#"journal = "5000001B""#, "not a whole number of MiB"),
+        ("streams = 4", r#"journal = "18MiB""#, "at least \"19MiB\""),
         ("backing = { db = \"/var/lib/farshore/db.img\" }", "", "f.toml:12: primary.backing: is missing"),
         ("{ db = \"/var/lib/farshore/db.img\" }", "{}", "says nothing of volume \"db\""),
         ("{ db = \"/var/lib/farshore/db.img\" }", "\"x\"", "is a string, but must be a table: backing = { … }"),

@@ -97,6 +97,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         group_name: config.group.name.clone(),
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
         journal_bytes: reactor.file_size(journal),
+        table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
         spool_bytes: reactor.file_size(spool),
         cache_bytes: DR_CACHE_BYTES_MAX,
         protect: config.group.protect,

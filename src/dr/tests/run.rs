@@ -27,6 +27,7 @@ pub fn options(auxiliary: bool) -> Options {
         group_name: "orders".into(),
         volumes: volumes(),
         journal_bytes: JOURNAL as u64,
+        table_slots: 1024,
         spool_bytes: SPOOL as u64,
         cache_bytes: crate::limits::DR_CACHE_BYTES_MAX,
         protect: Protect::Order,

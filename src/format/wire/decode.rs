@@ -4,7 +4,9 @@
 use bytes::Bytes;
 
 use super::orders::{self, orders};
-use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, VERSION, WHAT, Welcome};
+use super::{
+    FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, VERSION, WHAT, Welcome,
+};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
 use crate::core::op::Op;
 use crate::core::rope::Rope;
@@ -84,7 +86,7 @@ impl Bounds {
         const RANGES_MAX: usize = 8 + LIST_ITEMS_MAX * 16;
         let (body_min, body_max, data_max) = match kind {
             Kind::Hello => (44, 40 + NAME_MAX + 2 + VOLUMES_MAX * (NAME_MAX + 8), 0),
-            Kind::Welcome => (80, 72 + RANGES_MAX, 0),
+            Kind::Welcome => (96, 88 + RANGES_MAX, 0),
             Kind::Refuse => (10, 10 + REFUSE_TEXT_BYTES_MAX, 0),
             Kind::Orders => (0, orders::BODY_BYTES_MAX, 0),
             Kind::OrdersDurable | Kind::Ping | Kind::Pong => (8, 8, 0),
@@ -92,7 +94,7 @@ impl Bounds {
             Kind::Copied | Kind::Need => (8, RANGES_MAX, 0),
             Kind::Chunk => (8 + RECORD_BYTES, 8 + RECORD_BYTES, CHUNK_BYTES_MAX),
             Kind::ChunksDurable => (16, 16 + LIST_ITEMS_MAX * 8, 0),
-            Kind::Progress => (40, 40, 0),
+            Kind::Progress => (56, 56, 0),
         };
         Bounds { body_min, body_max, data_max }
     }
@@ -140,6 +142,7 @@ fn message(kind: Kind, body: &Bytes, data: Bytes) -> Result<Message, FormatError
                 1 => true,
                 other => return Err(body.wrong(format!("unknown flags {other:#x}"))),
             },
+            room: body.room()?,
         },
         Kind::Ping => Message::Ping { nonce: body.u64()? },
         Kind::Pong => Message::Pong { nonce: body.u64()? },
@@ -191,6 +194,7 @@ fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         applied: Seq(body.u64()?),
         batch: Seq(body.u64()?),
         window_bytes: body.u64()?,
+        room: body.room()?,
         have: body.ranges()?,
     })
 }
@@ -255,6 +259,10 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, FormatError> {
         self.take(8).map(|bytes| u64_at(bytes, 0))
+    }
+
+    fn room(&mut self) -> Result<JournalRoom, FormatError> {
+        Ok(JournalRoom { writes: Seq(self.u64()?), all: Seq(self.u64()?) })
     }
 
     pub(super) fn record(&mut self) -> Result<OrderRecord, FormatError> {

@@ -11,6 +11,8 @@ use crate::primary::recovery::{Expect, Files, recover};
 const CONN: Conn = Conn(7);
 const STREAM: Conn = Conn(8);
 const DR: Owner = Owner(3);
+/// More of DR's journal than any test here fills.
+pub(in crate::primary) const ROOM: JournalRoom = JournalRoom { writes: Seq(1 << 40), all: Seq(1 << 40) };
 
 struct Absent;
 
@@ -85,6 +87,7 @@ fn welcome(cut: u64, synced: bool, gaps: bool) -> Message {
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
+        room: ROOM,
     })
 }
 
@@ -106,8 +109,14 @@ fn the_journal_of_a_dr_that_has_lost_orders_or_its_recovery_point_protects_nothi
             (machine.journal_held(), machine.floor()),
             if kept { (Seq(100), Seq(90)) } else { (Seq(cut), Seq(cut)) }
         );
-        let progress =
-            |cut| Message::Progress { cut, applied: cut, synced: true, spool_bytes: 0, window_bytes: 1 << 20 };
+        let progress = |cut| Message::Progress {
+            cut,
+            applied: cut,
+            synced: true,
+            spool_bytes: 0,
+            window_bytes: 1 << 20,
+            room: ROOM,
+        };
         machine.dr_message(CONN, progress(Seq(99)), &mut Vec::new());
         assert_eq!(machine.standing().journal.is_some(), kept, "not all of it is good");
         machine.dr_message(CONN, progress(Seq(100)), &mut Vec::new());
