@@ -132,6 +132,8 @@ bugs! {
     SpoiltNotFetched,
     /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
     SpoiltMovesUp,
+    /// A first sync is carried on without what was written since it began.
+    CarriedWithoutWrites,
 }
 
 /// Whether this mistake is to be made here.

@@ -11,6 +11,9 @@
 //! | complete | the cut jumps | the superblock names it durably, then the cut jumps |
 //! | applied | records from before it where no chunk is; records after it | those records, chunks, records after it |
 //!
+//! A first sync may be carried on by another: its chunks stay where they are, and orders from before the new begin may
+//! leave the journal.
+//!
 //! Complete is a batch when its end is in the journal, all chunks that the end counts are durable, and every
 //! record between begin and end is durable with its payload; and when it covers the range of every payload from
 //! before its begin that is not here (I5). What does not add up is named and not applied (I8).

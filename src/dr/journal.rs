@@ -413,3 +413,77 @@ fn zeroes(bytes: u64) -> Vec<Bytes> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::ids::{Epoch, Volume};
+    use crate::core::op::Op;
+
+    fn records(next: &mut u64, count: u64) -> impl Iterator<Item = OrderRecord> {
+        let first = *next;
+        *next += count;
+        (first..*next).map(|seq| OrderRecord {
+            seq: Seq(seq),
+            epoch: Epoch(1),
+            volume: Volume(0),
+            op: Op::Trim,
+            flags: 0,
+            offset: 0,
+            length: 512,
+            time_ns: 0,
+            chain: Chain(0),
+            payload_crc: 0,
+        })
+    }
+
+    /// Makes every write that can go out, with at most so many others under way.
+    fn pump(journal: &mut Journal, ticket: &mut u64, open: &mut VecDeque<Ticket>, under_way: usize) {
+        loop {
+            *ticket += 1;
+            if journal.next_write(Ticket(*ticket)).is_some() {
+                open.push_back(Ticket(*ticket));
+            } else if open.is_empty() {
+                return;
+            } else {
+                journal.done(open.pop_front().expect("not empty"));
+            }
+            while open.len() > under_way + 1 {
+                journal.done(open.pop_front().expect("counted"));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// However few records go out at once, and however many appends are in flight: the room that was told is there,
+        /// and what is told later never takes any of it back.
+        #[test]
+        fn the_room_that_is_told_is_there(
+            segments in 2..7_u64,
+            commits in prop::collection::vec((1..200_u64, 0..4_usize, 0..40_u8), 1..900),
+        ) {
+            let mut journal = Journal::new(GroupId(1), Start { segments, first: 1, ..Start::default() }, Chain(0));
+            let (mut next, mut ticket, mut open, mut promised) = (1, 0, VecDeque::new(), 0);
+            for (count, under_way, release) in commits {
+                promised = promised.max(next - 1 + journal.room() - journal.waiting() as u64);
+                let count = count.min(promised + 1 - next);
+                records(&mut next, count).for_each(|record| journal.push(record));
+                pump(&mut journal, &mut ticket, &mut open, under_way);
+                prop_assert!(!journal.full(), "full with {promised} promised, {next} next");
+                prop_assert!(next - 1 + journal.room() - journal.waiting() as u64 >= promised);
+                if release == 0 {
+                    journal.release(journal.first_needed(journal.durable()));
+                }
+            }
+            let count = promised + 1 - next;
+            records(&mut next, count).for_each(|record| journal.push(record));
+            pump(&mut journal, &mut ticket, &mut open, 3);
+            prop_assert!(!journal.full() && journal.idle());
+            prop_assert_eq!(journal.durable(), Seq(promised));
+        }
+    }
+}

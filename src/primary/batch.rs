@@ -147,7 +147,7 @@ impl Batch {
 
     /// The batch that carries on this one, of which nothing is under way, from `begin` on.
     fn carry_on(mut self, begin: Seq, now: Now) -> Batch {
-        let mut todo = self.since.take().unwrap_or_default();
+        let mut todo = self.since.take().filter(|_| !planted(Bug::CarriedWithoutWrites)).unwrap_or_default();
         todo.union(&self.todo);
         for piece in self.again {
             if piece.hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
@@ -588,5 +588,67 @@ impl Machine {
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::modes::{Protect, Require};
+    use crate::format::wire::JournalRoom;
+    use crate::primary::link::Phase;
+    use crate::primary::link::tests::fresh;
+
+    fn extent(offset: u64, length: u64) -> Extent {
+        Extent { volume: Volume(0), offset, length }
+    }
+
+    fn ranges<T: Default>(mut insert: impl FnMut(&mut T, Extent), extents: &[(u64, u64)]) -> T {
+        let mut out = T::default();
+        extents.iter().for_each(|&(offset, length)| insert(&mut out, extent(offset, length)));
+        out
+    }
+
+    fn listed<'a>(ranges: impl IntoIterator<Item = Extent> + 'a) -> Vec<(u64, u64)> {
+        ranges.into_iter().map(|it| (it.offset, it.length)).collect()
+    }
+
+    #[test]
+    fn a_first_sync_is_carried_on_with_what_is_to_go_and_what_was_written_and_nothing_else() {
+        let todo = ranges(Cover::insert, &[(0, 8192), (65536, 4096)]);
+        let holes = ranges(VolumeRanges::insert, &[(16384, 16384), (131072, 4096)]);
+        let mut batch = Batch::new(Seq(2), todo, holes, Now::default());
+        let sent = [batch.next(), batch.next(), batch.next()].map(|piece| piece.expect("two holes and a range"));
+        assert!(sent[0].hole && sent[1].hole && !sent[2].hole);
+        // The first hole has arrived; the second and the range come back from a stream that was lost.
+        batch.bytes_acked = sent[0].extent.length;
+        batch.again.extend([sent[1], sent[2]]);
+        batch.since = Some(ranges(Cover::insert, &[(20480, 512), (131072, 512), (1 << 19, 512)]));
+        let next = batch.carry_on(Seq(9), Now::default());
+        assert_eq!(listed(next.todo.iter()), [(0, 8192), (20480, 512), (65536, 4096), (131072, 512), (1 << 19, 512)]);
+        assert_eq!(listed(next.holes.iter()), [(131584, 3584)]);
+        assert_eq!((next.begin, next.carried, next.total), (Seq(9), true, next.bytes_left()));
+        let all = [(0, 8192), (16384, 16384), (65536, 4096), (131072, 4096), (1 << 19, 512)];
+        assert_eq!(listed(next.all.iter()), all, "to begin with everything again");
+    }
+
+    #[test]
+    fn writes_have_three_quarters_of_the_journal_beside_a_batch_and_the_rest_as_it_arrives() {
+        let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+        let mut at = |tail: u64, acked: u64, batch: bool, connected: bool| {
+            (machine.tail, machine.dr.caught_up) = (Seq(tail), true);
+            machine.dr.phase = if connected { Phase::Up { conn: Conn(1) } } else { Phase::Idle { retry_ns: 0 } };
+            machine.dr.room = JournalRoom { writes: Seq(1400), all: Seq(2000) };
+            let todo = ranges(Cover::insert, &[(0, 1000 - acked)]);
+            let fresh = Batch::new(Seq(1), todo, VolumeRanges::new(), Now::default());
+            let under_way = Batch { room: 400, bytes: acked, bytes_acked: acked, ..fresh };
+            machine.mode = if batch { Mode::Batch(Box::new(under_way)) } else { Mode::Stream };
+            machine.journal_wait()
+        };
+        assert_eq!([at(1300, 0, true, true), at(1301, 0, true, true)], [None, Some(false)]);
+        assert_eq!([at(1350, 500, true, true), at(1351, 500, true, true)], [None, Some(false)]);
+        assert_eq!([at(1399, 999, true, true), at(1400, 1000, true, true)], [None, Some(true)]);
+        assert_eq!([at(1399, 0, false, true), at(1400, 0, false, true)], [None, Some(true)]);
+        assert_eq!(at(5000, 0, true, false), None, "nobody waits for a DR that is not there");
     }
 }

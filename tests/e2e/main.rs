@@ -3,6 +3,7 @@
 mod backing;
 mod crash;
 mod harness;
+mod journal;
 mod long;
 mod losses;
 mod metrics;
