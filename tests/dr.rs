@@ -365,7 +365,7 @@ fn a_journal_that_is_garbled_while_dr_is_down_is_promoted_by_force_only_and_the_
     alone_with_its_disk(&mut site);
     kill(&mut site.primary);
     kill(&mut site.aux);
-    garble(&site.path("d/journal"), 0, 4 << 20);
+    garble(&site.path("d/journal"), 0, 20 << 20);
     site.dr = Some(site.start("dr", "d.ctl"));
     site.wait("DR answers", |site| site.status("d.ctl").is_some());
     let status = site.status("d.ctl").expect("it answers");
@@ -390,7 +390,7 @@ fn a_journal_that_is_garbled_while_dr_is_down_is_promoted_by_force_only_and_the_
 fn the_primary_makes_good_what_dr_lost_on_its_disk() {
     let mut site = Site::running("order");
     alone_with_its_disk(&mut site);
-    garble(&site.path("d/journal"), 0, 4 << 20);
+    garble(&site.path("d/journal"), 0, 20 << 20);
     garble(&site.path("d/spool"), 0, 8 << 20);
     site.dr = Some(site.start("dr", "d.ctl"));
     write_some(&mut Nbd::open(&site.path("p.sock"), "v"), &mut 12, 100).expect("writes go on");
@@ -416,7 +416,7 @@ fn a_log_that_is_gone_or_shorter_is_refused_by_name_at_the_start() {
         assert_eq!(output.status.code(), Some(3), "{text}");
         assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
     };
-    for (name, bytes) in [("journal", 4u64 << 20), ("spool", 192 << 20)] {
+    for (name, bytes) in [("journal", 20u64 << 20), ("spool", 192 << 20)] {
         let (path, aside) = (site.path("d").join(name), site.path("aside"));
         std::fs::rename(&path, &aside).expect("moves");
         refused(&site, &[name, "is missing", "Put the file back"]);
