@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -164,3 +165,28 @@ def fio(engine, kind, depth, seconds, block="4k"):
         sys.exit(f"fio failed: {done.stderr.strip() or done.stdout.strip()}")
     job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
     return job["write" if "write" in kind else "read"]["iops"]
+
+
+def connect(target):
+    """A connection that has chosen the export, past the handshake."""
+    conn = socket.socket(socket.AF_UNIX)
+    conn.connect(target.socket)
+    receive(conn, 18)
+    conn.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 1) + b"v")
+    receive(conn, 10)
+    return conn
+
+
+def receive(conn, length):
+    data = b""
+    while len(data) < length:
+        part = conn.recv(length - len(data))
+        if not part:
+            sys.exit("the server closed a connection in its handshake")
+        data += part
+    return data
+
+
+def request(command, cookie, offset, length):
+    """The head of a request: 0 reads, 1 writes."""
+    return struct.pack(">IHHQQI", 0x25609513, 0, command, cookie, offset, length)

@@ -124,6 +124,8 @@ pub const STATUS_STRETCHES_MAX: usize = 4096;
 
 /// Smallest memory part of a FIFO, bytes.
 pub const FIFO_MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Of the memory part long payloads that wait leave one in so many to ordinary ones.
+pub const FIFO_ORDINARY_PART: u64 = 8;
 /// Smallest disk part of a FIFO, bytes, when there is one.
 pub const FIFO_DISK_BYTES_MIN: u64 = 64 << 20;
 /// Smallest payload ring of an auxiliary, bytes, when there is one.

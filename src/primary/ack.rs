@@ -209,7 +209,7 @@ impl Machine {
                 fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
             }
         }
-        for (req, ..) in self.held_requests.drain(..) {
+        for (req, ..) in self.held_requests.drain() {
             fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
         }
         for flush in self.flushes.drain(..) {

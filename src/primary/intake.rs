@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::machine::{
     Effect, File, FlushStage, Kind, Machine, PERIOD_NS, Pending, PendingFlush, Req, Stopping, disk_write,
 };
+use super::waiting::is_long;
 use super::window::{Entry, Held, Local, Payload};
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Extent, Seq, Volume};
@@ -14,7 +15,7 @@ use crate::core::modes::{Overflow, Protect};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
-use crate::limits::{BLOCK_BYTES, PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, FIFO_ORDINARY_PART, PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
 
 /// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
 const GATHER_NS: u64 = 2_000_000;
@@ -36,12 +37,12 @@ impl Machine {
             self.flushes.push(PendingFlush { req, volume, seq: self.tail, stage: FlushStage::Waiting });
             return;
         }
-        if !self.held_requests.is_empty() {
-            self.held_requests.push_back((req, volume, kind));
-            return;
-        }
-        if let Some((req, volume, kind)) = self.admit(req, volume, kind, fx) {
-            self.held_requests.push_back((req, volume, kind));
+        // Whose turn it is is found out at the end of the turn.
+        let bytes = payload_bytes(&kind);
+        let held =
+            if self.held_requests.is_empty() { self.admit(req, volume, kind, fx) } else { Some((req, volume, kind)) };
+        if let Some(held) = held {
+            self.held_requests.push(bytes, held);
         }
     }
 
@@ -69,8 +70,7 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
-        let bytes = if let Kind::Write { data, .. } = &kind { data.len() as u64 } else { 0 };
-        match self.room(bytes) {
+        match self.room(payload_bytes(&kind)) {
             Room::Yes => {}
             Room::Wait => return Some((req, volume, kind)),
             Room::No => {
@@ -116,18 +116,23 @@ impl Machine {
         }
         // Writes without payload are charged for what is kept of them while an earlier payload waits.
         let charge = Held::memory_of(bytes) + self.window.overhead();
-        if charge == 0 || self.held.memory + charge <= self.options.fifo_memory_bytes {
-            return Room::Yes;
-        }
-        if self.fifo.has_room(self.held.bytes + bytes) && self.may_spill() {
-            return Room::Wait;
-        }
-        match self.options.overflow {
+        let full = match self.options.overflow {
+            _ if self.fifo.has_room(self.held.bytes + bytes) && self.may_spill() => Room::Wait,
             Overflow::Coalesce if self.closes_batch() => Room::Wait,
             Overflow::Coalesce => Room::Coalesce,
             Overflow::Pace => Room::Wait,
             Overflow::Refuse => Room::No,
-        }
+        };
+        let waits = matches!(full, Room::Wait);
+        let most = if waits { self.memory_for(bytes) } else { self.options.fifo_memory_bytes };
+        if charge == 0 || self.held.memory + charge <= most { Room::Yes } else { full }
+    }
+
+    /// Memory of the FIFO up to which a payload enters that can wait. A long one leaves some to ordinary ones until it is
+    /// due: they find room at once, although what is before them in the FIFO leaves at the pace of the link.
+    pub(super) fn memory_for(&self, bytes: u64) -> u64 {
+        let all = self.options.fifo_memory_bytes;
+        if is_long(bytes) && !self.held_requests.is_due(bytes) { all - all / FIFO_ORDINARY_PART } else { all }
     }
 
     pub(super) fn record(
@@ -280,11 +285,12 @@ impl Machine {
     }
 
     pub(super) fn resume_held(&mut self, fx: &mut Vec<Effect>) {
-        while let Some((req, volume, kind)) = self.held_requests.pop_front() {
+        while let Some((bytes, (req, volume, kind))) = self.held_requests.take() {
             if let Some(back) = self.admit(req, volume, kind, fx) {
-                self.held_requests.push_front(back);
+                self.held_requests.put_back(bytes, back);
                 break;
             }
+            self.held_requests.begun(bytes);
         }
         if self.tail.0 + SEQ_RESERVE / 2 > self.reserved.0 || self.fifo.wants_saving() {
             self.reserve(fx);
@@ -376,6 +382,10 @@ pub(super) enum Room {
     Wait,
     No,
     Coalesce,
+}
+
+fn payload_bytes(kind: &Kind) -> u64 {
+    if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 }
 }
 
 fn fua_flag(fua: bool) -> u8 {

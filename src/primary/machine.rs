@@ -16,6 +16,7 @@ use super::link::DrLink;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
 use super::table::AuxLink;
+use super::waiting::Waiting;
 use super::window::{Held, Window};
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
@@ -259,7 +260,7 @@ pub struct Machine {
     pub(super) acked: Seq,
     /// Replies were withheld for the lease: the whole window has to be looked at again.
     pub(super) withheld: bool,
-    pub(super) held_requests: VecDeque<(Req, Volume, Kind)>,
+    pub(super) held_requests: Waiting<(Req, Volume, Kind)>,
     pub(super) flushes: Vec<PendingFlush>,
     pub(super) fifo: DiskFifo,
     /// Payloads in memory that are still to be copied.
@@ -355,7 +356,7 @@ impl Machine {
             protected: NOTHING,
             acked: Seq(0),
             withheld: false,
-            held_requests: VecDeque::new(),
+            held_requests: Waiting::default(),
             flushes: Vec::new(),
             fifo: recovered.fifo,
             held: Held::default(),

@@ -3,7 +3,9 @@
 use super::*;
 use crate::core::ids::SeqRange;
 use crate::format::wire::Welcome;
+use crate::limits::PAYLOAD_PIECE_BYTES_MAX;
 use crate::primary::link::tests::{ROOM, fresh};
+use crate::primary::window::Payload;
 
 struct Bench {
     machine: Machine,
@@ -112,4 +114,75 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
     assert!(bench.machine.catches_up());
     let covers = |extent: Extent| extent.offset <= 4096 && 8192 <= extent.offset + extent.length;
     assert!(bench.machine.lost.iter().any(covers), "{:?}", bench.machine.lost);
+}
+
+/// A machine whose FIFO has so much memory; what waits for room waits until the link has taken something.
+fn paced(fifo_memory_bytes: u64) -> Bench {
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    bench.machine.options.overflow = Overflow::Pace;
+    bench.machine.options.fifo_memory_bytes = fifo_memory_bytes;
+    bench.machine.options.volumes[0].1 = 1 << 30;
+    bench
+}
+
+impl Bench {
+    fn write(&mut self, req: u64, bytes: u64) {
+        let data = Bytes::from(vec![0; bytes as usize]);
+        let kind = Kind::Write { offset: req * (4 << 20), data, fua: false };
+        self.input(Input::Request { req: Req(req), volume: Volume(0), kind });
+    }
+
+    /// Whether a write has its seq.
+    fn has_begun(&self, req: u64) -> bool {
+        self.machine.window.from(Seq(1)).any(|entry| entry.req == Some(Req(req)))
+    }
+}
+
+/// With a queue full of long writes, a small one waited until the link had taken those before it: at 1 MiB/s, 12 s.
+#[test]
+fn a_small_write_does_not_wait_for_the_long_ones_that_wait_for_the_link() {
+    let piece = PAYLOAD_PIECE_BYTES_MAX;
+    let mut bench = paced(4 * piece);
+    for req in 1..=24 {
+        bench.write(req, piece);
+    }
+    bench.input(Input::EndOfTurn);
+    assert!(bench.has_begun(2) && !bench.has_begun(6), "the FIFO is full");
+    for req in 100..104 {
+        bench.write(req, 64 << 10);
+    }
+    bench.input(Input::EndOfTurn);
+    assert!((100..104).all(|req| bench.has_begun(req)));
+    assert!(bench.machine.held.memory <= bench.machine.options.fifo_memory_bytes, "within the bound");
+}
+
+/// However many small ones come: a long one has its turn, and is in order with the other long ones.
+#[test]
+fn small_writes_do_not_keep_a_long_one_waiting_for_ever() {
+    let piece = PAYLOAD_PIECE_BYTES_MAX;
+    let mut bench = paced(2 * piece);
+    for req in 1..=4 {
+        bench.write(req, piece);
+    }
+    bench.input(Input::EndOfTurn);
+    assert!(bench.has_begun(1) && !bench.has_begun(2));
+    let mut passed = 0;
+    for req in 100.. {
+        if bench.has_begun(2) {
+            break;
+        }
+        bench.write(req, 256 << 10);
+        bench.input(Input::EndOfTurn);
+        passed += u64::from(bench.has_begun(req));
+        // The link takes what is in the FIFO, one payload after another.
+        let machine = &mut bench.machine;
+        if let Some(entry) = machine.window.from_mut(Seq(1)).find(|entry| entry.payload == Payload::Queued) {
+            entry.payload = Payload::Copied;
+            machine.held -= Held::one(entry.record.length);
+        }
+        assert!(req < 200, "it waits for ever");
+    }
+    assert!(passed * (256 << 10) <= piece + (256 << 10), "{passed} small ones passed it");
+    assert!(!bench.has_begun(3));
 }

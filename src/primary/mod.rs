@@ -27,4 +27,5 @@ pub mod report;
 pub mod ship;
 pub mod table;
 pub mod upkeep;
+pub mod waiting;
 pub mod window;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::batch::Mode;
-use super::machine::{CYCLE_NS, Effect, File, Kind, Machine, Paced, Pending, Stopping, disk_write};
+use super::machine::{CYCLE_NS, Effect, File, Machine, Paced, Pending, Stopping, disk_write};
 use super::window::Held;
 use crate::core::errno::Errno;
 use crate::core::ids::{Seq, Volume};
@@ -66,8 +66,7 @@ impl Machine {
             });
         }
         let paces = self.options.overflow == Overflow::Pace;
-        let (_, _, kind) = self.held_requests.front().filter(|_| paces || self.ring_needs_slots())?;
-        let bytes = if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 };
+        let bytes = self.held_requests.next_bytes().filter(|_| paces || self.ring_needs_slots())?;
         if self.table_full() {
             return Some("the status table is full");
         }
@@ -78,7 +77,8 @@ impl Machine {
             return Some("the auxiliary's payload ring is full");
         }
         let spills = self.may_spill() && self.fifo.has_room(self.held.bytes + bytes);
-        let full = self.held.memory + Held::memory_of(bytes) + self.window.overhead() > self.options.fifo_memory_bytes;
+        let charge = Held::memory_of(bytes) + self.window.overhead();
+        let full = self.held.memory + charge > self.memory_for(bytes);
         (full && !spills).then_some("the FIFO is full")
     }
 
@@ -140,7 +140,7 @@ impl Machine {
             return;
         }
         self.stopping = Stopping::Syncing;
-        for (req, ..) in self.held_requests.drain(..) {
+        for (req, ..) in self.held_requests.drain() {
             fx.push(Effect::Reply { req, result: Err(Errno::Shutdown) });
         }
         self.save_watermark(fx);
