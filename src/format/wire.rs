@@ -54,7 +54,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.

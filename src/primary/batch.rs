@@ -337,6 +337,7 @@ impl Machine {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        self.say_sizes();
         self.batch_progress_ns = self.now.mono_ns;
         let ranges = std::mem::take(&mut self.lost);
         let mut holes = std::mem::take(&mut self.dr.holes);
