@@ -240,9 +240,11 @@ impl Machine {
     }
 
     pub(super) fn fail_resizes(&mut self, why: &str, fx: &mut Vec<Effect>) {
-        for Resize { volume, size, .. } in self.resizes.drain(..) {
-            fx.push(Effect::Resized { volume, size, result: Err(why.into()) });
+        for Resize { volume, size, .. } in &self.resizes {
+            fx.push(Effect::Resized { volume: *volume, size: *size, result: Err(why.into()) });
         }
+        // What is in the order stays there.
+        self.resizes.retain(|it| !matches!(it.stage, Stage::Asked | Stage::Announcing | Stage::Announced));
     }
 
     /// Behind the begin of a batch: whoever has not passed the last resize may never get its order.

@@ -1,11 +1,14 @@
 //! Volumes that grow under load: at both sites, in the order, and across kills and promotions.
 
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::nbd::Ask;
-use farshore::cli::demo::site::Role;
-use farshore::cluster::status::Resized;
+use farshore::cli::demo::site::{Role, find_program};
+use farshore::cluster::status::{Resized, Status};
+use farshore::core::address::Address;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
 
@@ -131,5 +134,85 @@ fn the_configuration_may_lag_behind_or_lead() -> Result<()> {
     group.site.kill(Role::Primary)?;
     group.site.promote(&[])?;
     ensure!(export_bytes(&group, Role::Dr, "db")? == 32 * MIB);
+    Ok(())
+}
+
+/// `nbdkit file`, which tells the size that its file has when it is connected to.
+fn serve_file(group: &Group, name: &str, bytes: u64) -> Result<Option<(Child, PathBuf, Address)>> {
+    let Some(program) = find_program("nbdkit") else {
+        eprintln!("skipped: nbdkit is not installed");
+        return Ok(None);
+    };
+    let (file, socket) = (group.site.path(&format!("{name}.raw")), group.site.path(&format!("{name}.sock")));
+    std::fs::File::create(&file)?.set_len(bytes)?;
+    let child = Command::new(program).args(["-f", "-t", "1", "-U"]).arg(&socket).arg("file").arg(&file).spawn()?;
+    let until = Instant::now() + LONG;
+    while !socket.exists() {
+        ensure!(Instant::now() < until, "nbdkit makes no socket");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(Some((child, file, Address::Unix(socket))))
+}
+
+#[test]
+fn what_a_store_is_too_small_for_waits_until_it_has_grown_by_its_own_means() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some((mut near, near_file, at)) = serve_file(&group, "near", 16 * MIB)? else { return Ok(()) };
+    let Some((mut far, far_file, there)) = serve_file(&group, "far", 16 * MIB)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &at, &at)?;
+    group.put_on(Role::Dr, "db", &there, &there)?;
+    group.site.start_all()?;
+    let told = group.site.verb(&["resize", "db", "24MiB"])?;
+    ensure!(told.exit == 3 && told.errors.contains("25165824 are needed"), "{told:?}");
+    ensure!(export_bytes(&group, Role::Primary, "db")? == 16 * MIB);
+    std::fs::File::options().write(true).open(&near_file)?.set_len(24 * MIB)?;
+    resize(&group, "db", "24MiB")?;
+    group.write(Role::Primary, "db", 20 * MIB, 5)?;
+    group.write(Role::Primary, "log", 0, 6)?;
+    let small = |status: &Status| matches!(status, Status::Dr(it) if it.degraded.iter().any(|one| one.what.contains("is too small here")));
+    group.site.wait(Role::Dr, "the store that is too small named", small)?;
+    ensure!(group.site.dr()?.volumes[0].size_bytes == 24 * MIB, "its recovery point has the resize");
+    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
+    group.site.wait(Role::Dr, "the store that has grown", |status| !small(status))?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    group.site.kill(Role::Primary)?;
+    group.site.promote(&[])?;
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 24 * MIB);
+    near.kill()?;
+    far.kill()?;
+    Ok(())
+}
+
+#[test]
+fn programs_of_others_see_the_new_size_when_they_connect_again() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    let uri = group.site.uri(Role::Primary, "db");
+    let Some(nbdinfo) = find_program("nbdinfo") else {
+        eprintln!("skipped: nbdinfo is not installed");
+        return Ok(());
+    };
+    let size = || -> Result<String> {
+        let said = Command::new(&nbdinfo).args(["--size", &uri]).output()?;
+        ensure!(said.status.success(), "{said:?}");
+        Ok(String::from_utf8(said.stdout)?.trim().to_owned())
+    };
+    ensure!(size()? == (16 * MIB).to_string());
+    let qemu_io = find_program("qemu-io");
+    let write = |at: &str| -> Result<Option<bool>> {
+        let Some(program) = &qemu_io else { return Ok(None) };
+        let said =
+            Command::new(program).args(["-f", "raw", "-c", &format!("write -P 0x5a {at} 64k"), &uri]).output()?;
+        Ok(Some(said.status.success()))
+    };
+    ensure!(write("20M")? != Some(true), "it wrote beyond the end");
+    resize(&group, "db", "24MiB")?;
+    ensure!(size()? == (24 * MIB).to_string());
+    ensure!(write("20M")? != Some(false), "it cannot write beyond the old end");
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let image = group.image(Role::Dr, "db")?;
+    ensure!(image.len() as u64 == 24 * MIB);
+    ensure!(qemu_io.is_none() || image[20 << 20..][..64 << 10].iter().all(|byte| *byte == 0x5a), "other bytes");
     Ok(())
 }
