@@ -170,3 +170,29 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Chain;
+    use crate::core::op::Op;
+    use crate::format::superblock::Role;
+
+    #[test]
+    fn what_the_order_names_may_be_used_and_what_a_store_lacks_is_wanted() {
+        let superblock = Superblock { volumes: vec![(1, 1024), (2, 4096)], ..Superblock::new(Role::Dr) };
+        let mut sizes = Sizes::found(&superblock, &History::after(Seq(0), Chain(0)));
+        let write = OrderRecord { offset: 1024, ..OrderRecord::sample(1, Op::Write) };
+        assert!(sizes.outside(&write) && !sizes.outside(&OrderRecord { volume: Volume(1), ..write }));
+        assert!(sizes.outside(&OrderRecord { offset: u64::MAX, ..write }), "there is no such end");
+        assert!(sizes.outside(&OrderRecord { volume: Volume(2), ..write }), "nor such a volume");
+        assert!(!sizes.outside(&OrderRecord::sample(1, Op::Mark)), "which is about no volume");
+        sizes.learn(Volume(0), 2048);
+        sizes.learn(Volume(0), 512);
+        assert_eq!(sizes.known(), [2048, 4096]);
+        assert!(!sizes.outside(&write));
+        assert!(sizes.has_room(Volume(0), 1024) && sizes.wanted.is_none());
+        assert!(!sizes.has_room(Volume(0), 1536));
+        assert_eq!(sizes.wanted, Some(Volume(0)));
+    }
+}
