@@ -19,6 +19,8 @@ pub const PIECE_BYTES_MAX: u64 = 1 << 31;
 pub const VOLUMES_MAX: usize = 64;
 /// Largest volume, bytes (offsets stay positive as i64).
 pub const VOLUME_BYTES_MAX: u64 = 1 << 62;
+/// Sizes of volumes are multiples of this, bytes.
+pub const SECTOR_BYTES: u64 = 512;
 /// Longest name of a group or volume, bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 /// Order records in one group commit (one message, one table write).

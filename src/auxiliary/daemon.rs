@@ -274,6 +274,7 @@ impl Shell {
             Ok(Request::Promote { .. } | Request::Loss) => {
                 Answer::failed("this is the auxiliary; a promotion is asked of the DR host")
             }
+            Ok(Request::Resize { .. }) => Answer::failed("this is the auxiliary; a resize is asked of the primary"),
             Err(answer) => answer,
         })
     }

@@ -51,6 +51,13 @@ pub enum Verb {
     #[command(after_help = "Example:\n  farshore promote --config farshore.toml --plan\n  \
         farshore promote --config farshore.toml")]
     Promote(Promote),
+    /// On the primary's host: make a volume larger, at both sites, while it is used
+    #[command(after_help = "Example:\n  farshore resize db 200GiB\n  farshore resize orders/db 200GiB --json\n\n\
+        A backing file grows by itself; a block device, or what an NBD server exports, has to be grown first, at both \
+        sites. What is added reads as zeroes. Returns when a start would know the new size and the order of it is where \
+        the protection mode wants it. Then say the new size in the configuration of each host. A volume never gets smaller. \
+        Exit status 3: refused, and why.")]
+    Resize(Resize),
     /// Print the loss report of the last promotion again
     #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]
     Loss(Loss),
@@ -200,6 +207,24 @@ pub struct Promote {
     /// Go on without the auxiliary: only when the old primary certainly does not run any more
     #[arg(long)]
     pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// The volume, with its group or without
+    #[arg(value_name = "[GROUP/]VOLUME")]
+    pub volume: String,
+    /// The size that it is to have, such as 200GiB
+    #[arg(value_name = "SIZE", value_parser = crate::cluster::size::parse_size)]
+    pub size: u64,
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket of the primary, instead of that of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

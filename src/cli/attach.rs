@@ -7,6 +7,8 @@
 //!                └─ the device is disconnected: done
 //! ```
 //!
+//! A volume that has grown is noticed by the keeper, which asks for its size now and then, and the driver is told.
+//!
 //! The kernel holds the sockets; the keeper only replaces those that die, for which requests wait `--wait` seconds. So a
 //! restart of the server is a pause, and the death of the keeper changes nothing until then; another one takes over.
 
@@ -42,6 +44,8 @@ const ATTACHED: &str = "attached";
 const LOG_BYTES_MAX: u64 = 1 << 20;
 /// How often the keeper looks whether the device is still connected, when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it asks whether the export has grown.
+const SIZE_EVERY: Duration = Duration::from_secs(5);
 /// First and longest pause between two attempts to reach the server.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -272,7 +276,7 @@ fn connections(options: &Attach, uri: &NbdUri, backend: &str) -> Result<(Shape, 
     let count = if info.flags & CAN_MULTI_CONN == 0 { 1 } else { options.connections.get() };
     let mut sockets = vec![socket];
     for _ in 1..count {
-        sockets.push(connect_as(uri, &shape, options.read_only)?);
+        sockets.push(connect_as(uri, &shape, options.read_only)?.0);
     }
     Ok((shape, sockets))
 }
@@ -300,33 +304,43 @@ fn shape(options: &Attach, backend: &str, info: &ExportInfo) -> Result<Shape, St
     })
 }
 
-/// A connection, if what is there is still what the device was made of.
-fn connect_as(uri: &NbdUri, shape: &Shape, read_only: bool) -> Result<OwnedFd, String> {
+/// A connection, if what is there is still what the device was made of; and how large it is, for it may have grown.
+fn connect_as(uri: &NbdUri, shape: &Shape, read_only: bool) -> Result<(OwnedFd, u64), String> {
     let (socket, info) = server::attend(uri)?;
-    if info.size != shape.size {
+    if info.size < shape.size {
         return Err(format!("the export has {} bytes now, and had {}", info.size, shape.size));
     }
     let flags = info.flags | if read_only { READ_ONLY } else { 0 };
     if flags & READ_ONLY != shape.flags & READ_ONLY {
         return Err("the export has become read-only, or writable".into());
     }
-    Ok(socket)
+    Ok((socket, info.size))
 }
 
 /// Replaces what dies, until the device is disconnected.
 fn watch(device: &Device, uri: &NbdUri, shape: &Shape, driver: &Driver, dead: &DeadLinks) -> Result<(), Failure> {
     let path = device.path.display();
     let read_only = shape.flags & READ_ONLY != 0;
+    let mut growth = Growth { told: driver.size(device).unwrap_or(shape.size), looked: Instant::now() };
     loop {
         let mut missing = dead.wait(LOOK_EVERY);
+        if missing == 0 && device.connected() && growth.looked.elapsed() >= SIZE_EVERY {
+            growth.looked = Instant::now();
+            // A server that is away is noticed by the kernel.
+            if let Ok((_, size)) = connect_as(uri, shape, read_only) {
+                growth.tell(device, shape, driver, size);
+            }
+        }
         if missing > 0 {
             tracing::warn!("{path}: lost {missing} connections to {uri}; requests wait up to {} s", shape.wait_seconds);
         }
         let lost = Instant::now();
         let (mut pause, mut said) = (RETRY_MIN, None::<Instant>);
         while missing > 0 && device.connected() {
-            let replaced = connect_as(uri, shape, read_only).and_then(|socket| {
-                driver.replace(device, &shape.backend, &[socket]).map_err(|error| error.to_string())
+            let replaced = connect_as(uri, shape, read_only).and_then(|(socket, size)| {
+                driver.replace(device, &shape.backend, &[socket]).map_err(|error| error.to_string())?;
+                growth.tell(device, shape, driver, size);
+                Ok(())
             });
             match replaced {
                 Ok(()) => {
@@ -355,6 +369,39 @@ fn watch(device: &Device, uri: &NbdUri, shape: &Shape, driver: &Driver, dead: &D
             }
             tracing::info!("{path} is detached");
             return Ok(());
+        }
+    }
+}
+
+/// What the driver was told of an export that grows.
+struct Growth {
+    told: u64,
+    looked: Instant,
+}
+
+impl Growth {
+    /// Tells the driver when the export is larger than it knows; once, if it does not take that.
+    fn tell(&mut self, device: &Device, shape: &Shape, driver: &Driver, size: u64) {
+        if size <= self.told {
+            return;
+        }
+        self.told = size;
+        let (path, shown) = (device.path.display(), human_size(size));
+        if !size.is_multiple_of(u64::from(shape.block)) {
+            return tracing::warn!(
+                "{path}: the export has {size} bytes now, no multiple of the block size {}: the device stays as it is",
+                shape.block
+            );
+        }
+        let told = driver.resize(device, &shape.backend, size);
+        let has = driver.size(device);
+        match told {
+            Ok(()) if has == Some(size) => tracing::info!("{path} has {shown} now"),
+            Ok(()) => tracing::warn!(
+                "{path}: the export has {shown} now, and this kernel leaves the device as it is ({has:?} bytes): detach it and \
+                 attach it again"
+            ),
+            Err(error) => tracing::warn!("{error}; the export has {shown} now: detach the device and attach it again"),
         }
     }
 }

@@ -396,14 +396,22 @@ fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File
     if !metadata.is_file() {
         return Err("is neither a file nor a block device".into());
     }
+    let shown = path.display();
+    if metadata.len() < size && dir.join("superblock").exists() {
+        // A directory that is in use: the configuration leads.
+        let (has, missing) = (human_size(metadata.len()), size - metadata.len());
+        let text = format!("{shown} is there, {has}; the volume is to grow to {}", human_size(size));
+        return Ok(File { text, missing, at: path.into() });
+    }
     if metadata.len() != size {
         return Err(format!(
-            "has {} bytes, but the volume has {size}; correct the size, or resize the file",
+            "has {} bytes, but the volume has {size}; correct the size (after `farshore resize`: to the new one), or resize \
+             the file",
             metadata.len()
         ));
     }
     let missing = size.saturating_sub(metadata.blocks() * 512);
-    Ok(File { text: format!("{} is there, {}", path.display(), human_size(size)), missing, at: path.into() })
+    Ok(File { text: format!("{shown} is there, {}", human_size(size)), missing, at: path.into() })
 }
 
 /// `dir`: that of the role, which the role makes by itself, with what it stands in.
@@ -435,7 +443,9 @@ fn block_device(path: &Path, size: u64, running: bool) -> Result<File, String> {
     })?;
     let bytes = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).map_err(|error| error.to_string())?;
     if bytes < size {
-        return Err(format!("the device has {bytes} bytes, fewer than the volume's {size}; correct the size"));
+        return Err(format!(
+            "the device has {bytes} bytes, fewer than the volume's {size}; correct the size, or grow the device"
+        ));
     }
     Ok(File { text: format!("{} is there, {}", path.display(), human_size(bytes)), missing: 0, at: path.into() })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   main ──► parse ──► aux, dr, primary   run a role in the foreground
-//!                  ├─► status, promote    ask a running role over its control socket
+//!                  ├─► status, promote, resize   ask a running role over its control socket
 //!                  ├─► init, certs, check a configuration and its certificates, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
 //!                  ├─► attach, detach     a device of the kernel
@@ -27,6 +27,7 @@ mod logs;
 mod loss;
 mod promote;
 pub mod relay;
+mod resize;
 mod role;
 mod status;
 mod view;
@@ -68,6 +69,7 @@ fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Primary(options) => role::primary(&options),
         Verb::Status(options) => status::run(&options, out),
         Verb::Promote(options) => promote::run(&options, out),
+        Verb::Resize(options) => resize::run(&options, out),
         Verb::Loss(options) => loss::run(&options, out),
         Verb::Inspect(options) => inspect::run(&options, out),
         Verb::Demo(options) => demo::run(&options, out),

@@ -14,6 +14,7 @@ use crate::cluster::control::Request;
 use crate::cluster::losses::MissingWrite;
 use crate::cluster::size::human_size;
 use crate::cluster::status::{DrStatus, PromoteReport, Status};
+use crate::core::op::Op;
 use crate::core::sparing::Sparing;
 use crate::limits::VOLUMES_MAX;
 
@@ -107,7 +108,9 @@ impl Tally {
             return;
         }
         self.writes += 1;
-        self.bytes = self.bytes.saturating_add(write.length);
+        // A resize has a new size there, and no data.
+        let bytes = if write.op == Op::Resize.word() { 0 } else { write.length };
+        self.bytes = self.bytes.saturating_add(bytes);
         match &mut self.span {
             Some((first, _)) if write.time < *first => first.clone_from(&write.time),
             Some((_, last)) if write.time > *last => last.clone_from(&write.time),
@@ -115,11 +118,11 @@ impl Tally {
             None => self.span = Some((write.time.clone(), write.time.clone())),
         }
         match self.volumes.iter_mut().find(|volume| volume.0 == write.volume) {
-            Some(sum) => (sum.1, sum.2) = (sum.1 + 1, sum.2.saturating_add(write.length)),
+            Some(sum) => (sum.1, sum.2) = (sum.1 + 1, sum.2.saturating_add(bytes)),
             // A group has no more; whatever else is named is in the sum only.
             None => {
                 if self.volumes.len() < VOLUMES_MAX {
-                    self.volumes.push((write.volume.clone(), 1, write.length));
+                    self.volumes.push((write.volume.clone(), 1, bytes));
                 }
             }
         }

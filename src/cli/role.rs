@@ -55,6 +55,7 @@ fn run_dr(config: &Config) -> anyhow::Result<()> {
         loss: promoted.loss,
         loss_missing: promoted.loss_missing,
         backings: promoted.backings,
+        volumes: promoted.volumes,
     };
     primary::daemon::run_promoted(config, promotion)
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::losses::MissingWrites;
-use crate::cluster::status::{PromoteReport, Status};
+use crate::cluster::status::{PromoteReport, Resized, Status};
 use crate::core::asker::Asker;
 use crate::limits::CONTROL_PIECE_BYTES;
 
@@ -46,6 +46,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Primary only: a volume gets more bytes.
+    Resize { volume: String, size: u64 },
     /// The durable loss report of the last promotion.
     Loss,
     /// A clean stop, as SIGTERM.
@@ -95,7 +97,7 @@ impl Request {
     fn changes(&self) -> bool {
         match self {
             Request::Status | Request::Loss | Request::Promote { plan: true, .. } => false,
-            Request::Promote { plan: false, .. } | Request::Stop => true,
+            Request::Promote { plan: false, .. } | Request::Resize { .. } | Request::Stop => true,
         }
     }
 
@@ -103,6 +105,7 @@ impl Request {
         match self {
             Request::Status => "status",
             Request::Promote { .. } => "promote",
+            Request::Resize { .. } => "resize",
             Request::Loss => "loss",
             Request::Stop => "stop",
         }
@@ -124,6 +127,11 @@ impl Answer {
     #[must_use]
     pub fn promoted(report: &PromoteReport) -> Answer {
         Answer::Report(Box::new(report.clone()))
+    }
+
+    #[must_use]
+    pub fn resized(resized: &Resized) -> Answer {
+        Answer::Ok(json(resized))
     }
 
     /// Done, with nothing to say.
@@ -211,6 +219,10 @@ mod tests {
             (r#"{"verb":"status"}"#, Request::Status),
             (r#"{"verb":"stop"}"#, Request::Stop),
             (r#"{"verb":"loss"}"#, Request::Loss),
+            (
+                r#"{"verb":"resize","volume":"db","size":1073741824}"#,
+                Request::Resize { volume: "db".into(), size: 1 << 30 },
+            ),
             (r#"{"verb":"promote","plan":true,"force":false}"#, Request::Promote { plan: true, force: false }),
         ] {
             assert_eq!(Request::parse(text.as_bytes()), Ok(request.clone()));
@@ -242,6 +254,7 @@ mod tests {
             (r#"{"verb":"promote","plan":true,"force":true}"#, true),
             (r#"{"verb":"promote"}"#, false),
             (r#"{"verb":"promote","force":true}"#, false),
+            (r#"{"verb":"resize","volume":"db","size":1}"#, false),
             (r#"{"verb":"stop"}"#, false),
         ] {
             for (user, obeyed) in [(own, true), (root, true), (other, false), (gone, false)] {

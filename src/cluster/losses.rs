@@ -166,7 +166,7 @@ impl List {
                 self.names.len() - 1
             }
         };
-        let ops = [Op::Write, Op::WriteZeroes, Op::Trim];
+        let ops = [Op::Write, Op::WriteZeroes, Op::Trim, Op::Resize];
         let state = Missing::ALL.into_iter().find(|state| state.word() == write.state);
         self.entries.push(Entry {
             seq: write.seq,

@@ -269,6 +269,18 @@ impl Degraded {
     }
 }
 
+/// What `farshore resize` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resized {
+    pub group: String,
+    pub volume: String,
+    pub old_size_bytes: u64,
+    pub size_bytes: u64,
+    /// Place of it in the group's order: a promotion before that serves the old size.
+    pub seq: Seq,
+}
+
 /// What a promotion did, or with `plan` would do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PromoteReport {

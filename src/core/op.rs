@@ -20,6 +20,9 @@ pub enum Op {
     /// First record of a primary's incarnation. `offset` is the seq before it in this history; the seqs
     /// between were never assigned in it. May follow a gap in the seqs.
     EpochStart = 7,
+    /// The volume has `length` bytes from here on, and had `offset`; what is between reads as zeroes afterwards on both
+    /// sides. Where both are equal it only says so, to whom earlier ones may have been left out. No payload.
+    Resize = 8,
 }
 
 impl Op {
@@ -34,6 +37,7 @@ impl Op {
             5 => Op::BatchBegin,
             6 => Op::BatchEnd,
             7 => Op::EpochStart,
+            8 => Op::Resize,
             _ => return None,
         })
     }
@@ -44,10 +48,12 @@ impl Op {
         self == Op::Write
     }
 
-    /// Whether it changes the bytes of a volume.
+    /// Whether it orders something about a volume (see [`changes_volume`] of the record for whether that changes it).
+    ///
+    /// [`changes_volume`]: crate::format::record::OrderRecord::changes_volume
     #[must_use]
-    pub fn changes_volume(self) -> bool {
-        matches!(self, Op::Write | Op::WriteZeroes | Op::Trim)
+    pub fn concerns_volume(self) -> bool {
+        matches!(self, Op::Write | Op::WriteZeroes | Op::Trim | Op::Resize)
     }
 
     /// Whether it may be preceded by a gap in the seqs.
@@ -67,6 +73,7 @@ impl Op {
             Op::BatchBegin => "batch_begin",
             Op::BatchEnd => "batch_end",
             Op::EpochStart => "epoch_start",
+            Op::Resize => "resize",
         }
     }
 }

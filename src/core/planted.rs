@@ -130,6 +130,16 @@ bugs! {
     BatchNotWithdrawn,
     /// A payload that spoils during a promotion is not looked for in the ring again.
     SpoiltNotFetched,
+    /// Clients write beyond the old end of a volume before a start would know of the new one.
+    ResizeUnmarked,
+    /// Whoever was left out of the order is not told the sizes of the volumes.
+    SizesUnsaid,
+    /// DR gives a volume the size that it hears of, not the one as of its recovery point.
+    ResizeEarly,
+    /// DR forgets a resize that it has applied.
+    ResizeForgotten,
+    /// What a resize adds to a volume is not zeroed at DR.
+    ResizeUnzeroed,
     /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
     SpoiltMovesUp,
     /// A first sync is carried on without what was written since it began.

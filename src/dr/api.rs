@@ -51,6 +51,9 @@ pub enum Input {
     AuxClosed { reason: String },
     /// The report of [`Effect::StoreReport`] is durable, or could not be made so.
     ReportStored { ticket: Ticket, result: Result<(), IoFail> },
+    /// The store of a volume was asked to grow ([`Effect::Grow`]): the bytes it has now, or why it does not have enough, where
+    /// that is and what to do.
+    Grown { volume: Volume, result: Result<u64, String> },
     /// The operator wants the process to end.
     Stop,
 }
@@ -71,6 +74,12 @@ pub enum Effect {
         reason: String,
     },
     Disk(DiskOp<File>),
+    /// Sees to it that the store of a volume has this many bytes at least: a file is grown, durably, of anything else its size
+    /// is looked at again. Answered by [`Input::Grown`].
+    Grow {
+        volume: Volume,
+        size: u64,
+    },
     /// Opens the status table: epoch 0 is the read-only view, another one fences older writers (I7); that
     /// this promotion is under way is durable before.
     AuxOpen {
@@ -131,7 +140,8 @@ pub struct PromoteError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub group_name: String,
-    /// Name and size in bytes of each volume, in the order of the configuration.
+    /// Name and size in bytes of each volume, in the order of the configuration. The sizes are those of a new directory: a
+    /// superblock knows its own.
     pub volumes: Vec<(String, u64)>,
     /// Bytes, a multiple of one segment (1 MiB), at least two.
     pub journal_bytes: u64,

@@ -62,6 +62,10 @@ impl Machine {
             let mut fed = false;
             while !held && self.replay.room() {
                 let Some(step) = self.next_step() else { break };
+                if !self.fits(&step) {
+                    self.pieces.push_front(step);
+                    break;
+                }
                 self.replay.push(step);
                 fed = true;
             }
@@ -131,8 +135,8 @@ impl Machine {
             return Some(step);
         };
         let extent = match &step.action {
-            Action::Nothing => return Some(step),
-            Action::Zero { extent, .. } => *extent,
+            Action::Nothing | Action::Resize { added: None, .. } => return Some(step),
+            Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => *extent,
             Action::Write { record, .. } => record.extent()?,
         };
         if !covered.intersects(extent) {
@@ -148,6 +152,7 @@ impl Machine {
             let part = Extent { offset, length, ..extent };
             let action = match &step.action {
                 Action::Zero { unmap, .. } => Action::Zero { extent: part, unmap: *unmap },
+                Action::Resize { .. } => Action::Zero { extent: part, unmap: true },
                 Action::Write { item, record, data, .. } => {
                     let skip = offset - extent.offset;
                     Action::Write { item: *item, record: *record, data: data.clone(), skip, length }
@@ -180,10 +185,14 @@ impl Machine {
                 Some(extent) => Action::Zero { extent, unmap: unmaps(&record) },
                 None => Action::Nothing,
             },
+            Op::Resize => {
+                let added = record.extent().filter(|_| !planted(Bug::ResizeUnzeroed));
+                Action::Resize { volume: record.volume, size: record.length, added }
+            }
             _ => Action::Nothing,
         };
         self.fed = record.seq;
-        self.fed_writes += u64::from(record.op.changes_volume());
+        self.fed_writes += u64::from(record.changes_volume());
         Some(Step { action, reached, tag: None })
     }
 

@@ -343,8 +343,16 @@ impl Machine {
                 self.chunk_again(index, &arrival.record, arrival.conn);
                 continue;
             }
-            let ready =
-                if direct { marked && self.replay.room() } else { self.may_place(record.payload_bytes(), None) };
+            // The order that makes its volume so large comes on another connection, and its store grows when it is needed.
+            if self.sizes.outside(&record) {
+                return;
+            }
+            let ready = if direct {
+                let end = record.offset + record.length;
+                marked && self.replay.room() && self.sizes.has_room(record.volume, end)
+            } else {
+                self.may_place(record.payload_bytes(), None)
+            };
             if !ready {
                 return;
             }

@@ -148,10 +148,12 @@ impl Machine {
         }
         let durable = self.journal.durable();
         let settled = self.history.settled_at(seq);
+        let sizes = self.sizes_at(seq);
         self.keeper.change(|it| {
             it.set(SETTLED, settled);
             it.promised_tail = it.promised_tail.max(durable);
             it.seq = seq;
+            it.volumes.iter_mut().zip(&sizes).for_each(|(volume, size)| volume.1 = *size);
             it.chain = chain;
             it.spool_pos = spool_pos;
             it.journal_segment = segment;
@@ -216,7 +218,7 @@ impl Machine {
             return;
         }
         if let (true, Some(batch)) = (chunk_due, &self.batch) {
-            let volumes = self.options.volumes.iter().map(|(_, size)| size).sum();
+            let volumes = self.sizes.known().iter().sum();
             let enough = spool_for_any_batch(volumes) >> 20;
             let text = format!(
                 "batch {} of more than {} bytes needs more spool than {} MiB: set [dr] spool to \"{enough}MiB\", which \

@@ -76,6 +76,8 @@ pub struct Promoted {
     pub loss_missing: Option<String>,
     /// The volumes that stand on NBD servers, connected.
     pub backings: Backings,
+    /// Name and size in bytes of each volume, as of the recovery point.
+    pub volumes: Vec<(String, u64)>,
 }
 
 /// Runs the DR site of a group until it is told to stop or is promoted.
@@ -337,6 +339,10 @@ impl Shell {
                 self.files.backings.disk(&mut self.reactor, file, op.ticket, op.kind);
                 self.hold_back();
             }
+            Effect::Grow { volume, size } => {
+                let result = self.files.enlarge(&mut self.reactor, volume, size);
+                self.inputs.push(Input::Grown { volume, result });
+            }
             Effect::AuxOpen { epoch, owner } => {
                 self.close_region();
                 self.region = Some(Region::open(&mut self.reactor, &self.table, self.table_tls.as_ref(), epoch, owner));
@@ -441,6 +447,9 @@ impl Shell {
                 Some(why) => Answer::failed(format!("the loss report is damaged, and there is no other: {why}")),
                 None => loss_answer(self.report.as_ref()),
             },
+            Ok(Request::Resize { .. }) => {
+                Answer::failed("this is DR: a resize is asked of the primary, and comes here with the order")
+            }
             Ok(Request::Stop) => {
                 self.stop()?;
                 Answer::done()
@@ -540,6 +549,7 @@ impl Shell {
     }
 
     fn hand_over(self, epoch: Epoch, tail: Seq, chain: Chain) -> Promoted {
+        let volumes = self.machine.volumes();
         let Shell { mut reactor, mut links, files, report, controls, http, listener, mut replies, asked, .. } = self;
         // Who asked for the same while it was under way gets the same answer.
         let conns = asked.into_values().flat_map(|asked| asked.conns);
@@ -571,6 +581,7 @@ impl Shell {
             loss,
             loss_missing,
             backings,
+            volumes,
         }
     }
 

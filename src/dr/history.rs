@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::core::ids::{Chain, Seq, SeqRange};
+use crate::core::ids::{Chain, Seq, SeqRange, Volume};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
@@ -78,6 +78,8 @@ pub struct History {
     /// Begin of the last batch in the history, and the record that ends it.
     batch: Option<Seq>,
     batch_end: Option<OrderRecord>,
+    /// The records that say how large a volume is from there on: which one, and bytes.
+    resizes: BTreeMap<Seq, (Volume, u64)>,
 }
 
 impl History {
@@ -173,6 +175,7 @@ impl History {
         if record.op.has_payload() {
             self.miss(record.seq, entry_bytes(record.payload_bytes()));
         }
+        self.note_resize(&record);
         self.entries.insert(index, Entry { record, unbroken: true, payload: None });
         let begins = self.entries.range(..index).rev().find(|entry| entry.record.op == Op::BatchBegin);
         let open = begins.map(|entry| entry.record.seq);
@@ -210,9 +213,21 @@ impl History {
         if record.op.has_payload() {
             self.miss(record.seq, entry_bytes(record.payload_bytes()));
         }
+        self.note_resize(&record);
         self.entries.push_back(Entry { record, unbroken, payload: None });
         self.tail = record.seq;
         self.chain = record.chain;
+    }
+
+    fn note_resize(&mut self, record: &OrderRecord) {
+        if let Some(size) = record.new_size() {
+            self.resizes.insert(record.seq, (record.volume, size));
+        }
+    }
+
+    /// Seq, volume and new size in bytes of each record above `seq` that names one.
+    pub fn resizes_after(&self, seq: Seq) -> impl Iterator<Item = (Seq, Volume, u64)> {
+        self.resizes.range(seq.next()..).map(|(&seq, &(volume, size))| (seq, volume, size))
     }
 
     /// With no writer left to complete it, a batch is no reason to stop: where nothing was left out before its begin, the
@@ -317,6 +332,7 @@ impl History {
         while self.missing.first_key_value().is_some_and(|(&missing, _)| missing <= seq) {
             self.missing_total -= self.missing.pop_first().map_or(0, |(_, bytes)| bytes);
         }
+        self.resizes = self.resizes.split_off(&seq.next());
         self.floor = self.floor.max(seq);
     }
 

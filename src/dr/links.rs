@@ -6,7 +6,8 @@
 //! | hello | this site | answer |
 //! |---|---|---|
 //! | other group or name | has one | refused: wrong group |
-//! | other volumes or sizes | | refused: volumes |
+//! | other volumes | | refused: volumes |
+//! | a volume smaller than here | has a recovery point | refused: volumes |
 //! | any | promoted | refused: fenced |
 //! | any | being promoted | refused: not now |
 //! | lower epoch | | refused: fenced (I7) |
@@ -99,6 +100,9 @@ impl Links {
 pub struct Standing<'a> {
     pub superblock: &'a Superblock,
     pub options: &'a Options,
+    /// Size of each volume that the order here has come to, bytes; none while there is no recovery point, which would be
+    /// lost with what does not fit.
+    pub sizes: Option<&'a [u64]>,
     /// Highest seq of the journal here.
     pub tail: Seq,
     /// The writer whose order connection is up.
@@ -123,11 +127,20 @@ pub fn judge(hello: &Hello, here: &Standing<'_>) -> Result<(), Refuse> {
         );
         return refuse(RefuseCode::WrongGroup, text);
     }
-    if hello.volumes != here.options.volumes {
+    let names = |volumes: &[(String, u64)]| volumes.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    if names(&hello.volumes) != names(&here.options.volumes) {
         let text = format!(
             "volumes differ: here {}, there {}",
             volumes_text(&here.options.volumes),
             volumes_text(&hello.volumes)
+        );
+        return refuse(RefuseCode::Volumes, text);
+    }
+    let sizes = here.sizes.unwrap_or_default();
+    if let Some(((name, there), here)) = hello.volumes.iter().zip(sizes).find(|((_, there), here)| there < here) {
+        let text = format!(
+            "volume {name} has {here} bytes here and {there} at the primary, which was put back to an older state: resize it \
+             there to {here} bytes at least"
         );
         return refuse(RefuseCode::Volumes, text);
     }

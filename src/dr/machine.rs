@@ -29,6 +29,7 @@ use crate::dr::links::Links;
 use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
+use crate::dr::sizes::Sizes;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::format::wire::JournalRoom;
 use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS, journal_kept_records};
@@ -71,6 +72,7 @@ pub(super) enum Trouble {
     Damage,
     Diverged,
     Doubt,
+    TooSmall,
 }
 
 /// One DR site of one group.
@@ -97,6 +99,7 @@ pub struct Machine {
     /// Writes given to it since the start.
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
+    pub(super) sizes: Sizes,
     pub(super) promotion: Option<Promotion>,
     /// A promotion asked for before this site was ready, or while a plan was made: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
@@ -184,6 +187,7 @@ impl Machine {
             pieces: VecDeque::new(),
             fed_writes: 0,
             checkpoints: Checkpoints::default(),
+            sizes: Sizes::found(&superblock, &history),
             promotion: None,
             promote_later: None,
             report,
@@ -394,6 +398,7 @@ impl Machine {
                 break;
             }
         }
+        self.grow(now, fx);
         self.progress(now, fx);
         self.ask_again(now, fx);
         self.watch(now, fx);
@@ -495,6 +500,7 @@ impl crate::core::machine::Machine for Machine {
             Input::AuxDone { ticket, result } => self.aux_done(now, ticket, result, fx),
             Input::AuxClosed { reason } => self.aux_closed(now, &reason, fx),
             Input::ReportStored { ticket, result } => self.report_stored(now, ticket, result, fx),
+            Input::Grown { volume, result } => self.grown(now, volume, result, fx),
             Input::Stop => self.stop(fx),
         }
         if !self.dead && !more {
@@ -514,6 +520,7 @@ impl crate::core::machine::Machine for Machine {
         let checkpoint = self.checkpoint_due_ns();
         let promise = self.promise_due_ns();
         let promotion = self.promotion.as_ref().and_then(Promotion::deadline_ns);
-        [silences, progress, checkpoint, promise, promotion, self.ask_due_ns()].into_iter().flatten().min()
+        let grow = self.grow_due_ns();
+        [silences, progress, checkpoint, promise, promotion, self.ask_due_ns(), grow].into_iter().flatten().min()
     }
 }

@@ -8,7 +8,7 @@
 //!                 │                                                │
 //!                 └───────────► replay: in order to the volumes ◄──┘──► checkpoint ──► keeper (superblock)
 //!
-//!   doubt: what was promised and is not here any more
+//!   doubt: what was promised and is not here any more      sizes: how large the volumes are, as of a seq
 //!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
 //! ```
 
@@ -33,6 +33,7 @@ pub mod recovery;
 pub mod replay;
 pub mod report;
 pub mod scan;
+mod sizes;
 pub mod spool;
 pub mod stored;
 pub mod table;

@@ -583,10 +583,11 @@ impl Machine {
         if quiet && self.committed.is_none() && self.replay.idle() && self.replay.applied() == self.cut {
             return self.merge(fx);
         }
-        let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle();
+        let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle() && !self.is_growing();
         if stuck && self.replay.applied() < self.cut {
-            let text = match self.troubles.get(&Trouble::Damage) {
-                Some((text, _)) => format!("the recovery point cannot be reached: {text}"),
+            let damage = self.troubles.get(&Trouble::Damage).map(|(text, _)| text.as_str());
+            let text = match self.too_small().or(damage) {
+                Some(text) => format!("the recovery point cannot be reached: {text}"),
                 None => "the recovery point cannot be reached".into(),
             };
             self.promote_fails(unsafe_because(text), fx);
@@ -605,6 +606,9 @@ impl Machine {
             if let Err(why) = plausible(&record, &self.options, &self.intake.spool) {
                 conflicts.push(format!("a record in the status table cannot be one of this group: {why}"));
                 continue;
+            }
+            if let Some(size) = record.new_size() {
+                self.sizes.learn(record.volume, size);
             }
             let history = view.as_mut().unwrap_or(&mut self.history);
             let known = history.get(seq).is_some();
@@ -717,6 +721,9 @@ impl Machine {
             if self.promotion.as_ref().is_some_and(|promotion| promotion.force) {
                 return self.promote_anew(now, &text, fx);
             }
+            self.promote_fails(unsafe_because(text), fx);
+        } else if let (true, Some(text)) = (quiet && self.keeper.settled() && self.desk.idle(), self.too_small()) {
+            let text = format!("what is to be replayed does not fit: {text}. Then call promote again");
             self.promote_fails(unsafe_because(text), fx);
         }
     }

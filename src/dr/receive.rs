@@ -28,7 +28,7 @@ use crate::format::superblock::BLANK;
 use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{
     COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, NEED_AFTER_NS, PAYLOAD_BYTES_MAX,
-    PROGRESS_EVERY_NS,
+    PROGRESS_EVERY_NS, VOLUME_BYTES_MAX,
 };
 
 impl Machine {
@@ -112,6 +112,7 @@ impl Machine {
         let here = Standing {
             superblock: self.keeper.get(),
             options: &self.options,
+            sizes: (!self.never_synced()).then_some(self.sizes.known()),
             tail: self.history.tail().max(self.keeper.get().promised_tail),
             writer: self.links.writer,
             ready: self.is_ready(),
@@ -140,6 +141,7 @@ impl Machine {
 
     /// Takes over what a hello says that this directory does not know yet.
     fn adopt(&mut self, hello: &Hello) {
+        self.adopt_sizes(&hello.volumes);
         let it = self.keeper.get();
         if (it.group, it.epoch, it.peer) == (hello.group, hello.epoch, hello.owner) {
             return;
@@ -226,7 +228,7 @@ impl Machine {
             self.ask_after_ns = NEED_AFTER_NS;
         }
         for record in records {
-            if let Err(text) = self.acceptable(record) {
+            if let Err(text) = self.acceptable(record).and_then(|()| self.learn_size(record)) {
                 return self.refuse(conn, RefuseCode::Protocol, text, fx);
             }
             match self.history.take(*record) {
@@ -484,17 +486,18 @@ impl Machine {
     }
 }
 
-/// Whether a record can belong to this group at all (I8): its volume exists, its range is inside.
+/// Whether a record can belong to this group at all (I8): its volume exists. That its range is inside, the order up to it
+/// decides.
 pub(super) fn plausible(record: &OrderRecord, options: &Options, spool: &Spool) -> Result<(), String> {
     let seq = record.seq;
-    if !record.op.changes_volume() {
+    if !record.op.concerns_volume() {
         return Ok(());
     }
-    let Some((name, size)) = options.volumes.get(usize::from(record.volume.0)) else {
+    if options.volumes.get(usize::from(record.volume.0)).is_none() {
         return Err(format!("seq {seq} names volume {}, which this group does not have", record.volume));
-    };
-    if record.offset.checked_add(record.length).is_none_or(|end| end > *size) {
-        return Err(format!("seq {seq} ends outside volume {name:?}"));
+    }
+    if record.end().is_some_and(|end| end.is_none_or(|end| end > VOLUME_BYTES_MAX)) {
+        return Err(format!("seq {seq} ends outside of any volume"));
     }
     if record.payload_bytes() > u64::from(PAYLOAD_BYTES_MAX) {
         return Err(format!("seq {seq} has a payload of {} bytes", record.length));

@@ -246,11 +246,12 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
             superblock.group_name, options.group_name
         )));
     }
-    if superblock.volumes != volumes(options) {
+    let names = |volumes: &[(u64, u64)]| volumes.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    if names(&superblock.volumes) != names(&volumes(options)) {
         let sizes: Vec<u64> = superblock.volumes.iter().map(|volume| volume.1).collect();
         return Err(RecoverError(format!(
             "the volumes in the configuration are not the ones this directory was made for ({} with sizes {sizes:?}): \
-             names, order and sizes have to stay",
+             names and order have to stay",
             sizes.len()
         )));
     }

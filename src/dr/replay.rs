@@ -18,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::core::ids::{Extent, Seq, Ticket};
+use crate::core::ids::{Extent, Seq, Ticket, Volume};
 use crate::core::machine::DiskKind;
 use crate::core::overlap::InFlight;
 use crate::core::planted::{Bug, planted};
@@ -52,6 +52,12 @@ pub enum Action {
         extent: Extent,
         unmap: bool,
     },
+    /// The volume has `size` bytes from here on; what was added reads as zeroes.
+    Resize {
+        volume: Volume,
+        size: u64,
+        added: Option<Extent>,
+    },
     /// Writes a part of the payload: `length` bytes from `skip` on.
     Write {
         item: Item,
@@ -67,6 +73,17 @@ impl Action {
     #[must_use]
     pub fn write(item: Item, record: OrderRecord, data: Data) -> Action {
         Action::Write { item, record, data, skip: 0, length: record.length }
+    }
+
+    /// The volume whose store it needs, and how much room there, bytes.
+    #[must_use]
+    pub fn needs(&self) -> Option<(Volume, u64)> {
+        match self {
+            Action::Nothing => None,
+            Action::Zero { extent, .. } => Some((extent.volume, extent.offset + extent.length)),
+            Action::Resize { volume, size, .. } => Some((*volume, *size)),
+            Action::Write { record, skip, length, .. } => Some((record.volume, record.offset + skip + length)),
+        }
     }
 }
 
@@ -214,10 +231,9 @@ impl Replay {
         self.next_id += 1;
         let bytes = step_bytes(&step);
         let (extent, kind) = match step.action {
-            Action::Nothing => (None, DiskKind::Sync),
-            Action::Zero { extent, unmap } => {
-                (Some(extent), DiskKind::Zero { offset: extent.offset, length: extent.length, unmap, durable: false })
-            }
+            Action::Nothing | Action::Resize { added: None, .. } => (None, DiskKind::Sync),
+            Action::Zero { extent, unmap } => (Some(extent), zero(extent, unmap)),
+            Action::Resize { added: Some(extent), .. } => (Some(extent), zero(extent, true)),
             Action::Write { record, data, skip, length, .. } => {
                 let Data::Memory(data) = data else { unreachable!("only steps with their data here are started") };
                 let offset = record.offset + skip;
@@ -293,6 +309,10 @@ impl Replay {
             self.finished.extend(done.tag);
         }
     }
+}
+
+fn zero(extent: Extent, unmap: bool) -> DiskKind {
+    DiskKind::Zero { offset: extent.offset, length: extent.length, unmap, durable: false }
 }
 
 fn spool_pos(step: &Step) -> Option<u64> {

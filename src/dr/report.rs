@@ -8,6 +8,7 @@ use crate::cluster::losses::{Entry, MissingWrites};
 use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::Now;
+use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::doubt;
@@ -59,7 +60,7 @@ impl Machine {
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
         let unknown = doubt::unknown(cut, until, all.records(), promotion.table.as_ref()).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
-        let due = due.filter(|entry| entry.record.op.changes_volume()).count() as u64;
+        let due = due.filter(|entry| entry.record.changes_volume()).count() as u64;
         PromoteReport {
             group: self.options.group_name.clone(),
             epoch: promotion.target,
@@ -67,7 +68,8 @@ impl Machine {
             tail_seq: tail,
             replayed: self.fed_writes - promotion.fed_before + due,
             fetched_from_aux: promotion.fetched,
-            missing_bytes: missing.iter().map(|write| write.length).sum(),
+            // A resize has a new size there, and no data.
+            missing_bytes: missing.iter().filter(|it| it.op != Op::Resize).map(|it| it.length).sum(),
             missing: MissingWrites::new(self.options.volumes.iter().map(|(name, _)| name.clone()).collect(), missing),
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
@@ -89,7 +91,7 @@ impl Machine {
 
 /// What the report says of a record above the cut, if it is one of a write.
 fn entry(promotion: &Promotion, record: &OrderRecord, here: bool) -> Option<Entry> {
-    if !record.op.changes_volume() {
+    if !record.changes_volume() {
         return None;
     }
     let state = promotion.table.as_ref().and_then(|table| table.states.get(&record.seq));
@@ -179,7 +181,6 @@ fn given_up(unknown: &[SeqRange]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::core::ids::{Chain, Epoch, GroupId, Volume};
-    use crate::core::op::Op;
     use crate::dr::table::TableReader;
     use crate::format::table::TableLayout;
     use crate::limits::SEQ_RESERVE;

@@ -25,10 +25,11 @@ impl Machine {
     pub fn status(&self, now: Now) -> DrStatus {
         let it = self.keeper.get();
         let (cut, tail) = (self.cut, self.history.tail());
+        let sizes = self.sizes_at(cut);
         let (mut lag_writes, mut lag_bytes, mut oldest_ns, mut pending) = (0, 0, None, 0);
-        for entry in self.history.above(cut).filter(|entry| entry.record.op.changes_volume()) {
+        for entry in self.history.above(cut).filter(|entry| entry.record.changes_volume()) {
             lag_writes += 1;
-            lag_bytes += entry.record.length;
+            lag_bytes += entry.record.extent().map_or(0, |extent| extent.length);
             oldest_ns.get_or_insert(entry.record.time_ns);
             pending += u64::from(entry.payload.is_some());
         }
@@ -39,7 +40,12 @@ impl Machine {
                 .options
                 .volumes
                 .iter()
-                .map(|(name, size)| VolumeStatus { name: name.clone(), size_bytes: *size, ..VolumeStatus::default() })
+                .zip(sizes)
+                .map(|((name, _), size)| VolumeStatus {
+                    name: name.clone(),
+                    size_bytes: size,
+                    ..VolumeStatus::default()
+                })
                 .collect(),
             tail_seq: tail,
             cut_seq: self.point(cut),

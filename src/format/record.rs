@@ -67,14 +67,36 @@ impl OrderRecord {
         Chain(xxh3_64_with_seed(&bytes[..52], previous.0))
     }
 
-    /// The range it changes, if it changes one.
+    /// The range it changes, if it changes one: of a resize what was added.
     #[must_use]
     pub fn extent(&self) -> Option<Extent> {
-        (self.op.changes_volume() && self.length > 0).then_some(Extent {
-            volume: self.volume,
-            offset: self.offset,
-            length: self.length,
-        })
+        let length = match self.op {
+            Op::Resize => self.length.saturating_sub(self.offset),
+            _ => self.length,
+        };
+        (self.op.concerns_volume() && length > 0).then_some(Extent { volume: self.volume, offset: self.offset, length })
+    }
+
+    /// Whether the volume is another one afterwards. A resize that only says what is so changes nothing.
+    #[must_use]
+    pub fn changes_volume(&self) -> bool {
+        self.op.concerns_volume() && (self.op != Op::Resize || self.length > self.offset)
+    }
+
+    /// Bytes that the volume has from this record on, if it says so.
+    #[must_use]
+    pub fn new_size(&self) -> Option<u64> {
+        (self.op == Op::Resize).then_some(self.length)
+    }
+
+    /// First byte behind what it needs of its volume, if it is about one; `None` in it: there is no such byte.
+    #[must_use]
+    pub fn end(&self) -> Option<Option<u64>> {
+        let end = match self.op {
+            Op::Resize => Some(self.length),
+            _ => self.offset.checked_add(self.length),
+        };
+        self.op.concerns_volume().then_some(end)
     }
 
     /// Bytes of payload that follow it through the FIFO.

@@ -31,14 +31,17 @@
 //! | 1224 | 8 | promised end of the journal |
 //! | 1232 | 8 | suspect up to this seq |
 //! | 1240 | 8 | bytes of the journal |
-//! | 1248 | 2844 | reserved |
+//! | 1248 | 8 | seq of the last resize |
+//! | 1256 | 8 | size of a volume that is being resized, 0: of none |
+//! | 1264 | 2 | which volume that is |
+//! | 1266 | 2826 | reserved |
 //! | 4092 | 4 | CRC-32 over bytes 0..4092 |
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::layout::{Block, Shape, array_at, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
 use super::{FormatError, is_zero};
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq};
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
 use crate::limits::{BLOCK_BYTES, NAME_BYTES_MAX, VOLUMES_MAX};
 
 /// Bytes of both slots.
@@ -67,15 +70,11 @@ const VOLUMES_AT: usize = NAME_AT + NAME_BYTES_MAX;
 const VOLUMES_END: usize = VOLUMES_AT + VOLUMES_MAX * 16;
 const PROMISES_AT: usize = VOLUMES_END;
 const PROMISES_END: usize = PROMISES_AT + 32;
+const RESIZE_AT: usize = PROMISES_END;
+const RESIZE_END: usize = RESIZE_AT + 18;
 
-const SHAPE: Shape = Shape {
-    what: "superblock",
-    magic: *b"FSHSUPER",
-    version: 2,
-    first: 10,
-    used: PROMISES_END,
-    crc_at: BLOCK_BYTES - 4,
-};
+const SHAPE: Shape =
+    Shape { what: "superblock", magic: *b"FSHSUPER", version: 3, first: 10, used: RESIZE_END, crc_at: BLOCK_BYTES - 4 };
 
 /// Boot id of a primary that ended because a disk failed it: what its caches held is not believed in any boot.
 pub const NO_BOOT: [u8; 16] = [0; 16];
@@ -132,7 +131,7 @@ pub struct Superblock {
     pub journal_segment: u64,
     /// DR: epoch of a promotion under way.
     pub target_epoch: Epoch,
-    /// [`name_digest`] of the name, and size in bytes, of each volume.
+    /// [`name_digest`] of the name, and size in bytes, of each volume. DR: as of the checkpoint.
     pub volumes: Vec<(u64, u64)>,
     /// DR: nothing above is applied; whoever recovers less has lost something that was here.
     pub promised_cut: Seq,
@@ -142,6 +141,10 @@ pub struct Superblock {
     pub suspect_until: Seq,
     /// DR: length of the journal file; 0 = not known.
     pub journal_bytes: u64,
+    /// Primary: whoever has everything up to here knows the sizes; 0 = as the volumes were made.
+    pub resized: Seq,
+    /// Primary: a volume that is being resized, and the bytes it gets. Its order may have left already: a start goes on.
+    pub resizing: Option<(Volume, u64)>,
 }
 
 impl Superblock {
@@ -170,7 +173,19 @@ impl Superblock {
             promised_tail: Seq(0),
             suspect_until: Seq(0),
             journal_bytes: 0,
+            resized: Seq(0),
+            resizing: None,
         }
+    }
+
+    /// Size of each volume, bytes, once what is being resized has been.
+    #[must_use]
+    pub fn sizes_to_be(&self) -> Vec<u64> {
+        let mut sizes: Vec<u64> = self.volumes.iter().map(|(_, size)| *size).collect();
+        if let Some((volume, size)) = self.resizing {
+            sizes[usize::from(volume.0)] = size;
+        }
+        sizes
     }
 
     /// Whether all of these flags are set.
@@ -228,6 +243,15 @@ impl Superblock {
         put_u64(&mut out, PROMISES_AT + 8, self.promised_tail.0);
         put_u64(&mut out, PROMISES_AT + 16, self.suspect_until.0);
         put_u64(&mut out, PROMISES_AT + 24, self.journal_bytes);
+        put_u64(&mut out, RESIZE_AT, self.resized.0);
+        if let Some((volume, size)) = self.resizing {
+            assert!(
+                usize::from(volume.0) < self.volumes.len() && size > 0,
+                "one of its volumes is resized, to something"
+            );
+            put_u64(&mut out, RESIZE_AT + 8, size);
+            put(&mut out, RESIZE_AT + 16, &volume.0.to_le_bytes());
+        }
         SHAPE.seal(out)
     }
 
@@ -271,6 +295,8 @@ impl Superblock {
             promised_tail: Seq(u64_at(block, PROMISES_AT + 8)),
             suspect_until: Seq(u64_at(block, PROMISES_AT + 16)),
             journal_bytes: u64_at(block, PROMISES_AT + 24),
+            resized: Seq(u64_at(block, RESIZE_AT)),
+            resizing: resizing_of(block)?,
         })
     }
 }
@@ -357,6 +383,15 @@ fn name_of(block: &Block) -> Result<String, FormatError> {
     let (name, padding) = block[NAME_AT..VOLUMES_AT].split_at(length);
     reserved_zero(SHAPE.what, padding)?;
     String::from_utf8(name.to_vec()).map_err(|_| SHAPE.field("the name is not UTF-8"))
+}
+
+fn resizing_of(block: &Block) -> Result<Option<(Volume, u64)>, FormatError> {
+    let (size, volume) = (u64_at(block, RESIZE_AT + 8), u16_at(block, RESIZE_AT + 16));
+    match size {
+        0 if volume == 0 => Ok(None),
+        size if size > 0 && volume < u16_at(block, 120) => Ok(Some((Volume(volume), size))),
+        _ => Err(SHAPE.field(format!("volume {volume}, which there is not, is being resized to {size} bytes"))),
+    }
 }
 
 fn volumes_of(block: &Block) -> Result<Vec<(u64, u64)>, FormatError> {

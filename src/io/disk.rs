@@ -27,7 +27,7 @@ use io_uring::squeue::Entry;
 use nix::libc;
 
 use super::arena::Run;
-use super::open::{Opened, failed};
+use super::open::{Opened, Preallocate, enlarge, failed};
 use super::reactor::{Event, FileId};
 use super::ring::{Kernel, Kind, Target, Token, on};
 use super::{reader, vector};
@@ -264,6 +264,12 @@ impl Disk {
     /// When the file has been closed: names of files are not used after `close`.
     pub fn opened(&self, file: FileId) -> &Opened {
         &self.files[file.0].as_ref().expect("a closed file is not used").opened
+    }
+
+    /// As [`open::enlarge`].
+    pub fn enlarge(&mut self, file: FileId, wanted: u64, preallocate: Preallocate) -> Result<u64, IoFail> {
+        let found = self.files[file.0].as_mut().expect("a closed file is not used");
+        enlarge(&mut found.opened, wanted, preallocate)
     }
 
     /// Closes a file once what is in flight is done.

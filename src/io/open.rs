@@ -181,6 +181,26 @@ fn size_of(file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
+/// Gives an open file at least so many bytes, durably; the size of a block device is looked at again. How many it has now.
+/// A file that is direct stays fit for that.
+pub fn enlarge(opened: &mut Opened, wanted: u64, preallocate: Preallocate) -> Result<u64, IoFail> {
+    let fail = |what: &str, error: io::Error| failed(&opened.path, what, &error);
+    let mut size = size_of(&opened.file).map_err(|error| fail("cannot examine", error))?;
+    if size < wanted && !opened.block_device {
+        let wanted = wanted.next_multiple_of(if opened.direct_align.is_some() { PAGE_BYTES as u64 } else { 1 });
+        // Through the page cache, which wants no alignment of what is written.
+        let same = format!("/proc/self/fd/{}", opened.file.as_raw_fd());
+        let file =
+            std::fs::OpenOptions::new().write(true).open(same).map_err(|error| fail("cannot open again", error))?;
+        grow(&file, size, wanted, preallocate)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| fail("cannot allocate space", error))?;
+        size = wanted;
+    }
+    opened.size = opened.size.max(size);
+    Ok(size)
+}
+
 fn grow(file: &File, size: u64, wanted: u64, preallocate: Preallocate) -> io::Result<()> {
     file.set_len(wanted)?;
     if preallocate == Preallocate::Sparse {

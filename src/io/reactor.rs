@@ -23,7 +23,7 @@ use super::disk::Disk;
 use super::extents::{Extents, Range};
 use super::listen;
 use super::net::Net;
-use super::open::{self, OpenOptions};
+use super::open::{self, OpenOptions, Preallocate};
 use super::reader::{self, FileReader};
 use super::resolve::Resolver;
 use super::ring::{Completion, Kernel, Kind, Token, Wait};
@@ -341,6 +341,12 @@ impl Reactor {
     #[must_use]
     pub fn file_size(&self, file: FileId) -> u64 {
         self.disk.opened(file).size
+    }
+
+    /// Gives an open file at least so many bytes, durably; of a block device its size is looked at again. How many it has
+    /// now. Blocks, but not for long where nothing is written (`preallocate`).
+    pub fn enlarge(&mut self, file: FileId, wanted: u64, preallocate: Preallocate) -> Result<u64, IoFail> {
+        self.disk.enlarge(file, wanted, preallocate)
     }
 
     #[must_use]

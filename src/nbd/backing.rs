@@ -23,7 +23,7 @@ use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, IoFail, Now};
 use crate::core::sparing::Sparing;
 use crate::io::tls::Connector;
-use crate::io::{Event, FileId, Range, Reactor, ReactorOptions};
+use crate::io::{Event, FileId, Preallocate, Range, Reactor, ReactorOptions};
 use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
 use crate::nbd::client::ExportInfo;
 use crate::nbd::protocol::{SEND_FUA, SEND_WRITE_ZEROES};
@@ -45,6 +45,8 @@ const OPEN_NS: u64 = 30_000_000_000;
 const STOP_AWAY_NS: u64 = 10_000_000_000;
 /// How long it may be before whoever waits to stop or to be promoted is told, nanoseconds.
 const TOLD_NS: u64 = 1_000_000_000;
+/// How soon a connection is given up to see whether the export has grown, nanoseconds.
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 /// Pause between two lines about attempts that fail.
 const LINES_PAUSE_NS: u64 = 30_000_000_000;
 
@@ -78,6 +80,14 @@ pub enum StopError {
     Away(String),
     #[error("told to stop a second time: ending at once; the restart recovers what is open")]
     Twice,
+}
+
+/// Why a store is too small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    pub text: String,
+    /// Its server is being connected to again: soon it may tell another size.
+    pub asked: bool,
 }
 
 /// The volumes of a group that stand on NBD servers.
@@ -245,6 +255,42 @@ impl Backings {
     #[must_use]
     pub fn zeroes_fast(&self, reactor: &Reactor, file: FileId, offset: u64, length: u64, unmap: bool) -> bool {
         self.index(file).is_none() && reactor.zeroes_fast(file, offset, length, unmap)
+    }
+
+    /// Has the store of a volume of so many bytes grow, or finds that it has: a file is grown, of a device and of an export
+    /// the size is looked at again. How many bytes it has now.
+    ///
+    /// # Errors
+    /// What is too small, where it is and what to do; of an export it may be that it only has to be asked again.
+    pub fn enlarge(&mut self, reactor: &mut Reactor, file: FileId, size: u64) -> Result<u64, Short> {
+        let Some(index) = self.index(file) else {
+            let path = reactor.file_path(file).display().to_string();
+            return match reactor.enlarge(file, size, Preallocate::Sparse) {
+                Ok(has) if has >= size => Ok(has),
+                Ok(has) => Err(Short {
+                    text: format!(
+                        "{path} has {has} bytes, {size} are needed: grow it by its own means (lvextend, …) first"
+                    ),
+                    asked: false,
+                }),
+                Err(fail) => Err(Short { text: fail.to_string(), asked: false }),
+            };
+        };
+        let now = reactor.now();
+        let remote = &mut self.remotes[index];
+        if remote.store.enlarge(size) {
+            return Ok(size);
+        }
+        let has = remote.store.info().map_or_else(|| "an unknown number of".to_owned(), |info| info.size.to_string());
+        let text = format!("{} has {has} bytes, {size} are needed: grow what the server exports first", remote.uri);
+        // A server tells its size when it is connected to, and at no other time.
+        let idle = remote.lost.is_none() && now.mono_ns >= remote.since_ns.saturating_add(LOOK_AGAIN_NS);
+        if let Some(conn) = remote.conn.filter(|_| idle && !remote.closing) {
+            let why = format!("its size is looked at again, for {size} bytes are needed");
+            reactor.close(conn, &why);
+            remote.leave(now, why, false);
+        }
+        Err(Short { text, asked: true })
     }
 
     /// Whether everything that was answered on the servers is still there.

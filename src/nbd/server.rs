@@ -182,6 +182,15 @@ impl NbdServer {
         }
     }
 
+    /// The export of these connections has another size from now on: what is asked beyond its old end is no error any more.
+    pub fn resized(&mut self, conns: impl IntoIterator<Item = Conn>, size: u64) {
+        for conn in conns {
+            if let Some(client) = self.live(conn) {
+                client.session.resized(size);
+            }
+        }
+    }
+
     /// Refuses whatever is still to be negotiated; what transmits already goes on.
     pub fn shut_down(&mut self) {
         self.shutdown = true;

@@ -212,6 +212,14 @@ impl Session {
         }
     }
 
+    /// The export has this size from now on. The protocol has no word for it: who is connected hears of it elsewhere, or
+    /// keeps to the size it was told.
+    pub fn resized(&mut self, size: u64) {
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.resized(size);
+        }
+    }
+
     /// Answers a [`Event::List`] with (name, description) of each export.
     ///
     /// # Panics

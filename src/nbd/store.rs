@@ -119,6 +119,15 @@ impl Store {
         self.broken.as_ref()
     }
 
+    /// Whether the server was found to have so many bytes; if so, no other is fit from now on.
+    pub fn enlarge(&mut self, size: u64) -> bool {
+        let fits = self.info().is_some_and(|info| info.size >= size);
+        if fits {
+            self.size = self.size.max(size);
+        }
+        fits
+    }
+
     /// Answers since the last call.
     pub fn said(&mut self) -> std::vec::Drain<'_, Said> {
         self.said.drain(..)

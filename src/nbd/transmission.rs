@@ -128,6 +128,11 @@ impl Transmission {
         }
     }
 
+    /// What is asked from now on is checked against this size.
+    pub fn resized(&mut self, size: u64) {
+        self.terms.export.size = size;
+    }
+
     /// Asks for the next pieces of what is in pieces.
     pub fn resume(&mut self, events: &mut Vec<Event>) {
         while let Some(cookie) = self.resumed.pop_front() {

@@ -100,6 +100,7 @@ impl Machine {
                 self.reply_if_ready(Seq(seq), fx);
             }
             self.settle_flushes(fx);
+            self.settle_resize(fx);
         }
         self.note_frozen(fx);
     }
@@ -215,5 +216,6 @@ impl Machine {
         for flush in self.flushes.drain(..) {
             fx.push(Effect::Reply { req: flush.req, result: Err(Errno::Shutdown) });
         }
+        self.fail_resizes("this primary has been fenced: a newer epoch serves the group", fx);
     }
 }

@@ -381,6 +381,7 @@ impl Machine {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        self.say_sizes();
         self.batch_progress_ns = self.now.mono_ns;
         let ranges = std::mem::take(&mut self.lost);
         let mut holes = std::mem::take(&mut self.dr.holes);
@@ -455,6 +456,7 @@ impl Machine {
         };
         let (before, bytes) = (batch.begin, batch.bytes_acked);
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        self.say_sizes();
         let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Stream) else { return };
         let batch = batch.carry_on(begin, self.now);
         let text = format!(

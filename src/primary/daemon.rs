@@ -8,6 +8,7 @@ mod clients;
 mod files;
 mod links;
 mod listing;
+mod resize;
 mod secure;
 
 use std::collections::{HashMap, VecDeque};
@@ -17,6 +18,7 @@ use anyhow::{Context, bail};
 use self::files::Opened;
 use self::links::DrConns;
 use self::listing::Looking;
+use self::resize::Resizing;
 use self::secure::Security;
 use super::machine::{Effect, Input, Machine, Options};
 use super::recovery::{self, Recovered};
@@ -74,6 +76,8 @@ pub struct Promotion {
     pub loss_missing: Option<String>,
     /// The volumes on NBD servers, connected.
     pub backings: Backings,
+    /// Name and size in bytes of each volume, as of where the promotion has come to.
+    pub volumes: Vec<(String, u64)>,
 }
 
 /// Runs the primary of a group until it is told to stop.
@@ -98,8 +102,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let mut reactor =
         Reactor::new(ReactorOptions { arena_bytes, signals: true, spin: true, ..ReactorOptions::default() })
             .context("io_uring is needed, and the kernel does not give it")?;
+    let volumes = configured(config);
     let setup = files::Setup {
         dir: &primary.dir,
+        volumes: &volumes,
         prefix: "",
         backing: &primary.backing,
         role: Role::Primary,
@@ -121,7 +127,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         table_slots: aux.slots,
         table_payload_bytes: aux.payload,
         standalone: false,
-        ..alone(config)?
+        ..alone(config, &volumes)?
     };
     let mut shell = Shell::new(reactor, opened, recovered, options)?;
     (shell.table, shell.security) = (Some(table), security);
@@ -131,6 +137,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("listening on {}", primary.control.display()))?;
     let address = primary.metrics.as_ref();
     shell.http = HttpServer::start(&mut shell.reactor, address).context("listening on [primary] metrics")?;
+    shell.resize_as_configured(&volumes)?;
     shell.serve()
 }
 
@@ -144,9 +151,10 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     let span = tracing::info_span!("primary", group = %config.group.name, epoch = promotion.epoch.0);
     let _entered = span.enter();
     let security = Security::of_promoted(config)?;
-    let Promotion { mut reactor, group, owner, epoch, tail, chain, .. } = promotion;
+    let Promotion { mut reactor, group, owner, epoch, tail, chain, volumes, .. } = promotion;
     let setup = files::Setup {
         dir: &dr.dir,
+        volumes: &volumes,
         prefix: "promoted.",
         backing: &dr.backing,
         role: Role::Dr,
@@ -164,7 +172,7 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
             return refused.with_context(|| format!("the directory {}", dr.dir.display()));
         }
     };
-    let mut shell = Shell::new(reactor, opened, recovered, alone(config)?)?;
+    let mut shell = Shell::new(reactor, opened, recovered, alone(config, &volumes)?)?;
     shell.controls = promotion.controls;
     shell.http = promotion.http;
     shell.replication = promotion.replication;
@@ -180,11 +188,16 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     shell.serve()
 }
 
+/// Name and size in bytes of each volume in the configuration.
+fn configured(config: &Config) -> Vec<(String, u64)> {
+    config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect()
+}
+
 /// The options of a primary without peers.
-fn alone(config: &Config) -> anyhow::Result<Options> {
+fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> {
     Ok(Options {
         group_name: config.group.name.clone(),
-        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        volumes: volumes.to_vec(),
         protect: config.group.protect,
         ack: config.group.ack,
         require: config.group.require,
@@ -214,12 +227,12 @@ struct Shell {
     machine: Machine,
     opened: Opened,
     group: String,
-    volumes: Vec<(String, u64)>,
     nbd: NbdServer,
     ended: Ended,
     /// Which volume a connection has opened.
     exports: HashMap<Conn, Volume>,
     requests: Slots<Asked>,
+    resizes: Vec<Resizing>,
     asked: Vec<(Conn, session::Event)>,
     deferred: VecDeque<(Conn, session::Event)>,
     listeners: Vec<usize>,
@@ -259,7 +272,7 @@ impl Shell {
             };
             reactor.write_sync(file, *offset, bytes)?;
         }
-        let (group, volumes) = (options.group_name.clone(), options.volumes.clone());
+        let group = options.group_name.clone();
         let awaited = options.protect.awaited(options.ack);
         let mut effects = Vec::new();
         let now = reactor.now();
@@ -269,11 +282,11 @@ impl Shell {
             machine,
             opened,
             group,
-            volumes,
             nbd: NbdServer::new(),
             ended: Ended::default(),
             exports: HashMap::new(),
             requests: Slots::default(),
+            resizes: Vec::new(),
             asked: Vec::new(),
             deferred: VecDeque::new(),
             listeners: Vec::new(),
@@ -328,7 +341,7 @@ impl Shell {
             let listener = self.reactor.listen(address).with_context(|| format!("listening on {address}"))?;
             self.security.listening(listener, address);
             self.listeners.push(listener);
-            tracing::info!("serving {} volumes by NBD on {address}", self.volumes.len());
+            tracing::info!("serving {} volumes by NBD on {address}", self.machine.volumes().len());
         }
         Ok(())
     }
@@ -345,6 +358,7 @@ impl Shell {
                 self.region.as_ref().and_then(Region::deadline_ns),
                 self.opened.backings.deadline_ns(),
                 self.stop_by_ns,
+                self.resize_due_ns(),
             ];
             self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
             for event in events.drain(..) {
@@ -352,6 +366,7 @@ impl Shell {
             }
             self.nbd.tick(&mut self.reactor);
             self.opened.backings.tick(&mut self.reactor);
+            self.look_for_room()?;
             if let Some(region) = &mut self.region {
                 region.tick(&mut self.reactor, &mut self.region_events);
             }
@@ -549,6 +564,7 @@ impl Shell {
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
             Effect::ListAllocated => self.list(),
+            Effect::Resized { volume, size, result } => self.resized(volume, size, result),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
@@ -607,8 +623,9 @@ impl Shell {
         while let Some((conn, line)) = self.controls.next(&mut self.reactor) {
             match line {
                 Ok(line) => {
-                    let answer = self.control_request(conn, &line)?;
-                    self.controls.answer(&mut self.reactor, conn, answer.pieces());
+                    if let Some(answer) = self.control_request(conn, &line)? {
+                        self.controls.answer(&mut self.reactor, conn, answer.pieces());
+                    }
                 }
                 Err(error) => {
                     let answer = Answer::failed(error.to_string());
@@ -619,8 +636,9 @@ impl Shell {
         Ok(())
     }
 
-    fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Answer> {
-        Ok(match Request::asked(line, self.reactor.asker(conn)) {
+    /// The answer to a request; `None` when it comes later.
+    fn control_request(&mut self, conn: Conn, line: &[u8]) -> anyhow::Result<Option<Answer>> {
+        Ok(Some(match Request::asked(line, self.reactor.asker(conn)) {
             Ok(Request::Status) => Answer::status(&self.status()),
             Ok(Request::Stop) => {
                 self.stop()?;
@@ -634,8 +652,9 @@ impl Shell {
                 .loss
                 .clone()
                 .unwrap_or_else(|| Answer::failed("this is the primary: no promotion has taken place here")),
+            Ok(Request::Resize { volume, size }) => return self.resize_asked(Some(conn), &volume, size),
             Err(answer) => answer,
-        })
+        }))
     }
 
     fn status(&self) -> Status {
@@ -680,6 +699,7 @@ impl Shell {
             self.reactor.stop_listening(listener);
         }
         self.nbd.shut_down();
+        self.give_up_resizes();
         self.stop_by_ns = Some(self.reactor.now().mono_ns + DRAIN_NS);
         self.step(Input::Stop)
     }

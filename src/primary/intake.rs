@@ -159,9 +159,14 @@ impl Machine {
         record.chained(self.chain)
     }
 
-    /// A record of our own: no request, no local write.
+    /// A record of our own: nobody waits for its answer.
     pub(super) fn append_control(&mut self, op: Op, offset: u64, length: u64, payload_crc: u32) -> Seq {
-        let record = self.record(op, 0, Volume(0), offset, length, payload_crc);
+        self.append_of(Volume(0), op, offset, length, payload_crc)
+    }
+
+    /// One about a volume.
+    pub(super) fn append_of(&mut self, volume: Volume, op: Op, offset: u64, length: u64, payload_crc: u32) -> Seq {
+        let record = self.record(op, 0, volume, offset, length, payload_crc);
         self.append(record, Bytes::new(), None);
         record.seq
     }
@@ -209,6 +214,7 @@ impl Machine {
         if !self.marked {
             return self.tick_if_due(fx);
         }
+        self.advance_resize(fx);
         self.write_log(fx);
         let started = !self.startable.is_empty();
         self.start_local(fx);
@@ -335,7 +341,8 @@ impl Machine {
                 }
                 _ => {
                     let unmap = record.flags & FLAG_NO_HOLE == 0;
-                    DiskKind::Zero { offset: record.offset, length: record.length, unmap, durable }
+                    let Extent { offset, length, .. } = record.extent().expect("only ranges are written");
+                    DiskKind::Zero { offset, length, unmap, durable }
                 }
             };
             fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(record.volume), kind }));

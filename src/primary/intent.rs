@@ -66,6 +66,8 @@ pub struct IntentMap {
     neighbours: u64,
     /// Unmarked places touched since the cycle began.
     misses: u32,
+    /// Pages have other places since a volume has grown, and have not all been written there.
+    relaying: bool,
 }
 
 impl IntentMap {
@@ -94,7 +96,55 @@ impl IntentMap {
             set: 0,
             neighbours: INTENT_NEIGHBOURS,
             misses: 0,
+            relaying: false,
         }
+    }
+
+    /// Size of each volume that the pages are laid out for, bytes.
+    #[must_use]
+    pub fn sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
+    /// Lays the pages out for a volume that has grown. Not while a round is in flight.
+    ///
+    /// Every page whose place changes is written in the next round, and with it every place that has another owner. Until
+    /// the header tells of the new layout a start finds a foreign page wherever that differs, which counts as full; so
+    /// nothing is ever taken for unwritten, whichever of the two layouts it reads (I2).
+    pub fn grow(&mut self, volume: Volume, size: u64) {
+        assert!(self.left == 0, "pages are never moved under a page write");
+        let grown = &mut self.sizes[usize::from(volume.0)];
+        assert!(*grown <= size, "volumes only grow");
+        *grown = size;
+        let before = std::mem::replace(&mut self.layout, MapLayout::new(&self.sizes));
+        for at in 0..self.volumes.len() {
+            let volume = volume_at(at);
+            let known = self.volumes[at].len() as u64;
+            for page in 0..self.layout.volume_pages(volume) {
+                let offset = self.layout.page_offset(volume, page);
+                if page >= known {
+                    let page = Page::new(volume, page);
+                    self.volumes[at].push(Leaf {
+                        wanted: page.clone(),
+                        durable: page.clone(),
+                        recent: page,
+                        dirty: false,
+                    });
+                } else if before.page_offset(volume, page) == offset {
+                    continue;
+                }
+                self.relaying = true;
+                if !std::mem::replace(&mut self.volumes[at][index(page)].dirty, true) {
+                    self.dirty.push((volume, page));
+                }
+            }
+        }
+    }
+
+    /// Whether pages have yet to be written to new places: until then the header may not tell of them.
+    #[must_use]
+    pub fn relaying(&self) -> bool {
+        self.relaying
     }
 
     /// Takes over a page as found on disk.
@@ -188,6 +238,8 @@ impl IntentMap {
         if self.left > 0 {
             return false;
         }
+        // A round takes whatever is dirty, and none is in flight when a volume grows: this one had all of them.
+        self.relaying = false;
         for page in std::mem::take(&mut self.round) {
             let (volume, index) = (page.volume, page.index);
             let leaf = self.leaf(volume, index);
@@ -407,5 +459,87 @@ mod tests {
         let before = map.set;
         map.want(extent(bytes - 1, 1));
         assert_eq!(map.set, before + 1);
+    }
+
+    /// The bytes of a map file, and what it says of volumes of these sizes, as a start reads it: ranges that count.
+    struct OnDisk(Vec<u8>);
+
+    impl OnDisk {
+        fn write(&mut self, write: &PageWrite) {
+            let at = usize::try_from(write.offset).expect("small");
+            self.0.resize(self.0.len().max(at + write.bytes.len()), 0);
+            self.0[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+        }
+
+        fn counts(&self, sizes: &[u64], extent: Extent) -> bool {
+            let layout = MapLayout::new(sizes);
+            let (page, bit) = MapLayout::locate(extent.offset);
+            let at = usize::try_from(layout.page_offset(extent.volume, page)).expect("small");
+            let Some(block) = self.0.get(at..at + crate::limits::BLOCK_BYTES) else { return false };
+            match Page::decode(block) {
+                Ok(found) if found.volume == extent.volume && found.index == page => found.get(bit),
+                _ => !crate::format::is_zero(block),
+            }
+        }
+    }
+
+    /// Volumes that grow move the pages of those behind them. Whichever of them are written when the power goes, and
+    /// whether the header tells of the new layout by then: nothing that was durable in the map is forgotten.
+    #[test]
+    fn a_map_that_is_laid_out_anew_forgets_nothing_in_either_layout() {
+        use crate::format::intent::PAGE_COVERS_BYTES;
+        let of = |volume: u16, page: u64, bit: u64| Extent {
+            volume: Volume(volume),
+            offset: page * PAGE_COVERS_BYTES + bit * INTENT_EXTENT_BYTES,
+            length: 4096,
+        };
+        let (small, large) =
+            (vec![PAGE_COVERS_BYTES; 3], vec![2 * PAGE_COVERS_BYTES, PAGE_COVERS_BYTES, PAGE_COVERS_BYTES]);
+        for subset in 0..1u32 << 5 {
+            let mut map = single(&small);
+            let mut disk = OnDisk(Vec::new());
+            let before = [of(0, 0, 1), of(1, 0, 2), of(2, 0, 3)];
+            before.iter().for_each(|extent| assert!(!map.want(*extent)));
+            map.round().iter().for_each(|write| disk.write(write));
+            while map.busy() {
+                map.page_done();
+            }
+            map.grow(Volume(0), 2 * PAGE_COVERS_BYTES);
+            assert!(map.relaying() && map.sizes() == large);
+            let during = [of(0, 1, 0), of(2, 0, 9)];
+            during.iter().for_each(|extent| assert!(!map.want(*extent)));
+            let round = map.round();
+            assert_eq!(round.len(), 3, "one page is new and two have moved");
+            let all = subset & 7 == 7;
+            round.iter().enumerate().filter(|(at, _)| subset >> at & 1 != 0).for_each(|(_, write)| disk.write(write));
+            assert!(before.iter().all(|extent| disk.counts(&small, *extent)), "{subset:b}: by the old header");
+            if !all {
+                continue;
+            }
+            while map.busy() {
+                map.page_done();
+            }
+            assert!(!map.relaying());
+            // What comes after, before and behind the header.
+            let after = of(1, 0, 20);
+            assert!(!map.want(after) && during.iter().all(|extent| map.is_durable(*extent)));
+            if subset >> 3 & 1 != 0 {
+                map.round().iter().for_each(|write| disk.write(write));
+            }
+            let written = subset >> 3 & 1 != 0;
+            let layout = if subset >> 4 & 1 != 0 { &large } else { &small };
+            let held = before.iter().chain(&during).filter(|it| it.offset < layout[usize::from(it.volume.0)]);
+            for extent in held.chain(written.then_some(&after)) {
+                assert!(disk.counts(layout, *extent), "{subset:b}: {extent:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_volume_that_grows_within_its_page_moves_nothing() {
+        let mut map = single(&[SIZE, SIZE]);
+        map.grow(Volume(0), 2 * SIZE);
+        assert!(!map.relaying() && map.round().is_empty());
+        assert!(!map.want(extent(2 * SIZE - 4096, 4096)));
     }
 }

@@ -458,7 +458,7 @@ impl Machine {
             epoch: self.superblock.epoch,
             owner: self.superblock.owner,
             incarnation: self.options.incarnation,
-            volumes: self.options.volumes.clone(),
+            volumes: self.volumes_ordered(),
             tail: self.tail,
         };
         fx.push(Effect::DrSend { conn, message: Message::Hello(hello) });

@@ -16,7 +16,9 @@ impl Machine {
             (Pending::Local(seq), result) => self.local_done(seq, result, fx),
             (Pending::IntentPage, Ok(_)) => self.intent_done(),
             (Pending::Unwatched(_), Ok(_)) => {}
-            (Pending::Superblock { reserved, fifo_head }, Ok(_)) => {
+            (Pending::MapHeader, Ok(_)) => self.map_laid_out(),
+            (Pending::Superblock { reserved, fifo_head, says }, Ok(_)) => {
+                self.resize_saved(says);
                 self.fifo.saved(fifo_head);
                 self.superblock_busy = false;
                 self.marked = true;

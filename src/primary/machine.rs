@@ -15,6 +15,7 @@ use super::intent::IntentMap;
 use super::link::DrLink;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
+use super::resize::Resize;
 use super::table::AuxLink;
 use super::waiting::Waiting;
 use super::window::{Held, Window};
@@ -102,6 +103,11 @@ pub enum Input {
     Allocated {
         ranges: Cover,
     },
+    /// A volume is to have `size` bytes. Its store, and the file of the intent map, have room for that already.
+    Resize {
+        volume: Volume,
+        size: u64,
+    },
     Tick,
     Stop,
 }
@@ -143,6 +149,13 @@ pub enum Effect {
     },
     /// Asks which ranges of the volumes are allocated in their backing stores.
     ListAllocated,
+    /// What became of [`Input::Resize`]. `Ok`: the order is as durable as the mode asks, the volume has the size from now
+    /// on, and a start knows it.
+    Resized {
+        volume: Volume,
+        size: u64,
+        result: Result<Seq, String>,
+    },
     Log {
         level: Level,
         text: String,
@@ -160,7 +173,7 @@ pub enum Effect {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub group_name: String,
-    /// Name and size in bytes of each volume.
+    /// Name and size in bytes of each volume; the directory knows better what size it has.
     pub volumes: Vec<(String, u64)>,
     pub protect: Protect,
     pub ack: Ack,
@@ -190,7 +203,8 @@ pub(super) enum Pending {
     Local(Seq),
     IntentPage,
     Unwatched(&'static str),
-    Superblock { reserved: Seq, fifo_head: u64 },
+    Superblock { reserved: Seq, fifo_head: u64, says: Says },
+    MapHeader,
     Flush { volume: Volume, upto: usize },
     CycleSync,
     StopSync,
@@ -198,6 +212,13 @@ pub(super) enum Pending {
     FifoRead { pos: u64 },
     LogRead { peer: Peer, first: Seq, count: usize },
     Chunk { batch: Seq, index: u64, extent: Extent },
+}
+
+/// What a superblock says of sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Says {
+    pub resizing: Option<(Volume, u64)>,
+    pub resized: Seq,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,6 +329,8 @@ pub struct Machine {
     /// When what is being gathered goes out; the tail when it last did.
     pub(super) gather_ns: Option<u64>,
     pub(super) gathered_tail: Seq,
+    /// Volumes that are to be resized, one after the other.
+    pub(super) resizes: VecDeque<Resize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,11 +413,14 @@ impl Machine {
             batch_progress_ns: 0,
             gather_ns: None,
             gathered_tail: Seq(0),
+            resizes: VecDeque::new(),
             options,
         };
+        machine.go_on_resizing();
         machine.reserve(fx);
         let previous = recovered.previous;
         machine.append_control(Op::EpochStart, previous.0, 0, 0);
+        machine.order_again();
         machine.end_of_turn(fx);
         machine
     }
@@ -415,6 +441,7 @@ impl Machine {
             Input::DrTaken { conn, left } => self.dr.taken(conn, left),
             Input::DrClosed { conn, reason } => self.dr_closed(conn, &reason, fx),
             Input::Allocated { ranges } => self.allocated(ranges, fx),
+            Input::Resize { volume, size } => self.resize(volume, size, fx),
             Input::Tick => self.end_of_turn(fx),
             Input::Stop => {
                 if self.stopping == Stopping::No {
@@ -475,7 +502,8 @@ impl Machine {
         self.superblock_busy = true;
         self.superblock.generation += 1;
         self.superblock.spool_pos = self.fifo.head();
-        let ticket = self.ticket(Pending::Superblock { reserved, fifo_head: self.fifo.head() });
+        let says = Says { resizing: self.superblock.resizing, resized: self.superblock.resized };
+        let ticket = self.ticket(Pending::Superblock { reserved, fifo_head: self.fifo.head(), says });
         let offset = superblock::slot_offset(self.superblock.generation);
         let bytes = Bytes::copy_from_slice(&self.superblock.encode());
         fx.push(disk_write(ticket, File::Superblock, offset, vec![bytes], true));
@@ -538,7 +566,7 @@ impl Pending {
     pub(super) fn what(&self) -> &'static str {
         match self {
             Pending::Local(_) => "local write",
-            Pending::IntentPage => "intent map",
+            Pending::IntentPage | Pending::MapHeader => "intent map",
             Pending::Unwatched(what) => what,
             Pending::Superblock { .. } => "superblock",
             Pending::Flush { .. } | Pending::CycleSync | Pending::StopSync => "sync of a volume",

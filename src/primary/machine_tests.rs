@@ -186,3 +186,41 @@ fn small_writes_do_not_keep_a_long_one_waiting_for_ever() {
     assert!(passed * (256 << 10) <= piece + (256 << 10), "{passed} small ones passed it");
     assert!(!bench.has_begun(3));
 }
+
+/// What is durable before what, and that clients wait for all of it.
+#[test]
+fn a_volume_is_written_beyond_its_old_end_only_when_a_start_would_know_the_new_one() {
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    let (volume, size) = (Volume(0), 2 << 20);
+    let answered = |bench: &Bench| bench.effects.iter().any(|effect| matches!(effect, Effect::Resized { .. }));
+    let refused = |bench: &mut Bench, number: u64| {
+        let kind = Kind::Write { offset: 1 << 20, data: Bytes::from_static(&[1; 512]), fua: false };
+        bench.input(Input::Request { req: Req(number), volume, kind });
+        let no =
+            |effect: &Effect| matches!(effect, Effect::Reply { req, result: Err(Errno::NoSpc) } if *req == Req(number));
+        bench.effects.iter().any(no)
+    };
+    assert_eq!(bench.machine.may_resize(volume, 1 << 20), Ok(true), "it has that");
+    assert!(bench.machine.may_resize(volume, 512).is_err_and(|why| why.contains("never made smaller")));
+    assert!(bench.machine.may_resize(volume, size + 1).is_err_and(|why| why.contains("sectors")));
+    bench.input(Input::Resize { volume, size });
+    bench.input(Input::EndOfTurn);
+    let mut steps = Vec::new();
+    for number in 0.. {
+        if answered(&bench) {
+            break;
+        }
+        assert!(number < 20 && refused(&mut bench, number), "after {steps:?}");
+        steps.extend(bench.waiting.iter().map(|op| op.file).filter(|file| *file != File::IntentLog));
+        bench.complete(|_| true);
+    }
+    let wanted = [File::Superblock, File::IntentMap, File::Volume(volume), File::IntentMap, File::Superblock];
+    assert_eq!(steps, wanted);
+    assert!(!refused(&mut bench, 99));
+    assert_eq!((bench.machine.superblock.resizing, bench.machine.superblock.volumes[0].1), (None, size));
+    let written = bench.machine.superblock.resized;
+    let kept =
+        bench.machine.window.get(written).map(|entry| (entry.record.op, entry.record.offset, entry.record.length));
+    assert!(kept.is_none_or(|kept| kept == (Op::Resize, 1 << 20, size)), "{kept:?}");
+}

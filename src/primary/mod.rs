@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `machine` holds the state and the life of one write; `policy` says what a reply waits for;
-//! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows.
+//! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows, `resize` the sizes.
 
 pub mod ack;
 pub mod batch;
@@ -24,6 +24,7 @@ pub mod machine;
 pub mod policy;
 pub mod recovery;
 pub mod report;
+mod resize;
 pub mod ship;
 pub mod table;
 pub mod upkeep;

@@ -9,6 +9,15 @@
 //!
 //! A log that ends before what its watermark says was done, or with a damaged record, counts for nothing.
 //!
+//! What sizes the volumes have the superblock says, not the configuration, which may lag or lead. While one of them is being
+//! resized the intent map is laid out for the size before or the one after; its header tells which. A record may be about
+//! the one after.
+//!
+//! | superblock in force | names a resize | a start |
+//! |---|---|---|
+//! | the newest, as far as can be told | yes | goes on with it (see `resize`): clients have written nothing beyond the old end |
+//! | the older one, the other is damaged | yes | takes it for done, for clients may have; what was added is copied |
+//!
 //! What is damaged of the intent map counts as full, and is written so before the machine starts: what was read damaged
 //! may be read whole the next time, and would say then that nothing was written since (I2).
 //!
@@ -20,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::fifo::{self, DiskFifo};
 use super::intent::IntentMap;
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::Cover;
@@ -99,8 +108,8 @@ pub enum RecoveryError {
 pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, RecoveryError> {
     let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
     let mut notes = Vec::new();
-    let superblock = match read_superblock(files.superblock, &mut notes) {
-        Ok(Some(superblock)) => superblock,
+    let (mut superblock, damaged) = match read_superblock(files.superblock, &mut notes) {
+        Ok(Some(found)) => found,
         Ok(None) => return Ok(fresh(expect, &sizes)),
         // No record leaves, and no block changes, before the first superblock is durable.
         Err(_) if never_written(files)? => {
@@ -111,7 +120,10 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
         Err(error) => return Err(error),
     };
     check_superblock(expect, &superblock)?;
-    let (intent, mended) = read_map(files.map, &sizes, superblock.group, &mut notes)?;
+    note_sizes(expect, &superblock, &mut notes);
+    let unsure = superblock.resizing.filter(|_| damaged);
+    let added = unsure.map(|(volume, size)| take_for_done(&mut superblock, volume, size));
+    let (intent, mended) = read_map(files.map, &superblock, &mut notes)?;
     let log = read_log(files.log, &superblock, &mut notes)?;
     let failed = superblock.boot_id == superblock::NO_BOOT;
     let same_boot = log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
@@ -126,6 +138,10 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
             resume_after_power_loss(expect, superblock, intent, fifo, &mut notes)
         }
     };
+    if let Some(added) = added {
+        recovered.lost.insert(added);
+        recovered.lost_any = true;
+    }
     recovered.superblock.boot_id = expect.boot_id;
     recovered.format.extend(mended);
     recovered.format.extend(log_header(expect, &recovered));
@@ -280,9 +296,9 @@ const MEND_BYTES: usize = 1 << 20;
 
 // ---- reading ---------------------------------------------------------------------------------
 
-/// The superblock in force. The slot that is not readable may have been newer: torn, or damaged after it had promised
+/// The superblock in force, and whether the other slot is damaged. The slot that is not readable may have been newer: torn, or damaged after it had promised
 /// something. So no clean stop is believed, and the seqs that it may have reserved are passed over.
-fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<Superblock>, RecoveryError> {
+fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<(Superblock, bool)>, RecoveryError> {
     if file.size() == 0 {
         return Ok(None);
     }
@@ -290,12 +306,13 @@ fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<
     let slots =
         superblock::read_slots(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })?;
     let Some(mut newest) = slots.newest else { return Ok(None) };
+    let damaged = slots.damaged.is_some();
     if let Some(why) = slots.damaged {
         notes.push(format!("one slot of the superblock is damaged ({why}): the other one counts"));
         newest.boot_id = superblock::NO_BOOT;
         newest.seq = Seq(newest.seq.0 + SEQ_RESERVE);
     }
-    Ok(Some(newest))
+    Ok(Some((newest, damaged)))
 }
 
 /// Whether the intent log has no record and one slot of the superblock is still blank: the directory of a primary
@@ -327,13 +344,38 @@ fn check_superblock(expect: &Expect, superblock: &Superblock) -> Result<(), Reco
         let advice = "give each group a directory of its own";
         return mismatch("group", superblock.group_name.clone(), expect.group_name.clone(), advice);
     }
-    if superblock.volumes != digests(&expect.volumes) {
+    let names = |volumes: &[(u64, u64)]| volumes.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    if names(&superblock.volumes) != names(&digests(&expect.volumes)) {
         let found = describe_sizes(superblock.volumes.iter().map(|(_, size)| *size));
         let wanted = describe_sizes(expect.volumes.iter().map(|(_, size)| *size));
-        let advice = "names, order and sizes of volumes cannot change; put the configuration back";
-        return mismatch("volumes of", found, wanted, advice);
+        let advice = "names and order of volumes cannot change; put the configuration back";
+        return mismatch("other volumes, of", found, wanted, advice);
     }
     Ok(())
+}
+
+/// A configuration that lags behind a resize is no reason not to start; nor does it make anything smaller.
+fn note_sizes(expect: &Expect, superblock: &Superblock, notes: &mut Vec<String>) {
+    for ((name, says), (_, has)) in expect.volumes.iter().zip(&superblock.volumes) {
+        if says < has {
+            notes.push(format!(
+                "volume {name} has {has} bytes, the configuration says {says}: it was resized, or you want it smaller, \
+                 which it never gets; say {has} there, on each host"
+            ));
+        }
+    }
+}
+
+/// The slot of the superblock that said whether a resize was done is damaged: clients may have written beyond the old end.
+/// Whatever stands there is copied.
+fn take_for_done(superblock: &mut Superblock, volume: Volume, size: u64) -> Extent {
+    let has = &mut superblock.volumes[usize::from(volume.0)].1;
+    let added = Extent { volume, offset: *has, length: size - *has };
+    *has = size;
+    superblock.resizing = None;
+    // Nobody can have passed that.
+    superblock.resized = superblock.seq;
+    added
 }
 
 fn describe_sizes(sizes: impl Iterator<Item = u64>) -> String {
@@ -345,16 +387,20 @@ fn describe_sizes(sizes: impl Iterator<Item = u64>) -> String {
 /// header that was.
 fn read_map(
     file: &dyn ReadAt,
-    sizes: &[u64],
-    group: GroupId,
+    superblock: &Superblock,
     notes: &mut Vec<String>,
 ) -> Result<(IntentMap, Vec<Piece>), RecoveryError> {
     let io = |source| RecoveryError::Io { file: "intent map", source };
+    let header = file.read_at(0, BLOCK_BYTES).map_err(io)?;
+    let found = MapHeader::decode(&header);
+    let of = |sizes: &[u64]| MapHeader { group: superblock.group, sizes_digest: sizes_digest(sizes) };
+    let made: Vec<u64> = superblock.volumes.iter().map(|(_, size)| *size).collect();
+    let to_be = superblock.sizes_to_be();
+    let sizes = if found.as_ref().is_ok_and(|found| *found == of(&to_be)) { &to_be } else { &made };
     let mut map = IntentMap::new(sizes);
     let layout = MapLayout::new(sizes);
-    let wanted = MapHeader { group, sizes_digest: sizes_digest(sizes) };
-    let header = file.read_at(0, BLOCK_BYTES).map_err(io)?;
-    let whole = MapHeader::decode(&header).is_ok_and(|header| header == wanted);
+    let wanted = of(sizes);
+    let whole = found.is_ok_and(|found| found == wanted);
     if !whole {
         notes.push("the intent map is missing or damaged: whole volumes are copied (I8)".into());
     }
@@ -404,6 +450,7 @@ fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>)
         return Ok(None);
     };
     let layout = LogLayout { slots: header.slots };
+    let sizes = superblock.sizes_to_be();
     let mut records = Vec::new();
     let piece = 1 << 20;
     let mut offset = LogLayout::RECORDS_AT;
@@ -412,7 +459,7 @@ fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>)
         let length = usize::try_from((end - offset).min(piece)).expect("at most a MiB");
         let bytes = file.read_at(offset, length).map_err(io)?;
         let found = bytes.chunks_exact(RECORD_BYTES).filter_map(|raw| OrderRecord::decode(raw).ok());
-        records.extend(found.filter(|record| inside(record, superblock)));
+        records.extend(found.filter(|record| inside(record, &sizes)));
         offset += length as u64;
     }
     let Some(records) = newest_run(records) else { return Ok(None) };
@@ -428,9 +475,9 @@ fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>)
 }
 
 /// Whether what a record changes is there: one that leaves its volume was never written here.
-fn inside(record: &OrderRecord, superblock: &Superblock) -> bool {
+fn inside(record: &OrderRecord, sizes: &[u64]) -> bool {
     record.extent().is_none_or(|it| {
-        let size = superblock.volumes.get(usize::from(it.volume.0)).map(|volume| volume.1);
+        let size = sizes.get(usize::from(it.volume.0)).copied();
         it.offset.checked_add(it.length).zip(size).is_some_and(|(end, size)| end <= size)
     })
 }

@@ -98,7 +98,7 @@ fn orphaned(count: u64) -> Result<Group> {
 fn check(group: &Group, report: &PromoteReport) -> Result<()> {
     let history = oracle::history(&group.site.plan.dir, true)?;
     let lost = history.values().filter(|record| record.epoch < report.epoch && record.seq > report.cut_seq);
-    let mut lost = lost.filter(|record| record.op.changes_volume());
+    let mut lost = lost.filter(|record| record.changes_volume());
     let (mut bytes, mut listed) = (0, 0);
     for write in report.missing.iter() {
         let record = lost.next().with_context(|| format!("{write:?} is not lost"))?;

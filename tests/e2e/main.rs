@@ -2,6 +2,7 @@
 
 mod backing;
 mod crash;
+mod growth;
 mod harness;
 mod journal;
 mod long;

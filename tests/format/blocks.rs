@@ -1,7 +1,7 @@
 //! Records, headers, entries and states.
 
 use bytes::Bytes;
-use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use farshore::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use farshore::core::op::Op;
 use farshore::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, PAGE_BITS, Page, Watermark};
 use farshore::format::journal::{SEGMENT_RECORDS, SegmentHeader, SegmentRecords, segment_offset};
@@ -27,6 +27,38 @@ fn order_record() {
     check(&write_record(), &write_record().encode(), &golden, OrderRecord::decode);
 }
 
+/// 1 GiB becomes 3 GiB.
+#[test]
+fn order_record_of_a_resize() {
+    let value = OrderRecord { op: Op::Resize, offset: 1 << 30, length: 3 << 30, payload_crc: 0, ..write_record() };
+    let golden =
+        hex("080706050403020114131211222108010000004000000000000000c0000000005857565554535251686766656463626100000000\
+         0000000000000000b64ad66d");
+    check(&value, &value.encode(), &golden, OrderRecord::decode);
+    assert_eq!((value.new_size(), value.end()), (Some(3 << 30), Some(Some(3 << 30))));
+    let added = Extent { volume: value.volume, offset: 1 << 30, length: 2 << 30 };
+    assert_eq!((value.extent(), value.changes_volume(), value.payload_bytes()), (Some(added), true, 0));
+    let says = OrderRecord { offset: value.length, ..value };
+    assert_eq!((says.extent(), says.changes_volume(), says.new_size()), (None, false, Some(3 << 30)));
+}
+
+#[test]
+fn a_superblock_resizes_a_volume_that_there_is() {
+    let whole = Superblock { volumes: vec![(1, 512); 2], ..Superblock::new(Role::Primary) };
+    let resizing = |volume, size| {
+        let mut block = Superblock { resizing: Some((Volume(1), 1024)), ..whole.clone() }.encode();
+        block[1256..1264].copy_from_slice(&u64::to_le_bytes(size));
+        block[1264..1266].copy_from_slice(&u16::to_le_bytes(volume));
+        let crc = crc32fast::hash(&block[..4092]);
+        block[4092..].copy_from_slice(&crc.to_le_bytes());
+        Superblock::decode(&block).map(|it| (it.resizing, it.sizes_to_be()))
+    };
+    assert_eq!(resizing(1, 1024), Ok((Some((Volume(1), 1024)), vec![512, 1024])));
+    assert_eq!(resizing(0, 0), Ok((None, vec![512, 512])));
+    assert!(matches!(resizing(2, 1024), Err(FormatError::Field { .. })), "there is no third volume");
+    assert!(matches!(resizing(1, 0), Err(FormatError::Field { .. })), "to nothing");
+}
+
 #[test]
 fn chain_of_a_record_depends_on_all_of_it_and_on_the_one_before() {
     let record = write_record().chained(Chain(1));
@@ -37,6 +69,7 @@ fn chain_of_a_record_depends_on_all_of_it_and_on_the_one_before() {
         OrderRecord { epoch: Epoch(1), ..record },
         OrderRecord { volume: Volume(1), ..record },
         OrderRecord { op: Op::Trim, ..record },
+        OrderRecord { op: Op::Resize, ..record },
         OrderRecord { flags: 0, ..record },
         OrderRecord { offset: 0, ..record },
         OrderRecord { length: 1, ..record },
@@ -72,19 +105,24 @@ fn superblock() {
         promised_tail: Seq(0x1313),
         suspect_until: Seq(0x1414),
         journal_bytes: 0x1515,
+        resized: Seq(0x1616),
+        resizing: Some((Volume(1), 0x1717)),
     };
     let golden = sparse(
         4096,
         &[
             (
                 0,
-                "46534853555045520200030565000000011000000000000002200000000000000330000000000000044000000000000055000000\
+                "46534853555045520300030565000000011000000000000002200000000000000330000000000000044000000000000055000000\
                  660000000102030405060708090a0b0c0d0e0f100770000000000000088000000000000009900000000000000aa0000000000000\
                  0bb00000000000000cc0000000000000020000000000000067726f7570",
             ),
             (192, "0dd00000000000000ee00000000000000ff00000000000001111"),
-            (1216, "1212000000000000131300000000000014140000000000001515"),
-            (4092, "3bb25bac"),
+            (
+                1216,
+                "1212000000000000131300000000000014140000000000001515000000000000161600000000000017170000000000000100",
+            ),
+            (4092, "5399ae5e"),
         ],
     );
     check(&value, &value.encode(), &golden, Superblock::decode);

@@ -304,7 +304,7 @@ impl Step {
 fn step() -> impl Strategy<Value = Step> {
     let maybe = |likely| prop::option::weighted(likely, number());
     let rest = (maybe(0.1), maybe(0.2), maybe(0.3), maybe(0.7)).prop_map(|(a, b, c, d)| [a, b, c, d]);
-    let op = prop::option::weighted(0.2, (1u8..=7).prop_map(|raw| Op::from_u8(raw).expect("there are seven")));
+    let op = prop::option::weighted(0.2, (1u8..=8).prop_map(|raw| Op::from_u8(raw).expect("there are eight")));
     (maybe(0.05), maybe(0.05), op, 0u8..4, rest, number(), 0u32..16, number()).prop_map(
         |(seq, chain, op, flags, rest, offset, shift, time_ns)| Step {
             seq,

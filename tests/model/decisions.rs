@@ -46,7 +46,7 @@ fn the_auxiliary_lets_one_writer_in_whoever_asks() {
 
 const SIZE: u64 = 4 << 20;
 
-/// Every hello against every standing: 3 × 2 × 2 × 4 × 3 × 3 × 2 × 2 × 3 × 3 of them.
+/// Every hello against every standing: 3 × 2 × 4 × 4 × 3 × 3 × 2 × 2 × 3 × 3 × 2 of them.
 #[test]
 fn dr_judges_every_hello_by_the_first_rule_that_applies() {
     let volumes = vec![("db".to_owned(), SIZE)];
@@ -65,15 +65,16 @@ fn dr_judges_every_hello_by_the_first_rule_that_applies() {
         nonce: 1,
     };
     let mut judged = 0;
-    for case in 0..3 * 2 * 2 * 4 * 3 * 3 * 2 * 2 * 3 * 3 {
+    for case in 0..3 * 2 * 4 * 4 * 3 * 3 * 2 * 2 * 3 * 3 * 2 {
         let mut rest = case;
         let mut pick = |bound: usize| {
             let choice = rest % bound;
             rest /= bound;
             choice
         };
-        let (group, name, volume, flags, epoch) = (pick(3), pick(2), pick(2), pick(4), pick(3));
+        let (group, name, volume, flags, epoch) = (pick(3), pick(2), pick(4), pick(4), pick(3));
         let (peer, ready, purpose, writer, tail) = (pick(3), pick(2) == 1, pick(2), pick(3), pick(3));
+        let copied = pick(2) == 1;
         let mut superblock = Superblock { epoch: Epoch(5), ..Superblock::new(Role::Dr) };
         superblock.group = GroupId([0, 7, 8][group]);
         superblock.peer = Owner([0, 3, 4][peer]);
@@ -86,16 +87,17 @@ fn dr_judges_every_hello_by_the_first_rule_that_applies() {
             epoch: Epoch([4, 5, 6][epoch]),
             owner: Owner(3),
             incarnation: 1,
-            volumes: vec![("db".to_owned(), [SIZE, SIZE * 2][volume])],
+            volumes: vec![(["db", "db", "db", "log"][volume].to_owned(), [SIZE, SIZE * 2, SIZE / 2, SIZE][volume])],
             tail: Seq([9, 10, 11][tail]),
         };
         let ours = links::Writer::of(&hello);
         let writer = [None, Some(ours), Some(links::Writer { incarnation: 2, ..ours })][writer];
-        let here = Standing { superblock: &superblock, options: &options, tail: Seq(10), writer, ready };
+        let sizes = copied.then_some(&[SIZE][..]);
+        let here = Standing { superblock: &superblock, options: &options, sizes, tail: Seq(10), writer, ready };
         let rules = [
             (name == 1, RefuseCode::WrongGroup),
             (group == 2, RefuseCode::WrongGroup),
-            (volume == 1, RefuseCode::Volumes),
+            (volume == 3 || volume == 2 && copied, RefuseCode::Volumes),
             (flags & 1 != 0, RefuseCode::Fenced),
             (flags & 2 != 0, RefuseCode::NotNow),
             (epoch == 0, RefuseCode::Fenced),
@@ -110,7 +112,7 @@ fn dr_judges_every_hello_by_the_first_rule_that_applies() {
         assert!(got.is_none_or(|refuse| refuse.epoch == Epoch(5) && !refuse.text.is_empty()));
         judged += 1;
     }
-    assert_eq!(judged, 15552);
+    assert_eq!(judged, 62208);
 }
 
 struct Memory(Vec<u8>);

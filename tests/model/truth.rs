@@ -147,7 +147,7 @@ impl Truth {
             .truth
             .records
             .range(record.seq.next()..)
-            .any(|(_, it)| it.op.changes_volume() && it.offset < offset + length && offset < it.offset + it.length);
+            .any(|(_, it)| it.changes_volume() && it.offset < offset + length && offset < it.offset + it.length);
         let here = |image: &Image| newer || image.read(offset, length) == world.truth.writes[number].data();
         assert!(here(&volume.cache), "I3: write {number} is acknowledged and not on the local disk");
         assert!(!fua || here(&volume.stable), "I3: FUA write {number} is acknowledged and not durable");

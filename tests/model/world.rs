@@ -531,6 +531,7 @@ impl World {
                         self.primary_step(primary::machine::Input::DrClosed { conn, reason: "closed here".into() });
                     }
                 }
+                Effect::Resized { .. } => unreachable!("nobody asks for it"),
                 Effect::ListAllocated => self.events.push_back(Event::Allocated),
                 Effect::Fatal { text, .. } => panic!("primary: {text}"),
                 Effect::Log { text, .. } => self.trace.push(format!("  primary says {text}")),
@@ -597,6 +598,7 @@ impl World {
                         self.send(line, 1 - side, Packet::Link(message));
                     }
                 }
+                Effect::Grow { .. } => unreachable!("no volume grows"),
                 Effect::Close { conn, .. } => {
                     if let Some((line, side)) = self.line_of(Host::Dr, conn) {
                         self.hang_up(line, side);

@@ -215,7 +215,10 @@ fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdic
         if *have == &want[..] {
             continue;
         }
-        let Some(at) = have.iter().zip(want).position(|(a, b)| a != b) else { continue };
+        let Some(at) = have.iter().zip(want).position(|(a, b)| a != b) else {
+            let text = format!("volume {index} has {} bytes, after seq {cut} it has {}", have.len(), want.len());
+            return Err(Violation::new("I5", text));
+        };
         let differing = have.iter().zip(want).filter(|(a, b)| a != b).count();
         let piece = &have[at..(at + 64).min(have.len())];
         let text = format!(

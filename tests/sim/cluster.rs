@@ -72,6 +72,12 @@ pub enum Event {
     Allocated {
         run: u64,
     },
+    /// A store of DR was asked to grow.
+    Grown {
+        run: u64,
+        volume: Volume,
+        size: u64,
+    },
     ReportStored {
         run: u64,
         ticket: Ticket,
@@ -190,6 +196,10 @@ pub struct World {
     pub dr_table: TableLine,
     pub dr_report: Option<dr::promote::LossReport>,
     pub dr_blank: bool,
+    /// Until when the store of each volume of DR does not grow.
+    pub dr_small_until_ns: Vec<u64>,
+    /// Of what is in stores that have grown.
+    pub noise: Rng,
     pub ropes: BTreeMap<(Node, Conn), Rope>,
     pub next_conn: u64,
 
@@ -314,6 +324,8 @@ impl World {
             dr_table: TableLine::default(),
             dr_report: None,
             dr_blank: rng.chance(80),
+            dr_small_until_ns: vec![0; setup.volume_bytes.len()],
+            noise: Rng::new(seed ^ 0x0001_5e00),
             ropes: BTreeMap::new(),
             next_conn: 1 << 50,
             clients,
@@ -520,17 +532,36 @@ impl World {
         }
     }
 
-    /// The volumes of DR as a reader sees them.
+    /// The volumes of DR as a reader sees them, as long as DR says that they are at its recovery point.
     pub fn dr_images(&self) -> Vec<&[u8]> {
-        self.volumes().map(|v| self.dr_disk.file(dr::machine::File::Volume(v)).cache()).collect()
+        let image = |v| self.dr_disk.file(dr::machine::File::Volume(v)).cache();
+        self.volumes().zip(self.dr_sizes()).map(|(v, size)| begin(image(v), size)).collect()
     }
 
     pub fn dr_stable_images(&self) -> Vec<&[u8]> {
-        self.volumes().map(|v| self.dr_disk.file(dr::machine::File::Volume(v)).stable()).collect()
+        let image = |v| self.dr_disk.file(dr::machine::File::Volume(v)).stable();
+        self.volumes().zip(self.dr_sizes()).map(|(v, size)| begin(image(v), size)).collect()
     }
 
-    pub fn primary_images(&self) -> Images {
-        self.volumes().map(|v| self.primary_disk.file(primary::machine::File::Volume(v)).cache().to_vec()).collect()
+    fn dr_sizes(&self) -> Vec<usize> {
+        let Some(machine) = &self.dr else { return vec![0; self.setup.volume_bytes.len()] };
+        let status = machine.status(self.clock(Node::Dr));
+        if status.promotion.as_ref().is_some_and(|text| text.starts_with("promoted")) {
+            // What is served.
+            return machine.volumes().into_iter().map(|(_, size)| size as usize).collect();
+        }
+        status.volumes.into_iter().map(|volume| volume.size_bytes as usize).collect()
+    }
+
+    /// The volumes of the primary, of so many bytes each.
+    pub fn primary_images(&self, sizes: &[u64]) -> Images {
+        let image = |v| self.primary_disk.file(primary::machine::File::Volume(v)).cache();
+        self.volumes().zip(sizes).map(|(v, size)| image(v)[..*size as usize].to_vec()).collect()
+    }
+
+    /// Size of each volume, as the primary says.
+    pub fn primary_sizes(&self) -> Vec<u64> {
+        self.primary.iter().flat_map(|machine| machine.volumes()).map(|(_, size)| *size).collect()
     }
 
     pub fn volumes(&self) -> impl Iterator<Item = Volume> + use<> {
@@ -606,6 +637,11 @@ impl World {
             }
         }
     }
+}
+
+/// So many bytes of a store, if it has them.
+fn begin(bytes: &[u8], size: usize) -> &[u8] {
+    bytes.get(..size).unwrap_or(bytes)
 }
 
 /// The nonce of DR's spool in every run: recovery takes it from the options at the first start.

@@ -191,6 +191,26 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.files.push((file, made));
     }
 
+    /// A file has `size` bytes from now on, durably; what is added holds noise (a device) or zeroes.
+    pub fn grow(&mut self, file: F, size: u64, noise: Option<&mut Rng>) {
+        let target = self.file_mut(file);
+        let (old, sectors) = (target.size, (size as usize).div_ceil(SECTOR));
+        if sectors * SECTOR <= old {
+            return;
+        }
+        target.size = sectors * SECTOR;
+        let length = target.size.max(target.cache.len());
+        target.cache.resize(length, 0);
+        target.stable.resize(target.size.max(target.stable.len()), 0);
+        target.touched.resize(sectors, false);
+        target.sector_versions.resize(sectors, 0);
+        if let Some(rng) = noise {
+            rng.fill(&mut target.cache[old..sectors * SECTOR]);
+            target.stable[old..sectors * SECTOR].copy_from_slice(&target.cache[old..sectors * SECTOR]);
+            target.touched[old / SECTOR..].fill(true);
+        }
+    }
+
     /// Writes outside of any process, at once and durably (setting the scene).
     pub fn plant(&mut self, file: F, offset: u64, bytes: &[u8]) {
         let version = self.next_version();

@@ -82,10 +82,17 @@ pub struct Oracle {
     refused: Vec<usize>,
     /// Acknowledged in the boot under way, and not yet kept for ever by the local disk.
     unsettled: Vec<usize>,
+    /// Sizes that an operator has asked for.
+    resizes: Vec<(Volume, u64)>,
+    /// Size of each volume after the last record that was seen.
+    sizes: Vec<u64>,
+    /// Those that somebody was told, and every start knows.
+    told: Vec<u64>,
 }
 
 impl Oracle {
     pub fn new(base: Images) -> Oracle {
+        let sizes: Vec<u64> = base.iter().map(|image| image.len() as u64).collect();
         let chapters = vec![Chapter { first: Some(Seq(0)), base, boot: 0 }];
         Oracle {
             requests: Vec::new(),
@@ -94,6 +101,48 @@ impl Oracle {
             unordered: Vec::new(),
             refused: Vec::new(),
             unsettled: Vec::new(),
+            resizes: Vec::new(),
+            told: sizes.clone(),
+            sizes,
+        }
+    }
+
+    /// An operator asks for a size.
+    pub fn resize_asked(&mut self, volume: Volume, size: u64) {
+        self.resizes.push((volume, size));
+    }
+
+    /// He is told that the volume has it, from this seq on; the number of that request.
+    pub fn resize_done(&mut self, now_ns: u64, volume: Volume, size: u64, seq: Seq) -> usize {
+        self.told[volume.0 as usize] = size;
+        self.requests.push(Request {
+            volume,
+            ask: Ask::Resize { size },
+            submitted_ns: now_ns,
+            seq: Some(seq),
+            acked_ns: Some(now_ns),
+            settled: true,
+            promise: None,
+        });
+        self.requests.len() - 1
+    }
+
+    /// I1 over sizes: a record is about what its volume has by then, and a resize is one that was asked for.
+    fn check_size(&mut self, record: &OrderRecord) -> Verdict {
+        let Some(size) = self.sizes.get_mut(record.volume.0 as usize).filter(|_| record.op.concerns_volume()) else {
+            return Ok(());
+        };
+        let wrong = |text: &str| Err(Violation::new("I1", format!("{text}: {record:?}, the volume has {size} bytes")));
+        match record.new_size() {
+            Some(new) if new == record.offset && new == *size => Ok(()),
+            Some(new) if record.offset != *size || new <= *size => wrong("a resize from another size"),
+            Some(new) if !self.resizes.contains(&(record.volume, new)) => wrong("a resize that nobody asked for"),
+            Some(new) => {
+                *size = new;
+                Ok(())
+            }
+            None if record.offset + record.length > *size => wrong("a record beyond the end"),
+            None => Ok(()),
         }
     }
 
@@ -169,7 +218,9 @@ impl Oracle {
                 return Err(Violation::new("I1", format!("a gap between seq {last} and {record:?}")));
             }
         }
-        let request = if record.op.changes_volume() { Some(self.match_request(record)?) } else { None };
+        self.check_size(record)?;
+        let of_client = record.changes_volume() && record.op != Op::Resize;
+        let request = if of_client { Some(self.match_request(record)?) } else { None };
         if let Some(number) = request {
             self.requests[number].seq = Some(record.seq);
         }
@@ -184,7 +235,7 @@ impl Oracle {
             Ask::Write { data, .. } => record.op == Op::Write && crc32fast::hash(data) == record.payload_crc,
             Ask::Zeroes { .. } => record.op == Op::WriteZeroes,
             Ask::Trim { .. } => record.op == Op::Trim,
-            Ask::Flush => false,
+            Ask::Flush | Ask::Resize { .. } => false,
         };
         let fits = |r: &Request| {
             r.volume == record.volume && r.ask.range() == Some((record.offset, record.length)) && same_op(r)
@@ -202,6 +253,7 @@ impl Oracle {
         self.check_restart(&base, power_lost)?;
         self.unordered.clear();
         self.refused.clear();
+        self.sizes = base.iter().map(|image| image.len() as u64).collect();
         let boot = if power_lost { self.chapters.len() } else { self.boot() };
         if power_lost {
             self.unsettled.clear();
@@ -227,7 +279,7 @@ impl Oracle {
     /// Records of writes to exactly this range, newest first.
     pub fn orders_of(&self, volume: Volume, offset: u64, length: u64) -> impl Iterator<Item = &OrderRecord> {
         let fits = move |r: &&OrderRecord| {
-            r.op.changes_volume() && r.volume == volume && r.offset == offset && r.length == length
+            r.changes_volume() && r.volume == volume && r.offset == offset && r.length == length
         };
         self.by_seq.all().rev().map(|(_, e)| &e.record).filter(fits)
     }
@@ -265,7 +317,7 @@ impl Oracle {
                 old.append(&mut known);
             }
             previous = seq;
-            if entry.record.op.changes_volume() {
+            if entry.record.changes_volume() {
                 known.push(entry.record);
             }
         }
@@ -281,15 +333,30 @@ impl Oracle {
             if let Some(number) = entry.request {
                 apply(&self.requests[number], &mut images);
             }
+            if let Some(size) = entry.record.new_size() {
+                images[entry.record.volume.0 as usize].resize(size as usize, 0);
+            }
         }
         images
+    }
+
+    /// Size of each volume after seqs 1..=`cut`.
+    pub fn sizes_after(&self, cut: Seq) -> Vec<u64> {
+        let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);
+        let mut sizes: Vec<u64> = self.chapters[chapter].base.iter().map(|image| image.len() as u64).collect();
+        for (_, entry) in self.by_seq.range(self.chapters[chapter].first.unwrap_or(Seq(0)), cut) {
+            if let Some(size) = entry.record.new_size() {
+                sizes[entry.record.volume.0 as usize] = size;
+            }
+        }
+        sizes
     }
 
     /// Which request last wrote this byte of the state after `cut` (for messages).
     pub fn writer_of(&self, cut: Seq, volume: Volume, at: u64) -> String {
         let hit = |e: &&Entry| {
             let r = &e.record;
-            r.op.changes_volume() && r.volume == volume && r.offset <= at && at < r.offset + r.length
+            r.changes_volume() && r.volume == volume && r.offset <= at && at < r.offset + r.length
         };
         match self.by_seq.range(Seq(0), cut).map(|(_, e)| e).rfind(hit) {
             Some(e) => format!("seq {} ({})", e.record.seq, e.record.op.word()),
@@ -321,18 +388,45 @@ impl Oracle {
             self.by_seq.range(first, Seq(u64::MAX)).filter_map(|(_, e)| e.request).map(|n| &self.requests[n]).collect();
         for (index, image) in images.iter().enumerate() {
             let volume = Volume(index as u16);
-            let mut touched = vec![Vec::new(); image.len().div_ceil(SECTOR)];
+            if (image.len() as u64) < self.told[index] {
+                let text = format!(
+                    "the primary came up with {} bytes of volume {index}, it told {}",
+                    image.len(),
+                    self.told[index]
+                );
+                return Err(Violation::new("I3", text));
+            }
+            let reach = ops.iter().filter(|r| r.volume == volume && (r.acked_ns.is_some() && !power_lost || r.settled));
+            let reach = reach.filter_map(|r| r.ask.range()).map(|(offset, length)| offset + length).max().unwrap_or(0);
+            if (image.len() as u64) < reach {
+                let text = format!(
+                    "the primary came up with {} bytes of volume {index}, and was written up to {reach}",
+                    image.len()
+                );
+                return Err(Violation::new("I3", text));
+            }
+            let longest = image
+                .len()
+                .max(ops.iter().filter_map(|r| r.ask.range()).map(|(o, l)| (o + l) as usize).max().unwrap_or(0));
+            let mut touched = vec![Vec::new(); longest.div_ceil(SECTOR)];
             for (order, op) in ops.iter().enumerate().filter(|(_, r)| r.volume == volume) {
                 let (offset, length) = op.ask.range().expect("ordered requests change a volume");
                 let sectors = offset as usize / SECTOR..=(offset + length - 1) as usize / SECTOR;
                 touched[sectors].iter_mut().for_each(|s| s.push(order));
             }
+            touched.truncate(image.len().div_ceil(SECTOR));
             for (sector, orders) in touched.iter().enumerate() {
                 let range = sector * SECTOR..((sector + 1) * SECTOR).min(image.len());
-                if orders.is_empty() && base[index][range.clone()] == image[range.clone()] {
+                // What was added since has zeroes, once anybody was told of it.
+                let added = range.start >= base[index].len();
+                if added && orders.is_empty() && range.start as u64 >= self.told[index] {
                     continue;
                 }
-                let mut possible = vec![base[index][range.clone()].to_vec()];
+                let before = if added { vec![0; range.len()] } else { base[index][range.clone()].to_vec() };
+                if orders.is_empty() && before == image[range.clone()] {
+                    continue;
+                }
+                let mut possible = vec![before];
                 for &order in orders {
                     if possible.len() > POSSIBLE_MAX {
                         break;

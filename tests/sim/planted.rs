@@ -69,6 +69,11 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::BatchNotWithdrawn, 623446),
     (Bug::SpoiltNotFetched, 602655),
     (Bug::SpoiltMovesUp, 639145),
+    (Bug::ResizeUnmarked, 100409),
+    (Bug::SizesUnsaid, 100003),
+    (Bug::ResizeEarly, 101298),
+    (Bug::ResizeForgotten, 100003),
+    (Bug::ResizeUnzeroed, 100076),
 ];
 
 struct Caught {

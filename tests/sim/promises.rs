@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use farshore::core::ids::Seq;
 use farshore::core::machine::{DiskKind, DiskOp};
+use farshore::core::op::Op;
 use farshore::dr;
 use farshore::format::spool::{EntryHeader, sized_nonce};
 use farshore::format::superblock;
@@ -104,6 +105,13 @@ impl World {
         }
         let found = self.dr_superblock.as_ref().filter(|it| !self.damaged && it.has(superblock::SYNCED));
         let Some(it) = found else { return Ok(()) };
+        let sizes: Vec<u64> = it.volumes.iter().map(|(_, size)| *size).collect();
+        let start = self.oracle.record(it.seq).filter(|record| record.op == Op::EpochStart);
+        let before = start.and_then(|_| self.oracle.back_from(it.seq, Seq(0)).nth(1)).map(|record| record.seq);
+        if sizes != self.oracle.sizes_after(it.seq) && before.is_none_or(|seq| sizes != self.oracle.sizes_after(seq)) {
+            let text = format!("DR's checkpoint at {} has volumes of {sizes:?} bytes", it.seq);
+            return self.fail("I5", format!("{text}, there should be {:?}", self.oracle.sizes_after(it.seq)));
+        }
         for (what, upto) in [("cut", it.promised_cut), ("tail", it.promised_tail)] {
             for record in self.oracle.back_from(upto, it.seq.max(self.promise_checked)) {
                 if !self.holds_at_dr(record) {

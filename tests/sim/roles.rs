@@ -32,7 +32,7 @@ impl World {
         let node = match &event {
             Event::Disk { node, .. } | Event::Tick { node, .. } => Some(*node),
             Event::EndOfTurn { .. } | Event::Ask { .. } | Event::Allocated { .. } => Some(Node::Primary),
-            Event::ReportStored { .. } => Some(Node::Dr),
+            Event::ReportStored { .. } | Event::Grown { .. } => Some(Node::Dr),
             _ => None,
         };
         if let Some(waiting) = node.and_then(|n| self.host_mut(n).paused.as_mut()) {
@@ -60,6 +60,7 @@ impl World {
                 self.dr_report = Some(*report);
                 self.dr_step(dr::machine::Input::ReportStored { ticket, result: Ok(()) })
             }
+            Event::Grown { run, volume, size } if self.is_running(Node::Dr, run) => self.grown(volume, size),
             Event::Start { node } => self.start(node),
             Event::Resume { node } => self.resume(node),
             _ => Ok(()),
@@ -354,7 +355,8 @@ impl World {
         }
         self.group_id = recovered.superblock.group.0;
         if self.primary_boot != 0 {
-            let images = self.primary_images();
+            let sizes: Vec<u64> = recovered.superblock.volumes.iter().map(|(_, size)| *size).collect();
+            let images = self.primary_images(&sizes);
             self.oracle.restarted(images, power_lost)?;
         }
         self.primary_boot = boot;
@@ -386,7 +388,7 @@ impl World {
     /// Every block that is not all zeroes, as a backing store would say.
     pub fn answer_allocated(&mut self) -> Verdict {
         let mut ranges = farshore::core::ranges::Cover::new();
-        for (index, image) in self.primary_images().iter().enumerate() {
+        for (index, image) in self.primary_images(&self.primary_sizes()).iter().enumerate() {
             for (at, block) in image.chunks(4096).enumerate().filter(|(_, b)| b.iter().any(|&x| x != 0)) {
                 let (offset, length) = (at as u64 * 4096, block.len() as u64);
                 ranges.insert(Extent { volume: Volume(index as u16), offset, length });
@@ -438,6 +440,10 @@ impl World {
         };
         let recovered = dr::recovery::recover(found, &options)
             .map_err(|e| Violation::new("I8", format!("DR does not start: {e}")))?;
+        // The shell opens stores as large as the superblock says.
+        for (at, (_, size)) in (0..).zip(&recovered.superblock().volumes) {
+            self.dr_disk.grow(File::Volume(Volume(at)), *size, None);
+        }
         self.dr = Some(dr::machine::Machine::new(recovered, options));
         self.serving = false;
         self.dr_step(dr::machine::Input::Tick)
@@ -576,6 +582,11 @@ impl World {
                 self.writes_superblock(Node::Dr, superblock);
                 self.names_batch(&named);
             }
+            Effect::Grow { volume, size } => {
+                let at = self.disk_time(Node::Dr);
+                let run = self.host(Node::Dr).run;
+                self.at(at, Event::Grown { run, volume, size });
+            }
             Effect::AuxOpen { epoch, owner } => self.open_table(Node::Dr, epoch, owner),
             Effect::AuxRead { ticket, offset, length } => {
                 self.ask_table(Node::Dr, TableTalk::Read { cookie: ticket.0, offset, length });
@@ -608,6 +619,17 @@ impl World {
             Effect::Stopped => self.stopped(Node::Dr),
         }
         Ok(())
+    }
+
+    /// A store of DR has grown, or is a device that somebody has yet to make larger.
+    fn grown(&mut self, volume: Volume, size: u64) -> Verdict {
+        let small = self.now_ns < self.dr_small_until_ns[volume.0 as usize];
+        if !small {
+            let device = self.noise.chance(50);
+            self.dr_disk.grow(dr::machine::File::Volume(volume), size, Some(&mut self.noise).filter(|_| device));
+        }
+        let result = if small { Err(format!("volume {volume} is too small here")) } else { Ok(size) };
+        self.dr_step(dr::machine::Input::Grown { volume, result })
     }
 
     // ---- primary ---------------------------------------------------------------------------------

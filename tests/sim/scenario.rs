@@ -117,6 +117,7 @@ impl World {
             }
             Fault::Pause { node, for_ns } => self.pause(node, for_ns),
             Fault::Cut { a, b } => self.net.cut(self.now_ns, a, b),
+            Fault::Resize { volume, bytes, small_for_ns } => self.resize(volume, bytes, small_for_ns)?,
             Fault::Stall { from, to, for_ns } => self.net.stall(from, to, self.now_ns + for_ns),
             Fault::Partition { a, b, for_ns } => {
                 if self.setup.mood == Mood::Outage {
@@ -133,6 +134,35 @@ impl World {
             }
         }
         self.check_bounds()
+    }
+
+    /// What an operator does: the stores get room, then the primary is asked. DR's may be too small for a while.
+    fn resize(&mut self, volume: Volume, bytes: u64, small_for_ns: u64) -> Verdict {
+        let host = self.host(Node::Primary);
+        if !host.up || host.paused.is_some() {
+            return Ok(());
+        }
+        let Some(machine) = &self.primary else { return Ok(()) };
+        if machine.may_resize(volume, bytes) != Ok(false) {
+            return Ok(());
+        }
+        self.dr_small_until_ns[volume.0 as usize] = self.now_ns + small_for_ns;
+        let file = primary::machine::File::Volume(volume);
+        let device = self.noise.chance(50);
+        self.primary_disk.grow(file, bytes, Some(&mut self.noise).filter(|_| device));
+        self.oracle.resize_asked(volume, bytes);
+        // Some clients use the new range before they are told that they may.
+        for at in (0..self.clients.len()).filter(|at| at.is_multiple_of(2)) {
+            self.hears_of(at, volume, bytes);
+        }
+        self.primary_step(primary::machine::Input::Resize { volume, size: bytes })
+    }
+
+    pub fn hears_of(&mut self, client: usize, volume: Volume, bytes: u64) {
+        let client = &mut self.clients[client].client;
+        if client.volume == volume {
+            client.hears_of(bytes);
+        }
     }
 
     /// Kills at once, or in the middle of carrying out what a later step decided.
@@ -240,7 +270,7 @@ impl World {
             ));
         }
         self.landmark(|| format!("healed at seq {tail}"));
-        let images = self.primary_images();
+        let images = self.primary_images(&self.primary_sizes());
         let views: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
         checkers::check_prefix(&self.oracle, tail, &views)
             .map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
@@ -520,7 +550,7 @@ impl World {
             })
             .collect();
         let missing = missing?;
-        let bytes: u64 = missing.iter().map(|l| l.length).sum();
+        let bytes: u64 = missing.iter().filter(|l| l.op != "resize").map(|l| l.length).sum();
         if bytes != report.missing_bytes {
             let text = format!("the report says {} bytes are missing and lists {bytes}", report.missing_bytes);
             return Err(Violation::new("I4", text));

@@ -1,6 +1,7 @@
 //! Owns what a seed draws: the group's configuration, the sizes of every bound, the speed of disks and links,
 //! and the mix of faults (swarm testing: each seed has its own).
 
+use farshore::core::ids::Volume;
 use farshore::core::modes::{Ack, Overflow, Protect, Require};
 
 use crate::network::Node;
@@ -20,6 +21,8 @@ pub const NEWEST_SEEDS: u64 = 100_000;
 const SPOIL_SALT: u64 = 0xc201_1000;
 /// Of the generator that short journals are drawn from; nor with it.
 const SHORT_SALT: u64 = 0x10a6_00a7;
+/// The same of the one that resizes are drawn from.
+const RESIZE_SALT: u64 = 0x0002_e512_0546;
 
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
@@ -168,6 +171,12 @@ pub enum Fault {
     Garble {
         a: Node,
         b: Node,
+    },
+    /// An operator has a volume grow; DR's store has no room for that for a while.
+    Resize {
+        volume: Volume,
+        bytes: u64,
+        small_for_ns: u64,
     },
     /// The wall clock jumps.
     Clock {
@@ -346,6 +355,7 @@ impl Setup {
             if cfg!(feature = "planted") {
                 setup.short_journal(&mut Rng::new(seed ^ SHORT_SALT));
             }
+            setup.resize(&mut Rng::new(seed ^ RESIZE_SALT));
         }
         setup
     }

@@ -12,6 +12,7 @@
 //! | torn | gaps in the journal of a DR that loses its power |
 //! | failing | failing, full and stalled disks, clocks that jump |
 
+use farshore::core::ids::Volume;
 use farshore::core::modes::{Ack, Overflow, Protect, Require};
 
 use crate::network::Node;
@@ -333,6 +334,41 @@ impl Setup {
             self.planted_percent = 100;
             self.wan.bytes_per_second = self.wan.bytes_per_second.min(rng.scale(512 << 10, 2 << 20));
         }
+    }
+
+    /// Volumes that grow, in any mood; and what comes in between.
+    pub fn resize(&mut self, rng: &mut Rng) {
+        if self.mood == Mood::Brim || !rng.chance(10) {
+            return;
+        }
+        let mut sizes = self.volume_bytes.clone();
+        let mut times: Vec<u64> = (0..rng.range(1, 4)).map(|_| rng.below(self.horizon_ns)).collect();
+        times.sort_unstable();
+        for at in times {
+            let volume = rng.below(sizes.len() as u64);
+            let grown = if rng.chance(50) { rng.scale(1, 64) * 4096 } else { rng.scale(1, 512) * 512 };
+            sizes[volume as usize] += grown;
+            let small_for_ns = if rng.chance(25) { rng.scale(10, 3000) * MS } else { 0 };
+            let (volume, bytes) = (Volume(volume as u16), sizes[volume as usize]);
+            self.faults.push((at, Fault::Resize { volume, bytes, small_for_ns }));
+            let node = rng.pick(&[Node::Primary, Node::Primary, Node::Dr]);
+            let (power, down_ns) = (rng.chance(50), rng.scale(10, 1000) * MS);
+            match rng.below(4) {
+                // The superblock that announces it, or one after.
+                0 => {
+                    let at = at.saturating_sub(1) + rng.pick(&[0, rng.clone().scale(10_000, 30 * MS)]);
+                    self.faults.push((at, Fault::KillAtSuperblock { node, power, down_ns }));
+                }
+                1 => {
+                    let fault = if power { Fault::PowerLoss { node, down_ns } } else { Fault::Kill { node, down_ns } };
+                    self.faults.push((at + rng.scale(10_000, 300 * MS), fault));
+                }
+                _ => {}
+            }
+        }
+        let volumes_bytes: u64 = sizes.iter().sum();
+        self.spool_bytes = self.spool_bytes.max((volumes_bytes * 5 / 4).next_multiple_of(1 << 20));
+        self.faults.sort_by_key(|(at, _)| *at);
     }
 
     /// Damage under a running role, in any mood.

@@ -9,10 +9,27 @@ use crate::rng::Rng;
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    Write { offset: u64, data: Bytes, fua: bool },
-    Zeroes { offset: u64, length: u64, fua: bool, no_hole: bool },
-    Trim { offset: u64, length: u64, fua: bool },
+    Write {
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    },
+    Zeroes {
+        offset: u64,
+        length: u64,
+        fua: bool,
+        no_hole: bool,
+    },
+    Trim {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
     Flush,
+    /// Not of a client: the operator's.
+    Resize {
+        size: u64,
+    },
 }
 
 impl Ask {
@@ -21,14 +38,14 @@ impl Ask {
         match self {
             Ask::Write { offset, data, .. } => Some((*offset, data.len() as u64)),
             Ask::Zeroes { offset, length, .. } | Ask::Trim { offset, length, .. } => Some((*offset, *length)),
-            Ask::Flush => None,
+            Ask::Flush | Ask::Resize { .. } => None,
         }
     }
 
     pub fn fua(&self) -> bool {
         match self {
             Ask::Write { fua, .. } | Ask::Zeroes { fua, .. } | Ask::Trim { fua, .. } => *fua,
-            Ask::Flush => false,
+            Ask::Flush | Ask::Resize { .. } => false,
         }
     }
 }
@@ -123,6 +140,14 @@ impl Client {
             };
         }
         Ask::Write { offset, data: content(number, length as usize), fua }
+    }
+
+    /// The volume is said to be larger: it uses all of it from now on.
+    pub fn hears_of(&mut self, volume_bytes: u64) {
+        self.volume_bytes = self.volume_bytes.max(volume_bytes);
+        if let Pattern::HotSpot { at, span } = &mut self.pattern {
+            *at = volume_bytes.saturating_sub(*span) / 512 * 512;
+        }
     }
 
     pub fn think_ns(&mut self) -> u64 {

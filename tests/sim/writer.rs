@@ -6,6 +6,7 @@ use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::{Ack, Overflow, Require};
 use farshore::format::intent::{MapHeader, MapLayout, Page};
 use farshore::format::record::OrderRecord;
+use farshore::format::superblock;
 use farshore::format::table::RECORDS_AT;
 use farshore::format::wire::Message;
 use farshore::limits::RECORD_BYTES;
@@ -109,6 +110,7 @@ impl World {
                 let run = self.host(Node::Primary).run;
                 self.at(at, Event::Allocated { run });
             }
+            Effect::Resized { volume, size, result } => self.resized(volume, size, result)?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.
@@ -120,6 +122,33 @@ impl World {
             Effect::Stopped => self.stopped(Node::Primary),
         }
         Ok(())
+    }
+
+    /// An operator is told that a volume has its new size: every start knows it, and the order is where the mode wants it.
+    fn resized(&mut self, volume: Volume, size: u64, result: Result<Seq, String>) -> Verdict {
+        let Ok(seq) = result else { return Ok(()) };
+        if self.promoted_at_ns.is_some() {
+            if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
+                return Ok(());
+            }
+            return self.fail("I7", format!("the resize of seq {seq} is acknowledged after the promotion"));
+        }
+        let known = self.primary_knows(volume);
+        if known != Some(size) {
+            let text = format!("volume {volume} is said to have {size} bytes, a start would find {known:?}");
+            return self.fail("I3", text);
+        }
+        for client in 0..self.clients.len() {
+            self.hears_of(client, volume, size);
+        }
+        let number = self.oracle.resize_done(self.now_ns, volume, size, seq);
+        self.promise(number)
+    }
+
+    /// The size that a start of the primary would find, bytes.
+    fn primary_knows(&self, volume: Volume) -> Option<u64> {
+        let stable = self.primary_disk.file(primary::machine::File::Superblock).stable();
+        superblock::newest(stable).ok().flatten().map(|it| it.volumes[volume.0 as usize].1)
     }
 
     /// Records in a piece of the table or of the intent log.
@@ -140,9 +169,9 @@ impl World {
         let cut = self.cut();
         for record in data.chunks_exact(RECORD_BYTES).flat_map(OrderRecord::decode) {
             let older = Seq(record.seq.0.saturating_sub(self.setup.table_slots));
-            let Some(older) = self.oracle.record(older).filter(|it| it.op.changes_volume()) else { continue };
+            let Some(older) = self.oracle.record(older).filter(|it| it.changes_volume()) else { continue };
             let known = older.seq <= cut || self.holds_at_dr(older);
-            if !known && record.op.changes_volume() && self.holds_at_aux(older) {
+            if !known && record.changes_volume() && self.holds_at_aux(older) {
                 let text =
                     format!("the slot of seq {} is used again for {}: no other place has it", older.seq, record.seq);
                 return self.fail("I4", text);
@@ -175,6 +204,14 @@ impl World {
             return self.check_intent_page(&parts.concat());
         }
         let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
+        let beyond =
+            matches!(op.kind, DiskKind::Write { .. }) && offset + length > self.setup.volume_bytes[volume.0 as usize];
+        if beyond && self.primary_knows(volume).is_none_or(|known| offset + length > known) {
+            let text = format!(
+                "{length} bytes at {offset} of volume {volume} are written, and no start would know of that size"
+            );
+            return self.fail("I3", text);
+        }
         if self.primary_disk.write_in_flight(op.file, offset, length) {
             let text = format!("local write of {length} bytes at {offset} of volume {volume} over a write in flight");
             return self.fail("I1", text);
@@ -236,6 +273,7 @@ impl World {
             }
             Ask::Trim { offset, length, fua } => primary::machine::Kind::Trim { offset, length, fua },
             Ask::Flush => primary::machine::Kind::Flush,
+            Ask::Resize { .. } => unreachable!("no client asks for that"),
         };
         let number = self.oracle.submit(self.now_ns, volume, ask);
         self.asked.insert(number as u64, Asked { client: index, number });

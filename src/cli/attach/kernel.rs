@@ -230,6 +230,23 @@ impl Driver {
         self.tell(CMD_RECONFIGURE, attrs).map_err(|errno| self.meaning(device, "cannot replace a connection", errno))
     }
 
+    /// Tells the driver how large a device is from now on; whoever uses it hears of that from the kernel.
+    pub fn resize(&self, device: &Device, backend: &str, size: u64) -> Result<(), KernelError> {
+        let attrs = vec![
+            attr(ATTR_INDEX, device.index),
+            attr(ATTR_SIZE_BYTES, size),
+            text_attr(ATTR_BACKEND_IDENTIFIER, backend),
+        ];
+        self.tell(CMD_RECONFIGURE, attrs).map_err(|errno| self.meaning(device, "cannot resize it", errno))
+    }
+
+    /// Bytes of the device, as the kernel has it.
+    #[must_use]
+    pub fn size(&self, device: &Device) -> Option<u64> {
+        let sectors: u64 = fs::read_to_string(device.sys("size")).ok()?.trim().parse().ok()?;
+        sectors.checked_mul(512)
+    }
+
     /// Has the driver let a device go: what is in flight fails. Waits until it has.
     pub fn disconnect(&self, device: &Device) -> Result<(), KernelError> {
         self.tell(CMD_DISCONNECT, vec![attr(ATTR_INDEX, device.index)])

@@ -86,7 +86,7 @@ impl<'a> Oracle<'a> {
                 ensure!(follows, "I1: {record:?} does not follow {previous:?}");
             }
             previous = Some(record);
-            if !record.op.changes_volume() || foreign.contains(&record.volume.0) {
+            if !record.changes_volume() || record.op == Op::Resize || foreign.contains(&record.volume.0) {
                 continue;
             }
             let key = (record.volume.0, record.op as u8, record.offset, record.length, record.payload_crc);
@@ -112,7 +112,7 @@ impl<'a> Oracle<'a> {
         let older = |record: &&OrderRecord| record.epoch < report.epoch;
         let tail = self.history.values().filter(older).map(|record| record.seq).max().unwrap_or_default();
         ensure!(report.tail_seq == tail, "the report ends at {}, the records on disk at {tail}", report.tail_seq);
-        let missing = |record: &&OrderRecord| record.op.changes_volume() && record.seq > report.cut_seq;
+        let missing = |record: &&OrderRecord| record.changes_volume() && record.seq > report.cut_seq;
         let wanted: Vec<&OrderRecord> = self.history.values().filter(older).filter(missing).collect();
         for (record, line) in wanted.iter().zip(report.missing.iter()) {
             let same = MissingWrite {
@@ -129,7 +129,7 @@ impl<'a> Oracle<'a> {
         }
         let counts = (wanted.len(), report.missing.len());
         ensure!(counts.0 == counts.1, "I4: {} writes are missing, the report lists {}", counts.0, counts.1);
-        let bytes: u64 = wanted.iter().map(|record| record.length).sum();
+        let bytes: u64 = wanted.iter().filter(|it| it.op != Op::Resize).map(|record| record.length).sum();
         ensure!(bytes == report.missing_bytes, "{bytes} bytes are missing, the report says {}", report.missing_bytes);
         if let Some(first) = report.missing.first() {
             // Otherwise a later recovery point was possible (I5).

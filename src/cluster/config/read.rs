@@ -104,7 +104,7 @@ fn volumes(r: &mut Reader<'_>, root: &Section<'_>) -> Vec<VolumeConfig> {
         let name = r.required(s, "name", "the volume's name").and_then(|text| name(r, s, "name", text));
         let size = r.size(s, "size", 512..=limits::VOLUME_BYTES_MAX, None);
         if let Some(size) = size
-            && !size.is_multiple_of(512)
+            && !size.is_multiple_of(limits::SECTOR_BYTES)
         {
             r.error(s, "size", format!("{size} bytes are not a whole number of 512-byte sectors"));
         }

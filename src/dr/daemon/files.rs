@@ -53,6 +53,7 @@ pub struct Files {
     journal: FileId,
     spool: FileId,
     volumes: Vec<FileId>,
+    names: Vec<String>,
     /// Those of them that stand on NBD servers.
     pub backings: Backings,
     /// As the superblock had them at the start; a fresh directory has no group yet.
@@ -88,7 +89,12 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         reactor,
         OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },
     )?;
-    let (volumes, backings) = open_volumes(reactor, config, dr)?;
+    // What the directory knows counts; the configuration may lag behind a resize, or lead.
+    let sizes = match known.as_ref().filter(|known| known.volumes.len() == config.volumes.len()) {
+        Some(known) => known.volumes.iter().map(|(_, size)| *size).collect(),
+        None => config.volumes.iter().map(|volume| volume.size).collect::<Vec<_>>(),
+    };
+    let (volumes, backings) = open_volumes(reactor, config, dr, &sizes)?;
     // What stands on a server is not looked through: its holes are made when the first copy brings them.
     let blank = backings.is_empty() && is_blank(reactor, &volumes)?;
     // The names have to survive a loss of power as what is in the files does.
@@ -127,8 +133,20 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         .with_context(|| format!("the directory {}", dir.display()))?;
     let owner = known.as_ref().map_or(options.owner, |known| known.owner);
     let group = known.map_or(GroupId(0), |known| known.group);
-    let files =
-        Files { dir: dir.clone(), superblock, journal, spool, volumes, backings, group, owner, report, report_damaged };
+    let names = config.volumes.iter().map(|volume| volume.name.clone()).collect();
+    let files = Files {
+        dir: dir.clone(),
+        superblock,
+        journal,
+        spool,
+        volumes,
+        names,
+        backings,
+        group,
+        owner,
+        report,
+        report_damaged,
+    };
     Ok((files, recovered, options))
 }
 
@@ -140,6 +158,13 @@ impl Files {
             File::Spool => self.spool,
             File::Volume(Volume(index)) => self.volumes[usize::from(index)],
         }
+    }
+
+    /// Has the store of a volume grow; an error says which is too small, and what to do.
+    pub fn enlarge(&mut self, reactor: &mut Reactor, volume: Volume, size: u64) -> Result<u64, String> {
+        let file = self.volumes[usize::from(volume.0)];
+        let grown = self.backings.enlarge(reactor, file, size);
+        grown.map_err(|short| format!("volume {} is too small here: {}", self.names[usize::from(volume.0)], short.text))
     }
 
     /// What is said of a promoted site whose report is not there, or is not what was stored.
@@ -236,14 +261,23 @@ fn open_log(reactor: &mut Reactor, mut options: OpenOptions) -> anyhow::Result<F
     Ok(reactor.open(&options)?)
 }
 
-fn open_volumes(reactor: &mut Reactor, config: &Config, dr: &DrConfig) -> anyhow::Result<(Vec<FileId>, Backings)> {
+fn open_volumes(
+    reactor: &mut Reactor,
+    config: &Config,
+    dr: &DrConfig,
+    sizes: &[u64],
+) -> anyhow::Result<(Vec<FileId>, Backings)> {
     let (mut files, mut backings) = (Vec::new(), Backings::default());
-    for (volume, backing) in config.volumes.iter().zip(&dr.backing) {
+    for ((volume, &size), backing) in config.volumes.iter().zip(sizes).zip(&dr.backing) {
+        if volume.size != size {
+            let (name, says) = (&volume.name, volume.size);
+            tracing::info!("volume {name} has {size} bytes here, the configuration says {says}: the order decides");
+        }
         let opened = match backing {
-            Backing::File(path) => open_volume(reactor, dr, volume, path),
+            Backing::File(path) => open_volume(reactor, dr, size, path),
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(Role::Dr).as_ref())?;
-                let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
+                let opening = Opening { volume: &volume.name, size, uri, connector };
                 backings.open(reactor, Backing::remote(&dr.backing), opening).map_err(|error| match error {
                     OpenError::Unfit(text) => Refused(text).into(),
                     other => other.into(),
@@ -259,16 +293,11 @@ fn open_volumes(reactor: &mut Reactor, config: &Config, dr: &DrConfig) -> anyhow
     Ok((files, backings))
 }
 
-fn open_volume(
-    reactor: &mut Reactor,
-    dr: &DrConfig,
-    volume: &config::VolumeConfig,
-    path: &Path,
-) -> anyhow::Result<FileId> {
+fn open_volume(reactor: &mut Reactor, dr: &DrConfig, size: u64, path: &Path) -> anyhow::Result<FileId> {
     let options = OpenOptions {
         path: path.to_path_buf(),
         create: true,
-        size: Some(volume.size),
+        size: Some(size),
         direct: if dr.direct == config::Direct::Never { Direct::Never } else { Direct::Auto },
         exclusive_lock: true,
         random: true,

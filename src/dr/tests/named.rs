@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::run::{Trial, options};
-use super::writer::{GROUP, volumes};
+use super::writer::{GROUP, VOLUME_BYTES, volumes};
 use crate::core::ids::{Chain, Conn, Epoch, Owner, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use crate::core::op::Op;
@@ -585,7 +585,8 @@ fn hellos_are_judged_as_the_table_says() {
         tail: Seq(10),
     };
     let code = |hello: &Hello, superblock: &Superblock, writer: Option<Writer>, ready: bool| {
-        let here = Standing { superblock, options: &options, tail: Seq(10), writer, ready };
+        let sizes = Some(&[VOLUME_BYTES; 2][..]);
+        let here = Standing { superblock, options: &options, sizes, tail: Seq(10), writer, ready };
         judge(hello, &here).err().map(|refuse| refuse.code)
     };
     let order = |hello: &Hello| code(hello, &superblock, None, true);
@@ -594,6 +595,10 @@ fn hellos_are_judged_as_the_table_says() {
     assert_eq!(order(&Hello { group: crate::core::ids::GroupId(1), ..hello.clone() }), Some(RefuseCode::WrongGroup));
     assert_eq!(order(&Hello { group_name: "other".into(), ..hello.clone() }), Some(RefuseCode::WrongGroup));
     assert_eq!(order(&Hello { volumes: vec![], ..hello.clone() }), Some(RefuseCode::Volumes));
+    let sized =
+        |bytes| Hello { volumes: volumes().into_iter().map(|(name, _)| (name, bytes)).collect(), ..hello.clone() };
+    assert_eq!(order(&sized(VOLUME_BYTES + 512)), None, "the order makes it as large here");
+    assert_eq!(order(&sized(VOLUME_BYTES - 512)), Some(RefuseCode::Volumes), "nothing gets smaller");
     assert_eq!(order(&Hello { epoch: Epoch(2), ..hello.clone() }), Some(RefuseCode::Fenced));
     assert_eq!(order(&Hello { owner: Owner(1), ..hello.clone() }), Some(RefuseCode::SecondPrimary));
     assert_eq!(order(&Hello { tail: Seq(9), ..hello.clone() }), Some(RefuseCode::Protocol));
@@ -627,7 +632,8 @@ fn a_directory_that_does_not_fit_its_configuration_is_refused_with_words() {
     };
     assert!(text(&|_| ()).is_empty());
     assert!(text(&|options| options.group_name = "other".into()).contains("belongs to group \"orders\""));
-    assert!(text(&|options| options.volumes[0].1 += 4096).contains("volumes in the configuration"));
+    assert!(text(&|options| options.volumes[0].0 = "other".into()).contains("volumes in the configuration"));
+    assert!(text(&|options| options.volumes[0].1 += 4096).is_empty(), "the superblock knows its sizes");
     assert!(text(&|options| options.spool_bytes *= 2).contains("[dr] spool"));
     assert!(text(&|options| options.journal_bytes = 3 << 20).contains("[dr] journal"));
     let mut flipped = trial.disk.files[&File::Superblock].stable.clone();

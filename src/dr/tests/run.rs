@@ -598,7 +598,7 @@ impl Trial {
             if let Some(at) = have.iter().zip(want).position(|(have, want)| have != want) {
                 let last = self.writer.records.iter().rev().find(|record| {
                     record.seq <= cut
-                        && record.op.changes_volume()
+                        && record.changes_volume()
                         && record.volume.0 == volume
                         && (record.offset..record.offset + record.length).contains(&(at as u64))
                 });
@@ -623,7 +623,7 @@ impl Trial {
             .writer
             .records
             .iter()
-            .filter(|record| record.op.changes_volume())
+            .filter(|record| record.changes_volume())
             .filter(|record| record.seq > report.cut_seq && record.seq <= report.tail_seq)
             .map(|record| record.seq.0)
             .collect();

@@ -202,7 +202,7 @@ impl Writer {
 
     fn mark_dirty(&mut self, seq: Seq) {
         let record = *self.record(seq);
-        if !record.op.changes_volume() {
+        if !record.changes_volume() {
             return;
         }
         let first = record.offset / BLOCK;

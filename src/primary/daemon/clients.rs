@@ -21,7 +21,7 @@ impl Shell {
             session::Event::List => {
                 let description = self.description();
                 let list: Vec<(String, String)> =
-                    self.volumes.iter().map(|(name, _)| (name.clone(), description.clone())).collect();
+                    self.machine.volumes().iter().map(|(name, _)| (name.clone(), description.clone())).collect();
                 self.nbd.listed(conn, &list);
             }
             session::Event::Request(request) => return self.request(conn, request),
@@ -34,13 +34,14 @@ impl Shell {
     }
 
     fn resolve(&mut self, conn: Conn, name: &str, purpose: Purpose) {
+        let volumes = self.machine.volumes();
         // The empty name is the default export: the only volume of a group that has one.
         let index = match name {
-            "" if self.volumes.len() == 1 => Some(0),
-            _ => self.volumes.iter().position(|(known, _)| known == name),
+            "" if volumes.len() == 1 => Some(0),
+            _ => volumes.iter().position(|(known, _)| known == name),
         };
         let Some(index) = index else {
-            let names: Vec<&str> = self.volumes.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<&str> = volumes.iter().map(|(name, _)| name.as_str()).collect();
             let text = format!("there is no volume {name:?} here; there is {}", names.join(", "));
             return self.nbd.resolved(conn, Err(Refusal { code: REP_ERR_UNKNOWN, text }));
         };
@@ -51,7 +52,7 @@ impl Shell {
         if purpose != Purpose::Info {
             self.exports.insert(conn, Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes")));
         }
-        let (name, size) = self.volumes[index].clone();
+        let (name, size) = self.machine.volumes()[index].clone();
         let export = Export {
             name,
             description: self.description(),

@@ -13,7 +13,7 @@ use crate::core::ids::{GroupId, Owner};
 use crate::core::machine::IoFail;
 use crate::core::peer::Role;
 use crate::format::intent::{LogLayout, MapLayout};
-use crate::format::superblock::{self, SUPERBLOCK_BYTES};
+use crate::format::superblock::{self, SUPERBLOCK_BYTES, Superblock};
 use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
@@ -23,6 +23,9 @@ use crate::primary::recovery::{Expect, Files};
 /// Where things are and how large.
 pub struct Setup<'a> {
     pub dir: &'a Path,
+    /// Name of each volume, and the bytes it has, or is to have: what a directory that is there knows better counts if it
+    /// is more.
+    pub volumes: &'a [(String, u64)],
     /// Before the name of each file: a promoted DR keeps them beside its own.
     pub prefix: &'a str,
     pub backing: &'a [Backing],
@@ -75,7 +78,7 @@ impl Opened {
 pub fn expect(config: &Config, setup: &Setup<'_>, opened: &Opened) -> anyhow::Result<Expect> {
     Ok(Expect {
         group_name: config.group.name.clone(),
-        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        volumes: setup.volumes.to_vec(),
         boot_id: boot_id(setup.backing)?,
         fifo_disk_bytes: opened.fifo_bytes,
         log_slots: setup.log_slots,
@@ -103,7 +106,6 @@ pub fn open(
     setup: &Setup<'_>,
 ) -> anyhow::Result<Opened> {
     std::fs::create_dir_all(setup.dir).with_context(|| format!("making the directory {}", setup.dir.display()))?;
-    let sizes: Vec<u64> = config.volumes.iter().map(|volume| volume.size).collect();
     let path = |name: &str| setup.dir.join(format!("{}{name}", setup.prefix));
     let kept = |path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate| OpenOptions {
         path,
@@ -117,8 +119,10 @@ pub fn open(
     lost_superblock(&path)?;
     let superblock = kept(path("superblock"), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
     let superblock = reactor.open(&superblock)?;
-    let map_bytes = MapLayout::new(&sizes).total_bytes();
-    cut_short(&path("intent.map"), map_bytes)?;
+    let known = superblock::newest(&reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?).ok().flatten();
+    let sizes = Sizes::of(known.as_ref(), setup.volumes);
+    cut_short(&path("intent.map"), MapLayout::new(&sizes.has).total_bytes())?;
+    let map_bytes = MapLayout::new(&sizes.gets).total_bytes();
     let map = reactor.open(&kept(path("intent.map"), map_bytes, Direct::Auto, Preallocate::Written))?;
     let log_bytes = LogLayout { slots: setup.log_slots }.total_bytes();
     let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve));
@@ -126,12 +130,12 @@ pub fn open(
     let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
     let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
     let mut volumes = Vec::new();
-    for (volume, backing) in config.volumes.iter().zip(setup.backing) {
+    for (at, ((name, _), backing)) in setup.volumes.iter().zip(setup.backing).enumerate() {
         let opened = match backing {
-            Backing::File(path) => open_volume(reactor, path, volume.size, setup.direct),
+            Backing::File(path) => open_volume(reactor, path, (sizes.has[at], sizes.gets[at]), setup.direct),
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(setup.role).as_ref())?;
-                let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
+                let opening = Opening { volume: name, size: sizes.gets[at], uri, connector };
                 volumes.push(open_remote(reactor, &mut backings, setup, opening)?);
                 continue;
             }
@@ -149,6 +153,25 @@ pub fn open(
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
     Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, backings, readers })
+}
+
+/// Sizes of the volumes, bytes.
+struct Sizes {
+    /// What they have: their stores have as much, or have lost it.
+    has: Vec<u64>,
+    /// What they have or are about to get: their stores grow to it if they can.
+    gets: Vec<u64>,
+}
+
+impl Sizes {
+    fn of(known: Option<&Superblock>, volumes: &[(String, u64)]) -> Sizes {
+        let asked: Vec<u64> = volumes.iter().map(|(_, size)| *size).collect();
+        let Some(known) = known.filter(|known| known.volumes.len() == asked.len()) else {
+            return Sizes { has: asked.clone(), gets: asked };
+        };
+        let gets = known.sizes_to_be().into_iter().zip(asked).map(|(has, asked)| asked.max(has)).collect();
+        Sizes { has: known.volumes.iter().map(|(_, size)| *size).collect(), gets }
+    }
 }
 
 /// The disk FIFO with all of its space: a queue that finds the disk full in the middle of an outage ends the role.
@@ -222,7 +245,13 @@ fn open_remote(
     })
 }
 
-fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Direct) -> anyhow::Result<FileId> {
+/// Opens a volume that has so many bytes, and is to get so many.
+fn open_volume(
+    reactor: &mut Reactor,
+    path: &Path,
+    (has, gets): (u64, u64),
+    direct: config::Direct,
+) -> anyhow::Result<FileId> {
     let direct = match direct {
         config::Direct::Auto => Direct::Auto,
         config::Direct::Never => Direct::Never,
@@ -238,14 +267,24 @@ fn open_volume(reactor: &mut Reactor, path: &Path, size: u64, direct: config::Di
     };
     let file = reactor.open(&options)?;
     let found = reactor.file_size(file);
-    if reactor.file_was_created(file) || found == 0 {
-        reactor.close_file(file);
-        return Ok(reactor.open(&OpenOptions { size: Some(size), ..options })?);
+    let fresh = reactor.file_was_created(file) || found == 0;
+    if found >= gets && !fresh {
+        return Ok(file);
     }
-    if found < size {
-        let shown = path.display();
-        let text = format!("{shown} has {found} bytes, the configuration says {size}: grow it, or correct the size");
+    let shown = path.display();
+    if found < has && !fresh {
+        let text = format!("{shown} has {found} bytes, the volume has {has}: grow it, or correct the size");
         bail!(Refused(text));
     }
-    Ok(file)
+    reactor.close_file(file);
+    reactor.open(&OpenOptions { size: Some(gets), ..options }).map_err(|fail| match fail {
+        IoFail::NoSpace(text) if !fresh => {
+            let text = format!(
+                "{text}: the volume is to grow from {has} to {gets} bytes (its size in the configuration, or a resize that \
+                 was under way). Grow what it stands on first, by its own means (lvextend, …), or put the size back"
+            );
+            Refused(text).into()
+        }
+        other => other.into(),
+    })
 }

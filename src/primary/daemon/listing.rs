@@ -31,7 +31,7 @@ impl Shell {
     /// Begins to look what the volumes have storage for.
     pub(super) fn list(&mut self) {
         if self.looking.is_none() {
-            let listing = Listing::new(self.volumes.iter().map(|(_, size)| *size).collect());
+            let listing = Listing::new(self.machine.volumes().iter().map(|(_, size)| *size).collect());
             self.looking = Some(Looking { listing, lines: Sparing::new(LINES_PAUSE_NS) });
             self.look();
         }

@@ -86,7 +86,8 @@ impl<'a> Input<'a> {
 
     /// The record that follows one with this seq and chain, unless the input wants another.
     pub fn record(&mut self, previous: (Seq, Chain)) -> OrderRecord {
-        let op = [Op::Write, Op::WriteZeroes, Op::Trim, Op::Mark, Op::BatchBegin, Op::BatchEnd, Op::EpochStart];
+        let op =
+            [Op::Write, Op::WriteZeroes, Op::Trim, Op::Mark, Op::BatchBegin, Op::BatchEnd, Op::EpochStart, Op::Resize];
         let shape = self.u8();
         let op = op[usize::from(shape & 7) % op.len()];
         let seq = if shape & 0x40 != 0 { Seq(self.number().max(1)) } else { Seq(previous.0.0.saturating_add(1)) };

@@ -1,0 +1,260 @@
+//! A volume grows: one order among the others, and what has to be durable around it.
+//!
+//! ```text
+//!   asked ─► announced ─► ordered ─► zeroed ─► laid out ─► marked ─► protected: answered
+//!            superblock   record     volume,   header of   superblock
+//!            names it     in the     intent    the map     has the size
+//!                         order      pages
+//! ```
+//!
+//! | a crash after | a start finds | and |
+//! |---|---|---|
+//! | asked | the old size | the volume is as it was |
+//! | announced | the old size, and that a resize is under way | goes on with it: a record of it may have left |
+//! | marked | the new size | both sides have it, or get it with the order |
+//!
+//! Clients write beyond the old end from *marked* on, never before: so the order of the same resize may come twice, and
+//! what it adds be zeroed twice, and nothing of theirs is lost by it. Whoever was left out of the order (a jump of DR's
+//! journal) is told the sizes behind the begin of the next batch.
+
+use bytes::Bytes;
+
+use super::intake::Room;
+use super::machine::{Effect, File, Machine, Pending, Says, Stopping, disk_write};
+use super::window::Local;
+use crate::core::ids::{Seq, Volume};
+use crate::core::machine::Level;
+use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
+use crate::format::intent::{MapHeader, sizes_digest};
+use crate::format::record::FLAG_FUA;
+use crate::limits::{SECTOR_BYTES, VOLUME_BYTES_MAX};
+
+/// One resize, and how far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Resize {
+    pub volume: Volume,
+    pub size: u64,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Asked,
+    /// The superblock that names it is being written.
+    Announcing,
+    Announced,
+    Ordered(Seq),
+    /// The header of the intent map is being written.
+    LayingOut(Seq),
+    LaidOut(Seq),
+    /// The superblock with the size is being written.
+    Marking(Seq),
+    Marked(Seq),
+}
+
+impl Machine {
+    /// Somebody wants a volume to be larger.
+    pub(super) fn resize(&mut self, volume: Volume, size: u64, fx: &mut Vec<Effect>) {
+        match self.may_resize(volume, size) {
+            Ok(false) => {
+                let stage = Stage::Asked;
+                self.resizes.push_back(Resize { volume, size, stage });
+            }
+            Ok(true) => fx.push(Effect::Resized { volume, size, result: Ok(self.superblock.resized) }),
+            Err(text) => fx.push(Effect::Resized { volume, size, result: Err(text) }),
+        }
+    }
+
+    /// Whether a volume may get this size; `true`: it has it.
+    pub fn may_resize(&self, volume: Volume, size: u64) -> Result<bool, String> {
+        let Some((name, has)) = self.options.volumes.get(usize::from(volume.0)) else {
+            return Err(format!("there is no volume {volume}"));
+        };
+        let asked = self.resizes.iter().filter(|it| it.volume == volume).map(|it| it.size).max();
+        let least = asked.unwrap_or(*has);
+        if let Some(why) = &self.fenced {
+            Err(format!("this primary has been fenced, and changes nothing any more: {why}"))
+        } else if self.stopping != Stopping::No {
+            Err("this primary is stopping; ask again when it has been started".into())
+        } else if size < least {
+            Err(format!(
+                "volume {name} has {least} bytes, {size} are fewer: a volume is never made smaller, for DR would lose what \
+                 stands behind the new end. Copy what is needed to a new, smaller volume"
+            ))
+        } else if !size.is_multiple_of(SECTOR_BYTES) {
+            Err(format!("{size} bytes are not a whole number of {SECTOR_BYTES}-byte sectors"))
+        } else if size > VOLUME_BYTES_MAX {
+            Err(format!("{size} bytes are more than the {VOLUME_BYTES_MAX} that a volume can have"))
+        } else {
+            Ok(size == *has && asked.is_none())
+        }
+    }
+
+    /// Name and size in bytes of each volume, as clients see them.
+    #[must_use]
+    pub fn volumes(&self) -> &[(String, u64)] {
+        &self.options.volumes
+    }
+
+    /// The same once all that was asked for is done.
+    #[must_use]
+    pub fn sizes_asked(&self) -> Vec<u64> {
+        let mut sizes: Vec<u64> = self.options.volumes.iter().map(|(_, size)| *size).collect();
+        for it in &self.resizes {
+            let size = &mut sizes[usize::from(it.volume.0)];
+            *size = it.size.max(*size);
+        }
+        sizes
+    }
+
+    /// Name and size in bytes of each volume after the last record of the order: what a peer is told that knows the tail.
+    pub(super) fn volumes_ordered(&self) -> Vec<(String, u64)> {
+        let mut volumes = self.options.volumes.clone();
+        if let Some((it, _)) = self.ordered() {
+            volumes[usize::from(it.volume.0)].1 = it.size;
+        }
+        volumes
+    }
+
+    /// The resize whose record is in the order and that no start knows to be done yet, and the seq of that.
+    fn ordered(&self) -> Option<(Resize, Seq)> {
+        self.resizes.front().and_then(|it| match it.stage {
+            Stage::Ordered(seq) | Stage::LayingOut(seq) | Stage::LaidOut(seq) | Stage::Marking(seq) => Some((*it, seq)),
+            Stage::Asked | Stage::Announcing | Stage::Announced | Stage::Marked(_) => None,
+        })
+    }
+
+    /// At a start: the directory says what sizes there are, and what an earlier process was about to change.
+    pub(super) fn go_on_resizing(&mut self) {
+        for ((_, size), (_, known)) in self.options.volumes.iter_mut().zip(&self.superblock.volumes) {
+            *size = *known;
+        }
+        if let Some((volume, size)) = self.superblock.resizing {
+            self.resizes.push_back(Resize { volume, size, stage: Stage::Announced });
+        }
+    }
+
+    /// Next to the record of this start, before any other: so what an earlier one did there is in the order either way.
+    pub(super) fn order_again(&mut self) {
+        if let Some(Resize { volume, size, .. }) = self.resizes.front().copied() {
+            self.order_resize(volume, size);
+        }
+    }
+
+    /// Goes on with the first of them, as far as it can.
+    pub(super) fn advance_resize(&mut self, fx: &mut Vec<Effect>) {
+        if self.fenced.is_some() || self.stopping != Stopping::No {
+            return;
+        }
+        let Some(Resize { volume, size, stage }) = self.resizes.front().copied() else { return };
+        match stage {
+            Stage::Asked if !self.superblock_busy => {
+                self.superblock.resizing = Some((volume, size));
+                self.write_superblock(self.superblock.seq, fx);
+                self.resize_is(Stage::Announcing);
+            }
+            Stage::Announced if !self.intent.busy() => match self.room(0) {
+                Room::Wait | Room::No => {}
+                Room::Yes => self.order_resize(volume, size),
+                Room::Coalesce => {
+                    self.coalesce("the FIFO is full", fx);
+                    self.order_resize(volume, size);
+                }
+            },
+            Stage::Ordered(seq) if self.is_local(seq) && !self.intent.relaying() => {
+                let sizes_digest = sizes_digest(self.intent.sizes());
+                let header = MapHeader { group: self.group(), sizes_digest };
+                let ticket = self.ticket(Pending::MapHeader);
+                let parts = vec![Bytes::copy_from_slice(&header.encode())];
+                fx.push(disk_write(ticket, File::IntentMap, 0, parts, true));
+                self.resize_is(Stage::LayingOut(seq));
+            }
+            Stage::LaidOut(seq) if !self.superblock_busy => {
+                self.superblock.volumes[usize::from(volume.0)].1 = size;
+                self.superblock.resizing = None;
+                self.superblock.resized = seq;
+                self.write_superblock(self.superblock.seq, fx);
+                self.resize_is(Stage::Marking(seq));
+            }
+            _ => {}
+        }
+    }
+
+    /// The order itself. What it adds is written as zeroes here, as at DR; what stood there before is no part of the volume.
+    fn order_resize(&mut self, volume: Volume, size: u64) {
+        let has = self.options.volumes[usize::from(volume.0)].1;
+        self.intent.grow(volume, size.max(self.intent.sizes()[usize::from(volume.0)]));
+        // What is zeroed is durable before a start would know of the size.
+        let record = self.record(Op::Resize, FLAG_FUA, volume, has, size, 0);
+        let seq = record.seq;
+        self.append(record, Bytes::new(), None);
+        self.resize_is(Stage::Ordered(seq));
+        if planted(Bug::ResizeUnmarked) {
+            self.options.volumes[usize::from(volume.0)].1 = size;
+        }
+    }
+
+    fn resize_is(&mut self, stage: Stage) {
+        if let Some(first) = self.resizes.front_mut() {
+            first.stage = stage;
+        }
+    }
+
+    /// Whether what a record changes is on the local disk.
+    fn is_local(&self, seq: Seq) -> bool {
+        self.window.get(seq).is_none_or(|entry| matches!(entry.local, Local::Done | Local::Failed))
+    }
+
+    /// The header of the intent map tells of the new layout.
+    pub(super) fn map_laid_out(&mut self) {
+        if let Some(Resize { stage: Stage::LayingOut(seq), .. }) = self.resizes.front().copied() {
+            self.resize_is(Stage::LaidOut(seq));
+        }
+    }
+
+    /// A superblock is durable.
+    pub(super) fn resize_saved(&mut self, says: Says) {
+        let Some(Resize { volume, size, stage }) = self.resizes.front().copied() else { return };
+        match stage {
+            Stage::Announcing if says.resizing == Some((volume, size)) => self.resize_is(Stage::Announced),
+            Stage::Marking(seq) if says.resized == seq => {
+                self.options.volumes[usize::from(volume.0)].1 = size;
+                self.resize_is(Stage::Marked(seq));
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers for what has become protected, while that may be told.
+    pub(super) fn settle_resize(&mut self, fx: &mut Vec<Effect>) {
+        if let Some(Resize { volume, size, stage: Stage::Marked(seq) }) = self.resizes.front().copied()
+            && seq <= self.protected
+        {
+            self.resizes.pop_front();
+            let (name, _) = &self.options.volumes[usize::from(volume.0)];
+            let text = format!("volume {name} has {size} bytes from seq {seq} on");
+            fx.push(Effect::Log { level: Level::Info, text });
+            fx.push(Effect::Resized { volume, size, result: Ok(seq) });
+        }
+    }
+
+    pub(super) fn fail_resizes(&mut self, why: &str, fx: &mut Vec<Effect>) {
+        for Resize { volume, size, .. } in &self.resizes {
+            fx.push(Effect::Resized { volume: *volume, size: *size, result: Err(why.into()) });
+        }
+        // What is in the order stays there.
+        self.resizes.retain(|it| !matches!(it.stage, Stage::Asked | Stage::Announcing | Stage::Announced));
+    }
+
+    /// Behind the begin of a batch: whoever has not passed the last resize may never get its order.
+    pub(super) fn say_sizes(&mut self) {
+        let last = self.ordered().map_or(Seq(0), |(_, seq)| seq).max(self.superblock.resized);
+        if self.dr.cut >= last || planted(Bug::SizesUnsaid) {
+            return;
+        }
+        for ((_, size), at) in self.volumes_ordered().into_iter().zip(0..) {
+            self.append_of(Volume(at), Op::Resize, size, size, 0);
+        }
+    }
+}

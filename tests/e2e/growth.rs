@@ -1,0 +1,218 @@
+//! Volumes that grow under load: at both sites, in the order, and across kills and promotions.
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use farshore::cli::demo::nbd::Ask;
+use farshore::cli::demo::site::{Role, find_program};
+use farshore::cluster::status::{Resized, Status};
+use farshore::core::address::Address;
+
+use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+
+const WHILE: Duration = Duration::from_millis(600);
+
+fn resize(group: &Group, volume: &str, size: &str) -> Result<Resized> {
+    let told = group.site.verb(&["resize", volume, size, "--json"])?;
+    ensure!(told.exit == 0, "resize ended with {}: {}", told.exit, told.errors);
+    serde_json::from_str(&told.out).context("what resize prints")
+}
+
+/// The size that a client is told.
+fn export_bytes(group: &Group, role: Role, volume: &str) -> Result<u64> {
+    // A DR that was promoted is ready before it listens.
+    let until = Instant::now() + Duration::from_secs(10);
+    let client = loop {
+        match group.site.client(role, volume) {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+            client => break client?,
+        }
+    };
+    client.timeout(Some(LONG))?;
+    let bytes = client.size();
+    client.close();
+    Ok(bytes)
+}
+
+#[test]
+fn a_volume_grows_under_load_and_is_promoted_with_its_size_and_bytes() -> Result<()> {
+    let mut group = Group::started(SLOW, "protect = \"order\"")?;
+    // One that was there before, and does not connect again.
+    let mut early = group.site.client(Role::Primary, "db")?;
+    early.timeout(Some(LONG))?;
+    let load = group.load(1)?;
+    std::thread::sleep(WHILE);
+    let beyond = early.call(Ask::Write { offset: 20 * MIB, data: &[7; 4096], fua: false });
+    ensure!(beyond.is_err(), "a write beyond the end was taken");
+    let done = resize(&group, "db", "24MiB")?;
+    ensure!((done.old_size_bytes, done.size_bytes) == (16 * MIB, 24 * MIB) && done.seq.0 > 0, "{done:?}");
+    ensure!(export_bytes(&group, Role::Primary, "db")? == 24 * MIB);
+    early.call(Ask::Write { offset: 20 * MIB, data: &[7; 4096], fua: false }).context("beyond the old end")?;
+    early.close();
+    std::thread::sleep(WHILE);
+    let again = resize(&group, "db", "24MiB")?;
+    ensure!(again.old_size_bytes == 24 * MIB, "{again:?}");
+    let name = "demo/log";
+    resize(&group, name, "9MiB")?;
+    let smaller = group.site.verb(&["resize", "db", "16MiB"])?;
+    ensure!(smaller.exit == 3 && smaller.errors.contains("never made smaller"), "{smaller:?}");
+    let log = load.finish();
+    ensure!(log.ends.is_empty(), "connections ended: {:?}", log.ends);
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    group.site.kill(Role::Primary)?;
+    let report = group.site.promote(&[])?;
+    ensure!(report.missing.is_empty(), "{report:?}");
+    for (volume, bytes) in [("db", 24 * MIB), ("log", 9 * MIB)] {
+        ensure!(export_bytes(&group, Role::Dr, volume)? == bytes, "{volume} was promoted with another size");
+        let (here, there) = (group.image(Role::Primary, volume)?, group.site.client(Role::Dr, volume)?.read_all()?);
+        ensure!(here == there, "{volume} was promoted with other bytes");
+    }
+    // As the primary of the new epoch, alone; and after a restart of it.
+    ensure!(resize(&group, "log", "10MiB")?.size_bytes == 10 * MIB);
+    group.write(Role::Dr, "log", 10 * MIB - 4096, 9)?;
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    let again = export_bytes(&group, Role::Dr, "log").with_context(|| group.site.log(Role::Dr))?;
+    ensure!(again == 10 * MIB, "{again} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_promotion_to_a_point_before_the_resize_serves_the_old_size() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"near\"")?;
+    group.write(Role::Primary, "db", 0, 1)?;
+    group.site.settle(LONG)?;
+    group.site.kill(Role::Dr)?;
+    // DR hears of nothing from here on; the auxiliary knows the order, and the write before it is lost.
+    group.write(Role::Primary, "db", 4096, 2)?;
+    let done = resize(&group, "db", "24MiB")?;
+    group.write(Role::Primary, "db", 20 * MIB, 3)?;
+    group.site.kill(Role::Primary)?;
+    group.site.start(Role::Dr)?;
+    let report = group.site.promote(&[])?;
+    let lost: Vec<String> = report.missing.iter().map(|write| write.op).collect();
+    ensure!(lost == ["write", "resize", "write"], "{report:?}");
+    let resize = report.missing.get(1).context("three are missing")?;
+    ensure!((resize.seq, resize.offset, resize.length) == (done.seq, 16 * MIB, 24 * MIB), "{resize:?}");
+    ensure!(report.missing_bytes == 8192, "{report:?}");
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
+    Ok(())
+}
+
+#[test]
+fn the_configuration_may_lag_behind_or_lead() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    resize(&group, "db", "24MiB")?;
+    // It says 16 MiB still.
+    for role in [Role::Primary, Role::Dr] {
+        group.site.kill(role)?;
+        group.site.start(role)?;
+    }
+    ensure!(export_bytes(&group, Role::Primary, "db")? == 24 * MIB);
+    group.write(Role::Primary, "db", 20 * MIB, 3)?;
+    let config = group.site.config();
+    let text = std::fs::read_to_string(&config)?;
+    let size = text.lines().find(|line| line.starts_with("size")).context("a size")?.to_owned();
+    std::fs::write(&config, text.replacen(&size, "size = \"32MiB\"", 1))?;
+    group.site.kill(Role::Primary)?;
+    group.site.start(Role::Primary)?;
+    let until = Instant::now() + LONG;
+    while export_bytes(&group, Role::Primary, "db")? != 32 * MIB {
+        ensure!(
+            Instant::now() < until,
+            "it does not grow as the configuration says\n{}",
+            group.site.log(Role::Primary)
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    group.write(Role::Primary, "db", 30 * MIB, 4)?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    group.site.kill(Role::Primary)?;
+    group.site.promote(&[])?;
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 32 * MIB);
+    Ok(())
+}
+
+/// `nbdkit file`, which tells the size that its file has when it is connected to.
+fn serve_file(group: &Group, name: &str, bytes: u64) -> Result<Option<(Child, PathBuf, Address)>> {
+    let Some(program) = find_program("nbdkit") else {
+        eprintln!("skipped: nbdkit is not installed");
+        return Ok(None);
+    };
+    let (file, socket) = (group.site.path(&format!("{name}.raw")), group.site.path(&format!("{name}.sock")));
+    std::fs::File::create(&file)?.set_len(bytes)?;
+    let child = Command::new(program).args(["-f", "-t", "1", "-U"]).arg(&socket).arg("file").arg(&file).spawn()?;
+    let until = Instant::now() + LONG;
+    while !socket.exists() {
+        ensure!(Instant::now() < until, "nbdkit makes no socket");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(Some((child, file, Address::Unix(socket))))
+}
+
+#[test]
+fn what_a_store_is_too_small_for_waits_until_it_has_grown_by_its_own_means() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some((mut near, near_file, at)) = serve_file(&group, "near", 16 * MIB)? else { return Ok(()) };
+    let Some((mut far, far_file, there)) = serve_file(&group, "far", 16 * MIB)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &at, &at)?;
+    group.put_on(Role::Dr, "db", &there, &there)?;
+    group.site.start_all()?;
+    let told = group.site.verb(&["resize", "db", "24MiB"])?;
+    ensure!(told.exit == 3 && told.errors.contains("25165824 are needed"), "{told:?}");
+    ensure!(export_bytes(&group, Role::Primary, "db")? == 16 * MIB);
+    std::fs::File::options().write(true).open(&near_file)?.set_len(24 * MIB)?;
+    resize(&group, "db", "24MiB")?;
+    group.write(Role::Primary, "db", 20 * MIB, 5)?;
+    group.write(Role::Primary, "log", 0, 6)?;
+    let small = |status: &Status| matches!(status, Status::Dr(it) if it.degraded.iter().any(|one| one.what.contains("is too small here")));
+    group.site.wait(Role::Dr, "the store that is too small named", small)?;
+    ensure!(group.site.dr()?.volumes[0].size_bytes == 24 * MIB, "its recovery point has the resize");
+    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
+    group.site.wait(Role::Dr, "the store that has grown", |status| !small(status))?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    group.site.kill(Role::Primary)?;
+    group.site.promote(&[])?;
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 24 * MIB);
+    near.kill()?;
+    far.kill()?;
+    Ok(())
+}
+
+#[test]
+fn programs_of_others_see_the_new_size_when_they_connect_again() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    let uri = group.site.uri(Role::Primary, "db");
+    let Some(nbdinfo) = find_program("nbdinfo") else {
+        eprintln!("skipped: nbdinfo is not installed");
+        return Ok(());
+    };
+    let size = || -> Result<String> {
+        let said = Command::new(&nbdinfo).args(["--size", &uri]).output()?;
+        ensure!(said.status.success(), "{said:?}");
+        Ok(String::from_utf8(said.stdout)?.trim().to_owned())
+    };
+    ensure!(size()? == (16 * MIB).to_string());
+    let qemu_io = find_program("qemu-io");
+    let write = |at: &str| -> Result<Option<bool>> {
+        let Some(program) = &qemu_io else { return Ok(None) };
+        let said =
+            Command::new(program).args(["-f", "raw", "-c", &format!("write -P 0x5a {at} 64k"), &uri]).output()?;
+        Ok(Some(said.status.success()))
+    };
+    ensure!(write("20M")? != Some(true), "it wrote beyond the end");
+    resize(&group, "db", "24MiB")?;
+    ensure!(size()? == (24 * MIB).to_string());
+    ensure!(write("20M")? != Some(false), "it cannot write beyond the old end");
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let image = group.image(Role::Dr, "db")?;
+    ensure!(image.len() as u64 == 24 * MIB);
+    ensure!(qemu_io.is_none() || image[20 << 20..][..64 << 10].iter().all(|byte| *byte == 0x5a), "other bytes");
+    Ok(())
+}
