@@ -124,6 +124,8 @@ pub const NBD_OPTION_BYTES_MAX: usize = 16 << 10;
 /// Stretches in one answer to a block status: a client that wants more asks again from there on.
 pub const STATUS_STRETCHES_MAX: usize = 4096;
 
+/// Writes up to here do not wait for room behind longer ones, bytes.
+pub const WAITING_SHORT_BYTES: u64 = 64 << 10;
 /// Smallest memory part of a FIFO, bytes.
 pub const FIFO_MEMORY_BYTES_MIN: u64 = 1 << 20;
 /// Of the memory part long payloads that wait leave one in so many to ordinary ones.
@@ -187,6 +189,8 @@ pub const DR_CHECKPOINT_NS: u64 = 2_000_000_000;
 pub const DR_PROMISE_NS: u64 = 20_000_000;
 /// Least time between two progress messages, nanoseconds.
 pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
+/// The same while the primary may wait for room in DR's journal.
+pub const PROGRESS_SHORT_NS: u64 = 5_000_000;
 /// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.
 pub const STREAM_SILENCE_NS: u64 = 300_000_000_000;
 /// How long a stream with something unacknowledged on it may be silent before the primary sends it again on another,

@@ -145,6 +145,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let running = self.running("dr", &dr.control);
         self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool);
         self.journal(dr);
+        self.journal_beside_table(dr);
         self.spool(dr);
         self.backing(RoleName::Dr, &dr.dir, &dr.backing, running);
         self.table(RoleName::Dr, running);
@@ -165,6 +166,23 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             human_size(limits::DR_MEMORY_BYTES)
         );
         self.findings.note(Weight::Ok, &["dr", "journal"], text);
+    }
+
+    /// The journal keeps the size that it was made with, whatever the configuration says since.
+    fn journal_beside_table(&mut self, dr: &DrConfig) {
+        let made = std::fs::metadata(dr.dir.join("journal")).map_or(0, |data| data.len());
+        let slots = self.config.aux.as_ref().map_or(0, |aux| aux.slots);
+        let enough = limits::journal_beside_table(slots);
+        if made > 0 && made < enough {
+            let text = format!(
+                "was made with {}, which is too little for a status table of {slots} slots: a promotion may find no room for \
+                 its orders. Make the table anew with fewer slots, or empty this directory: a new first copy is made, with \
+                 a journal of {} or more",
+                human_size(made),
+                human_size(enough)
+            );
+            self.findings.note(Weight::Error, &["dr", "journal"], text);
+        }
     }
 
     /// A batch is applied all or nothing: it waits in the spool as a whole, and stalls when it does not fit.

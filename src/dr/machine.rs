@@ -265,19 +265,22 @@ impl Machine {
         !self.keeper.get().has(SYNCED) && self.committed.is_none()
     }
 
-    /// How far the orders go that certainly fit the journal, as long as nothing leaves it. Part of it is kept for what
-    /// begins and ends batches, for what a writer has ordered meanwhile when its link comes back, and for what a promotion
-    /// finds in the status table.
+    /// How far the orders go that certainly fit the journal, as long as nothing leaves it.
     pub(super) fn room(&self) -> JournalRoom {
         let free = self.journal.room().saturating_sub(self.journal.waiting() as u64);
-        let kept = journal_kept_records(self.options.table_slots).min(self.journal.records() / 2);
-        let upto = |records: u64| Seq(self.history.tail().0.saturating_add(records));
-        JournalRoom { writes: upto(free.saturating_sub(kept)), all: upto(free) }
+        JournalRoom { upto: Seq(self.history.tail().0.saturating_add(free)), records: self.journal.records() }
+    }
+
+    /// Whether orders up to `upto` come near to what the writer keeps free of the journal.
+    pub(super) fn is_short(&self, upto: Seq) -> bool {
+        let records = self.journal.records();
+        let kept = journal_kept_records(self.options.table_slots).min(records / 2);
+        upto.0 < self.history.tail().0.saturating_add(kept + records / 8)
     }
 
     /// Whether the writer's orders come near to the end of the journal.
     pub(super) fn journal_short(&self) -> bool {
-        self.journal.full() || self.room().writes.0 - self.history.tail().0 < self.journal.records() / 8
+        self.journal.full() || self.is_short(self.room().upto)
     }
 
     /// A seq as a recovery point: 0 while there is none.

@@ -601,6 +601,7 @@ impl Machine {
         let mut view = promotion.plan.then(|| self.history.clone());
         let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
         let mut conflicts = Vec::new();
+        let (mut room, mut unfit) = (self.journal.room(), 0);
         // One by one, so that what has been looked at is let go of.
         for (seq, record) in records {
             if let Err(why) = plausible(&record, &self.options, &self.intake.spool) {
@@ -612,6 +613,11 @@ impl Machine {
             }
             let history = view.as_mut().unwrap_or(&mut self.history);
             let known = history.get(seq).is_some();
+            if !promotion.plan && !known && room == 0 {
+                unfit += 1;
+                promotion.strays.insert(seq, record);
+                continue;
+            }
             let taken = history.take(record);
             // What mends a gap counts only once it is durable here ([`Machine::appended`]), but in a plan.
             let mended = taken.is_err()
@@ -623,10 +629,14 @@ impl Machine {
             match taken {
                 _ if mended && promotion.plan => {}
                 _ if mended => {
+                    room -= 1;
                     self.journal.push(record);
                     promotion.mended.push(record);
                 }
-                Ok(crate::dr::history::Intake::New) if !promotion.plan => self.journal.push(record),
+                Ok(crate::dr::history::Intake::New) if !promotion.plan => {
+                    room -= 1;
+                    self.journal.push(record);
+                }
                 Ok(_) => {}
                 Err(why) if !known => {
                     conflicts.push(format!("the status table's {why}"));
@@ -643,6 +653,18 @@ impl Machine {
         if more > 0 {
             let text = format!("{more} more records of the status table do not continue this site's history");
             fx.push(Effect::Log { level: Level::Error, text });
+        }
+        if unfit > 0 {
+            let text = format!(
+                "the journal ({} bytes) has no room for {unfit} orders that only the status table has: a status table of so \
+                 many slots needs a larger one",
+                self.journal.size_bytes()
+            );
+            if !promotion.force {
+                let text = format!("{text}. With --force their data is left out, and they are reported as missing");
+                return self.promote_fails(unsafe_because(text), fx);
+            }
+            fx.push(Effect::Log { level: Level::Error, text: format!("{text}; their data is left out") });
         }
         promotion.view = view;
         promotion.step = Step::Appending;

@@ -28,7 +28,7 @@ use crate::format::superblock::BLANK;
 use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{
     COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, NEED_AFTER_NS, PAYLOAD_BYTES_MAX,
-    PROGRESS_EVERY_NS, VOLUME_BYTES_MAX,
+    PROGRESS_EVERY_NS, PROGRESS_SHORT_NS, VOLUME_BYTES_MAX,
 };
 
 impl Machine {
@@ -433,17 +433,18 @@ impl Machine {
             || self.told.applied != self.point(self.replay.applied())
             || self.told.synced != self.synced()
             || self.room_grew();
-        changed.then_some(self.told.at_ns + PROGRESS_EVERY_NS)
+        let every = if self.is_short(self.told.room.upto) { PROGRESS_SHORT_NS } else { PROGRESS_EVERY_NS };
+        changed.then_some(self.told.at_ns + every)
     }
 
     /// Whether the journal has room that the writer does not know of and may come to wait for.
     fn room_grew(&self) -> bool {
-        let (known, room) = (self.told.room.writes.0, self.room().writes.0);
-        let much = self.journal.records() / 8;
-        known < room && (known < self.history.tail().0 + much || known + much <= room)
+        let (known, room) = (self.told.room.upto, self.room().upto);
+        known < room && (self.is_short(known) || known.0 + self.journal.records() / 8 <= room.0)
     }
 
-    /// Tells the writer where this site stands, at changes, at most ten times a second.
+    /// Tells the writer where this site stands, at changes, at most ten times a second, or sooner while the writer
+    /// may wait for room in the journal.
     pub(super) fn progress(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let (Some(conn), Some(due)) = (self.links.order, self.progress_due_ns()) else { return };
         if now.mono_ns < due {

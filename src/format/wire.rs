@@ -20,7 +20,7 @@
 //! | kind | message | body |
 //! |---|---|---|
 //! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
-//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, room for writes 8, room 8, ranges |
+//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, room 8, records 8, ranges |
 //! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
 //! | 4 | orders | order records, packed (see `wire/orders.rs`) |
 //! | 5 | orders durable | journal seq 8 |
@@ -29,7 +29,7 @@
 //! | 8 | chunk | index 8, order record 64 |
 //! | 9 | chunks durable | batch 8, number 4, reserved 4, then 8 for each index |
 //! | 10 | need | ranges |
-//! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7, room for writes 8, room 8 |
+//! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7, room 8, records 8 |
 //! | 12, 13 | ping, pong | nonce 8 |
 
 mod decode;
@@ -113,10 +113,10 @@ pub struct Welcome {
 /// How far the orders go that DR's journal certainly takes, as long as nothing leaves it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JournalRoom {
-    /// Writes may be ordered up to here.
-    pub writes: Seq,
-    /// Up to here there is room: for what begins and ends batches, and what a promotion finds elsewhere.
-    pub all: Seq,
+    /// Up to here there is room.
+    pub upto: Seq,
+    /// Records that fit it as a whole.
+    pub records: u64,
 }
 
 /// Why a hello was not accepted.

@@ -26,13 +26,14 @@ use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level, Now};
+use crate::core::modes::Overflow;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::wire::Message;
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::limits::{CHUNK_BYTES_MAX, journal_kept_records};
 
 /// How payloads cross at present.
 #[derive(Clone, Debug)]
@@ -226,6 +227,7 @@ impl Machine {
             // What is queued comes after the hole that the batch was to fill: DR could only keep it.
             self.drop_queued();
             self.batches_given_up += 1;
+            self.gave_up_why = why.into();
             self.batch_pause_ns = (2 * self.batch_pause_ns).clamp(BATCH_PAUSE_NS_MIN, BATCH_PAUSE_NS_MAX);
             self.batch_from_ns = self.now.mono_ns + self.batch_pause_ns;
         }
@@ -398,6 +400,8 @@ impl Machine {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
             }
+            let left = self.dr.room.upto.next().0.saturating_sub(self.dr.next.0);
+            self.dr.room.upto = Seq(begin.prev().0.saturating_add(left));
             self.dr.next = begin;
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
@@ -407,12 +411,36 @@ impl Machine {
 
     /// Whether DR lacks orders for which its journal has no room.
     pub(super) fn orders_unfit(&self) -> bool {
-        self.dr.ready() && self.dr.next <= self.tail && self.tail.0 + 2 > self.dr.room.all.0
+        self.dr.ready() && self.dr.next <= self.tail && self.tail.0 + 2 > self.dr.room.upto.0
     }
 
-    /// Orders of writes for which DR's journal has room.
+    /// Orders of writes for which DR's journal has room. Part of it is kept for what begins and ends batches, for what has
+    /// been ordered meanwhile when the link comes back, and for what a promotion finds in the status table.
     fn journal_room(&self) -> u64 {
-        self.dr.room.writes.0.saturating_sub(self.tail.0)
+        let slots = self.table_slots();
+        let kept = journal_kept_records(slots).min(self.dr.room.records / 2);
+        self.dr.room.upto.0.saturating_sub(kept).saturating_sub(self.tail.0)
+    }
+
+    /// DR gets on.
+    pub(super) fn dr_moved(&mut self) {
+        (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
+    }
+
+    /// Nothing has left DR's journal for long, nor does a batch get further than those before it.
+    pub(super) fn dr_stalls(&self) -> bool {
+        self.now.mono_ns >= self.dr.moved_ns + BATCH_STALL_NS
+    }
+
+    /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has
+    /// been sent everything again, or a batch in its place.
+    pub(super) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
+        let coalesces = self.options.overflow == Overflow::Coalesce && !self.held_requests.is_empty();
+        if coalesces && self.dr_stalls() && self.journal_wait() == Some(true) {
+            self.dr.caught_up = false;
+            let text = "DR's journal is full and gets no room: it is not waited for any more (overflow = coalesce)";
+            fx.push(Effect::Log { level: Level::Warn, text: text.into() });
+        }
     }
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
@@ -551,6 +579,9 @@ impl Machine {
                 self.batch_progress_ns = self.now.mono_ns;
             }
         }
+        if batch.bytes_acked > self.dr.best_acked {
+            (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, batch.bytes_acked);
+        }
     }
 
     /// A stream is gone: its pieces are sent again.
@@ -640,7 +671,7 @@ mod tests {
         let mut at = |tail: u64, acked: u64, batch: bool, connected: bool| {
             (machine.tail, machine.dr.caught_up) = (Seq(tail), true);
             machine.dr.phase = if connected { Phase::Up { conn: Conn(1) } } else { Phase::Idle { retry_ns: 0 } };
-            machine.dr.room = JournalRoom { writes: Seq(1400), all: Seq(2000) };
+            machine.dr.room = JournalRoom { upto: Seq(1400 + 1024 + 128), records: 4096 };
             let todo = ranges(Cover::insert, &[(0, 1000 - acked)]);
             let fresh = Batch::new(Seq(1), todo, VolumeRanges::new(), Now::default());
             let under_way = Batch { room: 400, bytes: acked, bytes_acked: acked, ..fresh };

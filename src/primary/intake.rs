@@ -100,7 +100,8 @@ impl Machine {
             return Room::Wait;
         }
         if let Some(full) = self.journal_wait() {
-            return if full && self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
+            let refuses = full && self.options.overflow == Overflow::Refuse && self.dr_stalls();
+            return if refuses { Room::No } else { Room::Wait };
         }
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
             return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
@@ -210,6 +211,7 @@ impl Machine {
     }
 
     pub(super) fn end_of_turn(&mut self, fx: &mut Vec<Effect>) {
+        self.leave_behind(fx);
         self.resume_held(fx);
         if !self.marked {
             return self.tick_if_due(fx);

@@ -129,6 +129,9 @@ pub struct DrLink {
     pub(super) window_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
+    /// When room or recovery point last moved on, or a batch got further than those before it; how far that was, bytes.
+    pub(super) moved_ns: u64,
+    pub(super) best_acked: u64,
     pub(super) disk_unacked: u64,
     pub(super) ship_next: Seq,
     pub(super) last_heard_ns: u64,
@@ -176,6 +179,8 @@ impl DrLink {
             caught_up: false,
             window_bytes: 0,
             room: JournalRoom::default(),
+            moved_ns: 0,
+            best_acked: 0,
             disk_unacked: 0,
             ship_next: Seq(0),
             last_heard_ns: 0,
@@ -564,6 +569,9 @@ impl Machine {
             Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
             Message::Need { ranges } => self.needed(&ranges, fx),
             Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
+                if cut > self.dr.cut || room.upto > self.dr.room.upto {
+                    self.dr_moved();
+                }
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
@@ -634,6 +642,8 @@ impl Machine {
         dr.blank = welcome.blank;
         dr.window_bytes = welcome.window_bytes;
         dr.room = welcome.room;
+        dr.moved_ns = self.now.mono_ns;
+        dr.best_acked = 0;
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {

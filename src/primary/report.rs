@@ -134,7 +134,9 @@ impl Machine {
             out.push(Degraded::new(format!("auxiliary: {why}"), self.aux.since(now), now.wall_ns));
         }
         if !self.dr.caught_up() {
-            let why = self.dr.problem.clone().unwrap_or_else(|| self.dr.word().into());
+            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.dr.room.upto;
+            let word = if full { "its journal is full, orders wait here" } else { self.dr.word() };
+            let why = self.dr.problem.clone().unwrap_or_else(|| word.into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
         }
         if self.aux.in_reach() && self.aux.skipped > self.floor() {
@@ -146,8 +148,7 @@ impl Machine {
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.table_overrun() {
-            let text =
-                "the auxiliary's table is full: orders that DR may not have are overwritten (overflow = coalesce)";
+            let text = "the auxiliary's table is full: orders of writes that DR may not have are overwritten";
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {
@@ -171,7 +172,8 @@ impl Machine {
         }
         if self.batches_given_up > 0 {
             let pace = if self.closes_batch() { ": writes wait for the present one when the FIFO is full" } else { "" };
-            let text = format!("{} batches were given up to a full FIFO{pace}", self.batches_given_up);
+            let (count, why) = (self.batches_given_up, &self.gave_up_why);
+            let text = format!("{count} batches were given up, the last one because {why}{pace}");
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
         }
         if let Some(paced) = self.paced {

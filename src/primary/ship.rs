@@ -24,8 +24,11 @@ impl Machine {
         if self.dr.must_jump || self.fenced.is_some() || !self.chain_checked(conn, fx) {
             return;
         }
-        while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail {
-            let records = self.next_records(Peer::Dr, fx);
+        // What DR's journal has no room for waits here.
+        let room = self.dr.room.upto;
+        while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail.min(room) {
+            let mut records = self.next_records(Peer::Dr, fx);
+            records.truncate(records.partition_point(|record| record.seq <= room));
             let Some(last) = records.last().map(|record| record.seq) else { return };
             self.dr.next = last.next();
             self.dr.commits.push_back((last, self.now.mono_ns));
@@ -122,7 +125,7 @@ impl Machine {
             && self.fenced.is_none()
             && !self.dr.must_jump
             && !self.dr.reading_log
-            && self.dr.next <= self.tail
+            && self.dr.next <= self.tail.min(self.dr.room.upto)
             && self.dr.commits.len() < COMMITS_INFLIGHT_MAX
     }
 

@@ -321,7 +321,11 @@ impl Machine {
     /// While the table is open that is every write not copied yet. Out of reach, its slots are taken when it is back:
     /// until then those count that only it may know, of this incarnation or an earlier one.
     pub(super) fn table_full(&self) -> bool {
-        let slots = self.aux.layout.map_or(self.options.table_slots, |layout| layout.slots);
+        // Before its first copy is complete DR cannot be promoted, and all of these orders are nobody's report.
+        if self.dr.ready() && !self.dr.synced && !self.ring_needs_slots() {
+            return false;
+        }
+        let slots = self.table_slots();
         let needed_after = if self.aux.phase == Phase::Ready {
             self.floor()
         } else {
@@ -334,6 +338,11 @@ impl Machine {
         // Records of our own, which nothing keeps waiting in `bunker`, have a few left.
         let left = if self.ring_needs_slots() { OWN_SLOTS } else { 1 };
         self.tail.0 - needed_after.0.min(self.tail.0) + left >= slots && !planted(Bug::SlotReusedEarly)
+    }
+
+    /// Records of the table, of the configuration's while it has not been seen.
+    pub(super) fn table_slots(&self) -> u64 {
+        self.aux.layout.map_or(self.options.table_slots, |layout| layout.slots)
     }
 
     /// Everything up to here is told of by DR, whatever becomes of the table.

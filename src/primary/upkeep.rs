@@ -65,6 +65,9 @@ impl Machine {
                 "DR's journal is full"
             });
         }
+        if !self.held_requests.is_empty() && self.options.overflow == Overflow::Coalesce && self.closes_batch() {
+            return Some("the FIFO is full, and the batch under way is completed first");
+        }
         let paces = self.options.overflow == Overflow::Pace;
         let bytes = self.held_requests.next_bytes().filter(|_| paces || self.ring_needs_slots())?;
         if self.table_full() {

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{BLOCK_BYTES, LONG_BYTES};
+use crate::limits::{BLOCK_BYTES, WAITING_SHORT_BYTES};
 
 /// What waits, with the bytes of its payload.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl<T> Waiting<T> {
 /// Whether a payload is one of those that others need not wait for.
 #[must_use]
 pub const fn is_long(bytes: u64) -> bool {
-    bytes > LONG_BYTES
+    bytes > WAITING_SHORT_BYTES
 }
 
 #[cfg(test)]

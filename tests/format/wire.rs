@@ -52,7 +52,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 batch: Seq(5),
                 have: vec![range(1, 2), range(4, 4)],
                 window_bytes: 6,
-                room: JournalRoom { writes: Seq(7), all: Seq(8) },
+                room: JournalRoom { upto: Seq(7), records: 8 },
             }),
             "4653484c040200008000000000000000de12dadd0000000000000000c234955b02200000000000000700000007000000\
              033000000000000001000000000000000200000000000000030000000000000004000000000000000500000000000000\
@@ -108,7 +108,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 synced: true,
                 spool_bytes: 3,
                 window_bytes: 4,
-                room: JournalRoom { writes: Seq(5), all: Seq(6) },
+                room: JournalRoom { upto: Seq(5), records: 6 },
             },
             "4653484c040b0000380000000000000032741bd300000000000000009f5c0e6601000000000000000200000000000000\
              03000000000000000400000000000000010000000000000005000000000000000600000000000000",

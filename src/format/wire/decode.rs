@@ -262,7 +262,7 @@ impl<'a> Reader<'a> {
     }
 
     fn room(&mut self) -> Result<JournalRoom, FormatError> {
-        Ok(JournalRoom { writes: Seq(self.u64()?), all: Seq(self.u64()?) })
+        Ok(JournalRoom { upto: Seq(self.u64()?), records: self.u64()? })
     }
 
     pub(super) fn record(&mut self) -> Result<OrderRecord, FormatError> {

@@ -68,7 +68,7 @@ impl Encoder {
                 self.frame(kind, 0, |body| {
                     [cut.0, applied.0, *spool_bytes, *window_bytes].iter().for_each(|&value| body.put_u64_le(value));
                     body.put_u64_le(u64::from(*synced));
-                    [room.writes, room.all].iter().for_each(|seq| body.put_u64_le(seq.0));
+                    [room.upto.0, room.records].iter().for_each(|&value| body.put_u64_le(value));
                 })
             }
             Message::Ping { nonce } | Message::Pong { nonce } => self.frame(kind, 0, |body| body.put_u64_le(*nonce)),
@@ -153,8 +153,8 @@ fn put_welcome(body: &mut BytesMut, welcome: &Welcome) {
         welcome.applied.0,
         welcome.batch.0,
         welcome.window_bytes,
-        welcome.room.writes.0,
-        welcome.room.all.0,
+        welcome.room.upto.0,
+        welcome.room.records,
     ];
     fields.iter().for_each(|&value| body.put_u64_le(value));
     put_ranges(body, &welcome.have[..welcome.have.len().min(LIST_ITEMS_MAX)]);

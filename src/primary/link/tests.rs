@@ -12,7 +12,7 @@ const CONN: Conn = Conn(7);
 const STREAM: Conn = Conn(8);
 const DR: Owner = Owner(3);
 /// More of DR's journal than any test here fills.
-pub(in crate::primary) const ROOM: JournalRoom = JournalRoom { writes: Seq(1 << 40), all: Seq(1 << 40) };
+pub(in crate::primary) const ROOM: JournalRoom = JournalRoom { upto: Seq(1 << 40), records: 1 << 20 };
 
 struct Absent;
 
