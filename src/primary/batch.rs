@@ -400,9 +400,7 @@ impl Machine {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
             }
-            let left = self.dr.room.upto.next().0.saturating_sub(self.dr.next.0);
-            self.dr.room.upto = Seq(begin.prev().0.saturating_add(left));
-            self.dr.next = begin;
+            self.dr.leap(begin);
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
         batch.since = (!self.dr.synced).then(Cover::new);

@@ -129,6 +129,8 @@ pub struct DrLink {
     pub(super) window_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
+    /// The last gap in the seqs that DR is sent: the record before it, and the one behind it.
+    pub(super) gap: (Seq, Seq),
     /// When room or recovery point last moved on, or a batch got further than those before it; how far that was, bytes.
     pub(super) moved_ns: u64,
     pub(super) best_acked: u64,
@@ -179,6 +181,7 @@ impl DrLink {
             caught_up: false,
             window_bytes: 0,
             room: JournalRoom::default(),
+            gap: (Seq(0), Seq(0)),
             moved_ns: 0,
             best_acked: 0,
             disk_unacked: 0,
@@ -231,6 +234,23 @@ impl DrLink {
             return None;
         }
         self.stream_for(bytes)
+    }
+
+    /// The next record that DR gets is this one, whatever seqs are between: none of them takes room in its journal.
+    pub(super) fn leap(&mut self, to: Seq) {
+        self.gap = (self.next.prev(), to);
+        self.next = to;
+        self.room = self.beyond_gap(self.room);
+    }
+
+    /// What DR says of its room, as of before or behind the last gap.
+    fn beyond_gap(&self, room: JournalRoom) -> JournalRoom {
+        let (before, behind) = self.gap;
+        if room.upto >= behind {
+            return room;
+        }
+        let left = room.upto.0.saturating_sub(before.0);
+        JournalRoom { upto: Seq(behind.prev().0.saturating_add(left)), ..room }
     }
 
     /// Bytes that may still be given to streams.
@@ -569,6 +589,7 @@ impl Machine {
             Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
             Message::Need { ranges } => self.needed(&ranges, fx),
             Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
+                let room = self.dr.beyond_gap(room);
                 if cut > self.dr.cut || room.upto > self.dr.room.upto {
                     self.dr_moved();
                 }
@@ -642,6 +663,7 @@ impl Machine {
         dr.blank = welcome.blank;
         dr.window_bytes = welcome.window_bytes;
         dr.room = welcome.room;
+        dr.gap = (Seq(0), Seq(0));
         dr.moved_ns = self.now.mono_ns;
         dr.best_acked = 0;
         dr.next = welcome.journal_seq.next();
@@ -654,7 +676,7 @@ impl Machine {
         // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.
         let continues = unlogged && self.first == self.log_first;
         if continues {
-            dr.next = self.first;
+            dr.leap(self.first);
         }
         dr.must_jump = unlogged && !continues;
         if unlogged {
