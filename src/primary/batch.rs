@@ -116,6 +116,9 @@ const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
 /// How long a batch for which writes wait may get nowhere, nanoseconds.
 const BATCH_STALL_NS: u64 = 10_000_000_000;
 
+/// Batches in a row for which writes wait although the journal has no room, while it does not get any.
+const LEAPS_MAX: u32 = 3;
+
 impl Batch {
     /// Bytes on streams and not acknowledged, holes left out.
     fn unacked_bytes(&self) -> u64 {
@@ -401,6 +404,11 @@ impl Machine {
                 self.dr.skipped = begin.prev();
             }
             self.dr.leap(begin);
+            // A few times writes wait for a batch that has to begin where the last one did; then they do not.
+            self.dr.leaps += 1;
+            if self.dr.leaps <= LEAPS_MAX {
+                (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
+            }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
         batch.since = (!self.dr.synced).then(Cover::new);
@@ -409,20 +417,24 @@ impl Machine {
 
     /// Whether DR lacks orders for which its journal has no room.
     pub(super) fn orders_unfit(&self) -> bool {
-        self.dr.ready() && self.dr.next <= self.tail && self.tail.0 + 2 > self.dr.room.upto.0
+        let unfit = self.dr.left_behind || self.tail.0 + 2 > self.dr.room.upto.0;
+        self.dr.ready() && self.dr.next <= self.tail && unfit
     }
 
-    /// Orders of writes for which DR's journal has room. Part of it is kept for what begins and ends batches, for what has
-    /// been ordered meanwhile when the link comes back, and for what a promotion finds in the status table.
+    /// Orders of writes after `seq` for which DR's journal has room. Part of it is kept for what begins and ends batches,
+    /// for what has been ordered meanwhile when the link comes back, and for what a promotion finds in the status table.
+    fn journal_room_after(&self, seq: Seq) -> u64 {
+        let kept = journal_kept_records(self.table_slots()).min(self.dr.room.records / 2);
+        self.dr.room.upto.0.saturating_sub(kept).saturating_sub(seq.0)
+    }
+
     fn journal_room(&self) -> u64 {
-        let slots = self.table_slots();
-        let kept = journal_kept_records(slots).min(self.dr.room.records / 2);
-        self.dr.room.upto.0.saturating_sub(kept).saturating_sub(self.tail.0)
+        self.journal_room_after(self.tail)
     }
 
     /// DR gets on.
     pub(super) fn dr_moved(&mut self) {
-        (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
+        (self.dr.moved_ns, self.dr.best_acked, self.dr.leaps) = (self.now.mono_ns, 0, 0);
     }
 
     /// Nothing has left DR's journal for long, nor does a batch get further than those before it.
@@ -430,15 +442,24 @@ impl Machine {
         self.now.mono_ns >= self.dr.moved_ns + BATCH_STALL_NS
     }
 
-    /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has
-    /// been sent everything again, or a batch in its place.
+    /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has room
+    /// again and has been sent everything, or a batch in its place.
     pub(super) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
         let coalesces = self.options.overflow == Overflow::Coalesce && !self.held_requests.is_empty();
-        if coalesces && self.dr_stalls() && self.journal_wait() == Some(true) {
-            self.dr.caught_up = false;
-            let text = "DR's journal is full and gets no room: it is not waited for any more (overflow = coalesce)";
-            fx.push(Effect::Log { level: Level::Warn, text: text.into() });
+        if !coalesces || !self.dr_stalls() || self.journal_wait() != Some(true) {
+            return;
         }
+        (self.dr.caught_up, self.dr.left_behind) = (false, true);
+        let text = "DR's journal is full and gets no room: it is not waited for any more (overflow = coalesce)";
+        fx.push(Effect::Log { level: Level::Warn, text: text.into() });
+        if self.mode.batch().is_some() || self.closing.is_some() {
+            self.coalesce("DR's journal has no room for what was written meanwhile", fx);
+        }
+    }
+
+    /// DR's journal has room for what it was not sent.
+    pub(super) fn catch_up_again(&mut self) {
+        self.dr.left_behind &= self.journal_room_after(self.dr.next.prev()) == 0;
     }
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod need;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -134,6 +135,10 @@ pub struct DrLink {
     /// When room or recovery point last moved on, or a batch got further than those before it; how far that was, bytes.
     pub(super) moved_ns: u64,
     pub(super) best_acked: u64,
+    /// Its journal had no room for too long: it gets no order but the begin of a batch, until it has.
+    pub(super) left_behind: bool,
+    /// Begins that went ahead of orders it was not sent, since it last moved on.
+    pub(super) leaps: u32,
     pub(super) disk_unacked: u64,
     pub(super) ship_next: Seq,
     pub(super) last_heard_ns: u64,
@@ -184,6 +189,8 @@ impl DrLink {
             gap: (Seq(0), Seq(0)),
             moved_ns: 0,
             best_acked: 0,
+            left_behind: false,
+            leaps: 0,
             disk_unacked: 0,
             ship_next: Seq(0),
             last_heard_ns: 0,
@@ -234,23 +241,6 @@ impl DrLink {
             return None;
         }
         self.stream_for(bytes)
-    }
-
-    /// The next record that DR gets is this one, whatever seqs are between: none of them takes room in its journal.
-    pub(super) fn leap(&mut self, to: Seq) {
-        self.gap = (self.next.prev(), to);
-        self.next = to;
-        self.room = self.beyond_gap(self.room);
-    }
-
-    /// What DR says of its room, as of before or behind the last gap.
-    fn beyond_gap(&self, room: JournalRoom) -> JournalRoom {
-        let (before, behind) = self.gap;
-        if room.upto >= behind {
-            return room;
-        }
-        let left = room.upto.0.saturating_sub(before.0);
-        JournalRoom { upto: Seq(behind.prev().0.saturating_add(left)), ..room }
     }
 
     /// Bytes that may still be given to streams.
@@ -598,6 +588,7 @@ impl Machine {
                 self.dr.synced = synced;
                 self.dr.window_bytes = window_bytes;
                 self.dr.room = room;
+                self.catch_up_again();
                 self.close_batch(fx);
             }
             Message::Ping { nonce } => fx.push(Effect::DrSend { conn, message: Message::Pong { nonce } }),
@@ -665,7 +656,7 @@ impl Machine {
         dr.room = welcome.room;
         dr.gap = (Seq(0), Seq(0));
         dr.moved_ns = self.now.mono_ns;
-        dr.best_acked = 0;
+        (dr.best_acked, dr.leaps, dr.left_behind) = (0, 0, false);
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {

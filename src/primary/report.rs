@@ -134,7 +134,7 @@ impl Machine {
             out.push(Degraded::new(format!("auxiliary: {why}"), self.aux.since(now), now.wall_ns));
         }
         if !self.dr.caught_up() {
-            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.dr.room.upto;
+            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.dr.sends_upto();
             let word = if full { "its journal is full, orders wait here" } else { self.dr.word() };
             let why = self.dr.problem.clone().unwrap_or_else(|| word.into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
