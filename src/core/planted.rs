@@ -130,7 +130,7 @@ bugs! {
     BatchNotWithdrawn,
     /// A payload that spoils during a promotion is not looked for in the ring again.
     SpoiltNotFetched,
-    /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
+    /// What is read for a batch that is lost stays queued, and moves the recovery point up to where it is damaged.
     SpoiltMovesUp,
     /// A first sync is carried on without what was written since it began.
     CarriedWithoutWrites,
