@@ -213,3 +213,18 @@ fn a_promotion_ends_after_a_batch_was_lost_and_what_was_read_before_is_damaged_t
     }
     assert!(found > 3, "{found} had read up to a recovery point beyond the one before the batch");
 }
+
+/// Seed 115757: after the recovery point had gone back the writer copied everything, and left out what was a hole by then.
+#[test]
+fn a_site_that_holds_a_copy_does_not_call_its_volumes_blank() {
+    let blank = |trial: &Trial, conn| {
+        let said = trial.sent(conn).into_iter();
+        said.filter_map(|it| if let Message::Welcome(it) = it { Some(it.blank) } else { None }).last()
+    };
+    let (mut trial, _) = synced(13);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    trial.writer.records = vec![begin, batch_end(2, &begin, begin.chain)];
+    greet(&mut trial, Conn(3), Purpose::Order);
+    trial.drain_disk();
+    assert_eq!((blank(&greeted(13), Conn(1)), blank(&trial, Conn(3))), (Some(true), Some(false)));
+}
