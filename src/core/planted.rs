@@ -140,7 +140,7 @@ bugs! {
     ResizeForgotten,
     /// What a resize adds to a volume is not zeroed at DR.
     ResizeUnzeroed,
-    /// What is read for a batch that is lost moves the recovery point up to where it is damaged.
+    /// What is read for a batch that is lost stays queued, and moves the recovery point up to where it is damaged.
     SpoiltMovesUp,
     /// A first sync is carried on without what was written since it began.
     CarriedWithoutWrites,

@@ -222,7 +222,7 @@ impl Machine {
         }
         self.history.lose(seq);
         self.copied.remove(&seq);
-        // What was read for a batch that is lost by now may be above the recovery point.
+        // No read outlives the batch it was for, so that this never moves up.
         self.fed = if planted(Bug::SpoiltMovesUp) { seq.prev() } else { self.fed.min(seq.prev()) };
         self.pieces.clear();
         if let Some(committed) = self.committed.as_ref().filter(|it| seq <= it.end) {

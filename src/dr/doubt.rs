@@ -245,8 +245,9 @@ impl Machine {
         // A payload that the batch made needless is missed again, whatever was applied past it.
         let missing = self.history.first_missing_above(self.keeper.get().seq);
         self.cut = missing.map_or(committed.base, |seq| committed.base.min(seq.prev()));
-        self.fed = self.cut;
         self.replay.fall_back(self.cut);
+        // What was queued is dropped, of the batch or not: up to the recovery point it is read and applied again.
+        self.fed = self.replay.applied();
         self.checkpoints.not_beyond(self.cut);
         if committed.direct.is_some() {
             self.forget_first_sync();
@@ -262,10 +263,8 @@ impl Machine {
         }
     }
 
-    /// There is no recovery point that could be in doubt: the first sync begins again. Its pieces do not wait behind what
-    /// is still to be read for the one before.
+    /// There is no recovery point that could be in doubt: the first sync begins again.
     fn forget_first_sync(&mut self) {
-        self.replay.drop_queued();
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

@@ -24,7 +24,7 @@ use crate::dr::replay::Item;
 use crate::dr::spool::Spool;
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
-use crate::format::superblock::BLANK;
+use crate::format::superblock::{BLANK, SYNCED};
 use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{
     COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, NEED_AFTER_NS, PAYLOAD_BYTES_MAX,
@@ -211,7 +211,8 @@ impl Machine {
             cut: self.told_cut(),
             applied: self.point(self.replay.applied()),
             synced: self.synced(),
-            blank: it.has(BLANK) && !self.direct(),
+            // What was blank at first is not since something was copied there, or is being.
+            blank: it.has(BLANK) && !it.has(SYNCED) && !self.direct(),
             gaps: self.lacks_orders(),
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),

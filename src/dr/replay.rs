@@ -161,18 +161,16 @@ impl Replay {
         self.applied = self.applied.max(seq);
     }
 
-    /// A batch is lost: nothing above `seq` counts as applied, whatever of it the volumes hold.
+    /// A batch is lost: what is queued of it is not applied any more, and nothing above `seq` counts as applied, whatever of
+    /// it the volumes hold. What was queued besides has to be pushed again.
     pub fn fall_back(&mut self, seq: Seq) {
-        let queued = self.queue.iter_mut().map(|queued| &mut queued.step.reached);
-        for reached in queued.chain(self.running.iter_mut().map(|running| &mut running.reached)) {
-            *reached = seq.min(*reached);
+        if !planted(Bug::SpoiltMovesUp) {
+            self.drop_from(0);
+        }
+        for running in &mut self.running {
+            running.reached = seq.min(running.reached);
         }
         self.applied = self.applied.min(seq);
-    }
-
-    /// Nothing that is not being written yet is needed any more.
-    pub fn drop_queued(&mut self) {
-        self.drop_from(0);
     }
 
     fn drop_from(&mut self, index: usize) {

@@ -134,6 +134,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
         729915,
         "pieces of a first sync begun anew waited behind a read for the one before, were dropped with it, and missed",
     ),
+    (
+        104072,
+        "what was read for a batch that was lost was damaged, too, and took along what was queued anew: a promotion hung",
+    ),
+    (
+        115757,
+        "DR called its volumes blank though they held a copy: a batch of everything left out what was a hole by then",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),

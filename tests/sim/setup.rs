@@ -23,6 +23,8 @@ const SPOIL_SALT: u64 = 0xc201_1000;
 const SHORT_SALT: u64 = 0x10a6_00a7;
 /// The same of the one that resizes are drawn from.
 const RESIZE_SALT: u64 = 0x0002_e512_0546;
+/// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
+const BURST_SALT: u64 = 0x000b_0457_000e;
 
 /// Everything that is drawn before the first event.
 #[derive(Clone, Debug)]
@@ -352,6 +354,7 @@ impl Setup {
         if seed >= NEWEST_SEEDS {
             setup.swarm(&mut Rng::new(seed ^ 0x5eed_5eed));
             setup.spoil(&mut Rng::new(seed ^ SPOIL_SALT));
+            setup.burst(&mut Rng::new(seed ^ BURST_SALT));
             if cfg!(feature = "planted") {
                 setup.short_journal(&mut Rng::new(seed ^ SHORT_SALT));
             }

@@ -401,6 +401,30 @@ impl Setup {
         self.faults.sort_by_key(|(at, _)| *at);
     }
 
+    /// As [`Setup::hollow`], but one burst of small writes in large volumes, and then quiet: most of what spoils beside the
+    /// batch is not in the batch, and nothing comes that would make it good.
+    pub fn burst(&mut self, rng: &mut Rng) {
+        if self.mood == Mood::Brim || !rng.chance(4) {
+            return;
+        }
+        self.mood = Mood::Hollow;
+        self.hollow(rng);
+        self.volume_bytes[0] = rng.range(512, 2048) * 4096;
+        self.fit_spool(rng);
+        self.request_bytes_max = 8 << 10;
+        self.think_ns_max = rng.pick(&[2, 5, 10]) * MS;
+        self.dr_cache_bytes = 0;
+        // Killed, it reads all of the batch and what is before it at once; else what it reads hangs until it names the batch.
+        let killed = rng.chance(50);
+        let (at, _) = self.faults[0];
+        self.faults.retain(|_| killed);
+        for _ in 0..rng.range(1, 3) {
+            let moment = if killed { Moment::Applying } else { Moment::Naming };
+            let (kept, seed) = (rng.chance(60), rng.u64());
+            self.faults.push((at, Fault::Spoil { node: Node::Dr, moment, kept, seed }));
+        }
+    }
+
     /// One or two of everything else, in any mood.
     fn hazards(&mut self, rng: &mut Rng) {
         for _ in 0..rng.range(1, 2) {

@@ -160,3 +160,71 @@ fn a_promotion_ends_after_a_batch_was_lost_that_had_passed_a_damaged_payload() {
     }
     assert!(found > 3, "{found} had passed it");
 }
+
+/// Seed 104072: of a batch found at a start a payload was damaged, and what was queued before that one stayed. It was read for
+/// the second time behind it, was damaged, too, and what was queued anew before that was dropped for good.
+#[test]
+fn a_promotion_ends_after_a_batch_was_lost_and_what_was_read_before_is_damaged_too() {
+    let mut found = 0;
+    for seed in 0..40 {
+        let (mut trial, chain) = synced(seed);
+        let at = |seq, block: u64, previous| {
+            let record = OrderRecord { offset: block * 4096, chain: Chain(0), ..order(seq, Op::Write, previous) };
+            record.chained(previous)
+        };
+        let first = at(3, 1, chain);
+        let second = at(4, 2, first.chain);
+        let begin = order(5, Op::BatchBegin, second.chain);
+        let after = at(6, 3, begin.chain);
+        let end = batch_end(7, &begin, after.chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        trial.writer.records = vec![first, second, begin, after, end];
+        trial.writer.damaged = true;
+        let message = Message::Orders(vec![first, second, begin, after]);
+        trial.step(Input::Message { conn: Conn(1), message });
+        payloads(&mut trial, Conn(2), &[first, second, after]);
+        let message = Message::Chunk { index: 0, record: chunk, data: Bytes::new() };
+        trial.step(Input::Message { conn: Conn(2), message });
+        trial.drain_disk();
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
+        while trial.machine.committed.is_none() {
+            trial.complete_disk();
+        }
+        trial.crash(true);
+        // Nothing is read from the spool before all that is needed is asked for.
+        loop {
+            let waits = |op: &DiskOp<File>| op.file == File::Spool && reading(&trial, 6).is_some();
+            let index = trial.disk.under_way().position(|op| !waits(op));
+            let Some(index) = index else { break };
+            let (ticket, result) = trial.disk.complete_at(index);
+            trial.step(Input::Disk { ticket, result });
+        }
+        let (Some(before), Some(spoilt)) = (reading(&trial, 4), reading(&trial, 6)) else { continue };
+        let base = trial.machine.committed.as_ref().map(|it| it.base);
+        spoil(&mut trial, spoilt);
+        assert!(trial.machine.committed.is_none(), "that batch is lost");
+        found += u64::from(base == Some(Seq(2)) && trial.machine.cut == Seq(4));
+        spoil(&mut trial, before);
+        if let Some(again) = reading(&trial, 4) {
+            spoil(&mut trial, again);
+        }
+        let report = trial.promote_damaged(0, Seq(0));
+        assert_eq!((report.cut_seq, report.incomplete.is_some()), (Seq(3), true), "{report:?}");
+    }
+    assert!(found > 3, "{found} had read up to a recovery point beyond the one before the batch");
+}
+
+/// Seed 115757: after the recovery point had gone back the writer copied everything, and left out what was a hole by then.
+#[test]
+fn a_site_that_holds_a_copy_does_not_call_its_volumes_blank() {
+    let blank = |trial: &Trial, conn| {
+        let said = trial.sent(conn).into_iter();
+        said.filter_map(|it| if let Message::Welcome(it) = it { Some(it.blank) } else { None }).last()
+    };
+    let (mut trial, _) = synced(13);
+    let begin = order(1, Op::BatchBegin, Chain(0));
+    trial.writer.records = vec![begin, batch_end(2, &begin, begin.chain)];
+    greet(&mut trial, Conn(3), Purpose::Order);
+    trial.drain_disk();
+    assert_eq!((blank(&greeted(13), Conn(1)), blank(&trial, Conn(3))), (Some(true), Some(false)));
+}
