@@ -193,6 +193,9 @@ impl Machine {
             self.promote_later = Some((ticket, plan, force));
             return;
         }
+        if let Some(error) = self.does_not_fit().filter(|_| !force) {
+            return fx.push(Effect::PromoteDone { ticket, result: Err(error) });
+        }
         let rehearsal = !plan && !force && self.doubt.is_some() && !self.keeper.get().has(PROMOTING);
         self.promote_now(now, Asked { ticket, plan, force, rehearsal }, fx);
     }

@@ -12,12 +12,13 @@
 use crate::core::ids::{Seq, Volume};
 use crate::core::machine::Now;
 use crate::core::planted::{Bug, planted};
-use crate::dr::api::Effect;
+use crate::dr::api::{Effect, PromoteError};
 use crate::dr::history::History;
 use crate::dr::machine::{Machine, Trouble};
+use crate::dr::promote::unsafe_because;
 use crate::dr::replay::Step;
 use crate::format::record::OrderRecord;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{PROMOTING, Superblock};
 
 /// How often a store that is too small is looked at again, nanoseconds.
 const GROW_AGAIN_NS: u64 = 2_000_000_000;
@@ -148,6 +149,14 @@ impl Machine {
     /// What keeps the recovery point from being reached, if a store is too small for it.
     pub(super) fn too_small(&self) -> Option<&str> {
         self.troubles.get(&Trouble::TooSmall).map(|(text, _)| text.as_str())
+    }
+
+    /// Why a promotion cannot succeed, known before anybody is fenced: the site that serves goes on.
+    pub(super) fn does_not_fit(&self) -> Option<PromoteError> {
+        let text = self.too_small().filter(|_| !self.keeper.get().has(PROMOTING))?;
+        let text =
+            format!("what is to be replayed does not fit, and nothing was changed: {text}. Then call promote again");
+        Some(unsafe_because(text))
     }
 
     /// A store is being asked whether it is large enough.
