@@ -419,24 +419,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::ids::{Epoch, Volume};
     use crate::core::op::Op;
 
     fn records(next: &mut u64, count: u64) -> impl Iterator<Item = OrderRecord> {
         let first = *next;
         *next += count;
-        (first..*next).map(|seq| OrderRecord {
-            seq: Seq(seq),
-            epoch: Epoch(1),
-            volume: Volume(0),
-            op: Op::Trim,
-            flags: 0,
-            offset: 0,
-            length: 512,
-            time_ns: 0,
-            chain: Chain(0),
-            payload_crc: 0,
-        })
+        (first..*next).map(|seq| OrderRecord::sample(seq, Op::Trim))
     }
 
     /// Makes every write that can go out, with at most so many others under way.

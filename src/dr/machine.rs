@@ -32,7 +32,7 @@ use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::format::wire::JournalRoom;
-use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS, journal_kept_records};
+use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 
@@ -273,9 +273,8 @@ impl Machine {
 
     /// Whether orders up to `upto` come near to what the writer keeps free of the journal.
     pub(super) fn is_short(&self, upto: Seq) -> bool {
-        let records = self.journal.records();
-        let kept = journal_kept_records(self.options.table_slots).min(records / 2);
-        upto.0 < self.history.tail().0.saturating_add(kept + records / 8)
+        let room = self.room();
+        upto.0 < self.history.tail().0.saturating_add(room.kept(self.options.table_slots) + room.records / 8)
     }
 
     /// Whether the writer's orders come near to the end of the journal.

@@ -180,7 +180,7 @@ fn given_up(unknown: &[SeqRange]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::{Chain, Epoch, GroupId, Volume};
+    use crate::core::ids::{Chain, Epoch, GroupId};
     use crate::dr::table::TableReader;
     use crate::format::table::TableLayout;
     use crate::limits::SEQ_RESERVE;
@@ -200,18 +200,7 @@ mod tests {
 
     #[test]
     fn strays_and_history_are_one_order() {
-        let record = |seq, length| OrderRecord {
-            seq: Seq(seq),
-            epoch: Epoch(1),
-            volume: Volume(0),
-            op: Op::Trim,
-            flags: 0,
-            offset: 0,
-            length,
-            time_ns: 0,
-            chain: Chain(0),
-            payload_crc: 0,
-        };
+        let record = |seq, length| OrderRecord { length, ..OrderRecord::sample(seq, Op::Trim) };
         for bits in 0..1u32 << 12 {
             // Seqs 11 to 16: whether each is a stray, and whether it is in the history.
             let seqs = |shift: u32| (0..6).filter(move |at| bits >> (shift + at) & 1 != 0).map(|at| 11 + u64::from(at));

@@ -44,7 +44,7 @@ pub use orders::orders_frame_bytes;
 
 use super::record::OrderRecord;
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
-use crate::limits::RECORD_BYTES;
+use crate::limits::{RECORD_BYTES, journal_kept_records};
 
 /// Bytes of the header of a frame.
 pub const FRAME_HEADER_BYTES: usize = 32;
@@ -117,6 +117,14 @@ pub struct JournalRoom {
     pub upto: Seq,
     /// Records that fit it as a whole.
     pub records: u64,
+}
+
+impl JournalRoom {
+    /// Records that writes leave free beside a status table of `slots`, but never more than half of the journal.
+    #[must_use]
+    pub fn kept(self, slots: u64) -> u64 {
+        journal_kept_records(slots).min(self.records / 2)
+    }
 }
 
 /// Why a hello was not accepted.

@@ -33,7 +33,7 @@ use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::wire::Message;
-use crate::limits::{CHUNK_BYTES_MAX, journal_kept_records};
+use crate::limits::CHUNK_BYTES_MAX;
 
 /// How payloads cross at present.
 #[derive(Clone, Debug)]
@@ -424,7 +424,7 @@ impl Machine {
     /// Orders of writes after `seq` for which DR's journal has room. Part of it is kept for what begins and ends batches,
     /// for what has been ordered meanwhile when the link comes back, and for what a promotion finds in the status table.
     fn journal_room_after(&self, seq: Seq) -> u64 {
-        let kept = journal_kept_records(self.table_slots()).min(self.dr.room.records / 2);
+        let kept = self.dr.room.kept(self.table_slots());
         self.dr.room.upto.0.saturating_sub(kept).saturating_sub(seq.0)
     }
 
