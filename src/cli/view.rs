@@ -120,9 +120,13 @@ fn degraded(list: &[Degraded], out: &mut dyn Write) -> Result<()> {
 
 fn batch(batch: Option<&BatchStatus>, out: &mut dyn Write) -> Result<()> {
     let Some(b) = batch else { return Ok(()) };
-    let done = b.total_bytes.saturating_sub(b.remaining_bytes);
+    let total = human_size(b.total_bytes);
+    let copied = match b.remaining_bytes {
+        Some(left) => format!("{} of {total} copied", human_size(b.total_bytes.saturating_sub(left))),
+        None => format!("{total} copied, its end is not here yet"),
+    };
     let rest = b.remaining_seconds.map(|s| format!(", consistent again in about {}", duration(s))).unwrap_or_default();
-    let text = format!("{}: {} of {} copied{rest}", b.reason, human_size(done), human_size(b.total_bytes));
+    let text = format!("{}: {copied}{rest}", b.reason);
     row("batch", &text, out)
 }
 

@@ -232,9 +232,11 @@ const EXPIRES_SOON_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 pub struct BatchStatus {
     /// The seq that names it.
     pub seq: Seq,
+    /// Its size; at DR what has come of it, until its end has.
     pub total_bytes: u64,
-    pub remaining_bytes: u64,
-    /// Why: `"first sync"`, `"overflow"`, `"restart"`, ….
+    /// What has yet to come; DR does not know before its end has.
+    pub remaining_bytes: Option<u64>,
+    /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"applying"`.
     pub reason: String,
     /// When both sides are consistent at a later seq again, as far as can be told.
     pub remaining_seconds: Option<f64>,

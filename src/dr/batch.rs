@@ -158,7 +158,7 @@ impl Machine {
         // What those of a first sync brought stays in the volumes, and stays newer than what was ordered before it.
         let brought = old.as_ref().filter(|old| old.direct).map(|old| old.covered.clone()).unwrap_or_default();
         if let Some(old) = old {
-            let text = format!("batch {} is given up for batch {}", old.begin, record.seq);
+            let text = format!("batch {} gives way to batch {}", old.begin, record.seq);
             fx.push(Effect::Log { level: Level::Info, text });
             for chunk in old.chunks.values() {
                 self.intake.spool.free(chunk.pos);

@@ -82,6 +82,10 @@ impl Machine {
             }
             (Part::Order, Message::Refuse(refuse)) => self.turned_down(now, conn, &refuse.text, fx),
             (Part::Stream, Message::Chunk { index, record, data }) => {
+                // The payloads of a first sync come once it is nearly done.
+                if self.batch.as_ref().is_some_and(|batch| batch.direct) {
+                    self.fed_by_link_ns = now.mono_ns;
+                }
                 self.chunk(index, Arrival { conn, record, data }, fx);
             }
             (_, other) => {
@@ -217,6 +221,7 @@ impl Machine {
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
+            spool_bytes: self.intake.spool.size(),
             room: self.room(),
         }
     }

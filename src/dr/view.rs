@@ -71,22 +71,17 @@ impl Machine {
     }
 
     fn batch_status(&self) -> Option<BatchStatus> {
-        let (seq, done, total, reason) = match (&self.batch, &self.committed) {
+        let (seq, total, remaining_bytes, reason) = match (&self.batch, &self.committed) {
             (Some(batch), _) => {
                 let total = self.history.open_batch(self.cut).and_then(|(_, end)| end).map(|end| end.length);
                 let reason = if batch.direct { "first sync" } else { "resync" };
-                (batch.begin, batch.bytes, total.unwrap_or(batch.bytes), reason)
+                let remaining = total.map(|total| total.saturating_sub(batch.bytes));
+                (batch.begin, total.unwrap_or(batch.bytes), remaining, reason)
             }
-            (None, Some(batch)) => (batch.begin, 0, 0, "applying"),
+            (None, Some(batch)) => (batch.begin, 0, Some(0), "applying"),
             (None, None) => return None,
         };
-        Some(BatchStatus {
-            seq,
-            total_bytes: total,
-            remaining_bytes: total.saturating_sub(done),
-            reason: reason.into(),
-            remaining_seconds: None,
-        })
+        Some(BatchStatus { seq, total_bytes: total, remaining_bytes, reason: reason.into(), remaining_seconds: None })
     }
 
     fn promotion_status(&self) -> Option<String> {

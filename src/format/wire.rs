@@ -54,7 +54,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -108,6 +108,8 @@ pub struct Welcome {
     pub have: Vec<SeqRange>,
     /// Bytes of payload the primary may have unacknowledged over all streams.
     pub window_bytes: u64,
+    /// Size of the spool, which has to hold a batch and what is written while it is under way.
+    pub spool_bytes: u64,
 }
 
 /// How far the orders go that DR's journal certainly takes, as long as nothing leaves it.

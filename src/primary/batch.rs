@@ -18,6 +18,8 @@
 //! Pieces are read while writes go on. A piece may hold bytes of writes after `b`; those follow in the
 //! stream and are applied over it. Writes up to `b` must be on the local disk before the first read.
 
+mod carry;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
@@ -49,7 +51,11 @@ pub enum Mode {
 impl Mode {
     #[must_use]
     pub fn drops_payloads(&self) -> bool {
-        matches!(self, Mode::Coalescing)
+        match self {
+            Mode::Stream => false,
+            Mode::Coalescing => true,
+            Mode::Batch(batch) => batch.ahead,
+        }
     }
 
     #[must_use]
@@ -100,6 +106,10 @@ pub struct Batch {
     since: Option<Cover>,
     /// It leaves out what pieces of an earlier one have brought.
     carried: bool,
+    /// Of a first sync that is far from done: what is written meanwhile is left to the batch that carries it on.
+    pub(super) ahead: bool,
+    /// Room that the payloads of writes since it began take in DR's spool.
+    spooled: u64,
     /// The most orders for which DR's journal had room since it began.
     room: u64,
 }
@@ -145,21 +155,10 @@ impl Batch {
             total,
             since: None,
             carried: false,
+            ahead: false,
+            spooled: 0,
             room: 0,
         }
-    }
-
-    /// The batch that carries on this one, of which nothing is under way, from `begin` on.
-    fn carry_on(mut self, begin: Seq, now: Now) -> Batch {
-        let mut todo = self.since.take().filter(|_| !planted(Bug::CarriedWithoutWrites)).unwrap_or_default();
-        todo.union(&self.todo);
-        for piece in self.again {
-            if piece.hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
-        }
-        todo.iter().for_each(|extent| self.holes.remove(extent));
-        self.all.union(&todo);
-        let next = Batch::new(begin, todo, self.holes, now);
-        Batch { all: self.all, since: Some(Cover::new()), carried: true, ..next }
     }
 
     /// How long the rest takes at the rate of what has crossed, once some has.
@@ -298,7 +297,9 @@ impl Machine {
 
     /// Leaves what stands on disk to a batch. It is older than anything in memory; the map has every extent of it.
     pub(super) fn drop_on_disk(&mut self) {
-        self.lost.union(&self.intent.ranges());
+        if self.lost_any() {
+            self.lost.union(&self.intent.ranges());
+        }
         self.fifo.clear();
         let spilled = self.window.iter_mut().filter(|entry| entry.payload == Payload::Spilled);
         spilled.for_each(|entry| entry.payload = Payload::Dropped);
@@ -329,7 +330,10 @@ impl Machine {
                 extents.extend(entry.record.extent());
             }
         }
-        extents.into_iter().for_each(|extent| self.lose(extent));
+        // Of a first sync under way, what was written meanwhile is remembered in any case.
+        if self.lost_any() {
+            extents.into_iter().for_each(|extent| self.lose(extent));
+        }
         seqs
     }
 
@@ -340,12 +344,12 @@ impl Machine {
             return;
         }
         self.maybe_begin();
-        if self.carry_wanted() {
-            self.carry_on(fx);
-        } else {
-            self.issue_pieces(fx);
+        match self.carry_wanted() {
+            Some(ahead) => self.carry_on(ahead, fx),
+            None => self.issue_pieces(fx),
         }
-        let done = self.mode.batch().is_some_and(Batch::complete) && self.copied_before_batch();
+        let done =
+            self.mode.batch().is_some_and(|batch| batch.complete() && !batch.ahead) && self.copied_before_batch();
         if done && let Mode::Batch(mut batch) = std::mem::replace(&mut self.mode, Mode::Stream) {
             let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
             let end = self.append_control(Op::BatchEnd, batch.begin.0, batch.bytes, count);
@@ -412,6 +416,7 @@ impl Machine {
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
         batch.since = (!self.dr.synced).then(Cover::new);
+        batch.ahead = self.goes_ahead(&batch);
         self.mode = Mode::Batch(Box::new(batch));
     }
 
@@ -474,49 +479,6 @@ impl Machine {
             batch.room - room.min(batch.room) > batch.room - kept + freed
         });
         (room == 0 || early).then_some(room == 0)
-    }
-
-    /// A first sync remembers what is written while it is under way.
-    pub(super) fn written_since_begin(&mut self, extent: Extent) {
-        let batch = self.mode.batch_mut().or(self.closing.as_mut());
-        if let Some(since) = batch.and_then(|batch| batch.since.as_mut()) {
-            since.insert(extent);
-        }
-    }
-
-    /// Whether the first sync under way is to be carried on by another batch: half of the room that DR's journal had is
-    /// taken, and pieces get ahead of what is written. (Else writes are slowed down until it is complete.)
-    fn carry_wanted(&mut self) -> bool {
-        let room = self.journal_room();
-        let (standing, journal) = (self.dr.caught_up(), self.dr.journal);
-        let Some(batch) = self.mode.batch_mut() else { return false };
-        batch.room = batch.room.max(room);
-        let Some(since) = &batch.since else { return false };
-        let ahead = (batch.bytes_left() + since.bytes()).saturating_mul(8) <= batch.total.saturating_mul(7);
-        standing && batch.begin <= journal && room < batch.room / 2 && ahead
-    }
-
-    /// Begins the batch that carries on the first sync once the pieces under way have arrived.
-    fn carry_on(&mut self, fx: &mut Vec<Effect>) {
-        let Some(batch) = self.mode.batch().filter(|batch| batch.reading.is_empty() && batch.unacked.is_empty()) else {
-            return;
-        };
-        let (before, bytes) = (batch.begin, batch.bytes_acked);
-        let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
-        self.say_sizes();
-        let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Stream) else { return };
-        let batch = batch.carry_on(begin, self.now);
-        let text = format!(
-            "batch {before} has brought {bytes} bytes and is carried on by batch {begin}, of {} bytes: DR's journal \
-             gets room",
-            batch.total
-        );
-        fx.push(Effect::Log { level: Level::Info, text });
-        if self.dr.everything_in == before {
-            self.dr.everything_in = begin;
-        }
-        self.batch_progress_ns = self.now.mono_ns;
-        self.mode = Mode::Batch(Box::new(batch));
     }
 
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {

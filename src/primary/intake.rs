@@ -77,7 +77,7 @@ impl Machine {
                 fx.push(Effect::Reply { req, result: Err(Errno::NoSpc) });
                 return None;
             }
-            Room::Coalesce => self.coalesce("the FIFO is full", fx),
+            Room::Coalesce => self.fifo_overflows(fx),
         }
         let (op, flags, offset, length, data) = match kind {
             Kind::Write { offset, data, fua } => (Op::Write, fua_flag(fua), offset, data.len() as u64, data),
@@ -102,6 +102,9 @@ impl Machine {
         if let Some(full) = self.journal_wait() {
             let refuses = full && self.options.overflow == Overflow::Refuse && self.dr_stalls();
             return if refuses { Room::No } else { Room::Wait };
+        }
+        if self.spool_wait(bytes) {
+            return Room::Wait;
         }
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
             return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
@@ -190,10 +193,10 @@ impl Machine {
         let local = match record.extent() {
             None => Local::Done,
             Some(extent) => {
-                if dropped {
+                if self.lost_any() {
                     self.lose(extent);
                 }
-                self.written_since_begin(extent);
+                self.written_since_begin(&record);
                 let (from, length) = rounded(extent);
                 let admitted = self.inflight[usize::from(extent.volume.0)].admit(record.seq, from, length);
                 let admitted = admitted || planted(Bug::LocalOverlapped);

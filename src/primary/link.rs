@@ -128,6 +128,7 @@ pub struct DrLink {
     pub(super) check: Option<Chain>,
     pub(super) caught_up: bool,
     pub(super) window_bytes: u64,
+    pub(super) spool_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
     /// The last gap in the seqs that DR is sent: the record before it, and the one behind it.
@@ -185,6 +186,7 @@ impl DrLink {
             check: None,
             caught_up: false,
             window_bytes: 0,
+            spool_bytes: 0,
             room: JournalRoom::default(),
             gap: (Seq(0), Seq(0)),
             moved_ns: 0,
@@ -652,7 +654,7 @@ impl Machine {
         dr.applied = welcome.applied;
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;
-        dr.window_bytes = welcome.window_bytes;
+        (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         dr.room = welcome.room;
         dr.gap = (Seq(0), Seq(0));
         dr.moved_ns = self.now.mono_ns;

@@ -105,6 +105,7 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
+        spool_bytes: 1 << 30,
         room: ROOM,
     };
     bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });

@@ -25,7 +25,7 @@ impl Machine {
             cut_seq: cut,
             acked_seq: self.acked(),
             lag_writes: self.tail.0 - cut.0,
-            lag_bytes: self.held.bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::bytes_left),
+            lag_bytes: self.held.bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::behind),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
             mode: if self.options.standalone {
@@ -117,7 +117,7 @@ impl Machine {
         Some(BatchStatus {
             seq: batch.begin,
             total_bytes: batch.all.bytes(),
-            remaining_bytes: batch.bytes_left(),
+            remaining_bytes: Some(batch.behind()),
             reason: if self.dr.synced { "catch-up" } else { "first sync" }.into(),
             remaining_seconds: batch.seconds_left(now),
         })

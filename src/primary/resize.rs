@@ -158,7 +158,7 @@ impl Machine {
                 Room::Wait | Room::No => {}
                 Room::Yes => self.order_resize(volume, size),
                 Room::Coalesce => {
-                    self.coalesce("the FIFO is full", fx);
+                    self.fifo_overflows(fx);
                     self.order_resize(volume, size);
                 }
             },

@@ -65,6 +65,11 @@ impl Machine {
                 "DR's journal is full"
             });
         }
+        if self.held_requests.next_bytes().is_some_and(|bytes| self.spool_wait(bytes)) {
+            return Some(
+                "DR's spool has to hold everything written until the batch is complete (a larger [dr] spool holds more)",
+            );
+        }
         if !self.held_requests.is_empty() && self.options.overflow == Overflow::Coalesce && self.closes_batch() {
             return Some("the FIFO is full, and the batch under way is completed first");
         }

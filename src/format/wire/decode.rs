@@ -86,7 +86,7 @@ impl Bounds {
         const RANGES_MAX: usize = 8 + LIST_ITEMS_MAX * 16;
         let (body_min, body_max, data_max) = match kind {
             Kind::Hello => (44, 40 + NAME_MAX + 2 + VOLUMES_MAX * (NAME_MAX + 8), 0),
-            Kind::Welcome => (96, 88 + RANGES_MAX, 0),
+            Kind::Welcome => (104, 96 + RANGES_MAX, 0),
             Kind::Refuse => (10, 10 + REFUSE_TEXT_BYTES_MAX, 0),
             Kind::Orders => (0, orders::BODY_BYTES_MAX, 0),
             Kind::OrdersDurable | Kind::Ping | Kind::Pong => (8, 8, 0),
@@ -194,6 +194,7 @@ fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         applied: Seq(body.u64()?),
         batch: Seq(body.u64()?),
         window_bytes: body.u64()?,
+        spool_bytes: body.u64()?,
         room: body.room()?,
         have: body.ranges()?,
     })

@@ -153,6 +153,7 @@ fn put_welcome(body: &mut BytesMut, welcome: &Welcome) {
         welcome.applied.0,
         welcome.batch.0,
         welcome.window_bytes,
+        welcome.spool_bytes,
         welcome.room.upto.0,
         welcome.room.records,
     ];

@@ -9,6 +9,10 @@ impl Machine {
     pub(super) fn needed(&mut self, ranges: &[SeqRange], fx: &mut Vec<Effect>) {
         // The batch under way may bring everything there is: then nothing from before its begin is owed.
         let everything = self.mode.batch().map(|batch| batch.begin).filter(|begin| *begin == self.dr.everything_in);
+        // Nothing that was written before the next batch begins is owed.
+        if self.mode.batch().is_some_and(|batch| batch.ahead) {
+            return;
+        }
         for range in ranges {
             for seq in range.first.0..=range.last.0.min(self.tail.0) {
                 if everything.is_some_and(|begin| Seq(seq) < begin) {

@@ -87,6 +87,7 @@ fn welcome(cut: u64, synced: bool, gaps: bool) -> Message {
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
+        spool_bytes: 1 << 30,
         room: ROOM,
     })
 }
