@@ -108,6 +108,8 @@ pub struct Batch {
     carried: bool,
     /// Of a first sync that is far from done: what is written meanwhile is left to the batch that carries it on.
     pub(super) ahead: bool,
+    /// What it takes in DR's spool, unless it is a first sync.
+    staged: u64,
     /// Room that the payloads of writes since it began take in DR's spool.
     spooled: u64,
     /// The most orders for which DR's journal had room since it began.
@@ -116,6 +118,8 @@ pub struct Batch {
 
 /// Pieces being read from the local disk at once.
 const READS_MAX: usize = 4;
+/// A hole crosses in pieces of so many bytes at the most.
+const HOLE_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of pieces on their way and not acknowledged.
 const PIECES_BYTES_MAX: u64 = 16 << 20;
 /// What a piece takes of the window at the most: it is read only when it can be sent.
@@ -138,7 +142,7 @@ impl Batch {
     fn new(begin: Seq, ranges: Cover, holes: VolumeRanges, now: Now) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
-        let total = ranges.bytes() + holes.bytes();
+        let (total, staged) = (ranges.bytes() + holes.bytes(), carry::staged_bytes(&ranges, &holes));
         Batch {
             begin,
             all,
@@ -156,6 +160,7 @@ impl Batch {
             since: None,
             carried: false,
             ahead: false,
+            staged,
             spooled: 0,
             room: 0,
         }
@@ -178,7 +183,7 @@ impl Batch {
         if let Some(piece) = self.again.pop_front() {
             return Some(piece);
         }
-        let (extent, hole) = match self.holes.pop_front(1 << 30) {
+        let (extent, hole) = match self.holes.pop_front(HOLE_BYTES_MAX) {
             Some(extent) => (extent, true),
             None => (self.todo.pop_front(u64::from(CHUNK_BYTES_MAX))?, false),
         };
@@ -387,6 +392,9 @@ impl Machine {
             self.drop_queued();
         }
         if self.held.bytes > 0 || !self.fifo.is_empty() {
+            return;
+        }
+        if self.unfit().is_some() {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);

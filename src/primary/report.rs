@@ -157,10 +157,15 @@ impl Machine {
         if matches!(self.mode, Mode::Coalescing) {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
             out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+            out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         }
         if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
-            let text =
-                "bunker is not in force: data is acknowledged with its order only until DR's first batch is complete";
+            let text = match self.options.require {
+                Require::Both => "bunker: nothing is acknowledged until DR's first batch is complete",
+                _ => {
+                    "bunker is not in force: data is acknowledged with its order only until DR's first batch is complete"
+                }
+            };
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if matches!(self.options.protect, Protect::Sync) && self.catches_up() {

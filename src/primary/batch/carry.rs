@@ -9,16 +9,23 @@
 //! What each batch of a first sync has to bring is less than the one before, unless writes come faster than the link
 //! takes them: then the next one is the last, and they wait for it.
 
-use super::{BATCH_STALL_NS, Batch, Mode, share};
+use super::{BATCH_STALL_NS, Batch, HOLE_BYTES_MAX, Mode, share};
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::Cover;
+use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
-use crate::limits::PAYLOAD_BYTES_MAX;
+use crate::limits::{CHUNK_BYTES_MAX, ENTRY_ALIGN_BYTES, spool_for_any_batch};
 use crate::primary::machine::{Effect, Machine};
+
+/// What a batch takes in DR's spool at the most.
+pub(super) fn staged_bytes(ranges: &VolumeRanges, holes: &VolumeRanges) -> u64 {
+    let pieces = ranges.len() as u64 + ranges.bytes() / u64::from(CHUNK_BYTES_MAX);
+    let holes = holes.len() as u64 + holes.bytes() / HOLE_BYTES_MAX;
+    ranges.bytes() + (pieces + holes) * (entry_bytes(0) + ENTRY_ALIGN_BYTES)
+}
 
 impl Batch {
     /// The batch that carries on this one, of which nothing is under way, from `begin` on.
@@ -58,10 +65,24 @@ impl Machine {
         }
     }
 
-    /// What DR's spool holds in whatever order it comes.
+    /// What of DR's spool is counted on: a log that goes round leaves some of it unused.
     fn spool_usable(&self) -> u64 {
-        let longest = entry_bytes(u64::from(PAYLOAD_BYTES_MAX)).min(self.dr.spool_bytes / 4);
-        self.dr.spool_bytes - self.dr.spool_bytes / 8 - longest
+        self.dr.spool_bytes - self.dr.spool_bytes / 16
+    }
+
+    /// Why the batch that is to follow is not begun, where DR's spool does not hold it as a whole. A first sync takes none.
+    pub(in crate::primary) fn unfit(&self) -> Option<String> {
+        let (spool, takes) = (self.dr.spool_bytes, staged_bytes(&self.lost, &self.dr.holes));
+        if !self.dr.ready() || !self.dr.synced || takes <= spool - spool / 32 {
+            return None;
+        }
+        let enough = spool_for_any_batch(self.options.volumes.iter().map(|(_, size)| size).sum()) >> 20;
+        Some(format!(
+            "a batch of {} bytes waits, which DR's spool of {} MiB does not hold: set [dr] spool to \"{enough}MiB\", which \
+             holds any batch of this group, and restart DR; it keeps what it has",
+            self.lost.bytes(),
+            spool >> 20
+        ))
     }
 
     /// Whether payloads of writes during the batch are better left to another: it is a first sync with much to bring.
@@ -133,16 +154,15 @@ impl Machine {
 
     /// Whether a write with a payload of `bytes` waits because DR's spool has to hold everything that is written until the
     /// batch is complete: three quarters of what the batch leaves are for writes from the first, the rest as pieces arrive.
-    /// Not for a batch that does not fit in the first place, or that gets nowhere.
+    /// Not for a batch that gets nowhere, nor for one that leaves very little, unless one was given up before.
     pub(in crate::primary) fn spool_wait(&self, bytes: u64) -> bool {
         let stalls = self.now.mono_ns >= self.batch_progress_ns + BATCH_STALL_NS;
         let Some(batch) = self.mode.batch().filter(|batch| !batch.ahead && self.dr.ready() && !stalls) else {
             return false;
         };
         let usable = self.spool_usable();
-        let staged = if batch.since.is_some() { 0 } else { batch.total + batch.total / 64 };
-        let room = usable.saturating_sub(staged);
-        if bytes == 0 || room < usable / 8 {
+        let room = usable.saturating_sub(if batch.since.is_some() { 0 } else { batch.staged });
+        if bytes == 0 || room < usable / 8 && self.batches_given_up == 0 {
             return false;
         }
         let kept = room / 4;
@@ -156,13 +176,12 @@ mod tests {
     use super::*;
     use crate::core::ids::{Extent, Volume};
     use crate::core::modes::{Protect, Require};
-    use crate::core::ranges::VolumeRanges;
     use crate::format::wire::JournalRoom;
     use crate::primary::link::Phase;
     use crate::primary::link::tests::fresh;
 
     const MIB: u64 = 1 << 20;
-    /// Of which 136 MiB are of use: less the longest payload, and an eighth.
+    /// Of which 180 MiB are counted on.
     const SPOOL: u64 = 192 * MIB;
 
     /// A primary with a batch of so many MiB, some of which have arrived, in a journal with much room.
@@ -175,7 +194,8 @@ mod tests {
         todo.insert(Extent { volume: Volume(0), offset: 0, length: (total - acked) * MIB });
         let batch = Batch::new(Seq(1), todo, VolumeRanges::new(), Now::default());
         let since = first_sync.then(Cover::new);
-        let batch = Batch { since, bytes: acked * MIB, bytes_acked: acked * MIB, total: total * MIB, ..batch };
+        let (staged, total) = (total * MIB, total * MIB);
+        let batch = Batch { since, staged, total, bytes: acked * MIB, bytes_acked: acked * MIB, ..batch };
         machine.mode = Mode::Batch(Box::new(batch));
         machine
     }
@@ -191,7 +211,7 @@ mod tests {
             let batch = batch(&mut machine).clone();
             machine.goes_ahead(&batch)
         };
-        assert_eq!([goes(true, 30, 0), goes(true, 40, 0), goes(true, 1000, 990)], [false, true, false]);
+        assert_eq!([goes(true, 45, 0), goes(true, 46, 0), goes(true, 1000, 990)], [false, true, false]);
         assert!(!goes(false, 1000, 0), "an older copy at DR stays as it is, and the batch is all or nothing");
     }
 
@@ -219,7 +239,7 @@ mod tests {
             batch(&mut machine).spooled = spooled * MIB;
             machine.carry_wanted()
         };
-        assert_eq!([next(16, 60), next(0, 70), next(16, 70)], [None, None, Some(false)]);
+        assert_eq!([next(16, 90), next(0, 91), next(16, 91)], [None, None, Some(false)]);
     }
 
     #[test]
@@ -230,18 +250,38 @@ mod tests {
             [machine.spool_wait(MIB), machine.spool_wait(0)]
         };
         let (go, wait) = ([false, false], [true, false]);
-        // A first sync takes none of it: 136 MiB are there, 102 at once.
-        assert_eq!([waits(true, 32, 0, 100), waits(true, 32, 0, 102)], [go, wait]);
-        assert_eq!([waits(true, 32, 16, 117), waits(true, 32, 16, 119)], [go, wait], "half of the rest");
-        // Another takes its size and its headers: 136 less 65 are 71, 53 of them at once.
-        assert_eq!([waits(false, 64, 0, 51), waits(false, 64, 0, 53)], [go, wait]);
-        assert_eq!([waits(false, 64, 64, 69), waits(false, 64, 64, 71)], [go, wait]);
-        assert_eq!(waits(false, 130, 0, 200), go, "it does not fit: nobody waits for it");
-        assert_eq!(waits(false, 64, 0, 0), go);
-        let mut machine = with_batch(false, 64, 0);
-        batch(&mut machine).spooled = 60 * MIB;
+        // A first sync takes none of it: 180 MiB are there, 135 at once.
+        assert_eq!([waits(true, 32, 0, 133), waits(true, 32, 0, 135)], [go, wait]);
+        assert_eq!([waits(true, 32, 16, 156), waits(true, 32, 16, 157)], [go, wait], "half of the rest");
+        // Another takes its size: 80 are left, 60 of them at once.
+        assert_eq!([waits(false, 100, 0, 58), waits(false, 100, 0, 60)], [go, wait]);
+        assert_eq!([waits(false, 100, 100, 78), waits(false, 100, 100, 80)], [go, wait]);
+        assert_eq!(waits(false, 160, 0, 200), go, "it leaves very little");
+        assert_eq!(waits(false, 100, 0, 0), go);
+        let mut machine = with_batch(false, 160, 0);
+        batch(&mut machine).spooled = 15 * MIB;
+        machine.batches_given_up = 1;
+        assert!(machine.spool_wait(MIB), "but one was given up before");
+        let mut machine = with_batch(false, 100, 0);
+        batch(&mut machine).spooled = 70 * MIB;
         machine.now.mono_ns = BATCH_STALL_NS;
         assert!(!machine.spool_wait(MIB), "nor for one that gets nowhere");
+    }
+
+    #[test]
+    fn a_batch_that_the_spool_cannot_hold_is_not_begun_and_status_says_what_would() {
+        let unfit = |first_sync, mib, ranges: u64| {
+            let mut machine = with_batch(first_sync, 1, 0);
+            machine.dr.synced = !first_sync;
+            for at in 0..ranges {
+                let (offset, length) = (at * 64 * MIB, mib * MIB / ranges);
+                machine.lost.insert(Extent { volume: Volume(0), offset, length });
+            }
+            machine.unfit()
+        };
+        assert_eq!([unfit(false, 185, 1), unfit(true, 500, 1)], [None, None]);
+        assert!(unfit(false, 187, 1).is_some_and(|text| text.contains("set [dr] spool to")), "186 and no more");
+        assert!(unfit(false, 185, 2048).is_some(), "headers count");
     }
 
     #[test]
