@@ -97,6 +97,19 @@ impl Machine {
         self.journal_short() && self.journal.frees(seq)
     }
 
+    /// Whether a checkpoint is under way or due that makes room in the journal, and what the status table holds may need it.
+    pub(super) fn room_is_coming(&self) -> bool {
+        let table = self.promotion.as_ref().and_then(|promotion| promotion.table.as_ref());
+        let found = table.map_or(0, |table| table.records.len());
+        let coming = !self.checkpoints.idle() || self.replay.applied() > self.history.floor();
+        found as u64 > self.journal.room() && coming
+    }
+
+    /// Records of the status table that the journal takes. A plan waits for no checkpoint; a promotion has.
+    pub(super) fn room_to_merge(&self) -> u64 {
+        if self.room_is_coming() { u64::MAX } else { self.journal.room() }
+    }
+
     /// A sync of a volume ended.
     pub(super) fn volume_synced(&mut self, ticket: Ticket) {
         if self.checkpoints.direct.remove(&ticket) {

@@ -582,7 +582,7 @@ impl Machine {
 
     /// Waits until everything received is durable and applied, so that the cut is what it can be.
     fn settling(&mut self, fx: &mut Vec<Effect>) {
-        let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none();
+        let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none() && !self.room_is_coming();
         if quiet && self.committed.is_none() && self.replay.idle() && self.replay.applied() == self.cut {
             return self.merge(fx);
         }
@@ -599,12 +599,12 @@ impl Machine {
 
     /// Takes the records that only the table has into the history, durably unless it is a plan.
     fn merge(&mut self, fx: &mut Vec<Effect>) {
+        let mut room = self.room_to_merge();
         let Some(promotion) = &mut self.promotion else { return };
         // A plan changes nothing: it looks at a copy. A promotion holds every record once.
         let mut view = promotion.plan.then(|| self.history.clone());
         let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
-        let mut conflicts = Vec::new();
-        let (mut room, mut unfit) = (self.journal.room(), 0);
+        let (mut conflicts, mut unfit) = (Vec::new(), 0);
         // One by one, so that what has been looked at is let go of.
         for (seq, record) in records {
             if let Err(why) = plausible(&record, &self.options, &self.intake.spool) {
@@ -616,7 +616,7 @@ impl Machine {
             }
             let history = view.as_mut().unwrap_or(&mut self.history);
             let known = history.get(seq).is_some();
-            if !promotion.plan && !known && room == 0 {
+            if !known && room == 0 {
                 unfit += 1;
                 promotion.strays.insert(seq, record);
                 continue;
@@ -636,7 +636,8 @@ impl Machine {
                     self.journal.push(record);
                     promotion.mended.push(record);
                 }
-                Ok(crate::dr::history::Intake::New) if !promotion.plan => {
+                Ok(crate::dr::history::Intake::New) if promotion.plan => room -= 1,
+                Ok(crate::dr::history::Intake::New) => {
                     room -= 1;
                     self.journal.push(record);
                 }

@@ -34,7 +34,7 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
-use crate::format::wire::Message;
+use crate::format::wire::{JournalRoom, Message};
 use crate::limits::CHUNK_BYTES_MAX;
 
 /// How payloads cross at present.
@@ -385,6 +385,10 @@ impl Machine {
         if !self.lost_any() || self.options.standalone || !self.dr.ready() || self.dr.wants_everything {
             return;
         }
+        // Where DR has a recovery point, another batch makes no room in its journal.
+        if self.dr.left_behind && self.dr.synced {
+            return;
+        }
         if self.orders_unfit() {
             self.dr.must_jump = true;
         }
@@ -419,7 +423,7 @@ impl Machine {
             // A few times writes wait for a batch that has to begin where the last one did; then they do not.
             self.dr.leaps += 1;
             if self.dr.leaps <= LEAPS_MAX {
-                (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
+                (self.dr.waited_ns, self.dr.waits_since_ns, self.dr.best_acked) = (0, None, 0);
             }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
@@ -430,7 +434,7 @@ impl Machine {
 
     /// Whether DR lacks orders for which its journal has no room.
     pub(super) fn orders_unfit(&self) -> bool {
-        let unfit = self.dr.left_behind || self.tail.0 + 2 > self.dr.room.upto.0;
+        let unfit = self.dr.left_behind || self.tail.0 + 2 > self.sends_upto().0;
         self.dr.ready() && self.dr.next <= self.tail && unfit
     }
 
@@ -445,21 +449,56 @@ impl Machine {
         self.journal_room_after(self.tail)
     }
 
-    /// DR gets on.
-    pub(super) fn dr_moved(&mut self) {
-        (self.dr.moved_ns, self.dr.best_acked, self.dr.leaps) = (self.now.mono_ns, 0, 0);
+    /// Orders may be sent up to here: what the status table may come to hold beside them always has room (a promotion
+    /// finds it there).
+    pub(super) fn sends_upto(&self) -> Seq {
+        let kept = self.dr.room.kept(self.table_slots());
+        if self.dr.left_behind { self.dr.next.prev() } else { Seq(self.dr.room.upto.0.saturating_sub(kept - kept / 9)) }
     }
 
-    /// Nothing has left DR's journal for long, nor does a batch get further than those before it.
+    /// DR gets on.
+    pub(super) fn dr_moved(&mut self) {
+        (self.dr.waited_ns, self.dr.waits_since_ns) = (0, None);
+        (self.dr.best_acked, self.dr.leaps, self.dr.moved_upto) = (0, 0, self.dr.room.upto);
+    }
+
+    /// What DR says of its room: whether some has come that counts.
+    pub(super) fn room_told(&mut self, room: JournalRoom) {
+        self.dr.room = room;
+        if room.upto.0 >= self.dr.moved_upto.0.saturating_add(room.records / 256 + 1) {
+            self.dr_moved();
+        }
+        // Not for a few records: they would be full again at once.
+        let wide = self.journal_room_after(self.dr.next.prev()) > room.records / 16;
+        self.dr.left_behind &= !wide;
+    }
+
+    /// Writes have waited long for room in DR's journal, and none has come, nor does a batch get further than those
+    /// before it.
     pub(super) fn dr_stalls(&self) -> bool {
-        self.now.mono_ns >= self.dr.moved_ns + BATCH_STALL_NS
+        let waits = self.dr.waits_since_ns.map_or(0, |since| self.now.mono_ns.saturating_sub(since));
+        self.dr.waited_ns + waits >= BATCH_STALL_NS
+    }
+
+    /// Time counts against DR only while somebody waits for it.
+    fn note_waiting(&mut self) -> bool {
+        let waits = !self.held_requests.is_empty() && self.journal_wait() == Some(true);
+        match self.dr.waits_since_ns {
+            None if waits => self.dr.waits_since_ns = Some(self.now.mono_ns),
+            Some(since) if !waits => {
+                self.dr.waited_ns += self.now.mono_ns.saturating_sub(since);
+                self.dr.waits_since_ns = None;
+            }
+            _ => {}
+        }
+        waits
     }
 
     /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has room
     /// again and has been sent everything, or a batch in its place.
     pub(super) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
-        let coalesces = self.options.overflow == Overflow::Coalesce && !self.held_requests.is_empty();
-        if !coalesces || !self.dr_stalls() || self.journal_wait() != Some(true) {
+        let waits = self.note_waiting();
+        if self.options.overflow != Overflow::Coalesce || !waits || !self.dr_stalls() {
             return;
         }
         (self.dr.caught_up, self.dr.left_behind) = (false, true);
@@ -468,11 +507,6 @@ impl Machine {
         if self.mode.batch().is_some() || self.closing.is_some() {
             self.coalesce("DR's journal has no room for what was written meanwhile", fx);
         }
-    }
-
-    /// DR's journal has room for what it was not sent.
-    pub(super) fn catch_up_again(&mut self) {
-        self.dr.left_behind &= self.journal_room_after(self.dr.next.prev()) == 0;
     }
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
@@ -569,7 +603,8 @@ impl Machine {
             }
         }
         if batch.bytes_acked > self.dr.best_acked {
-            (self.dr.moved_ns, self.dr.best_acked) = (self.now.mono_ns, batch.bytes_acked);
+            self.dr.best_acked = batch.bytes_acked;
+            (self.dr.waited_ns, self.dr.waits_since_ns) = (0, None);
         }
     }
 
@@ -617,7 +652,6 @@ impl Machine {
 mod tests {
     use super::*;
     use crate::core::modes::{Protect, Require};
-    use crate::format::wire::JournalRoom;
     use crate::primary::link::Phase;
     use crate::primary::link::tests::fresh;
 

@@ -133,8 +133,11 @@ pub struct DrLink {
     pub(super) room: JournalRoom,
     /// The last gap in the seqs that DR is sent: the record before it, and the one behind it.
     pub(super) gap: (Seq, Seq),
-    /// When room or recovery point last moved on, or a batch got further than those before it; how far that was, bytes.
-    pub(super) moved_ns: u64,
+    /// How long, and since when, writes have waited for room in its journal, since that last grew to so far or a batch got
+    /// further than those before it, to so many bytes.
+    pub(super) waited_ns: u64,
+    pub(super) waits_since_ns: Option<u64>,
+    pub(super) moved_upto: Seq,
     pub(super) best_acked: u64,
     /// Its journal had no room for too long: it gets no order but the begin of a batch, until it has.
     pub(super) left_behind: bool,
@@ -189,7 +192,9 @@ impl DrLink {
             spool_bytes: 0,
             room: JournalRoom::default(),
             gap: (Seq(0), Seq(0)),
-            moved_ns: 0,
+            waited_ns: 0,
+            waits_since_ns: None,
+            moved_upto: Seq(0),
             best_acked: 0,
             left_behind: false,
             leaps: 0,
@@ -582,15 +587,11 @@ impl Machine {
             Message::Need { ranges } => self.needed(&ranges, fx),
             Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
                 let room = self.dr.beyond_gap(room);
-                if cut > self.dr.cut || room.upto > self.dr.room.upto {
-                    self.dr_moved();
-                }
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
                 self.dr.window_bytes = window_bytes;
-                self.dr.room = room;
-                self.catch_up_again();
+                self.room_told(room);
                 self.close_batch(fx);
             }
             Message::Ping { nonce } => fx.push(Effect::DrSend { conn, message: Message::Pong { nonce } }),
@@ -657,8 +658,7 @@ impl Machine {
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         dr.room = welcome.room;
         dr.gap = (Seq(0), Seq(0));
-        dr.moved_ns = self.now.mono_ns;
-        (dr.best_acked, dr.leaps, dr.left_behind) = (0, 0, false);
+        (dr.moved_upto, dr.left_behind) = (dr.moved_upto.min(dr.room.upto), false);
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {

@@ -306,6 +306,9 @@ pub struct Machine {
     pub(super) frozen_since_ns: Option<u64>,
     /// Writes wait for room, which `overflow = "pace"` makes them do.
     pub(super) paced: Option<Paced>,
+    /// Wall time since when writes are refused, and payloads dropped.
+    pub(super) refused_since_ns: Option<u64>,
+    pub(super) dropped_since_ns: Option<u64>,
     pub(super) stopping: Stopping,
     pub(super) stop_syncs_left: usize,
     /// The syncs that end a cycle of the intent map: issued, and how many are under way.
@@ -398,6 +401,8 @@ impl Machine {
             lease_until_ns: 0,
             frozen_since_ns: None,
             paced: None,
+            refused_since_ns: None,
+            dropped_since_ns: None,
             stopping: Stopping::No,
             stop_syncs_left: 0,
             cycle_syncing: false,

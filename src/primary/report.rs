@@ -74,7 +74,7 @@ impl Machine {
     }
 
     /// Whether an ordinary write would be refused now.
-    fn refuses(&self) -> bool {
+    pub(super) fn refuses(&self) -> bool {
         !self.options.standalone && matches!(self.room(BLOCK_BYTES as u64), Room::No)
     }
 
@@ -134,7 +134,7 @@ impl Machine {
             out.push(Degraded::new(format!("auxiliary: {why}"), self.aux.since(now), now.wall_ns));
         }
         if !self.dr.caught_up() {
-            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.dr.sends_upto();
+            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.sends_upto();
             let word = if full { "its journal is full, orders wait here" } else { self.dr.word() };
             let why = self.dr.problem.clone().unwrap_or_else(|| word.into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
@@ -156,7 +156,8 @@ impl Machine {
         }
         if matches!(self.mode, Mode::Coalescing) {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
-            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+            let since = self.dropped_since_ns.unwrap_or(now.wall_ns);
+            out.push(Degraded::new(text, since, now.wall_ns));
             out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         }
         if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
@@ -186,7 +187,13 @@ impl Machine {
             out.push(Degraded::new(text, paced.since_wall_ns, now.wall_ns));
         }
         if self.refuses() {
-            out.push(Degraded::new("the FIFO is full: writes are refused (ENOSPC)", now.wall_ns, now.wall_ns));
+            let text = match self.journal_wait() {
+                Some(_) => "DR's journal is full and gets no room: writes are refused (ENOSPC)",
+                None if self.table_full() => "the status table is full: writes are refused (ENOSPC)",
+                None => "the FIFO is full: writes are refused (ENOSPC)",
+            };
+            let since = self.refused_since_ns.unwrap_or(now.wall_ns);
+            out.push(Degraded::new(text, since, now.wall_ns));
         }
         if self.dr.ready() && !self.dr.synced {
             out.push(Degraded::new(

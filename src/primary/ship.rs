@@ -25,7 +25,7 @@ impl Machine {
             return;
         }
         // What DR's journal has no room for waits here.
-        let room = self.dr.sends_upto();
+        let room = self.sends_upto();
         while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail.min(room) {
             let mut records = self.next_records(Peer::Dr, fx);
             records.truncate(records.partition_point(|record| record.seq <= room));
@@ -125,7 +125,7 @@ impl Machine {
             && self.fenced.is_none()
             && !self.dr.must_jump
             && !self.dr.reading_log
-            && self.dr.next <= self.tail.min(self.dr.sends_upto())
+            && self.dr.next <= self.tail.min(self.sends_upto())
             && self.dr.commits.len() < COMMITS_INFLIGHT_MAX
     }
 

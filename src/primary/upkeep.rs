@@ -44,6 +44,8 @@ impl Machine {
     /// as long as the pauses are short.
     fn note_paced(&mut self, fx: &mut Vec<Effect>) {
         let now = self.now;
+        self.refused_since_ns = self.refuses().then(|| self.refused_since_ns.unwrap_or(now.wall_ns));
+        self.dropped_since_ns = self.lost_any().then(|| self.dropped_since_ns.unwrap_or(now.wall_ns));
         let Some(why) = self.paced_by() else {
             self.paced = self.paced.filter(|paced| now.mono_ns < paced.seen_ns + PACED_PAUSE_NS);
             return;

@@ -56,7 +56,8 @@ impl<T> Waiting<T> {
         if is_long(bytes) || self.long.is_empty() {
             self.passed_bytes = 0;
         } else {
-            self.passed_bytes += bytes.next_multiple_of(BLOCK_BYTES as u64);
+            // One without payload waits for the same room in journal and table.
+            self.passed_bytes += bytes.max(1).next_multiple_of(BLOCK_BYTES as u64);
         }
     }
 
@@ -121,6 +122,17 @@ mod tests {
         assert_eq!((begin(&mut waiting), begin(&mut waiting)), (Some(100), Some(101)));
         let rest: Vec<i32> = std::iter::from_fn(|| begin(&mut waiting)).collect();
         assert_eq!(rest, (0..24).collect::<Vec<_>>(), "each lane keeps its order");
+    }
+
+    #[test]
+    fn a_long_one_does_not_wait_for_ever_behind_requests_without_payload() {
+        let mut waiting = Waiting::default();
+        waiting.push(PIECE, true);
+        let passed = (0..1 << 20).take_while(|_| {
+            waiting.push(0, false);
+            begin(&mut waiting) == Some(false)
+        });
+        assert_eq!(passed.count() as u64, PIECE / BLOCK_BYTES as u64);
     }
 
     #[test]

@@ -13,11 +13,6 @@ impl DrLink {
         self.room = self.beyond_gap(self.room);
     }
 
-    /// Orders may be sent up to here.
-    pub(in crate::primary) fn sends_upto(&self) -> Seq {
-        if self.left_behind { self.next.prev() } else { self.room.upto }
-    }
-
     /// What DR says of its room, as of before or behind the last gap.
     pub(super) fn beyond_gap(&self, room: JournalRoom) -> JournalRoom {
         let (before, behind) = self.gap;
