@@ -15,6 +15,7 @@ use farshore::core::rope::Rope;
 use farshore::format::spool::sized_nonce;
 use farshore::format::superblock::{Superblock, newest};
 use farshore::{auxiliary, dr, primary};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
 use crate::disk::{Class, Disk, Settled};
@@ -248,6 +249,8 @@ pub struct World {
     pub full_at_turn: bool,
 
     pub recording: bool,
+    /// Of all that happened, while recording.
+    happened: Xxh3,
     pub history: VecDeque<String>,
     pub landmarks: VecDeque<String>,
     pub events: u64,
@@ -359,6 +362,7 @@ impl World {
             promise_full: false,
             full_at_turn: false,
             recording,
+            happened: Xxh3::new(),
             history: VecDeque::new(),
             landmarks: VecDeque::new(),
             events: 0,
@@ -397,9 +401,12 @@ impl World {
             let at_ns = at_ns.max(self.now_ns);
             self.queue.push(Due { at_ns, order: self.order, event: Event::Net { link, side } });
         }
-        let Due { at_ns, event, .. } = self.queue.pop()?;
+        let Due { at_ns, order, event } = self.queue.pop()?;
         self.now_ns = at_ns;
         self.events += 1;
+        if self.recording {
+            self.happened.update(format!("{at_ns} {order} {event:?}").as_bytes());
+        }
         Some(event)
     }
 
@@ -580,7 +587,9 @@ impl World {
     /// One line of the history of a failing run; costs nothing otherwise.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         if self.recording {
-            let text = self.stamped(&line());
+            let line = line();
+            self.happened.update(line.as_bytes());
+            let text = self.stamped(&line);
             remember(&mut self.history, text);
         }
     }
@@ -588,7 +597,9 @@ impl World {
     /// The same for what one wants to see of the whole run: faults, starts, what the roles log.
     pub fn landmark(&mut self, line: impl FnOnce() -> String) {
         if self.recording {
-            let text = self.stamped(&line());
+            let line = line();
+            self.happened.update(line.as_bytes());
+            let text = self.stamped(&line);
             remember(&mut self.landmarks, text.clone());
             remember(&mut self.history, text);
         }
@@ -597,6 +608,22 @@ impl World {
     fn stamped(&self, text: &str) -> String {
         let end = text.char_indices().nth(600).map_or(text.len(), |(at, _)| at);
         format!("{:>14.6} ms  {}", self.now_ns as f64 / 1e6, &text[..end])
+    }
+
+    /// Of every event, input, effect and landmark of a recorded run, and of what it left: disks, and what would be drawn
+    /// next.
+    pub fn digest(&mut self) -> Option<u64> {
+        if !self.recording {
+            return None;
+        }
+        let mut all = self.happened.clone();
+        self.primary_disk.digest(&mut all);
+        self.aux_disk.digest(&mut all);
+        self.dr_disk.digest(&mut all);
+        for word in [self.now_ns, self.events, self.rng.u64(), self.noise.u64(), self.net.draw()] {
+            all.update(&word.to_le_bytes());
+        }
+        Some(all.digest())
     }
 
     pub fn fail(&self, invariant: &'static str, text: impl Into<String>) -> Verdict {

@@ -23,6 +23,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use farshore::core::ids::Ticket;
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::rng::Rng;
 use crate::setup::Failing;
@@ -443,6 +444,19 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             return None;
         };
         Some((*file, *offset, *length))
+    }
+
+    /// All that it holds, and what is on its way.
+    pub fn digest(&self, into: &mut Xxh3) {
+        for (file, it) in &self.files {
+            into.update(format!("{file:?} {}", it.size).as_bytes());
+            into.update(it.cache());
+            into.update(it.stable());
+            let words = it.unsynced.iter().flat_map(|w| [w.version, w.offset, w.length, w.completed_ns.unwrap_or(1)]);
+            for word in it.sector_versions.iter().copied().chain(words) {
+                into.update(&word.to_le_bytes());
+            }
+        }
     }
 
     /// How many bits have flipped.
