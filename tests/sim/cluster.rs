@@ -28,6 +28,7 @@ use crate::runner::Edit;
 use crate::scenario::Director;
 use crate::setup::{MS, Setup, US};
 use crate::workload::Client;
+use crate::writer::IntentSeen;
 
 /// What crosses between a client of the status table and the auxiliary.
 #[derive(Clone, Debug)]
@@ -92,15 +93,21 @@ pub enum Event {
 
 /// An event and when it happens; those of one moment in the order they were scheduled.
 struct Due {
-    at_ns: u64,
-    order: u64,
+    /// The time in the upper half, the order in the lower one: compared at once.
+    key: u128,
     event: Event,
+}
+
+impl Due {
+    fn new(at_ns: u64, order: u64, event: Event) -> Due {
+        Due { key: u128::from(at_ns) << 64 | u128::from(order), event }
+    }
 }
 
 impl Ord for Due {
     /// The next one is the greatest.
     fn cmp(&self, other: &Due) -> Ordering {
-        (other.at_ns, other.order).cmp(&(self.at_ns, self.order))
+        other.key.cmp(&self.key)
     }
 }
 
@@ -112,7 +119,7 @@ impl PartialOrd for Due {
 
 impl PartialEq for Due {
     fn eq(&self, other: &Due) -> bool {
-        self.order == other.order
+        self.key == other.key
     }
 }
 
@@ -190,6 +197,7 @@ pub struct World {
     pub primary: Option<primary::machine::Machine>,
     pub primary_disk: Disk<primary::machine::File>,
     pub primary_table: TableLine,
+    pub intent_seen: IntentSeen,
     pub aux: Option<Table>,
     pub aux_disk: Disk<auxiliary::machine::File>,
     pub dr: Option<dr::machine::Machine>,
@@ -320,6 +328,7 @@ impl World {
             primary: None,
             primary_disk: Disk::new(),
             primary_table: TableLine::default(),
+            intent_seen: IntentSeen::default(),
             aux: None,
             aux_disk: Disk::new(),
             dr: None,
@@ -388,7 +397,7 @@ impl World {
     /// Schedules an event; never earlier than now.
     pub fn at(&mut self, at_ns: u64, event: Event) {
         self.order += 1;
-        self.queue.push(Due { at_ns: at_ns.max(self.now_ns), order: self.order, event });
+        self.queue.push(Due::new(at_ns.max(self.now_ns), self.order, event));
     }
 
     pub fn after(&mut self, delay_ns: u64, event: Event) {
@@ -399,9 +408,10 @@ impl World {
         for (at_ns, link, side) in self.net.take_wakes() {
             self.order += 1;
             let at_ns = at_ns.max(self.now_ns);
-            self.queue.push(Due { at_ns, order: self.order, event: Event::Net { link, side } });
+            self.queue.push(Due::new(at_ns, self.order, Event::Net { link, side }));
         }
-        let Due { at_ns, order, event } = self.queue.pop()?;
+        let Due { key, event } = self.queue.pop()?;
+        let (at_ns, order) = ((key >> 64) as u64, key as u64);
         self.now_ns = at_ns;
         self.events += 1;
         if self.recording {
