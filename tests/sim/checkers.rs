@@ -199,13 +199,27 @@ pub struct Lost {
 ///
 /// At a start of the primary with nothing after it, that is also what its predecessor wrote: a write that DR was sent and
 /// a killed primary had not made on its own disk is in the one history, and taken back by the first batch of the other.
-pub fn check_prefix(oracle: &Oracle, cut: Seq, images: &[&[u8]]) -> Verdict {
-    let verdict = compare(oracle, cut, images, &oracle.state_after(cut));
-    let start = oracle.record(cut).is_some_and(|record| record.op == Op::EpochStart);
-    let before = oracle.back_from(cut, Seq(0)).nth(1).map(|record| record.seq).filter(|_| start);
-    match before {
-        Some(before) if verdict.is_err() => compare(oracle, before, images, &oracle.state_after(before)),
-        _ => verdict,
+pub struct Prefix<'a> {
+    oracle: &'a Oracle,
+    cut: Seq,
+    /// Made once for all images that are held against it.
+    want: Images,
+}
+
+impl Prefix<'_> {
+    pub fn of(oracle: &Oracle, cut: Seq) -> Prefix<'_> {
+        Prefix { oracle, cut, want: oracle.state_after(cut) }
+    }
+
+    pub fn check(&self, images: &[&[u8]]) -> Verdict {
+        let Prefix { oracle, cut, .. } = *self;
+        let verdict = compare(oracle, cut, images, &self.want);
+        let start = oracle.record(cut).is_some_and(|record| record.op == Op::EpochStart);
+        let before = oracle.back_from(cut, Seq(0)).nth(1).map(|record| record.seq).filter(|_| start);
+        match before {
+            Some(before) if verdict.is_err() => compare(oracle, before, images, &oracle.state_after(before)),
+            _ => verdict,
+        }
     }
 }
 
@@ -466,10 +480,10 @@ mod tests {
     fn image_that_is_no_prefix_is_found() {
         let oracle = scene();
         let mut image = oracle.state_after(Seq(2)).remove(0);
-        assert!(check_prefix(&oracle, Seq(2), &[&image]).is_ok());
-        assert!(check_prefix(&oracle, Seq(1), &[&image]).is_err());
+        assert!(Prefix::of(&oracle, Seq(2)).check(&[&image]).is_ok());
+        assert!(Prefix::of(&oracle, Seq(1)).check(&[&image]).is_err());
         image[513] ^= 2;
-        assert!(check_prefix(&oracle, Seq(2), &[&image]).is_err());
+        assert!(Prefix::of(&oracle, Seq(2)).check(&[&image]).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use farshore::core::rope::Rope;
 use farshore::format::spool::sized_nonce;
 use farshore::format::superblock::{Superblock, newest};
 use farshore::{auxiliary, dr, primary};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
 use crate::disk::{Class, Disk, Settled};
@@ -27,6 +28,7 @@ use crate::runner::Edit;
 use crate::scenario::Director;
 use crate::setup::{MS, Setup, US};
 use crate::workload::Client;
+use crate::writer::IntentSeen;
 
 /// What crosses between a client of the status table and the auxiliary.
 #[derive(Clone, Debug)]
@@ -91,15 +93,21 @@ pub enum Event {
 
 /// An event and when it happens; those of one moment in the order they were scheduled.
 struct Due {
-    at_ns: u64,
-    order: u64,
+    /// The time in the upper half, the order in the lower one: compared at once.
+    key: u128,
     event: Event,
+}
+
+impl Due {
+    fn new(at_ns: u64, order: u64, event: Event) -> Due {
+        Due { key: u128::from(at_ns) << 64 | u128::from(order), event }
+    }
 }
 
 impl Ord for Due {
     /// The next one is the greatest.
     fn cmp(&self, other: &Due) -> Ordering {
-        (other.at_ns, other.order).cmp(&(self.at_ns, self.order))
+        other.key.cmp(&self.key)
     }
 }
 
@@ -111,7 +119,7 @@ impl PartialOrd for Due {
 
 impl PartialEq for Due {
     fn eq(&self, other: &Due) -> bool {
-        self.order == other.order
+        self.key == other.key
     }
 }
 
@@ -189,6 +197,7 @@ pub struct World {
     pub primary: Option<primary::machine::Machine>,
     pub primary_disk: Disk<primary::machine::File>,
     pub primary_table: TableLine,
+    pub intent_seen: IntentSeen,
     pub aux: Option<Table>,
     pub aux_disk: Disk<auxiliary::machine::File>,
     pub dr: Option<dr::machine::Machine>,
@@ -248,6 +257,8 @@ pub struct World {
     pub full_at_turn: bool,
 
     pub recording: bool,
+    /// Of all that happened, while recording.
+    happened: Xxh3,
     pub history: VecDeque<String>,
     pub landmarks: VecDeque<String>,
     pub events: u64,
@@ -317,6 +328,7 @@ impl World {
             primary: None,
             primary_disk: Disk::new(),
             primary_table: TableLine::default(),
+            intent_seen: IntentSeen::default(),
             aux: None,
             aux_disk: Disk::new(),
             dr: None,
@@ -359,6 +371,7 @@ impl World {
             promise_full: false,
             full_at_turn: false,
             recording,
+            happened: Xxh3::new(),
             history: VecDeque::new(),
             landmarks: VecDeque::new(),
             events: 0,
@@ -384,7 +397,7 @@ impl World {
     /// Schedules an event; never earlier than now.
     pub fn at(&mut self, at_ns: u64, event: Event) {
         self.order += 1;
-        self.queue.push(Due { at_ns: at_ns.max(self.now_ns), order: self.order, event });
+        self.queue.push(Due::new(at_ns.max(self.now_ns), self.order, event));
     }
 
     pub fn after(&mut self, delay_ns: u64, event: Event) {
@@ -395,11 +408,15 @@ impl World {
         for (at_ns, link, side) in self.net.take_wakes() {
             self.order += 1;
             let at_ns = at_ns.max(self.now_ns);
-            self.queue.push(Due { at_ns, order: self.order, event: Event::Net { link, side } });
+            self.queue.push(Due::new(at_ns, self.order, Event::Net { link, side }));
         }
-        let Due { at_ns, event, .. } = self.queue.pop()?;
+        let Due { key, event } = self.queue.pop()?;
+        let (at_ns, order) = ((key >> 64) as u64, key as u64);
         self.now_ns = at_ns;
         self.events += 1;
+        if self.recording {
+            self.happened.update(format!("{at_ns} {order} {event:?}").as_bytes());
+        }
         Some(event)
     }
 
@@ -580,7 +597,9 @@ impl World {
     /// One line of the history of a failing run; costs nothing otherwise.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
         if self.recording {
-            let text = self.stamped(&line());
+            let line = line();
+            self.happened.update(line.as_bytes());
+            let text = self.stamped(&line);
             remember(&mut self.history, text);
         }
     }
@@ -588,7 +607,9 @@ impl World {
     /// The same for what one wants to see of the whole run: faults, starts, what the roles log.
     pub fn landmark(&mut self, line: impl FnOnce() -> String) {
         if self.recording {
-            let text = self.stamped(&line());
+            let line = line();
+            self.happened.update(line.as_bytes());
+            let text = self.stamped(&line);
             remember(&mut self.landmarks, text.clone());
             remember(&mut self.history, text);
         }
@@ -597,6 +618,22 @@ impl World {
     fn stamped(&self, text: &str) -> String {
         let end = text.char_indices().nth(600).map_or(text.len(), |(at, _)| at);
         format!("{:>14.6} ms  {}", self.now_ns as f64 / 1e6, &text[..end])
+    }
+
+    /// Of every event, input, effect and landmark of a recorded run, and of what it left: disks, and what would be drawn
+    /// next.
+    pub fn digest(&mut self) -> Option<u64> {
+        if !self.recording {
+            return None;
+        }
+        let mut all = self.happened.clone();
+        self.primary_disk.digest(&mut all);
+        self.aux_disk.digest(&mut all);
+        self.dr_disk.digest(&mut all);
+        for word in [self.now_ns, self.events, self.rng.u64(), self.noise.u64(), self.net.draw()] {
+            all.update(&word.to_le_bytes());
+        }
+        Some(all.digest())
     }
 
     pub fn fail(&self, invariant: &'static str, text: impl Into<String>) -> Verdict {

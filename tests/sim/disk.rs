@@ -16,14 +16,15 @@
 //! Not modelled: a failed sync whose bytes stay to be read and are never written (some file systems do that): who
 //! reads them back after a restart and syncs again is told that they are durable.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fmt::Debug;
 
 use bytes::Bytes;
 use farshore::core::ids::Ticket;
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
+use xxhash_rust::xxh3::Xxh3;
 
+use crate::memory::{self, Lent, is_shared_zero, is_zero, zeroed, zeroes};
 use crate::rng::Rng;
 use crate::setup::Failing;
 
@@ -47,7 +48,8 @@ pub struct Settled<F> {
 /// All files of one host.
 pub struct Disk<F> {
     files: Vec<(F, SimFile)>,
-    pending: BTreeMap<u64, Pending<F>>,
+    /// By their numbers, of which the last one is `operations`; `None` where one has ended.
+    pending: VecDeque<Option<Pending<F>>>,
     operations: u64,
     version: u64,
     settled: Vec<Settled<F>>,
@@ -94,6 +96,8 @@ pub struct SimFile {
     /// Version of the write each sector of `stable` comes from.
     sector_versions: Vec<u64>,
     unsynced: Vec<Unsynced>,
+    /// How often bytes of `stable` have changed.
+    changes: u64,
 }
 
 /// A write that is in the cache and may be lost with the power.
@@ -134,7 +138,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     pub fn new() -> Disk<F> {
         Disk {
             files: Vec::new(),
-            pending: BTreeMap::new(),
+            pending: VecDeque::new(),
             operations: 0,
             version: 0,
             settled: Vec::new(),
@@ -186,6 +190,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             touched: vec![false; sectors],
             sector_versions: vec![0; sectors],
             unsynced: Vec::new(),
+            changes: 1,
         };
         assert!(!self.has(file), "{file:?} is created once");
         self.files.push((file, made));
@@ -199,6 +204,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             return;
         }
         target.size = sectors * SECTOR;
+        target.changes += 1;
         let length = target.size.max(target.cache.len());
         target.cache.resize(length, 0);
         target.stable.resize(target.size.max(target.stable.len()), 0);
@@ -215,6 +221,9 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     pub fn plant(&mut self, file: F, offset: u64, bytes: &[u8]) {
         let version = self.next_version();
         let target = self.file_mut(file);
+        if target.unsynced.is_empty() && !bytes.is_empty() {
+            return target.plant(offset as usize, bytes, version);
+        }
         target.write_cache(offset, &Bytes::copy_from_slice(bytes), version);
         let settled = target.settle(|_| true);
         assert!(!settled.is_empty() || bytes.is_empty(), "planted bytes are durable");
@@ -227,12 +236,24 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         target.touched[at as usize / SECTOR] = true;
         target.cache[at as usize] ^= 1 << bit;
         target.stable[at as usize] ^= 1 << bit;
+        target.changes += 1;
         self.flips.push(Flip { file, at, bit, version });
     }
 
     pub fn file(&self, file: F) -> &SimFile {
         let found = self.files.iter().find(|(name, _)| *name == file);
         &found.unwrap_or_else(|| panic!("{file:?} does not exist")).1
+    }
+
+    /// The memory of a file, for a start to read without a copy of it; [`Disk::give_back`] follows before anything else.
+    pub fn lend(&mut self, file: F) -> Lent {
+        let target = self.file_mut(file);
+        Lent::new(std::mem::take(&mut target.cache), target.size)
+    }
+
+    /// Who kept a piece of it keeps it: then the file gets memory of its own.
+    pub fn give_back(&mut self, file: F, lent: Lent) {
+        self.file_mut(file).cache = lent.into_memory();
     }
 
     pub fn has(&self, file: F) -> bool {
@@ -271,7 +292,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             },
         };
         self.operations += 1;
-        self.pending.insert(self.operations, Pending { ticket: op.ticket, file: op.file, action });
+        self.pending.push_back(Some(Pending { ticket: op.ticket, file: op.file, action }));
         self.operations
     }
 
@@ -334,7 +355,9 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// Completes an operation: what its ticket is answered.
     pub fn complete(&mut self, operation: u64, now_ns: u64) -> Option<(Ticket, DiskResult)> {
-        let Pending { ticket, file, action } = self.pending.remove(&operation)?;
+        let place = self.place(operation)?;
+        let Pending { ticket, file, action } = self.pending[place].take()?;
+        while self.pending.pop_front_if(|first| first.is_none()).is_some() {}
         if self.fails.as_ref().is_some_and(|it| now_ns < it.until_ns && !(it.spared)(file) && action.fails(it.how)) {
             return Some((ticket, self.spoil(file, action)));
         }
@@ -380,7 +403,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     }
 
     fn kill_in_flight(&mut self, rng: &mut Rng) {
-        for (_, pending) in std::mem::take(&mut self.pending) {
+        for pending in std::mem::take(&mut self.pending).into_iter().flatten() {
             let Action::Write { offset, data, version: None, .. } = pending.action else { continue };
             let version = self.next_version();
             let target = self.file_mut(pending.file);
@@ -439,10 +462,24 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// The range that an operation under way reads.
     pub fn reading(&self, operation: u64) -> Option<(F, u64, u64)> {
-        let Pending { file, action: Action::Read { offset, length }, .. } = self.pending.get(&operation)? else {
+        let pending = self.pending[self.place(operation)?].as_ref()?;
+        let Pending { file, action: Action::Read { offset, length }, .. } = pending else {
             return None;
         };
         Some((*file, *offset, *length))
+    }
+
+    /// All that it holds, and what is on its way.
+    pub fn digest(&self, into: &mut Xxh3) {
+        for (file, it) in &self.files {
+            into.update(format!("{file:?} {}", it.size).as_bytes());
+            into.update(it.cache.get(..it.size).unwrap_or_default());
+            into.update(it.stable());
+            let words = it.unsynced.iter().flat_map(|w| [w.version, w.offset, w.length, w.completed_ns.unwrap_or(1)]);
+            for word in it.sector_versions.iter().copied().chain(words) {
+                into.update(&word.to_le_bytes());
+            }
+        }
     }
 
     /// How many bits have flipped.
@@ -461,12 +498,13 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                 target.cache[at as usize] ^= 1 << bit;
             }
             target.stable[at as usize] ^= 1 << bit;
+            target.changes += 1;
         }
     }
 
     /// Whether a write to `file` that overlaps the range is in flight.
     pub fn write_in_flight(&self, file: F, offset: u64, length: u64) -> bool {
-        self.pending.values().any(|p| match &p.action {
+        self.pending.iter().flatten().any(|p| match &p.action {
             Action::Write { offset: o, data, .. } => {
                 p.file == file && *o < offset + length && offset < *o + data.len() as u64
             }
@@ -484,6 +522,13 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         &mut found.unwrap_or_else(|| panic!("{file:?} does not exist")).1
     }
 
+    /// Where an operation stands in `pending`, if it may be there.
+    fn place(&self, operation: u64) -> Option<usize> {
+        let gone = self.operations - self.pending.len() as u64;
+        let place = operation.checked_sub(gone + 1)? as usize;
+        (place < self.pending.len()).then_some(place)
+    }
+
     fn next_version(&mut self) -> u64 {
         self.version += 1;
         self.version
@@ -499,6 +544,11 @@ impl SimFile {
     /// What is sure to survive a loss of power.
     pub fn stable(&self) -> &[u8] {
         &self.stable[..self.size]
+    }
+
+    /// How often what [`SimFile::stable`] shows has changed: as long as this is the same, so is that.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub fn unsynced(&self) -> &[Unsynced] {
@@ -540,6 +590,17 @@ impl SimFile {
         });
     }
 
+    /// What comes of a write and of a sync of it while nothing else is on its way: both images get the bytes.
+    fn plant(&mut self, start: usize, bytes: &[u8], version: u64) {
+        let end = start + bytes.len();
+        let sectors = start / SECTOR..end.div_ceil(SECTOR);
+        self.cache[start..end].copy_from_slice(bytes);
+        self.stable[start..end].copy_from_slice(bytes);
+        self.touched[sectors.clone()].fill(true);
+        self.sector_versions[sectors].fill(version);
+        self.changes += 1;
+    }
+
     /// Writes that were in the cache are gone from it: what is read is what the disk has, and what came after them.
     fn lose(&mut self, lost: impl Fn(u64) -> bool) {
         let gone: Vec<Unsynced> = self.unsynced.extract_if(.., |w| lost(w.version)).collect();
@@ -573,6 +634,7 @@ impl SimFile {
                 return ((first * SECTOR) as u64, write.sectors.len() as u64);
             }
             self.stable[first * SECTOR..(first + count) * SECTOR].copy_from_slice(&write.sectors);
+            self.changes += 1;
         } else {
             for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
                 self.settle_sector(first + index, sector, write.version);
@@ -585,6 +647,7 @@ impl SimFile {
         if self.sector_versions[sector] < version {
             self.sector_versions[sector] = version;
             self.stable[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(bytes);
+            self.changes += 1;
         }
     }
 }
@@ -604,39 +667,22 @@ impl ReadAt for SimFile {
     }
 }
 
-thread_local! {
-    /// Memory of the files of earlier seeds, all of it zero.
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// At least `size` zero bytes. Most of a file is never written, so zeroing what was is cheaper than all of it.
-fn zeroed(size: usize) -> Vec<u8> {
-    SPARE
-        .with_borrow_mut(|spare| {
-            let fits = spare.iter().enumerate().filter(|(_, it)| it.len() >= size).min_by_key(|(_, it)| it.len());
-            fits.map(|(at, _)| at).map(|at| spare.swap_remove(at))
-        })
-        .unwrap_or_else(|| vec![0; size])
-}
-
-/// How many files' memory is kept for the next seeds.
-const SPARE_MAX: usize = 48;
-
 impl Drop for SimFile {
     fn drop(&mut self) {
-        for (sector, _) in self.touched.iter().enumerate().filter(|(_, touched)| **touched) {
-            let range = sector * SECTOR..(sector + 1) * SECTOR;
-            self.cache[range.clone()].fill(0);
-            self.stable[range].fill(0);
+        if self.cache.len() < self.size {
+            // Lent to a start that panicked.
+            return;
         }
-        let memory = [std::mem::take(&mut self.cache), std::mem::take(&mut self.stable)];
-        SPARE.with_borrow_mut(|spare| {
-            spare.extend(memory);
-            if spare.len() > SPARE_MAX {
-                spare.sort_unstable_by_key(|it| std::cmp::Reverse(it.len()));
-                spare.truncate(SPARE_MAX);
+        let mut sector = 0;
+        for run in self.touched.chunk_by(|a, b| a == b) {
+            let range = sector * SECTOR..(sector + run.len()) * SECTOR;
+            sector += run.len();
+            if run[0] {
+                self.cache[range.clone()].fill(0);
+                self.stable[range].fill(0);
             }
-        });
+        }
+        memory::keep([std::mem::take(&mut self.cache), std::mem::take(&mut self.stable)]);
     }
 }
 
@@ -644,27 +690,9 @@ fn join(parts: &[Bytes]) -> Bytes {
     let length = parts.iter().map(Bytes::len).sum();
     match parts {
         [one] => one.clone(),
-        _ if length >= ZEROES.len() / 2 && parts.iter().all(|part| is_zero(part)) => zeroes(length),
+        _ if length >= memory::ZEROES.len() / 2 && parts.iter().all(|part| is_zero(part)) => zeroes(length),
         _ => parts.concat().into(),
     }
-}
-
-/// As long as a segment of the journal, which is zeroed before it is used.
-static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
-
-/// Zeroes, without memory of their own if they are not too many.
-fn zeroes(length: usize) -> Bytes {
-    ZEROES.get(..length).map_or_else(|| vec![0; length].into(), Bytes::from_static)
-}
-
-/// Whether these are some of the shared zeroes.
-fn is_shared_zero(data: &Bytes) -> bool {
-    ZEROES.as_ptr_range().contains(&data.as_ptr())
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, tail) = bytes.as_chunks::<16>();
-    words.iter().all(|word| *word == [0; 16]) && tail.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

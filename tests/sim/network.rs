@@ -123,6 +123,11 @@ impl<M> Network<M> {
         self.ends.get(&(node, conn)).is_some_and(|(id, _)| self.garbled.contains(id))
     }
 
+    /// What would be drawn next.
+    pub fn draw(&mut self) -> u64 {
+        self.rng.u64()
+    }
+
     /// Sets what both directions between two hosts are like.
     pub fn route(&mut self, a: Node, b: Node, delay_ns: u64, jitter_ns: u64, bytes_per_second: u64) {
         let route = Route { delay_ns, jitter_ns, bytes_per_second, busy_until_ns: 0, stalled_until_ns: 0 };

@@ -82,6 +82,8 @@ pub struct Oracle {
     refused: Vec<usize>,
     /// Acknowledged in the boot under way, and not yet kept for ever by the local disk.
     unsettled: Vec<usize>,
+    /// What each record said that says a size: few among many.
+    sized: Vec<(Seq, Volume, u64)>,
     /// Sizes that an operator has asked for.
     resizes: Vec<(Volume, u64)>,
     /// Size of each volume after the last record that was seen.
@@ -101,6 +103,7 @@ impl Oracle {
             unordered: Vec::new(),
             refused: Vec::new(),
             unsettled: Vec::new(),
+            sized: Vec::new(),
             resizes: Vec::new(),
             told: sizes.clone(),
             sizes,
@@ -225,6 +228,7 @@ impl Oracle {
             self.requests[number].seq = Some(record.seq);
         }
         self.by_seq.push(record.seq, Entry { record: *record, encoded: record.encode(), request });
+        self.sized.extend(record.new_size().map(|size| (record.seq, record.volume, size)));
         let chapter = self.chapters.last_mut().expect("there is a first chapter");
         chapter.first.get_or_insert(record.seq);
         Ok(())
@@ -274,6 +278,13 @@ impl Oracle {
     /// The bytes of a record that was seen.
     pub fn encoded(&self, seq: Seq) -> Option<&[u8; RECORD_BYTES]> {
         self.by_seq.get(seq).map(|e| &e.encoded)
+    }
+
+    /// The record that these bytes are, if it was seen and they are its own to the last bit: reading and checking them
+    /// would say the same again.
+    pub fn known(&self, bytes: &[u8]) -> Option<&OrderRecord> {
+        let seq = Seq(u64::from_le_bytes(*bytes.first_chunk()?));
+        self.by_seq.get(seq).filter(|entry| bytes == entry.encoded).map(|entry| &entry.record)
     }
 
     /// Records of writes to exactly this range, newest first.
@@ -344,10 +355,9 @@ impl Oracle {
     pub fn sizes_after(&self, cut: Seq) -> Vec<u64> {
         let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);
         let mut sizes: Vec<u64> = self.chapters[chapter].base.iter().map(|image| image.len() as u64).collect();
-        for (_, entry) in self.by_seq.range(self.chapters[chapter].first.unwrap_or(Seq(0)), cut) {
-            if let Some(size) = entry.record.new_size() {
-                sizes[entry.record.volume.0 as usize] = size;
-            }
+        let first = self.chapters[chapter].first.unwrap_or(Seq(0));
+        for &(_, volume, size) in self.sized.iter().filter(|(seq, ..)| (first..=cut).contains(seq)) {
+            sizes[volume.0 as usize] = size;
         }
         sizes
     }

@@ -70,9 +70,11 @@ impl Rng {
     }
 
     pub fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
+        let (words, tail) = out.as_chunks_mut::<8>();
+        words.iter_mut().for_each(|word| *word = self.u64().to_le_bytes());
+        if !tail.is_empty() {
             let word = self.u64().to_le_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
+            tail.copy_from_slice(&word[..tail.len()]);
         }
     }
 }

@@ -339,15 +339,14 @@ impl World {
             fresh_owner: World::owner(Node::Primary),
             fresh_nonce: self.rng.u64(),
         };
+        let (log, fifo) = (self.primary_disk.lend(File::IntentLog), self.primary_disk.lend(File::Fifo));
         let disk = &self.primary_disk;
-        let files = Files {
-            superblock: disk.file(File::Superblock),
-            map: disk.file(File::IntentMap),
-            log: disk.file(File::IntentLog),
-            fifo: disk.file(File::Fifo),
-        };
-        let recovered =
-            recover(&expect, &files).map_err(|e| Violation::new("I8", format!("the primary does not start: {e}")))?;
+        let files =
+            Files { superblock: disk.file(File::Superblock), map: disk.file(File::IntentMap), log: &log, fifo: &fifo };
+        let recovered = recover(&expect, &files);
+        self.primary_disk.give_back(File::IntentLog, log);
+        self.primary_disk.give_back(File::Fifo, fifo);
+        let recovered = recovered.map_err(|e| Violation::new("I8", format!("the primary does not start: {e}")))?;
         self.landmark(|| format!("primary recovers: tail {} lost {:?}", recovered.tail, recovered.notes));
         for (place, offset, block) in &recovered.format {
             let file = if *place == Place::Map { File::IntentMap } else { File::IntentLog };
@@ -431,15 +430,18 @@ impl World {
             owner: World::owner(Node::Dr),
             nonce: DR_NONCE,
         };
+        let (journal, spool) = (self.dr_disk.lend(File::Journal), self.dr_disk.lend(File::Spool));
         let found = dr::recovery::Found {
             superblock: self.dr_disk.file(File::Superblock).cache(),
-            journal: self.dr_disk.file(File::Journal),
-            spool: self.dr_disk.file(File::Spool),
+            journal: &journal,
+            spool: &spool,
             blank: self.dr_blank,
             report: self.dr_report.clone(),
         };
-        let recovered = dr::recovery::recover(found, &options)
-            .map_err(|e| Violation::new("I8", format!("DR does not start: {e}")))?;
+        let recovered = dr::recovery::recover(found, &options);
+        self.dr_disk.give_back(File::Journal, journal);
+        self.dr_disk.give_back(File::Spool, spool);
+        let recovered = recovered.map_err(|e| Violation::new("I8", format!("DR does not start: {e}")))?;
         // The shell opens stores as large as the superblock says.
         for (at, (_, size)) in (0..).zip(&recovered.superblock().volumes) {
             self.dr_disk.grow(File::Volume(Volume(at)), *size, None);

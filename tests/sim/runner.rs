@@ -59,12 +59,15 @@ pub struct Passed {
     pub simulated_ns: u64,
     pub events: u64,
     pub summary: String,
+    /// Of all that happened and all that was left, if it was recorded.
+    pub digest: Option<u64>,
 }
 
 pub struct Failure {
     pub run: Run,
     pub violation: Violation,
     pub events: u64,
+    digest: Option<u64>,
     setup: Setup,
     landmarks: Vec<String>,
     history: Vec<String>,
@@ -117,7 +120,7 @@ impl Run {
         let violation = match outcome {
             Ok(Ok(())) => {
                 let (simulated_ns, events) = (world.now_ns, world.events);
-                return Ok(Passed { simulated_ns, events, summary: world.summary() });
+                return Ok(Passed { simulated_ns, events, summary: world.summary(), digest: world.digest() });
             }
             Ok(Err(violation)) => violation,
             Err(_) => Violation::new("panic", panic),
@@ -126,6 +129,7 @@ impl Run {
             run: self.clone(),
             violation,
             events: world.events,
+            digest: world.digest(),
             setup: world.setup,
             landmarks: world.landmarks.into_iter().collect(),
             history: world.history.into_iter().collect(),
@@ -199,6 +203,8 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
     let started = Instant::now();
     let totals = Mutex::new(Totals::default());
     let trace = std::env::var_os("SIM_TRACE").is_some();
+    // A digest of each seed's whole history: what is to change no seed's meaning leaves all of them alone.
+    let digests = std::env::var_os("SIM_DIGESTS").is_some();
     on_all_threads(count, |number| {
         if started.elapsed() > patience {
             return false;
@@ -208,7 +214,8 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
             println!("seed {seed}");
         }
         let began = Instant::now();
-        let outcome = Run { recording: std::env::var_os("SIM_LIVE").is_some(), ..Run::of(seed) }.go();
+        let recording = digests || std::env::var_os("SIM_LIVE").is_some();
+        let outcome = Run { recording, ..Run::of(seed) }.go();
         let mut totals = totals.lock().expect("nothing panics while it is held");
         totals.seeds += 1;
         match outcome {
@@ -216,6 +223,9 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
                 totals.simulated_ns += passed.simulated_ns;
                 totals.events += passed.events;
                 totals.digest ^= digest(seed, &passed.summary);
+                if digests {
+                    println!("seed {seed}: {}, history {:016x}", passed.summary, passed.digest.unwrap_or_default());
+                }
                 if count == 1 || began.elapsed() > Duration::from_secs(10) {
                     println!("seed {seed}: {}, {:.1} s", passed.summary, began.elapsed().as_secs_f64());
                 }
@@ -223,6 +233,9 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
             Err(failure) => {
                 println!("seed {seed} violates {}: {}", failure.violation.invariant, failure.violation.text);
                 totals.digest ^= digest(seed, &failure.violation.text);
+                if digests {
+                    println!("seed {seed}: history {:016x}", failure.digest.unwrap_or_default());
+                }
                 totals.failures.push(*failure);
             }
         }

@@ -272,9 +272,9 @@ impl World {
         self.landmark(|| format!("healed at seq {tail}"));
         let images = self.primary_images(&self.primary_sizes());
         let views: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
-        checkers::check_prefix(&self.oracle, tail, &views)
-            .map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
-        checkers::check_prefix(&self.oracle, tail, &self.dr_images())?;
+        let prefix = checkers::Prefix::of(&self.oracle, tail);
+        prefix.check(&views).map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
+        prefix.check(&self.dr_images())?;
         self.director.phase = Phase::Over;
         Ok(())
     }
@@ -453,8 +453,10 @@ impl World {
             return self.fail("I5", text);
         }
         if vouched {
-            checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_images())?;
-            checkers::check_prefix(&self.oracle, outcome.cut, &self.dr_stable_images())
+            let prefix = checkers::Prefix::of(&self.oracle, outcome.cut);
+            prefix.check(&self.dr_images())?;
+            prefix
+                .check(&self.dr_stable_images())
                 .map_err(|v| Violation::new("I5", format!("in stable bytes: {}", v.text)))?;
         }
         if let Some(before) = &self.outcome

@@ -158,10 +158,9 @@ impl Client {
 /// Content of request `number`: never zero, different from every other request's in every 8 bytes.
 pub fn content(number: u64, length: usize) -> Bytes {
     let mut rng = Rng::new(number ^ 0x00c0_ffee_0000_0000);
-    let mut out = Vec::with_capacity(length.next_multiple_of(8));
-    while out.len() < length {
-        out.extend_from_slice(&(rng.u64() | 0x0101_0101_0101_0101).to_le_bytes());
-    }
+    let mut out = vec![0; length.next_multiple_of(8)];
+    let (words, _) = out.as_chunks_mut::<8>();
+    words.iter_mut().for_each(|word| *word = (rng.u64() | 0x0101_0101_0101_0101).to_le_bytes());
     out.truncate(length);
     out.into()
 }

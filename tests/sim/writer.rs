@@ -1,5 +1,7 @@
 //! The primary's effects and its clients' acknowledgements, shown to the checkers.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use farshore::core::ids::{Seq, Volume};
 use farshore::core::machine::{DiskKind, DiskOp};
@@ -9,16 +11,65 @@ use farshore::format::record::OrderRecord;
 use farshore::format::superblock;
 use farshore::format::table::RECORDS_AT;
 use farshore::format::wire::Message;
-use farshore::limits::RECORD_BYTES;
+use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES};
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{self, Verdict, Violation};
 use crate::cluster::{Asked, Event, TableTalk, World};
 use crate::describe;
+use crate::disk::SimFile;
 use crate::network::Node;
 use crate::oracle::Promise;
 use crate::roles::range_of;
 use crate::workload::Ask;
+
+/// The primary's intent map by its stable bytes. What was read of them holds until they change: to read and verify pages for
+/// every write of a volume, though they rarely do, is much of a run.
+#[derive(Default)]
+pub struct IntentSeen {
+    /// As [`SimFile::changes`] counts them.
+    changes: u64,
+    layout: Option<MapLayout>,
+    header: Option<bool>,
+    /// By their place in the file.
+    pages: BTreeMap<u64, Marks>,
+}
+
+/// What a start would take a page for.
+enum Marks {
+    Whole(Page),
+    /// It cannot be read, and counts as full at every start, until it is written again; blank, it counts as empty.
+    Unreadable {
+        full: bool,
+    },
+}
+
+impl IntentSeen {
+    fn marked(&mut self, map: &SimFile, sizes: &[u64], volume: Volume, (offset, length): (u64, u64)) -> bool {
+        let stable = map.stable();
+        if self.changes != map.changes() {
+            *self = IntentSeen { changes: map.changes(), layout: self.layout.take(), ..IntentSeen::default() };
+        }
+        if !*self.header.get_or_insert_with(|| MapHeader::decode(&stable[..BLOCK_BYTES]).is_ok()) {
+            // Every start takes the whole map for full, and says so.
+            return true;
+        }
+        let layout = self.layout.get_or_insert_with(|| MapLayout::new(sizes));
+        (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
+            let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
+            let at = layout.page_offset(volume, page);
+            let block = &stable[at as usize..at as usize + BLOCK_BYTES];
+            let read = || match Page::decode(block) {
+                Ok(page) => Marks::Whole(page),
+                Err(_) => Marks::Unreadable { full: block.iter().any(|byte| *byte != 0) },
+            };
+            match self.pages.entry(at).or_insert_with(read) {
+                Marks::Whole(page) => page.get(bit),
+                Marks::Unreadable { full } => *full,
+            }
+        })
+    }
+}
 
 impl World {
     pub fn primary_step(&mut self, input: primary::machine::Input) -> Verdict {
@@ -154,6 +205,9 @@ impl World {
     /// Records in a piece of the table or of the intent log.
     pub fn saw_records(&mut self, bytes: &[u8]) -> Verdict {
         for slot in bytes.chunks_exact(RECORD_BYTES) {
+            if self.oracle.known(slot).is_some() {
+                continue;
+            }
             if let Ok(record) = OrderRecord::decode(slot) {
                 self.oracle.saw(&record)?;
             }
@@ -167,7 +221,8 @@ impl World {
             return Ok(());
         }
         let cut = self.cut();
-        for record in data.chunks_exact(RECORD_BYTES).flat_map(OrderRecord::decode) {
+        let read = |slot| self.oracle.known(slot).copied().or_else(|| OrderRecord::decode(slot).ok());
+        for record in data.chunks_exact(RECORD_BYTES).filter_map(read) {
             let older = Seq(record.seq.0.saturating_sub(self.setup.table_slots));
             let Some(older) = self.oracle.record(older).filter(|it| it.changes_volume()) else { continue };
             let known = older.seq <= cut || self.holds_at_dr(older);
@@ -228,21 +283,9 @@ impl World {
     }
 
     /// Whether every extent of the range is marked in the stable bytes of the intent map.
-    pub fn intent_is_durable(&self, volume: Volume, offset: u64, length: u64) -> bool {
-        use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES};
-        let stable = self.primary_disk.file(primary::machine::File::IntentMap).stable();
-        if MapHeader::decode(&stable[..BLOCK_BYTES]).is_err() {
-            // Every start takes the whole map for full, and says so.
-            return true;
-        }
-        let layout = MapLayout::new(&self.setup.volume_bytes);
-        (offset / INTENT_EXTENT_BYTES..=(offset + length - 1) / INTENT_EXTENT_BYTES).all(|extent| {
-            let (page, bit) = MapLayout::locate(extent * INTENT_EXTENT_BYTES);
-            let at = layout.page_offset(volume, page) as usize;
-            // A page that cannot be read counts as full at every start, until it is written again.
-            let block = &stable[at..at + BLOCK_BYTES];
-            Page::decode(block).map_or(block.iter().any(|byte| *byte != 0), |page| page.get(bit))
-        })
+    pub fn intent_is_durable(&mut self, volume: Volume, offset: u64, length: u64) -> bool {
+        let map = self.primary_disk.file(primary::machine::File::IntentMap);
+        self.intent_seen.marked(map, &self.setup.volume_bytes, volume, (offset, length))
     }
 
     pub fn holds_at_aux(&self, record: &OrderRecord) -> bool {
