@@ -464,7 +464,9 @@ impl Machine {
 
     /// What DR says of its room: whether some has come that counts.
     pub(super) fn room_told(&mut self, room: JournalRoom) {
-        self.dr.room = room;
+        self.dr.gap.told = room;
+        self.dr.room = self.dr.room_now();
+        let room = self.dr.room;
         if room.upto.0 >= self.dr.moved_upto.0.saturating_add(room.records / 256 + 1) {
             self.dr_moved();
         }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use self::backlog::Backlog;
+use self::room::Gap;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
 use super::window::{Held, Local, Payload};
@@ -131,8 +132,8 @@ pub struct DrLink {
     pub(super) spool_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
-    /// The last gap in the seqs that DR is sent: the record before it, and the one behind it.
-    pub(super) gap: (Seq, Seq),
+    /// The last gap in the seqs that DR is sent.
+    pub(super) gap: Gap,
     /// How long, and since when, writes have waited for room in its journal, since that last grew to so far or a batch got
     /// further than those before it, to so many bytes.
     pub(super) waited_ns: u64,
@@ -191,7 +192,7 @@ impl DrLink {
             window_bytes: 0,
             spool_bytes: 0,
             room: JournalRoom::default(),
-            gap: (Seq(0), Seq(0)),
+            gap: Gap::default(),
             waited_ns: 0,
             waits_since_ns: None,
             moved_upto: Seq(0),
@@ -586,7 +587,6 @@ impl Machine {
             Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
             Message::Need { ranges } => self.needed(&ranges, fx),
             Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
-                let room = self.dr.beyond_gap(room);
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
@@ -656,8 +656,7 @@ impl Machine {
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
-        dr.room = welcome.room;
-        dr.gap = (Seq(0), Seq(0));
+        (dr.room, dr.gap) = (welcome.room, Gap::new(welcome.room));
         (dr.moved_upto, dr.left_behind) = (dr.moved_upto.min(dr.room.upto), false);
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
@@ -745,6 +744,7 @@ impl Machine {
             return;
         }
         self.dr.journal = self.dr.journal.max(journal);
+        self.dr.room = self.dr.room_now();
         self.dr.order_bytes += (FRAME_HEADER_BYTES + size_of::<Seq>()) as u64;
         while let Some((last, sent_ns)) = self.dr.commits.front().copied() {
             if last > journal {

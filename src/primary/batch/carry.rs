@@ -70,6 +70,13 @@ impl Machine {
         self.dr.spool_bytes - self.dr.spool_bytes / 16
     }
 
+    /// What a batch leaves of DR's spool, where that is known.
+    pub(in crate::primary) fn spool_left(&self) -> Option<u64> {
+        let batch = self.mode.batch().or(self.closing.as_ref());
+        let staged = batch.filter(|batch| batch.since.is_none()).map_or(0, |batch| batch.staged);
+        (self.dr.spool_bytes > 0).then(|| self.spool_usable().saturating_sub(staged))
+    }
+
     /// Why the batch that is to follow is not begun, where DR's spool does not hold it as a whole. A first sync takes none.
     pub(in crate::primary) fn unfit(&self) -> Option<String> {
         let (spool, takes) = (self.dr.spool_bytes, staged_bytes(&self.lost, &self.dr.holes));
@@ -160,8 +167,7 @@ impl Machine {
         let Some(batch) = self.mode.batch().filter(|batch| !batch.ahead && self.dr.ready() && !stalls) else {
             return false;
         };
-        let usable = self.spool_usable();
-        let room = usable.saturating_sub(if batch.since.is_some() { 0 } else { batch.staged });
+        let (usable, room) = (self.spool_usable(), self.spool_left().unwrap_or_default());
         if bytes == 0 || room < usable / 8 && self.batches_given_up == 0 {
             return false;
         }

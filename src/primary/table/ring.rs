@@ -57,9 +57,10 @@ impl Machine {
         if bytes > layout.payload_bytes {
             return None;
         }
+        let bound = self.ring_bound(layout);
         let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
         let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
-        self.aux.ring_full = pos + bytes - oldest > layout.payload_bytes && !planted(Bug::RingReusedEarly);
+        self.aux.ring_full = pos + bytes - oldest > bound && !planted(Bug::RingReusedEarly);
         if self.aux.ring_full {
             return None;
         }
@@ -102,7 +103,13 @@ impl Machine {
         // An entry never wraps: up to one of them may be skipped at the end of the ring.
         let skipped = spool::entry_bytes(u64::from(PAYLOAD_BYTES_MAX)).min(layout.payload_bytes / 4);
         let idle = self.aux.ring_live.is_empty() && waiting == 0;
-        idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= layout.payload_bytes
+        idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= self.ring_bound(layout)
+    }
+
+    /// What of the ring is used: a promotion brings it into DR's spool before it replays anything, beside what is there of
+    /// a batch. What does not fit would protect nothing.
+    fn ring_bound(&self, layout: TableLayout) -> u64 {
+        self.spool_left().map_or(layout.payload_bytes, |left| left.min(layout.payload_bytes))
     }
 
     /// From which seq on the payload ring has yet to get what is written; `None` where it takes nothing.
