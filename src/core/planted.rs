@@ -144,6 +144,10 @@ bugs! {
     SpoiltMovesUp,
     /// A first sync is carried on without what was written since it began.
     CarriedWithoutWrites,
+    /// More data is acknowledged for the payload ring than a promotion has room to fetch.
+    RingBeyondSpool,
+    /// Orders are sent to DR that take the room of what a promotion finds in the status table.
+    TableWithoutRoom,
 }
 
 /// Whether this mistake is to be made here.

@@ -452,7 +452,7 @@ impl Machine {
     /// Orders may be sent up to here: what the status table may come to hold beside them always has room (a promotion
     /// finds it there).
     pub(super) fn sends_upto(&self) -> Seq {
-        let kept = self.dr.room.kept(self.table_slots());
+        let kept = if planted(Bug::TableWithoutRoom) { 0 } else { self.dr.room.kept(self.table_slots()) };
         if self.dr.left_behind { self.dr.next.prev() } else { Seq(self.dr.room.upto.0.saturating_sub(kept - kept / 9)) }
     }
 

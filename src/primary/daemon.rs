@@ -125,6 +125,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         fifo_disk_bytes: opened.fifo_bytes,
         streams: dr.streams,
         table_slots: aux.slots,
+        spool_bytes: dr.spool,
         table_payload_bytes: aux.payload,
         standalone: false,
         ..alone(config, &volumes)?
@@ -208,6 +209,7 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         fifo_disk_bytes: 0,
         streams: 1,
         table_slots: 0,
+        spool_bytes: 0,
         table_payload_bytes: 0,
         standalone: true,
         intent_neighbours: INTENT_NEIGHBOURS,

@@ -172,7 +172,7 @@ pub struct DrLink {
 
 impl DrLink {
     #[must_use]
-    pub fn new() -> DrLink {
+    pub fn new(spool_bytes: u64) -> DrLink {
         DrLink {
             phase: Phase::Idle { retry_ns: 0 },
             streams: Vec::new(),
@@ -190,7 +190,7 @@ impl DrLink {
             check: None,
             caught_up: false,
             window_bytes: 0,
-            spool_bytes: 0,
+            spool_bytes,
             room: JournalRoom::default(),
             gap: Gap::default(),
             waited_ns: 0,
@@ -381,7 +381,7 @@ impl DrLink {
 
 impl Default for DrLink {
     fn default() -> Self {
-        DrLink::new()
+        DrLink::new(0)
     }
 }
 

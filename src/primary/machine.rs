@@ -187,6 +187,8 @@ pub struct Options {
     pub fifo_disk_bytes: u64,
     pub streams: usize,
     pub table_slots: u64,
+    /// Size of DR's spool as far as is known here, until DR says it.
+    pub spool_bytes: u64,
     /// No peers: a promoted DR that serves alone.
     pub standalone: bool,
     /// Bytes of the auxiliary's region to leave for payloads when it is formatted (`bunker`).
@@ -394,7 +396,7 @@ impl Machine {
             lost: recovered.lost,
             closing: None,
             aux: AuxLink::new(recovered.log_first),
-            dr: DrLink::new(),
+            dr: DrLink::new(options.spool_bytes),
             pending: HashMap::new(),
             next_ticket: 1,
             fenced: None,

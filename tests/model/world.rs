@@ -729,6 +729,7 @@ impl World {
             fifo_disk_bytes: 0,
             streams: 1,
             table_slots: SLOTS,
+            spool_bytes: SPOOL,
             standalone: false,
             table_payload_bytes: 0,
             intent_neighbours: 1,

@@ -371,6 +371,7 @@ impl World {
             fifo_memory_bytes: self.setup.fifo_memory_bytes,
             fifo_disk_bytes: self.setup.fifo_disk_bytes,
             streams: self.setup.streams,
+            spool_bytes: self.setup.spool_bytes,
             table_slots: self.setup.table_slots,
             table_payload_bytes: self.setup.table_payload_bytes,
             standalone: false,

@@ -53,6 +53,7 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
         fifo_disk_bytes: 0,
         streams: 1,
         table_slots: 1024,
+        spool_bytes: 1 << 30,
         standalone: false,
         table_payload_bytes: 0,
         intent_neighbours: 1,
