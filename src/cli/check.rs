@@ -12,6 +12,7 @@ use super::failure::{EXIT_USAGE, Failure};
 use super::files;
 use super::hosts::Host;
 use crate::cluster::config::{Config, ConfigError, line_of, parse};
+use crate::cluster::control::EXIT_REFUSED;
 use crate::cluster::status::word;
 
 /// How a finding counts.
@@ -37,6 +38,8 @@ pub struct Finding {
 /// Where findings come together.
 pub struct Findings<'a> {
     pub list: Vec<Finding>,
+    /// A role would refuse to start, for safety.
+    refused: bool,
     text: &'a str,
     path: String,
 }
@@ -46,6 +49,12 @@ impl Findings<'_> {
     pub fn note(&mut self, level: Weight, keys: &[&str], text: impl Into<String>) {
         let line = line_of(self.text, keys);
         self.list.push(Finding { level, file: self.path.clone(), line, key: keys.join("."), text: text.into() });
+    }
+
+    /// Notes an error for which a role does not start, with [`EXIT_REFUSED`].
+    pub fn refuse(&mut self, keys: &[&str], text: impl Into<String>) {
+        self.refused = true;
+        self.note(Weight::Error, keys, text);
     }
 
     fn take(&mut self, level: Weight, errors: &[ConfigError]) {
@@ -64,7 +73,7 @@ impl Findings<'_> {
 pub fn run(options: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     let text = files::read(&options.config.config)?;
     let path = options.config.config.display().to_string();
-    let mut findings = Findings { list: Vec::new(), text: &text, path: path.clone() };
+    let mut findings = Findings { list: Vec::new(), refused: false, text: &text, path: path.clone() };
     let config = match parse(&text, &path) {
         Ok(config) => {
             findings.take(Weight::Warning, &config.warnings);
@@ -84,6 +93,7 @@ pub fn run(options: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     match findings.errors() {
         0 => Ok(()),
         // The report has been printed; a second voice on standard error would only repeat it.
+        _ if findings.refused => Err(Failure { exit: EXIT_REFUSED, text: String::new() }),
         _ => Err(Failure { exit: EXIT_USAGE, text: String::new() }),
     }
 }

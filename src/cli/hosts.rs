@@ -1,5 +1,6 @@
 //! What `farshore check` looks at on a host: kernel, directories, volumes, addresses, space.
 
+mod identity;
 mod places;
 
 use std::collections::BTreeMap;
@@ -284,7 +285,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
 
     fn backing(&mut self, role: RoleName, dir: &Path, backing: &[Backing], running: bool) {
         let config = self.config;
-        for (volume, backing) in config.volumes.iter().zip(backing) {
+        for (at, (volume, backing)) in config.volumes.iter().zip(backing).enumerate() {
             let keys = [role.word(), "backing", volume.name.as_str()];
             let path = match backing {
                 Backing::File(path) => path,
@@ -294,6 +295,9 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 }
             };
             self.alone(role, &keys, path);
+            if !self.is_ours(role, &keys, dir, at, path) {
+                continue;
+            }
             match volume_file(path, volume.size, dir, running) {
                 Ok(File { text, missing, at }) => {
                     self.findings.note(Weight::Ok, &keys, text);

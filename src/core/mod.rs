@@ -6,6 +6,7 @@ pub mod allocation;
 pub mod asker;
 pub mod errno;
 pub mod fence;
+pub mod identity;
 pub mod ids;
 pub mod machine;
 pub mod modes;

@@ -216,6 +216,10 @@ impl Machine {
             self.trouble(now, Trouble::Diverged, text, fx);
             return None;
         }
+        // From a first sync on a store has the size that the superblock says, or has lost it.
+        if batch.direct && !self.have_room(end.seq) {
+            return None;
+        }
         if !batch.direct && !planted(Bug::BatchHollow) && self.hollow(now, batch, fx) {
             return None;
         }

@@ -108,6 +108,12 @@ impl Machine {
         step.action.needs().is_none_or(|(volume, bytes)| self.sizes.has_room(volume, bytes))
     }
 
+    /// Whether every store has the size that its volume has as of a seq; one that does not is asked to grow.
+    pub(super) fn have_room(&mut self, seq: Seq) -> bool {
+        let sizes = self.sizes_at(seq);
+        (0..).zip(sizes).all(|(volume, size)| self.sizes.has_room(Volume(volume), size))
+    }
+
     /// Has a store grow that something waits for.
     pub(super) fn grow(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(volume) = self.sizes.wanted else { return };

@@ -63,7 +63,12 @@ pub const BLANK: u32 = 32;
 pub const DAMAGED: u32 = 64;
 /// DR: at the checkpoint a batch has been completed since the writer last started.
 pub const SETTLED: u32 = 128;
-const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED | SETTLED;
+/// Files of volumes have been marked as such (`core::identity`).
+pub const MARKED: u32 = 256;
+const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED | SETTLED | MARKED;
+
+/// With one of these the volumes of a DR hold something.
+const HOLDS: u32 = SYNCED | PROMOTING | PROMOTED | DIRECT;
 
 const NAME_AT: usize = 128;
 const VOLUMES_AT: usize = NAME_AT + NAME_BYTES_MAX;
@@ -186,6 +191,21 @@ impl Superblock {
             sizes[usize::from(volume.0)] = size;
         }
         sizes
+    }
+
+    /// Whether something is lost when a volume is: of a DR from the moment on in which a writer has come.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.role != Role::Dr || self.group.0 != 0 || self.seq.0 != 0 || self.flags & HOLDS != 0
+    }
+
+    /// Bytes that the store of each volume has, or has lost. What a first copy has yet to complete is copied anew after a
+    /// start, and a DR that takes its sizes over from the writer notes them before its stores have grown: until there is
+    /// a recovery point, the length of a store says nothing.
+    #[must_use]
+    pub fn least_bytes(&self) -> Vec<u64> {
+        let counts = self.role != Role::Dr || self.flags & (SYNCED | PROMOTING | PROMOTED) != 0;
+        self.volumes.iter().map(|(_, size)| if counts { *size } else { 0 }).collect()
     }
 
     /// Whether all of these flags are set.

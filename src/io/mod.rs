@@ -25,6 +25,7 @@ pub mod http;
 mod lease;
 mod listen;
 mod lock;
+pub mod mark;
 mod net;
 pub mod notify;
 pub mod open;

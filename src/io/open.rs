@@ -101,6 +101,8 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         }
         grow(&file, size, wanted, options.preallocate).map_err(|error| fail("cannot allocate space", error))?;
         size = wanted;
+        // Whoever is told of a size relies on it, also after a loss of power.
+        file.sync_data().map_err(|error| fail("cannot sync", error))?;
     }
     if existed && !block_device && !options.read_only && options.preallocate != Preallocate::Sparse {
         reserve(&file, size).map_err(|error| fail("cannot allocate space", error))?;

@@ -106,18 +106,19 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let setup = files::Setup {
         dir: &primary.dir,
         volumes: &volumes,
-        prefix: "",
+        promoted: None,
         backing: &primary.backing,
         role: Role::Primary,
         direct: primary.direct,
         fifo_disk_bytes: primary.fifo.disk,
         log_slots: aux.slots,
     };
-    let opened = files::open(&mut reactor, Backings::default(), config, &setup)?;
+    let mut opened = files::open(&mut reactor, Backings::default(), config, &setup)?;
     let expect = files::expect(config, &setup, &opened)?;
-    let recovered = recovery::recover(&expect, &opened.views())
+    let mut recovered = recovery::recover(&expect, &opened.views())
         .map_err(|error| Refused(error.to_string()))
         .with_context(|| format!("the directory {}", primary.dir.display()))?;
+    opened.claim(&setup, &mut recovered.superblock)?;
     let options = Options {
         isolated_continue: config.group.on_isolated == OnIsolated::Continue,
         overflow: primary.overflow,
@@ -156,16 +157,16 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
     let setup = files::Setup {
         dir: &dr.dir,
         volumes: &volumes,
-        prefix: "promoted.",
+        promoted: Some(owner),
         backing: &dr.backing,
         role: Role::Dr,
         direct: dr.direct,
         fifo_disk_bytes: 0,
         log_slots: crate::limits::TABLE_SLOTS_MIN,
     };
-    let opened = files::open(&mut reactor, promotion.backings, config, &setup)?;
+    let mut opened = files::open(&mut reactor, promotion.backings, config, &setup)?;
     let expect = files::expect(config, &setup, &opened)?;
-    let recovered = match recovery::recover(&expect, &opened.views()) {
+    let mut recovered = match recovery::recover(&expect, &opened.views()) {
         Ok(found) if found.superblock.epoch == epoch && found.superblock.group == group => found,
         Ok(_) => recovery::promoted(&expect, group, owner, epoch, tail, chain),
         Err(error) => {
@@ -173,6 +174,7 @@ pub fn run_promoted(config: &Config, promotion: Promotion) -> anyhow::Result<()>
             return refused.with_context(|| format!("the directory {}", dr.dir.display()));
         }
     };
+    opened.claim(&setup, &mut recovered.superblock)?;
     let mut shell = Shell::new(reactor, opened, recovered, alone(config, &volumes)?)?;
     shell.controls = promotion.controls;
     shell.http = promotion.http;

@@ -4,6 +4,7 @@ mod backing;
 mod crash;
 mod growth;
 mod harness;
+mod identity;
 mod journal;
 mod long;
 mod losses;

@@ -3,7 +3,6 @@
 
 use std::io::{Seek, SeekFrom};
 use std::net::TcpStream;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use crate::cluster::config::{TablePlace, VolumeConfig};
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::Protect;
 use crate::format::table::TableLayout;
+use crate::io::mark;
 use crate::nbd::backing::{self, Opening};
 use crate::nbd::region::{Region, TableTarget, uri_connector};
 
@@ -34,7 +34,7 @@ pub(super) struct Place {
 /// What two names of one file have in common.
 #[derive(PartialEq, Eq)]
 enum Identity {
-    File(u64, u64),
+    File((bool, u64, u64)),
     Export(NbdUri),
     /// Not there yet.
     Path(PathBuf),
@@ -196,7 +196,7 @@ fn leads_nowhere_else(address: &Address) -> bool {
 
 fn identity(path: &Path) -> Identity {
     if let Ok(found) = std::fs::metadata(path) {
-        return Identity::File(found.dev(), found.ino());
+        return Identity::File(mark::identity(&found));
     }
     let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
     Identity::Path(std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_path_buf()).join(name))

@@ -13,6 +13,7 @@
 //! of another size when the configuration asks for one ([`resize`]).
 
 mod resize;
+mod volumes;
 
 use std::fs::File as StdFile;
 use std::io::{BufWriter, ErrorKind, IntoInnerError};
@@ -20,21 +21,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cluster::config::{self, Backing, Config, DrConfig};
+use crate::cluster::config::Config;
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::IoFail;
-use crate::core::peer::Role;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
-use crate::format::superblock::{self, SUPERBLOCK_BYTES};
+use crate::format::superblock::{self, MARKED, SUPERBLOCK_BYTES};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
 use crate::limits::DR_CACHE_BYTES_MAX;
-use crate::nbd::backing::{Backings, OpenError, Opening};
-use crate::nbd::region::uri_connector;
+use crate::nbd::backing::Backings;
 
 const SUPERBLOCK: &str = "superblock";
 const JOURNAL: &str = "journal";
@@ -94,9 +93,14 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         Some(known) => known.volumes.iter().map(|(_, size)| *size).collect(),
         None => config.volumes.iter().map(|volume| volume.size).collect::<Vec<_>>(),
     };
-    let (volumes, backings) = open_volumes(reactor, config, dr, &sizes)?;
+    let owner = match &known {
+        Some(known) => known.owner,
+        None => Owner(entropy::random()?),
+    };
+    let holders = volumes::holders(config, dr, known.as_ref(), owner);
+    let (files, backings) = volumes::open(reactor, config, dr, &sizes, &holders)?;
     // What stands on a server is not looked through: its holes are made when the first copy brings them.
-    let blank = backings.is_empty() && is_blank(reactor, &volumes)?;
+    let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
     let options = Options {
@@ -110,7 +114,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         ack: config.group.ack,
         require: config.group.require,
         auxiliary: true,
-        owner: Owner(entropy::random()?),
+        owner,
         nonce: entropy::random()?,
     };
     let (report, report_damaged) = match load_report(dir) {
@@ -128,10 +132,13 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         blank,
         report: report.clone(),
     };
-    let recovered = recover(found, &options)
+    let mut recovered = recover(found, &options)
         .map_err(|error| Refused(error.to_string()))
         .with_context(|| format!("the directory {}", dir.display()))?;
-    let owner = known.as_ref().map_or(options.owner, |known| known.owner);
+    // Only now is it known whose they are to be.
+    if volumes::claim(dr, &holders)? {
+        recovered.superblock.set(MARKED, true);
+    }
     let group = known.map_or(GroupId(0), |known| known.group);
     let names = config.volumes.iter().map(|volume| volume.name.clone()).collect();
     let files = Files {
@@ -139,7 +146,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         superblock,
         journal,
         spool,
-        volumes,
+        volumes: files,
         names,
         backings,
         group,
@@ -261,49 +268,8 @@ fn open_log(reactor: &mut Reactor, mut options: OpenOptions) -> anyhow::Result<F
     Ok(reactor.open(&options)?)
 }
 
-fn open_volumes(
-    reactor: &mut Reactor,
-    config: &Config,
-    dr: &DrConfig,
-    sizes: &[u64],
-) -> anyhow::Result<(Vec<FileId>, Backings)> {
-    let (mut files, mut backings) = (Vec::new(), Backings::default());
-    for ((volume, &size), backing) in config.volumes.iter().zip(sizes).zip(&dr.backing) {
-        if volume.size != size {
-            let (name, says) = (&volume.name, volume.size);
-            tracing::info!("volume {name} has {size} bytes here, the configuration says {says}: the order decides");
-        }
-        let opened = match backing {
-            Backing::File(path) => open_volume(reactor, dr, size, path),
-            Backing::Nbd(uri) => {
-                let connector = uri_connector(uri, config.certificates(Role::Dr).as_ref())?;
-                let opening = Opening { volume: &volume.name, size, uri, connector };
-                backings.open(reactor, Backing::remote(&dr.backing), opening).map_err(|error| match error {
-                    OpenError::Unfit(text) => Refused(text).into(),
-                    other => other.into(),
-                })
-            }
-        };
-        files.push(opened.with_context(|| format!("volume {:?}", volume.name))?);
-    }
-    for path in dr.backing.iter().filter_map(Backing::path) {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync_dir(parent)?;
-    }
-    Ok((files, backings))
-}
-
-fn open_volume(reactor: &mut Reactor, dr: &DrConfig, size: u64, path: &Path) -> anyhow::Result<FileId> {
-    let options = OpenOptions {
-        path: path.to_path_buf(),
-        create: true,
-        size: Some(size),
-        direct: if dr.direct == config::Direct::Never { Direct::Never } else { Direct::Auto },
-        exclusive_lock: true,
-        random: true,
-        ..OpenOptions::default()
-    };
-    Ok(reactor.open(&options)?)
+fn refused(text: String) -> anyhow::Error {
+    Refused(text).into()
 }
 
 /// Whether no volume has ever been written to.

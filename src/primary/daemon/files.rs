@@ -1,14 +1,16 @@
 //! The files of a primary: opened, locked, made with their space when they are new.
 
 mod resize;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::cluster::config::{self, Backing, Config};
 use crate::cluster::control::Refused;
 use crate::cluster::size::human_size;
+use crate::core::identity::Holder;
 use crate::core::ids::{GroupId, Owner};
 use crate::core::machine::IoFail;
 use crate::core::peer::Role;
@@ -26,8 +28,8 @@ pub struct Setup<'a> {
     /// Name of each volume, and the bytes it has, or is to have: what a directory that is there knows better counts if it
     /// is more.
     pub volumes: &'a [(String, u64)],
-    /// Before the name of each file: a promoted DR keeps them beside its own.
-    pub prefix: &'a str,
+    /// Of a promoted DR: the owner of its directory.
+    pub promoted: Option<Owner>,
     pub backing: &'a [Backing],
     /// Whose certificates a server is shown.
     pub role: Role,
@@ -47,6 +49,8 @@ pub struct Opened {
     pub fifo_bytes: u64,
     /// The volumes that stand on NBD servers.
     pub backings: Backings,
+    /// What was known of each volume before it was opened.
+    holders: Vec<Holder>,
     readers: [FileReader; 4],
 }
 
@@ -65,6 +69,11 @@ impl Opened {
             File::Fifo => self.fifo,
             File::Volume(volume) => self.volumes[usize::from(volume.0)],
         }
+    }
+
+    /// Marks the volumes for the directory that was recovered.
+    pub fn claim(&mut self, setup: &Setup<'_>, superblock: &mut Superblock) -> anyhow::Result<()> {
+        volumes::claim(setup, std::mem::take(&mut self.holders), superblock)
     }
 
     /// What recovery reads.
@@ -106,7 +115,9 @@ pub fn open(
     setup: &Setup<'_>,
 ) -> anyhow::Result<Opened> {
     std::fs::create_dir_all(setup.dir).with_context(|| format!("making the directory {}", setup.dir.display()))?;
-    let path = |name: &str| setup.dir.join(format!("{}{name}", setup.prefix));
+    // A promoted DR keeps them beside its own.
+    let prefix = if setup.promoted.is_some() { "promoted." } else { "" };
+    let path = |name: &str| setup.dir.join(format!("{prefix}{name}"));
     let kept = |path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate| OpenOptions {
         path,
         create: true,
@@ -129,19 +140,23 @@ pub fn open(
     let log = log.inspect_err(|_| distrust(reactor, superblock))?;
     let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
     let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
-    let mut volumes = Vec::new();
+    volumes::each_its_own(config, setup)?;
+    let holders = volumes::holders(config, setup, known.as_ref(), &sizes);
+    let mut files = Vec::new();
     for (at, ((name, _), backing)) in setup.volumes.iter().zip(setup.backing).enumerate() {
         let opened = match backing {
-            Backing::File(path) => open_volume(reactor, path, (sizes.has[at], sizes.gets[at]), setup.direct),
+            Backing::File(path) => {
+                volumes::open(reactor, path, &holders[at], (sizes.has[at], sizes.gets[at]), setup.direct)
+            }
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(setup.role).as_ref())?;
                 let opening = Opening { volume: name, size: sizes.gets[at], uri, connector };
-                volumes.push(open_remote(reactor, &mut backings, setup, opening)?);
+                files.push(open_remote(reactor, &mut backings, setup, opening)?);
                 continue;
             }
         };
         let failed = |error: &anyhow::Error| !error.is::<Refused>();
-        volumes.push(opened.inspect_err(|error| {
+        files.push(opened.inspect_err(|error| {
             if failed(error) {
                 distrust(reactor, superblock)
             }
@@ -152,7 +167,7 @@ pub fn open(
         .and_then(|dir| dir.sync_all())
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
-    Ok(Opened { superblock, map, log, fifo, volumes, fifo_bytes, backings, readers })
+    Ok(Opened { superblock, map, log, fifo, volumes: files, fifo_bytes, backings, holders, readers })
 }
 
 /// Sizes of the volumes, bytes.
@@ -241,50 +256,6 @@ fn open_remote(
 ) -> anyhow::Result<FileId> {
     backings.open(reactor, Backing::remote(setup.backing), opening).map_err(|error| match error {
         OpenError::Unfit(text) => Refused(text).into(),
-        other => other.into(),
-    })
-}
-
-/// Opens a volume that has so many bytes, and is to get so many.
-fn open_volume(
-    reactor: &mut Reactor,
-    path: &Path,
-    (has, gets): (u64, u64),
-    direct: config::Direct,
-) -> anyhow::Result<FileId> {
-    let direct = match direct {
-        config::Direct::Auto => Direct::Auto,
-        config::Direct::Never => Direct::Never,
-    };
-    let options = OpenOptions {
-        path: path.to_path_buf(),
-        create: true,
-        size: None,
-        direct,
-        exclusive_lock: true,
-        random: true,
-        ..OpenOptions::default()
-    };
-    let file = reactor.open(&options)?;
-    let found = reactor.file_size(file);
-    let fresh = reactor.file_was_created(file) || found == 0;
-    if found >= gets && !fresh {
-        return Ok(file);
-    }
-    let shown = path.display();
-    if found < has && !fresh {
-        let text = format!("{shown} has {found} bytes, the volume has {has}: grow it, or correct the size");
-        bail!(Refused(text));
-    }
-    reactor.close_file(file);
-    reactor.open(&OpenOptions { size: Some(gets), ..options }).map_err(|fail| match fail {
-        IoFail::NoSpace(text) if !fresh => {
-            let text = format!(
-                "{text}: the volume is to grow from {has} to {gets} bytes (its size in the configuration, or a resize that \
-                 was under way). Grow what it stands on first, by its own means (lvextend, …), or put the size back"
-            );
-            Refused(text).into()
-        }
         other => other.into(),
     })
 }

@@ -1,0 +1,402 @@
+//! Is a file the volume that a directory takes it for? The mark that a role leaves on it, and what follows from it.
+//!
+//! The mark is the extended attribute [`ATTRIBUTE`], a line of text:
+//!
+//! ```text
+//!   farshore-volume 1 part=dr owner=00000000000004d2 group=orders volume=db
+//! ```
+//!
+//! | store | directory | so |
+//! |---|---|---|
+//! | missing, or a file without a byte | new | it is made |
+//! | missing | has begun | refused: what it held is not there |
+//! | shorter than the superblock says | has begun | refused |
+//! | anything else | | its mark decides |
+//!
+//! | mark | directory | so |
+//! |---|---|---|
+//! | none, and none can be set | | used |
+//! | none | never set one | marked |
+//! | none | had set one | marked, with a warning |
+//! | that of this directory and volume | | used |
+//! | another one, of the same volume and a part that can be followed | new | taken over, with a line in the log |
+//! | another one | | refused |
+//! | not readable | | refused |
+//!
+//! What can be followed by a new directory: a DR's copy by another DR, which copies all of it anew; a primary's volume by
+//! another primary, and so can that of a promoted DR be. A DR never follows a primary or a promoted DR by itself: its first
+//! copy overwrites what is there.
+//!
+//! Invariants: I5, I8 - a store that lacks what was promised, or that is another's, is found before anything is made,
+//! grown or served.
+
+use std::fmt;
+
+use crate::core::ids::Owner;
+
+/// The extended attribute of a volume's file.
+pub const ATTRIBUTE: &str = "user.farshore.volume";
+/// Longest mark that is looked at, bytes; two names and some words fit.
+pub const MARK_BYTES_MAX: usize = 256;
+
+const HEAD: &str = "farshore-volume 1";
+
+/// What a directory does with its volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Primary,
+    Dr,
+    /// A DR that has taken over.
+    Promoted,
+}
+
+impl Part {
+    pub const ALL: [Part; 3] = [Part::Primary, Part::Dr, Part::Promoted];
+
+    fn word(self) -> &'static str {
+        match self {
+            Part::Primary => "primary",
+            Part::Dr => "dr",
+            Part::Promoted => "promoted",
+        }
+    }
+
+    fn role(self) -> &'static str {
+        match self {
+            Part::Primary => "the primary",
+            Part::Dr => "DR",
+            Part::Promoted => "the promoted DR",
+        }
+    }
+
+    /// Whether a new directory may take the volume of such a one over without being told to.
+    fn follows(self, before: Part) -> bool {
+        match self {
+            Part::Primary | Part::Promoted => before != Part::Dr,
+            Part::Dr => before == Part::Dr,
+        }
+    }
+}
+
+/// Whose a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub part: Part,
+    /// The directory.
+    pub owner: Owner,
+    pub group: String,
+    pub volume: String,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mark { part, owner, group, volume } = self;
+        write!(f, "{HEAD} part={} owner={:016x} group={group} volume={volume}", part.word(), owner.0)
+    }
+}
+
+impl Mark {
+    /// Reads what `Display` writes, and nothing else.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Mark> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let mut words = text.strip_prefix(HEAD)?.strip_prefix(' ')?.split(' ');
+        let mut word = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=');
+        let part = word("part")?;
+        let mark = Mark {
+            part: Part::ALL.into_iter().find(|one| one.word() == part)?,
+            owner: Owner(u64::from_str_radix(word("owner")?, 16).ok()?),
+            group: word("group")?.into(),
+            volume: word("volume")?.into(),
+        };
+        let named = !mark.group.is_empty() && !mark.volume.is_empty();
+        (named && mark.to_string() == text).then_some(mark)
+    }
+
+    fn of(&self) -> String {
+        let Mark { part, owner, group, volume } = self;
+        format!("volume {volume:?} of {} of group {group:?} (directory {:016x})", part.role(), owner.0)
+    }
+}
+
+/// The directory that a volume is opened for, and what it knows of the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// What it would be marked with; the owner of a new directory may not be known yet.
+    pub mark: Mark,
+    /// The directory, for messages.
+    pub dir: String,
+    /// Its superblock says that its volumes hold something.
+    pub begun: bool,
+    /// Bytes that the volume has by it, at least.
+    pub least: u64,
+    /// It has marked its volumes.
+    pub marked: bool,
+}
+
+/// What stands where a volume is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    Missing,
+    /// Bytes, and the mark.
+    File(u64, Seen),
+    /// A device, whose size is judged when it is opened, and anything else that is no file.
+    Other,
+}
+
+/// A mark as it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The file system keeps none.
+    Impossible,
+    Nothing,
+    Text(Vec<u8>),
+}
+
+/// What is to be done with a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// It may be made if it is missing.
+    pub make: bool,
+    /// It is to be marked.
+    pub mark: bool,
+    /// What an operator should know.
+    pub note: Option<String>,
+}
+
+impl Holder {
+    /// What is to be done with the store at `path`.
+    ///
+    /// # Errors
+    /// Why it is not to be touched, where it is, and what to do.
+    pub fn judge(&self, path: &str, store: &Store) -> Result<Verdict, String> {
+        match store {
+            Store::Missing if self.begun => Err(self.missing(path)),
+            Store::Missing => Ok(Verdict { make: true, mark: true, note: None }),
+            Store::Other => Ok(Verdict::default()),
+            Store::File(bytes, seen) => {
+                // Whose it is says more than how long it is.
+                let verdict = self.identify(path, seen)?;
+                if self.begun && *bytes < self.least {
+                    return Err(self.short(path, *bytes));
+                }
+                Ok(Verdict { make: !self.begun, ..verdict })
+            }
+        }
+    }
+
+    fn identify(&self, path: &str, seen: &Seen) -> Result<Verdict, String> {
+        let bytes = match seen {
+            Seen::Impossible => return Ok(Verdict::default()),
+            Seen::Nothing => {
+                let note = self.marked.then(|| self.unmarked(path));
+                return Ok(Verdict { mark: true, note, make: false });
+            }
+            Seen::Text(bytes) => bytes,
+        };
+        let Some(found) = Mark::read(bytes) else { return Err(self.unreadable(path)) };
+        let same_volume = (&found.group, &found.volume) == (&self.mark.group, &self.mark.volume);
+        if same_volume && found.owner == self.mark.owner {
+            // A DR that takes over says so for good.
+            let mark = self.mark.part == Part::Promoted && found.part == Part::Dr;
+            return Ok(Verdict { mark, ..Verdict::default() });
+        }
+        if same_volume && !self.begun && self.mark.part.follows(found.part) {
+            let note = format!("{path} was {}: it is taken over by the new directory {}", found.of(), self.dir);
+            return Ok(Verdict { mark: true, note: Some(note), make: false });
+        }
+        Err(self.foreign(path, &found))
+    }
+
+    fn name(&self) -> String {
+        format!("volume {:?} of {} ({})", self.mark.volume, self.mark.part.role(), self.dir)
+    }
+
+    /// What to do once a volume is lost.
+    fn lost(&self) -> String {
+        match self.mark.part {
+            Part::Primary => {
+                "If it is lost for good, do not start this primary: promote DR, which has the copy (README, \
+                              \"When the primary is gone\")"
+                    .into()
+            }
+            Part::Dr => format!(
+                "If it is lost for good and the primary is alive, empty {} and start DR again: a new first copy is made",
+                self.dir
+            ),
+            Part::Promoted => {
+                "It is what this site serves since it was promoted; if it is lost for good, what was written \
+                               since is lost with it: restore it from a backup"
+                    .into()
+            }
+        }
+    }
+
+    fn missing(&self, path: &str) -> String {
+        format!(
+            "{path} is missing: {} stood there, and is not made anew, for nothing of what it held would be in it. Bring it \
+             back, or mount the file system (activate the device) that it stands on, and start again. {}",
+            self.name(),
+            self.lost()
+        )
+    }
+
+    fn short(&self, path: &str, bytes: u64) -> String {
+        format!(
+            "{path} has {bytes} bytes, the volume has {}: {} was truncated or replaced, and is not made longer, for what it \
+             held there would be missing. Bring the whole file back and start again. {}",
+            self.least,
+            self.name(),
+            self.lost()
+        )
+    }
+
+    fn foreign(&self, path: &str, found: &Mark) -> String {
+        let danger = match (self.begun, self.mark.part) {
+            (false, Part::Dr) => ", and the first copy would overwrite it",
+            _ => "",
+        };
+        format!(
+            "{path} is marked as {}; it is not {}{danger}. Were two files exchanged, or is another one named in the \
+             configuration? Bring the right one back, or name it. {}",
+            found.of(),
+            self.name(),
+            take_over(path)
+        )
+    }
+
+    fn unreadable(&self, path: &str) -> String {
+        format!(
+            "{path} has a mark ({ATTRIBUTE}) that is none of this version of farshore, so that nobody can tell whether it is \
+             {}. {}",
+            self.name(),
+            take_over(path)
+        )
+    }
+
+    fn unmarked(&self, path: &str) -> String {
+        format!(
+            "{path} has no mark any more, though {} was marked: it was restored or copied without its attributes, or is \
+             another file. It is used and marked anew; if it is not the right one, stop now and bring that back",
+            self.name()
+        )
+    }
+}
+
+/// How an operator says that a file is to be used all the same.
+fn take_over(path: &str) -> String {
+    format!(
+        "To use what is in this file as that volume all the same, take its mark away (`setfattr -x {ATTRIBUTE} {path}`) and \
+         start again"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(part: Part, owner: u64, group: &str, volume: &str) -> Mark {
+        Mark { part, owner: Owner(owner), group: group.into(), volume: volume.into() }
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_and_nothing_else_is_one() {
+        let text = "farshore-volume 1 part=dr owner=00000000000004d2 group=orders volume=db";
+        let longest = "n".repeat(crate::limits::NAME_BYTES_MAX);
+        for part in Part::ALL {
+            for mark in [mark(part, 1234, "orders", "db"), mark(part, u64::MAX, &longest, &longest)] {
+                let written = mark.to_string();
+                assert_eq!(Mark::read(written.as_bytes()), Some(mark));
+                assert!(written.len() <= MARK_BYTES_MAX);
+            }
+        }
+        assert_eq!(mark(Part::Dr, 1234, "orders", "db").to_string(), text);
+        for end in 0..text.len() - 1 {
+            assert_eq!(Mark::read(&text.as_bytes()[..end]), None, "{}", &text[..end]);
+        }
+        for other in ["", "farshore-volume 2 part=dr", &format!("{text} "), &format!("{text} more=1")] {
+            assert_eq!(Mark::read(other.as_bytes()), None, "{other}");
+        }
+        for (from, to) in [("1 part", "2 part"), ("part=dr", "part=aux"), ("4d2", "4D2"), (" group", "  group")] {
+            assert_eq!(Mark::read(text.replace(from, to).as_bytes()), None, "{from} -> {to}");
+        }
+        assert_eq!(Mark::read(b"\xff\xfe"), None);
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Is {
+        Made,
+        Used,
+        Marked,
+        Warned,
+        TakenOver,
+        Missing,
+        Short,
+        Foreign,
+        Unreadable,
+    }
+
+    fn is(judged: &Result<Verdict, String>, missing: bool) -> Is {
+        match judged {
+            Err(text) if text.contains("is missing") => Is::Missing,
+            Err(text) if text.contains("bytes, the volume has") => Is::Short,
+            Err(text) if text.contains("is marked as") => Is::Foreign,
+            Err(_) => Is::Unreadable,
+            Ok(Verdict { make: true, .. }) if missing => Is::Made,
+            Ok(Verdict { note: Some(note), .. }) if note.contains("taken over") => Is::TakenOver,
+            Ok(Verdict { note: Some(_), mark: true, .. }) => Is::Warned,
+            Ok(Verdict { mark: true, .. }) => Is::Marked,
+            Ok(_) => Is::Used,
+        }
+    }
+
+    /// The tables above, over all their inputs: part, directory, size and whatever the mark may say.
+    #[test]
+    fn every_store_is_judged_by_the_table() {
+        let mut seen = vec![Seen::Impossible, Seen::Nothing, Seen::Text(b"something else".to_vec())];
+        for part in Part::ALL {
+            for (owner, group, volume) in
+                [(1, "g", "db"), (2, "g", "db"), (1, "g", "log"), (2, "h", "db"), (1, "h", "db")]
+            {
+                seen.push(Seen::Text(mark(part, owner, group, volume).to_string().into_bytes()));
+            }
+        }
+        for (part, begun, marked) in Part::ALL.into_iter().flat_map(|part| {
+            [(false, false), (false, true), (true, false), (true, true)].map(|(begun, marked)| (part, begun, marked))
+        }) {
+            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), begun, least: 100, marked };
+            let missing = is(&holder.judge("/f", &Store::Missing), true);
+            assert_eq!(missing, if begun { Is::Missing } else { Is::Made }, "{holder:?}");
+            assert_eq!(holder.judge("/f", &Store::Other), Ok(Verdict::default()));
+            for (bytes, seen) in [0, 99, 100, 101].into_iter().flat_map(|bytes| seen.iter().map(move |it| (bytes, it)))
+            {
+                let judged = holder.judge("/f", &Store::File(bytes, seen.clone()));
+                let whose = match seen {
+                    Seen::Impossible => Is::Used,
+                    Seen::Nothing if marked => Is::Warned,
+                    Seen::Nothing => Is::Marked,
+                    Seen::Text(text) => match Mark::read(text) {
+                        None => Is::Unreadable,
+                        Some(it) if it == (Mark { part: it.part, ..holder.mark.clone() }) => {
+                            let promoted = (part, it.part) == (Part::Promoted, Part::Dr);
+                            if promoted { Is::Marked } else { Is::Used }
+                        }
+                        Some(it) if it.group == "g" && it.volume == "db" && !begun => match (part, it.part) {
+                            (Part::Dr, Part::Dr) => Is::TakenOver,
+                            (Part::Dr, _) | (_, Part::Dr) => Is::Foreign,
+                            _ => Is::TakenOver,
+                        },
+                        Some(_) => Is::Foreign,
+                    },
+                };
+                let refused = matches!(whose, Is::Foreign | Is::Unreadable);
+                let want = if !refused && begun && bytes < 100 { Is::Short } else { whose };
+                assert_eq!(is(&judged, false), want, "{bytes} {seen:?} {holder:?}: {judged:?}");
+                match judged {
+                    Ok(verdict) => assert_eq!(verdict.make, !begun),
+                    Err(text) => assert!(text.contains("/f") && text.contains("start again"), "{text}"),
+                }
+            }
+        }
+    }
+}
