@@ -53,6 +53,8 @@ pub const INTENT_NEIGHBOURS: u64 = 16;
 pub const INTENT_NEIGHBOURS_MAX: u64 = 256;
 /// Extents of the intent map up to which neighbours are set: 2 GiB.
 pub const INTENT_EAGER_EXTENTS: u64 = (2 << 30) / INTENT_EXTENT_BYTES;
+/// Pages of the intent map in one round of writes, beside those that writes wait for: 1 MiB.
+pub const INTENT_ROUND_PAGES: usize = 256;
 /// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.
 pub const SEQ_RESERVE: u64 = 1 << 20;
 /// Slots of a status table when nothing else is configured.

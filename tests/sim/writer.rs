@@ -181,6 +181,10 @@ impl World {
     }
 
     /// I2: a bit of the intent map is cleared only when DR has everything that was written under it.
+    fn check_intent_pages(&self, bytes: &[u8]) -> Verdict {
+        bytes.chunks(farshore::limits::BLOCK_BYTES).try_for_each(|block| self.check_intent_page(block))
+    }
+
     fn check_intent_page(&self, bytes: &[u8]) -> Verdict {
         let Ok(page) = Page::decode(bytes) else { return Ok(()) };
         for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
@@ -201,7 +205,7 @@ impl World {
             return self.saw_records(&parts.concat());
         }
         if let (File::IntentMap, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
-            return self.check_intent_page(&parts.concat());
+            return self.check_intent_pages(&parts.concat());
         }
         let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
         let beyond =
