@@ -35,6 +35,8 @@ pub const COVER_RANGES_MAX: usize = 32 << 10;
 pub const LISTING_STRETCHES_MAX: usize = 64 << 10;
 /// Bytes of one piece of a batch.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
+pub const BATCH_LOOK_BYTES: u64 = 4 << 20;
 /// Ranges or indexes in one message of the link; longer lists go out as several messages.
 pub const LIST_ITEMS_MAX: usize = 16 << 10;
 /// Longest text of a refusal, bytes.

@@ -257,13 +257,13 @@ impl IntentMap {
         }
         self.round.clear();
         for (volume, page) in std::mem::take(&mut self.dirty) {
-            self.into_round(volume, page);
+            self.add_to_round(volume, page);
         }
         while self.round.len() < INTENT_ROUND_PAGES
             && let Some((volume, page)) = self.later.pop_front()
         {
             if self.leaf(volume, page).later {
-                self.into_round(volume, page);
+                self.add_to_round(volume, page);
             }
         }
         // Those that went first are there no more, so that a round follows exactly if there is something to be written.
@@ -285,7 +285,7 @@ impl IntentMap {
         writes.into_iter().map(|(offset, _, bytes)| PageWrite { offset, bytes: bytes.freeze() }).collect()
     }
 
-    fn into_round(&mut self, volume: Volume, page: u64) {
+    fn add_to_round(&mut self, volume: Volume, page: u64) {
         let leaf = self.leaf(volume, page);
         (leaf.dirty, leaf.later) = (false, false);
         let page = leaf.wanted.clone();

@@ -1,10 +1,10 @@
 //! A volume grows: one order among the others, and what has to be durable around it.
 //!
 //! ```text
-//!   asked ─► announced ─► ordered ─► zeroed ─► laid out ─► marked ─► protected: answered
-//!            superblock   record     volume,   header of   superblock
-//!            names it     in the     intent    the map     has the size
-//!                         order      pages
+//!   asked ─► announced ─► remembered ─► ordered ─► zeroed ─► laid out ─► marked ─► protected: answered
+//!            superblock   pages of      record     volume    header of   superblock
+//!            names it     the map       in the               the map     has the size
+//!                                       order
 //! ```
 //!
 //! | a crash after | a start finds | and |
@@ -12,6 +12,8 @@
 //! | asked | the old size | the volume is as it was |
 //! | announced | the old size, and that a resize is under way | goes on with it: a record of it may have left |
 //! | marked | the new size | both sides have it, or get it with the order |
+//!
+//! The pages of the map come before the record: whatever is behind that in the order would wait for them.
 //!
 //! Clients write beyond the old end from *marked* on, never before: so the order of the same resize may come twice, and
 //! what it adds be zeroed twice, and nothing of theirs is lost by it. Whoever was left out of the order (a jump of DR's
@@ -22,7 +24,7 @@ use bytes::Bytes;
 use super::intake::Room;
 use super::machine::{Effect, File, Machine, Pending, Says, Stopping, disk_write};
 use super::window::Local;
-use crate::core::ids::{Seq, Volume};
+use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::machine::Level;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
@@ -44,6 +46,8 @@ enum Stage {
     /// The superblock that names it is being written.
     Announcing,
     Announced,
+    /// The map is being laid out for it, and what it adds marked there.
+    Remembering,
     Ordered(Seq),
     /// The header of the intent map is being written.
     LayingOut(Seq),
@@ -121,7 +125,7 @@ impl Machine {
     fn ordered(&self) -> Option<(Resize, Seq)> {
         self.resizes.front().and_then(|it| match it.stage {
             Stage::Ordered(seq) | Stage::LayingOut(seq) | Stage::LaidOut(seq) | Stage::Marking(seq) => Some((*it, seq)),
-            Stage::Asked | Stage::Announcing | Stage::Announced | Stage::Marked(_) => None,
+            Stage::Asked | Stage::Announcing | Stage::Announced | Stage::Remembering | Stage::Marked(_) => None,
         })
     }
 
@@ -138,6 +142,7 @@ impl Machine {
     /// Next to the record of this start, before any other: so what an earlier one did there is in the order either way.
     pub(super) fn order_again(&mut self) {
         if let Some(Resize { volume, size, .. }) = self.resizes.front().copied() {
+            self.remember(volume, size);
             self.order_resize(volume, size);
         }
     }
@@ -154,7 +159,11 @@ impl Machine {
                 self.write_superblock(self.superblock.seq, fx);
                 self.resize_is(Stage::Announcing);
             }
-            Stage::Announced if !self.intent.busy() => match self.room(0) {
+            Stage::Announced if !self.intent.busy() => {
+                self.remember(volume, size);
+                self.resize_is(Stage::Remembering);
+            }
+            Stage::Remembering if self.remembered(volume, size) => match self.room(0) {
                 Room::Wait | Room::No => {}
                 Room::Yes => self.order_resize(volume, size),
                 Room::Coalesce => {
@@ -181,10 +190,26 @@ impl Machine {
         }
     }
 
+    /// What a resize adds.
+    fn added(&self, volume: Volume, size: u64) -> Extent {
+        let has = self.options.volumes[usize::from(volume.0)].1;
+        Extent { volume, offset: has, length: size - has }
+    }
+
+    /// Lays the map out for it, and marks what it adds there.
+    fn remember(&mut self, volume: Volume, size: u64) {
+        self.intent.grow(volume, size.max(self.intent.sizes()[usize::from(volume.0)]));
+        self.intent.want(self.added(volume, size));
+    }
+
+    /// Whether that is durable. Where it is not any more, since bits were cleared while there was no room, it is asked for again.
+    fn remembered(&mut self, volume: Volume, size: u64) -> bool {
+        !self.intent.busy() && self.intent.want(self.added(volume, size))
+    }
+
     /// The order itself. What it adds is written as zeroes here, as at DR; what stood there before is no part of the volume.
     fn order_resize(&mut self, volume: Volume, size: u64) {
         let has = self.options.volumes[usize::from(volume.0)].1;
-        self.intent.grow(volume, size.max(self.intent.sizes()[usize::from(volume.0)]));
         // What is zeroed is durable before a start would know of the size.
         let record = self.record(Op::Resize, FLAG_FUA, volume, has, size, 0);
         let seq = record.seq;
@@ -244,7 +269,9 @@ impl Machine {
             fx.push(Effect::Resized { volume: *volume, size: *size, result: Err(why.into()) });
         }
         // What is in the order stays there.
-        self.resizes.retain(|it| !matches!(it.stage, Stage::Asked | Stage::Announcing | Stage::Announced));
+        let unordered =
+            |stage| matches!(stage, Stage::Asked | Stage::Announcing | Stage::Announced | Stage::Remembering);
+        self.resizes.retain(|it| !unordered(it.stage));
     }
 
     /// Behind the begin of a batch: whoever has not passed the last resize may never get its order.

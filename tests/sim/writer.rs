@@ -110,6 +110,11 @@ impl World {
                 let run = self.host(Node::Primary).run;
                 self.at(at, Event::Allocated { run });
             }
+            Effect::LookForHoles { batch, extent } => {
+                let at = self.disk_time(Node::Primary);
+                let run = self.host(Node::Primary).run;
+                self.at(at, Event::Holes { run, batch, extent });
+            }
             Effect::Resized { volume, size, result } => self.resized(volume, size, result)?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
