@@ -213,6 +213,7 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         standalone: true,
         intent_neighbours: INTENT_NEIGHBOURS,
         look_bytes: BATCH_LOOK_BYTES,
+        ask_room: true,
         incarnation: entropy::random()?,
     })
 }
@@ -571,7 +572,7 @@ impl Shell {
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
             Effect::ListAllocated => self.list(),
             Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
-            Effect::Resized { volume, size, result } => self.resized(volume, size, result),
+            Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {

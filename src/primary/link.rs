@@ -22,7 +22,9 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::spool;
-use crate::format::wire::{FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::format::wire::{
+    FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, StoreRoom, Welcome,
+};
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
@@ -157,6 +159,8 @@ pub struct DrLink {
     asked: BTreeSet<Seq>,
     /// The last attempt to connect failed, and nothing was heard of it since.
     pub(super) gone: bool,
+    /// A size for which its store has no room: what has been ordered waits there; and since when.
+    pub(super) holds_back: Option<(StoreRoom, u64)>,
     pub problem: Option<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
@@ -203,6 +207,7 @@ impl DrLink {
             must_jump: false,
             asked: BTreeSet::new(),
             gone: false,
+            holds_back: None,
             problem: None,
             since_ns: 0,
             rtt_ns: 0,
@@ -598,7 +603,12 @@ impl Machine {
                 }
                 self.renew_lease(nonce.min(self.now.mono_ns));
             }
-            Message::Hello(_) | Message::Orders(_) | Message::Payload { .. } | Message::Chunk { .. } => {
+            Message::StoreRoom(room) => self.store_room(room, fx),
+            Message::Hello(_)
+            | Message::Orders(_)
+            | Message::Payload { .. }
+            | Message::Chunk { .. }
+            | Message::RoomAsked { .. } => {
                 let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());
                 self.dr_closed(conn, &text, fx);
                 fx.push(Effect::DrClose { conn });
@@ -652,6 +662,7 @@ impl Machine {
         dr.applied = welcome.applied;
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;
+        dr.holds_back = None;
         dr.window_bytes = welcome.window_bytes;
         dr.room = welcome.room;
         dr.gap = (Seq(0), Seq(0));

@@ -164,10 +164,12 @@ pub enum Effect {
     },
     /// What became of [`Input::Resize`]. `Ok`: the order is as durable as the mode asks, the volume has the size from now
     /// on, and a start knows it.
+    /// `dr_asked`: whether DR was asked for room; nothing where there is none to ask.
     Resized {
         volume: Volume,
         size: u64,
-        result: Result<Seq, String>,
+        result: Result<Seq, Unresized>,
+        dr_asked: Option<bool>,
     },
     Log {
         level: Level,
@@ -180,6 +182,14 @@ pub enum Effect {
         mark: (u64, Bytes),
     },
     Stopped,
+}
+
+/// Why a volume was not resized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresized {
+    pub text: String,
+    /// Nothing was begun; the text says what would make it possible.
+    pub refused: bool,
 }
 
 /// What the machine is told once.
@@ -208,6 +218,8 @@ pub struct Options {
     pub intent_neighbours: u64,
     /// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
     pub look_bytes: u64,
+    /// DR is asked for room before a volume grows.
+    pub ask_room: bool,
     /// Drawn at each start.
     pub incarnation: u64,
 }

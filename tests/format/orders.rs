@@ -65,7 +65,7 @@ fn history() -> Vec<OrderRecord> {
     records
 }
 
-const GOLDEN: &str = "4653484c04040000090100000000000006ffabfb000000000000000005d381ac07000000000000000300000000000100\
+const GOLDEN: &str = "4653484c05040000090100000000000006ffabfb000000000000000022b6a42d07000000000000000300000000000100\
                       0000004000000000001000000000000000002a36fe9c9717bc0a000000000000040302010000000000000000f6d795fe\
                       a00807060502e80748018d808002001e02010202ffffffff0ffd07ffffffffffffffffff01c0e8030000000000000400\
                       0000000007000a000000000000000000000000000000d0072a36fe9c971737dfd64642630c0500000000000000000000\
@@ -75,7 +75,7 @@ const GOLDEN: &str = "4653484c04040000090100000000000006ffabfb000000000000000005
 
 /// Decodes a body under valid checksums.
 fn read(body: &[u8]) -> Result<Vec<OrderRecord>, FormatError> {
-    match decode(&mut rope_of(&forged(4, 4, body.len() as u32, 0, body)))? {
+    match decode(&mut rope_of(&forged(5, 4, body.len() as u32, 0, body)))? {
         Some(Message::Orders(records)) => Ok(records),
         other => panic!("a whole frame of orders became {other:?}"),
     }

@@ -7,8 +7,8 @@ use farshore::core::rope::Rope;
 use farshore::format::FormatError;
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::{
-    CHUNK_HEAD_BYTES, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, Welcome,
-    decode, encode,
+    CHUNK_HEAD_BYTES, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, StoreRoom,
+    Welcome, decode, encode,
 };
 use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX};
 use proptest::prelude::*;
@@ -33,7 +33,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 volumes: vec![("a".into(), 4096), ("bc".into(), 1 << 62)],
                 tail: Seq(0x5005),
             }),
-            "4653484c040100004800000000000000538289a50000000000000000abf885d002000000070000000220000000000000\
+            "4653484c050100004800000000000000538289a500000000000000008c9da05102000000070000000220000000000000\
              033000000000000004400000000000000550000000000000050067726f75700200010061001000000000000002006263\
              0000000000000040",
         ),
@@ -54,51 +54,51 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 window_bytes: 6,
                 room: JournalRoom { upto: Seq(7), records: 8 },
             }),
-            "4653484c040200008000000000000000de12dadd0000000000000000c234955b02200000000000000700000007000000\
+            "4653484c050200008000000000000000de12dadd0000000000000000e551b0da02200000000000000700000007000000\
              033000000000000001000000000000000200000000000000030000000000000004000000000000000500000000000000\
              060000000000000007000000000000000800000000000000020000000000000001000000000000000200000000000000\
              04000000000000000400000000000000",
         ),
         (
             Message::Refuse(Refuse { code: RefuseCode::Fenced, epoch: Epoch(8), text: "fenced".into() }),
-            "4653484c0403000010000000000000004e5b52490000000000000000aecaa0e80300000008000000060066656e636564",
+            "4653484c0503000010000000000000004e5b5249000000000000000089af85690300000008000000060066656e636564",
         ),
         (
             Message::Orders(vec![write_record(), zeroes_record()]),
-            "4653484c040400008900000000000000baf2411b0000000000000000405614b008070605040302011413121122210101\
+            "4653484c050400008900000000000000baf2411b00000000000000006733313108070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              c00900000000000000020000000100020200100000000000000020000000000000070000000000000005000000000000\
              000000000000000000000000006fc860b90500000000000000",
         ),
         (
             Message::OrdersDurable { journal_seq: Seq(0x1234) },
-            "4653484c040500000800000000000000090fe49400000000000000008a684b923412000000000000",
+            "4653484c050500000800000000000000090fe4940000000000000000ad0d6e133412000000000000",
         ),
         (
             Message::Payload { record: write_record(), data: Bytes::from_static(DATA) },
-            "4653484c0406000040000000080000001cdf442100000000000000000845d10f08070605040302011413121122210101\
+            "4653484c0506000040000000080000001cdf442100000000000000002f20f48e08070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              66617273686f7265",
         ),
         (
             Message::Copied { ranges: vec![range(1, 3)] },
-            "4653484c040700001800000000000000753903020000000000000000d070351201000000000000000100000000000000\
+            "4653484c050700001800000000000000753903020000000000000000f715109301000000000000000100000000000000\
              0300000000000000",
         ),
         (
             Message::Chunk { index: 7, record: zeroes_record(), data: Bytes::new() },
-            "4653484c04080000480000000000000016b1d9a700000000000000006a12e5c507000000000000000900000000000000\
+            "4653484c05080000480000000000000016b1d9a700000000000000004d77c04407000000000000000900000000000000\
              020000000100020200100000000000000020000000000000070000000000000005000000000000000000000000000000\
              000000006fc860b9",
         ),
         (
             Message::ChunksDurable { batch: Seq(9), indexes: vec![0, 5] },
-            "4653484c04090000200000000000000038a61f9a0000000000000000dc5e5b3009000000000000000200000000000000\
+            "4653484c05090000200000000000000038a61f9a0000000000000000fb3b7eb109000000000000000200000000000000\
              00000000000000000500000000000000",
         ),
         (
             Message::Need { ranges: vec![range(2, 2), range(5, 6)] },
-            "4653484c040a00002800000000000000f50adc310000000000000000b1e9701b02000000000000000200000000000000\
+            "4653484c050a00002800000000000000f50adc310000000000000000968c559a02000000000000000200000000000000\
              020000000000000005000000000000000600000000000000",
         ),
         (
@@ -110,16 +110,31 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 window_bytes: 4,
                 room: JournalRoom { upto: Seq(5), records: 6 },
             },
-            "4653484c040b0000380000000000000032741bd300000000000000009f5c0e6601000000000000000200000000000000\
+            "4653484c050b0000380000000000000032741bd30000000000000000b8392be701000000000000000200000000000000\
              03000000000000000400000000000000010000000000000005000000000000000600000000000000",
         ),
         (
             Message::Ping { nonce: 0x77 },
-            "4653484c040c00000800000000000000e047b7c300000000000000005f1126f47700000000000000",
+            "4653484c050c00000800000000000000e047b7c30000000000000000787403757700000000000000",
         ),
         (
             Message::Pong { nonce: 0x78 },
-            "4653484c040d000008000000000000004c55971a0000000000000000aa8bca137800000000000000",
+            "4653484c050d000008000000000000004c55971a00000000000000008deeef927800000000000000",
+        ),
+        (
+            Message::RoomAsked { volume: Volume(3), size: 0x4000 },
+            "4653484c050e00001000000000000000de8a78810000000000000000c6207d0b03000000000000000040000000000000",
+        ),
+        (
+            Message::StoreRoom(StoreRoom {
+                volume: Volume(3),
+                size: 0x4000,
+                has: 0x1000,
+                holds: true,
+                text: "too small".into(),
+            }),
+            "4653484c050f0000230000000000000099f85c48000000000000000002dffa7503000100000000000040000000000000\
+             00100000000000000900746f6f20736d616c6c",
         ),
     ]
 }
@@ -275,30 +290,30 @@ pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: 
 
 #[test]
 fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
-    for kind in 1..=13 {
+    for kind in 1..=15 {
         for (body_len, data_len) in [(u32::MAX, 0), (1 << 21, 0), (64, u32::MAX), (72, (32 << 20) + 1)] {
-            let read = decode(&mut rope_of(&forged(4, kind, body_len, data_len, &[])));
+            let read = decode(&mut rope_of(&forged(5, kind, body_len, data_len, &[])));
             assert!(matches!(read, Err(FormatError::Field { .. })), "kind {kind}: {read:?}");
         }
     }
-    assert!(decode(&mut rope_of(&forged(4, 12, 8, 1, &[0; 9]))).is_err(), "a ping has no data");
+    assert!(decode(&mut rope_of(&forged(5, 12, 8, 1, &[0; 9]))).is_err(), "a ping has no data");
 }
 
 #[test]
 fn another_version_or_kind_is_named() {
     let ping = |version, kind| decode(&mut rope_of(&forged(version, kind, 8, 0, &[0; 8])));
-    assert_eq!(ping(5, 12), Err(FormatError::Version { what: "link frame", got: 5, want: 4 }));
-    assert_eq!(ping(3, 12), Err(FormatError::Version { what: "link frame", got: 3, want: 4 }));
-    assert!(matches!(ping(4, 0), Err(FormatError::Field { .. })));
-    assert!(matches!(ping(4, 14), Err(FormatError::Field { .. })));
-    assert_eq!(ping(4, 12), Ok(Some(Message::Ping { nonce: 0 })));
+    assert_eq!(ping(6, 12), Err(FormatError::Version { what: "link frame", got: 6, want: 5 }));
+    assert_eq!(ping(4, 12), Err(FormatError::Version { what: "link frame", got: 4, want: 5 }));
+    assert!(matches!(ping(5, 0), Err(FormatError::Field { .. })));
+    assert!(matches!(ping(5, 16), Err(FormatError::Field { .. })));
+    assert_eq!(ping(5, 12), Ok(Some(Message::Ping { nonce: 0 })));
     assert_eq!(decode(&mut rope_of(&[0; 32])), Err(FormatError::Magic { what: "link frame" }));
 }
 
 #[test]
 fn nonsense_under_valid_checksums_is_refused() {
     let le = |values: &[u64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
-    let whole = |kind, body: &[u8]| decode(&mut rope_of(&forged(4, kind, body.len() as u32, 0, body)));
+    let whole = |kind, body: &[u8]| decode(&mut rope_of(&forged(5, kind, body.len() as u32, 0, body)));
     let refused = |kind, body: &[u8]| assert!(whole(kind, body).is_err(), "kind {kind}: {body:?}");
     refused(7, &le(&[u32::MAX.into()]));
     refused(7, &le(&[1, 2, 1]));
@@ -309,6 +324,12 @@ fn nonsense_under_valid_checksums_is_refused() {
     refused(9, &le(&[1, 2, 1]));
     assert!(whole(11, &le(&[1, 1, 1, 1, 1, 1, 1])).is_ok());
     refused(11, &le(&[1, 1, 1, 1, 2, 1, 1]));
+    assert!(whole(14, &le(&[1, 512])).is_ok());
+    refused(14, &le(&[1 << 16, 512]));
+    let room = |word: u64, text: &[u8]| [&le(&[word, 1, 1])[..], &(text.len() as u16).to_le_bytes(), text].concat();
+    assert!(whole(15, &room(1 << 16, b"no")).is_ok());
+    refused(15, &room(1 << 17, b"no"));
+    refused(15, &room(0, b"\xff"));
     refused(4, &write_record().encode()[..63]);
     refused(6, &write_record().encode());
     refused(6, &zeroes_record().encode());
@@ -404,7 +425,7 @@ proptest! {
     fn garbage_is_an_error_and_never_a_panic(
         kind in 0u8..16, body in prop::collection::vec(any::<u8>(), 0..400), data in 0u32..100,
     ) {
-        let mut bytes = forged(4, kind, body.len() as u32, data, &body);
+        let mut bytes = forged(5, kind, body.len() as u32, data, &body);
         bytes.extend(vec![0; data as usize]);
         let _ = decode(&mut rope_of(&bytes));
         let _ = decode(&mut rope_of(&body));

@@ -734,6 +734,7 @@ impl World {
             table_payload_bytes: 0,
             intent_neighbours: 1,
             look_bytes: u64::MAX,
+            ask_room: false,
             incarnation: self.id(),
         };
         let mut effects = Vec::new();

@@ -383,6 +383,7 @@ impl World {
             standalone: false,
             intent_neighbours: self.setup.intent_neighbours,
             look_bytes: self.setup.look_bytes,
+            ask_room: self.setup.ask_room,
             incarnation: self.rng.u64(),
         };
         let now = self.clock(Node::Primary);
@@ -653,7 +654,8 @@ impl World {
             let device = self.noise.chance(50);
             self.dr_disk.grow(dr::machine::File::Volume(volume), size, Some(&mut self.noise).filter(|_| device));
         }
-        let result = if small { Err(format!("volume {volume} is too small here")) } else { Ok(size) };
+        let lacking = || dr::api::Lacking { has: size - 512, text: format!("volume {volume} is too small here") };
+        let result = if small { Err(lacking()) } else { Ok(size) };
         self.dr_step(dr::machine::Input::Grown { volume, result })
     }
 

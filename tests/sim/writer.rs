@@ -115,7 +115,7 @@ impl World {
                 let run = self.host(Node::Primary).run;
                 self.at(at, Event::Holes { run, batch, extent });
             }
-            Effect::Resized { volume, size, result } => self.resized(volume, size, result)?,
+            Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok())?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.
@@ -130,8 +130,8 @@ impl World {
     }
 
     /// An operator is told that a volume has its new size: every start knows it, and the order is where the mode wants it.
-    fn resized(&mut self, volume: Volume, size: u64, result: Result<Seq, String>) -> Verdict {
-        let Ok(seq) = result else { return Ok(()) };
+    fn resized(&mut self, volume: Volume, size: u64, seq: Option<Seq>) -> Verdict {
+        let Some(seq) = seq else { return Ok(()) };
         if self.promoted_at_ns.is_some() {
             if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
                 return Ok(());

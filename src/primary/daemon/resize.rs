@@ -10,7 +10,7 @@ use crate::core::ids::{Conn, Seq, Volume};
 use crate::format::intent::MapLayout;
 use crate::io::Preallocate;
 use crate::primary::intent::memory_bytes_max;
-use crate::primary::machine::{File, Input};
+use crate::primary::machine::{File, Input, Machine, Unresized};
 
 /// How long a server whose export is too small is asked again, and how often, nanoseconds.
 const ROOM_NS: u64 = 10_000_000_000;
@@ -46,14 +46,17 @@ impl Shell {
         let Some(index) = volumes.iter().position(|(known, _)| known == name) else {
             let names: Vec<&str> = volumes.iter().map(|(name, _)| name.as_str()).collect();
             let text = format!("there is no volume {name:?} here; there is {}", names.join(", "));
-            return Ok(Some(Answer::failed(text)));
+            return Ok(Some(Answer::usage(text)));
         };
+        if let Err(text) = Machine::may_be_a_size(size) {
+            return Ok(Some(Answer::usage(text)));
+        }
         let old_size = volumes[index].1;
         let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
         let waiting = Resizing { conn, volume, old_size, size, room: None };
         match self.machine.may_resize(volume, size) {
             Err(text) => Ok(Some(Answer::refused(text))),
-            Ok(true) => Ok(Some(self.resized_answer(&waiting, Seq(0)))),
+            Ok(true) => Ok(Some(self.resized_answer(&waiting, self.machine.resized_last(), None))),
             Ok(false) => self.make_room(waiting),
         }
     }
@@ -123,7 +126,12 @@ impl Shell {
     }
 
     /// What the machine says became of it.
-    pub(super) fn resized(&mut self, volume: Volume, size: u64, result: Result<Seq, String>) {
+    pub(super) fn resized(
+        &mut self,
+        (volume, size): (Volume, u64),
+        result: Result<Seq, Unresized>,
+        dr_asked: Option<bool>,
+    ) {
         if result.is_ok() {
             let conns: Vec<Conn> =
                 self.exports.iter().filter(|(_, on)| **on == volume).map(|(conn, _)| *conn).collect();
@@ -133,8 +141,9 @@ impl Shell {
         let done: Vec<Resizing> = self.resizes.extract_if(.., done).collect();
         for waiting in done {
             let answer = match &result {
-                Ok(seq) => self.resized_answer(&waiting, *seq),
-                Err(text) => Answer::failed(text.clone()),
+                Ok(seq) => self.resized_answer(&waiting, *seq, dr_asked),
+                Err(Unresized { text, refused: true }) => Answer::refused(text.clone()),
+                Err(Unresized { text, .. }) => Answer::failed(text.clone()),
             };
             self.tell(waiting.conn, answer);
         }
@@ -157,7 +166,7 @@ impl Shell {
         }
     }
 
-    fn resized_answer(&self, waiting: &Resizing, seq: Seq) -> Answer {
+    fn resized_answer(&self, waiting: &Resizing, seq: Seq, dr_asked: Option<bool>) -> Answer {
         let name = self.machine.volumes()[usize::from(waiting.volume.0)].0.clone();
         Answer::resized(&Resized {
             group: self.group.clone(),
@@ -165,6 +174,7 @@ impl Shell {
             old_size_bytes: waiting.old_size,
             size_bytes: waiting.size,
             seq,
+            dr_asked,
         })
     }
 }
