@@ -299,6 +299,9 @@ impl Machine {
         // Of what follows the resize alone was given to the replay, and waits.
         self.fed_writes -=
             self.pieces.iter().filter(|step| matches!(step.action, Action::Resize { .. })).count() as u64;
+        if let Some(promotion) = &mut self.promotion {
+            promotion.fed_before = promotion.fed_before.min(self.fed_writes);
+        }
         self.pieces.clear();
         self.cut = before;
         self.fed = before;

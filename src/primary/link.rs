@@ -736,19 +736,6 @@ impl Machine {
         Ok(())
     }
 
-    fn mark_copied(&mut self, range: SeqRange) {
-        for seq in range.first.0.max(self.window.first().0)..=range.last.0.min(self.tail.0) {
-            if let Some(entry) = self.window.get_mut(Seq(seq))
-                && matches!(entry.payload, Payload::Queued | Payload::Sent)
-                && entry.local == Local::Done
-            {
-                self.held -= entry.held();
-                entry.payload = Payload::Copied;
-                entry.data = Bytes::new();
-            }
-        }
-    }
-
     fn orders_durable(&mut self, journal: Seq) {
         if journal >= self.dr.next {
             return;

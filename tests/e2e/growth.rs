@@ -160,7 +160,8 @@ fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Re
     resize_unasked(&mut group)?;
     group.write(Role::Primary, "db", 0, 5)?;
     group.write(Role::Primary, "db", 20 * MIB, 5)?;
-    let held = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some() && it.pending_writes == 0 && it.lag_writes == 0);
+    let tail = group.site.primary()?.tail_seq;
+    let held = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some() && it.cut_seq >= tail);
     group.site.wait(Role::Dr, "everything there, and held back", held)?;
     group.site.kill(Role::Primary)?;
     let refused = group.site.verb(&["promote"])?;
