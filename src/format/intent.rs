@@ -258,7 +258,8 @@ impl Page {
     #[must_use]
     pub fn first_clear(&self, first: u64, last: u64) -> Option<u64> {
         match &self.bits {
-            Bits::None => (first <= last).then_some(first),
+            _ if first > last => None,
+            Bits::None => Some(first),
             Bits::All => None,
             Bits::Mixed(bits) => {
                 let (byte, open) =

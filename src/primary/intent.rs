@@ -199,7 +199,7 @@ impl IntentMap {
                     break;
                 }
                 self.set_around(extent.volume, page, bit);
-                from = bit;
+                from = bit + 1;
             }
             match (first, last) {
                 _ if self.set == before && !self.leaf(extent.volume, page).later => {}
@@ -216,7 +216,10 @@ impl IntentMap {
         let size = self.sizes[usize::from(volume.0)];
         let first = bit / together * together;
         let end = (size.div_ceil(INTENT_EXTENT_BYTES) - page * PAGE_BITS).min(first + together);
-        self.set += self.leaf(volume, page).wanted.set_range(first, end - 1);
+        // What is behind the end of the volume has no bit.
+        if first < end {
+            self.set += self.leaf(volume, page).wanted.set_range(first, end - 1);
+        }
     }
 
     fn write_soon(&mut self, volume: Volume, page: u64) {
