@@ -35,6 +35,8 @@ pub const COVER_RANGES_MAX: usize = 32 << 10;
 pub const LISTING_STRETCHES_MAX: usize = 64 << 10;
 /// Bytes of one piece of a batch.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
+pub const BATCH_LOOK_BYTES: u64 = 4 << 20;
 /// Ranges or indexes in one message of the link; longer lists go out as several messages.
 pub const LIST_ITEMS_MAX: usize = 16 << 10;
 /// Longest text of a refusal, bytes.
@@ -53,6 +55,8 @@ pub const INTENT_NEIGHBOURS: u64 = 16;
 pub const INTENT_NEIGHBOURS_MAX: u64 = 256;
 /// Extents of the intent map up to which neighbours are set: 2 GiB.
 pub const INTENT_EAGER_EXTENTS: u64 = (2 << 30) / INTENT_EXTENT_BYTES;
+/// Pages of the intent map in one round of writes, beside those that writes wait for: 1 MiB.
+pub const INTENT_ROUND_PAGES: usize = 256;
 /// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.
 pub const SEQ_RESERVE: u64 = 1 << 20;
 /// Slots of a status table when nothing else is configured.

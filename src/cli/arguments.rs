@@ -225,6 +225,9 @@ pub struct Resize {
     /// Control socket of the primary, instead of that of the configuration
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Give up after so many seconds; the primary goes on with what it has begun. 0: wait as long as it takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub timeout: u64,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -6,7 +6,7 @@ use crate::cluster::config::ConfigError;
 use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED};
 
 /// Exit status for a wrong command line or configuration.
-pub const EXIT_USAGE: u8 = 2;
+pub use crate::cluster::control::EXIT_USAGE;
 
 /// A verb that did not do what it was asked.
 #[derive(Debug)]

@@ -17,9 +17,10 @@ use super::arguments::RoleName;
 use super::check::{Findings, Weight};
 use super::client;
 use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
-use crate::cluster::size::human_size;
+use crate::cluster::size::{exact_size, human_size};
 use crate::core::address::Address;
 use crate::core::peer::Role;
+use crate::format::superblock;
 use crate::io::tls;
 use crate::limits;
 
@@ -425,6 +426,11 @@ fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File
         let text = format!("{shown} is there, {has}; the volume is to grow to {}", human_size(size));
         return Ok(File { text, missing, at: path.into() });
     }
+    if metadata.len() > size && knows_size(dir, metadata.len()) {
+        let (has, said) = (exact_size(metadata.len()), exact_size(size));
+        let text = format!("{shown} is there, {has}; {said} is from before a resize: say size = \"{has}\"");
+        return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
+    }
     if metadata.len() != size {
         return Err(format!(
             "has {} bytes, but the volume has {size}; correct the size (after `farshore resize`: to the new one), or resize \
@@ -434,6 +440,13 @@ fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File
     }
     let missing = size.saturating_sub(metadata.blocks() * 512);
     Ok(File { text: format!("{shown} is there, {}", human_size(size)), missing, at: path.into() })
+}
+
+/// Whether the directory of a role knows a volume of so many bytes: then it starts with that, whatever the configuration says.
+fn knows_size(dir: &Path, bytes: u64) -> bool {
+    let slots = std::fs::read(dir.join("superblock")).unwrap_or_default();
+    let known = superblock::newest(&slots).ok().flatten();
+    known.is_some_and(|known| known.volumes.iter().any(|(_, size)| *size == bytes))
 }
 
 /// `dir`: that of the role, which the role makes by itself, with what it stands in.

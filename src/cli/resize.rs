@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use super::arguments::Resize;
 use super::client;
@@ -10,7 +12,7 @@ use super::files;
 use crate::cluster::config::Config;
 use crate::cluster::control::Request;
 use crate::cluster::size::{exact_size, human_size};
-use crate::cluster::status::Resized;
+use crate::cluster::status::{Resized, Status};
 
 /// Asks, waits, and says what came of it.
 pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
@@ -20,8 +22,9 @@ pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
         None => of_configuration(&options.config.config, group)?,
     };
     let request = Request::Resize { volume: volume.to_owned(), size: options.size };
-    // However long it takes: writes that wait for a peer are before it in the order.
-    let answer = client::ask(&control, &request, None)?;
+    // However long it takes, unless somebody says otherwise: writes that wait for a peer are before it in the order.
+    let timeout = (options.timeout > 0).then(|| Duration::from_secs(options.timeout));
+    let answer = waiting(&control, timeout, || client::ask(&control, &request, timeout))?;
     let strange = |error: serde_json::Error| Failure::failed(format!("{}: {error}", control.display()));
     let done: Resized = serde_json::from_value(answer).map_err(strange)?;
     if options.json {
@@ -34,6 +37,13 @@ pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
         return Ok(writeln!(out, "{name} has {new} already")?);
     }
     writeln!(out, "{name} has {new} now, and had {old}; DR follows with seq {}", done.seq)?;
+    if done.dr_asked == Some(false) {
+        writeln!(
+            out,
+            "DR was out of reach and was not asked whether its store has room for that: if it has not, it holds back all that \
+             follows until it has, and `status` says so"
+        )?;
+    }
     let size = exact_size(done.size_bytes);
     Ok(writeln!(
         out,
@@ -41,6 +51,51 @@ pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
          QEMU is told by block_resize; other clients see the new size when they connect again"
     )?)
 }
+
+/// Says on standard error what is waited for, once that has taken more than a moment.
+fn waiting<T>(
+    control: &Path,
+    timeout: Option<Duration>,
+    ask: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let began = Instant::now();
+    let (done, ended) = channel::<()>();
+    let answer = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if ended.recv_timeout(SAYS_AFTER) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("farshore: still waiting: {}", what_for(control));
+            }
+        });
+        let answer = ask();
+        drop(done);
+        answer
+    });
+    answer.map_err(|failure| match timeout {
+        Some(timeout) if began.elapsed() >= timeout => Failure::failed(format!(
+            "not done within {} seconds: {}. What was begun goes on by itself; ask again to wait for it",
+            timeout.as_secs(),
+            what_for(control)
+        )),
+        _ => failure,
+    })
+}
+
+/// What the primary says that it waits for.
+fn what_for(control: &Path) -> String {
+    let status = client::ask(control, &Request::Status, Some(SAYS_AFTER)).ok();
+    let Some(Status::Primary(status)) = status.and_then(|status| serde_json::from_value(status).ok()) else {
+        return "the primary does not say for what".into();
+    };
+    let degraded: Vec<String> = status.degraded.iter().map(|it| it.what.clone()).collect();
+    match status.frozen.clone() {
+        Some(frozen) => frozen,
+        None if degraded.is_empty() => "the stores get room, and the order has to be where `protect` wants it".into(),
+        None => degraded.join("; "),
+    }
+}
+
+/// After this much of waiting it is said for what.
+const SAYS_AFTER: Duration = Duration::from_secs(1);
 
 /// The group, if one is named, and the volume.
 fn named(text: &str) -> (Option<&str>, &str) {

@@ -24,6 +24,8 @@ use crate::limits::CONTROL_PIECE_BYTES;
 
 /// Exit status of a verb that failed, as the answer names it.
 pub const EXIT_FAILED: u8 = 1;
+/// Exit status of a verb that was asked for what there is not.
+pub const EXIT_USAGE: u8 = 2;
 /// Exit status of a verb refused because it would not be safe; the text says what would make it safe.
 pub const EXIT_REFUSED: u8 = 3;
 
@@ -143,6 +145,12 @@ impl Answer {
     #[must_use]
     pub fn failed(error: impl Into<String>) -> Answer {
         Answer::Error { error: error.into(), exit: EXIT_FAILED }
+    }
+
+    /// What was asked for cannot be meant; `error` says what can.
+    #[must_use]
+    pub fn usage(error: impl Into<String>) -> Answer {
+        Answer::Error { error: error.into(), exit: EXIT_USAGE }
     }
 
     /// Refused for safety; `error` says what would make it safe.

@@ -3,13 +3,15 @@
 //! One letter alone (`"1G"`) is refused, because half of the tools mean 1000³ by it and the other half 1024³.
 
 /// Factor of each unit. Binary units end in `iB`, decimal ones in `B`.
-const UNITS: [(&str, u64); 12] = [
+const UNITS: [(&str, u64); 14] = [
+    ("EiB", 1 << 60),
     ("PiB", 1 << 50),
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
     ("kiB", 1 << 10),
+    ("EB", 1_000_000_000_000_000_000),
     ("PB", 1_000_000_000_000_000),
     ("TB", 1_000_000_000_000),
     ("GB", 1_000_000_000),
@@ -40,7 +42,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 fn unknown_unit(text: &str, number: &str, unit: &str) -> String {
     if let Some(letter) = unit.chars().next().map(|c| c.to_ascii_uppercase())
-        && "KMGTP".contains(letter)
+        && "KMGTPE".contains(letter)
         && unit.len() <= 3
     {
         let decimal = if letter == 'K' { 'k' } else { letter };
@@ -49,13 +51,13 @@ fn unknown_unit(text: &str, number: &str, unit: &str) -> String {
     if unit.starts_with('.') {
         return format!("{text:?} has a fraction; write whole units, for example \"1536MiB\" for 1.5 GiB");
     }
-    format!("{text:?} has an unknown unit; use B, KiB, MiB, GiB, TiB, kB, MB, GB or TB")
+    format!("{text:?} has an unknown unit; use B, KiB, MiB, GiB, TiB, PiB, EiB, kB, MB, GB, TB, PB or EB")
 }
 
 /// The shortest exact way to write `bytes` in a configuration: `1GiB`, `1000B`.
 #[must_use]
 pub fn exact_size(bytes: u64) -> String {
-    for (unit, factor) in &UNITS[..5] {
+    for (unit, factor) in &UNITS[..6] {
         if bytes != 0 && bytes.is_multiple_of(*factor) {
             return format!("{}{unit}", bytes / factor);
         }
@@ -66,7 +68,7 @@ pub fn exact_size(bytes: u64) -> String {
 /// A size for people to read, three digits or so: `1.5 GiB`, `37 KiB`, `812 B`.
 #[must_use]
 pub fn human_size(bytes: u64) -> String {
-    for (unit, factor) in &UNITS[..5] {
+    for (unit, factor) in &UNITS[..6] {
         if bytes >= *factor {
             // Lossy on purpose: shown with at most one decimal.
             let value = bytes as f64 / *factor as f64;
@@ -96,6 +98,9 @@ mod tests {
             ("1GiB", 1 << 30),
             (" 8 GiB ", 8 << 30),
             ("2TiB", 2 << 40),
+            ("3PiB", 3 << 50),
+            ("4EiB", 4 << 60),
+            ("1EB", 1_000_000_000_000_000_000),
             ("1GB", 1_000_000_000),
             ("1kB", 1000),
         ] {

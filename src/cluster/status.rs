@@ -68,6 +68,9 @@ pub struct PrimaryStatus {
     /// A look which parts of the volumes have storage, before a batch of all of them.
     #[serde(default)]
     pub listing: Option<ListingStatus>,
+    /// A size for which DR says that it has no room.
+    #[serde(default)]
+    pub dr_holds_back: Option<HoldsBack>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
     /// The certificate that this host shows others, where it has one.
@@ -116,6 +119,9 @@ pub struct DrStatus {
     /// The server of a volume that is away, and that whatever is under way waits for.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// A size for which the store here has no room.
+    #[serde(default)]
+    pub holds_back: Option<HoldsBack>,
     pub degraded: Vec<Degraded>,
     pub links: Vec<LinkStatus>,
     /// The certificate that this host shows others, where it has one.
@@ -242,6 +248,17 @@ pub struct BatchStatus {
     pub remaining_seconds: Option<f64>,
 }
 
+/// A size for which DR's store has no room: nothing from the resize on is applied there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldsBack {
+    pub volume: String,
+    pub size_bytes: u64,
+    pub has_bytes: u64,
+    pub lacking_bytes: u64,
+    /// What is too small, where, and what to do.
+    pub what: String,
+}
+
 /// A look which parts of the volumes have storage, under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListingStatus {
@@ -281,6 +298,8 @@ pub struct Resized {
     pub size_bytes: u64,
     /// Place of it in the group's order: a promotion before that serves the old size.
     pub seq: Seq,
+    /// Whether DR was asked for room before; `null` where there is no DR, or nothing was to be done.
+    pub dr_asked: Option<bool>,
 }
 
 /// What a promotion did, or with `plan` would do.

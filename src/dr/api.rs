@@ -53,9 +53,18 @@ pub enum Input {
     ReportStored { ticket: Ticket, result: Result<(), IoFail> },
     /// The store of a volume was asked to grow ([`Effect::Grow`]): the bytes it has now, or why it does not have enough, where
     /// that is and what to do.
-    Grown { volume: Volume, result: Result<u64, String> },
+    Grown { volume: Volume, result: Result<u64, Lacking> },
     /// The operator wants the process to end.
     Stop,
+}
+
+/// A store that is too small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// Bytes that it has.
+    pub has: u64,
+    /// Which it is, where, and what to do.
+    pub text: String,
 }
 
 /// What the machine wants done.

@@ -25,6 +25,10 @@ impl Machine {
     pub(super) fn advance_cut(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let early = planted(Bug::CutPastJournal);
         let durable = if early { self.history.tail() } else { self.journal.durable() };
+        // Where a promotion is to stop, nothing moves it on.
+        if self.sizes.stops_at.is_some() {
+            return;
+        }
         if self.synced() {
             self.cut = self.history.unbroken_from(self.cut, durable);
         }
@@ -91,7 +95,7 @@ impl Machine {
             return Some(step);
         }
         let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
-            let limit = if self.synced() { self.firm_cut() } else { self.cut };
+            let limit = if self.synced() { self.firm_cut() } else { self.cut }.min(self.ceiling());
             let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= limit)?;
             return self.record_step(&entry, entry.record.seq);
         };

@@ -136,6 +136,10 @@ struct Asked {
     force: bool,
 }
 
+/// What somebody is told who asks DR for a resize.
+const NO_RESIZE: &str = "this is DR, and resize is a verb of the primary: ask on the primary's host, DR gets it with the order; \
+                         once this site is promoted it is the one to ask";
+
 impl Shell {
     /// Locks the directory, recovers it, and listens.
     ///
@@ -447,9 +451,7 @@ impl Shell {
                 Some(why) => Answer::failed(format!("the loss report is damaged, and there is no other: {why}")),
                 None => loss_answer(self.report.as_ref()),
             },
-            Ok(Request::Resize { .. }) => {
-                Answer::failed("this is DR: a resize is asked of the primary, and comes here with the order")
-            }
+            Ok(Request::Resize { .. }) => Answer::refused(NO_RESIZE),
             Ok(Request::Stop) => {
                 self.stop()?;
                 Answer::done()

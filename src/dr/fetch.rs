@@ -28,6 +28,9 @@ impl Machine {
         }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
+        if self.sizes.stops_at.is_some() {
+            return;
+        }
         if let Some(view) = promotion.view.as_mut().filter(|_| !under_way) {
             view.pass_batches(Seq(0));
         }

@@ -144,6 +144,8 @@ pub(super) struct Told {
     pub synced: bool,
     pub room: JournalRoom,
     pub at_ns: u64,
+    /// As [`Sizes::held_changes`](crate::dr::sizes::Sizes) counts.
+    pub held_changes: u64,
 }
 
 impl Machine {
@@ -402,6 +404,7 @@ impl Machine {
         }
         self.grow(now, fx);
         self.progress(now, fx);
+        self.tell_held(fx);
         self.ask_again(now, fx);
         self.watch(now, fx);
         self.stop_step(fx);

@@ -28,7 +28,7 @@ use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
 use crate::dr::history::History;
-use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::machine::{After, Machine};
 use crate::dr::receive::plausible;
 use crate::dr::table::TableReader;
 use crate::format::is_zero;
@@ -204,6 +204,7 @@ impl Machine {
     pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
         let Asked { ticket, force, rehearsal, .. } = asked;
         let plan = asked.plan || rehearsal;
+        self.sizes.stops_at = self.sizes.stops_at.filter(|_| force);
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
         let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
@@ -587,13 +588,9 @@ impl Machine {
             return self.merge(fx);
         }
         let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle() && !self.is_growing();
-        if stuck && self.replay.applied() < self.cut {
-            let damage = self.troubles.get(&Trouble::Damage).map(|(text, _)| text.as_str());
-            let text = match self.too_small().or(damage) {
-                Some(text) => format!("the recovery point cannot be reached: {text}"),
-                None => "the recovery point cannot be reached".into(),
-            };
-            self.promote_fails(unsafe_because(text), fx);
+        if stuck && self.replay.applied() < self.cut && !self.stop_before_resize(fx) {
+            let error = self.not_reached();
+            self.promote_fails(error, fx);
         }
     }
 
@@ -748,9 +745,9 @@ impl Machine {
                 return self.promote_anew(now, &text, fx);
             }
             self.promote_fails(unsafe_because(text), fx);
-        } else if let (true, Some(text)) = (quiet && self.keeper.settled() && self.desk.idle(), self.too_small()) {
-            let text = format!("what is to be replayed does not fit: {text}. Then call promote again");
-            self.promote_fails(unsafe_because(text), fx);
+        } else if quiet && self.keeper.settled() && self.desk.idle() && self.replay.applied() < cut {
+            let error = self.too_small().map(|_| self.not_reached());
+            error.into_iter().for_each(|error| self.promote_fails(error, fx));
         }
     }
 

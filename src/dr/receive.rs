@@ -80,6 +80,7 @@ impl Machine {
                 self.ask_after_ns = NEED_AFTER_NS;
                 self.payload(now, Arrival { conn, record, data }, fx);
             }
+            (Part::Order, Message::RoomAsked { volume, size }) => self.room_asked(conn, volume, size, fx),
             (Part::Order, Message::Refuse(refuse)) => self.turned_down(now, conn, &refuse.text, fx),
             (Part::Stream, Message::Chunk { index, record, data }) => {
                 // The payloads of a first sync come once it is nearly done.
@@ -182,6 +183,7 @@ impl Machine {
             synced: welcome.synced,
             room: welcome.room,
             at_ns: now.mono_ns,
+            held_changes: 0,
         };
         let text = format!(
             "writer {:016x} of epoch {} connected: journal {}, cut {}, applied {}",
@@ -531,5 +533,7 @@ fn word(message: &Message) -> &'static str {
         Message::Progress { .. } => "progress",
         Message::Ping { .. } => "ping",
         Message::Pong { .. } => "pong",
+        Message::RoomAsked { .. } => "room-asked",
+        Message::StoreRoom(_) => "store-room",
     }
 }

@@ -51,6 +51,7 @@ impl Machine {
         // A plan looks at a copy of the history in which what could be fetched is held already.
         let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
         let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
+        let cut = self.forced_before(promotion.force).map_or(cut, |before| before.min(cut));
         let all = Above::new(cut, &promotion.strays, history);
         let mut missing = Vec::with_capacity(history.len() + promotion.strays.len());
         missing.extend(all.iter().filter_map(|(record, here)| entry(promotion, &record, here)));

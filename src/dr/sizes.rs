@@ -9,16 +9,18 @@
 //! A store grows when the first step that needs it is about to be applied. One that does not (a device that is smaller) holds
 //! that step back and everything after it: named, asked again every [`GROW_AGAIN_NS`], and nothing is lost meanwhile.
 
-use crate::core::ids::{Seq, Volume};
-use crate::core::machine::Now;
+use crate::cluster::status::HoldsBack;
+use crate::core::ids::{Conn, Seq, Volume};
+use crate::core::machine::{Level, Now};
 use crate::core::planted::{Bug, planted};
-use crate::dr::api::{Effect, PromoteError};
+use crate::dr::api::{Effect, Lacking, PromoteError};
 use crate::dr::history::History;
 use crate::dr::machine::{Machine, Trouble};
-use crate::dr::promote::unsafe_because;
-use crate::dr::replay::Step;
+use crate::dr::promote::{LossReport, unsafe_because};
+use crate::dr::replay::{Action, Step};
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{PROMOTING, Superblock};
+use crate::format::wire::{Message, StoreRoom};
 
 /// How often a store that is too small is looked at again, nanoseconds.
 const GROW_AGAIN_NS: u64 = 2_000_000_000;
@@ -33,13 +35,30 @@ pub(super) struct Sizes {
     /// Its store has been asked to grow, and to what.
     growing: Option<(Volume, u64)>,
     again_ns: u64,
+    /// The writer asks whether there would be room: who is to be told, and for what.
+    asked: Option<(Conn, Volume, u64)>,
+    /// What is held back for lack of room, and how often that has changed: the writer is told.
+    pub(super) held: Option<StoreRoom>,
+    /// A promotion by force stops here, before a resize for which a store has no room.
+    pub(super) stops_at: Option<Seq>,
+    pub(super) held_changes: u64,
 }
 
 impl Sizes {
     /// As a start finds them: stores are as large as the superblock says, at least.
     pub fn found(superblock: &Superblock, history: &History) -> Sizes {
         let room: Vec<u64> = superblock.volumes.iter().map(|(_, size)| *size).collect();
-        let mut sizes = Sizes { known: room.clone(), room, wanted: None, growing: None, again_ns: 0 };
+        let mut sizes = Sizes {
+            known: room.clone(),
+            room,
+            wanted: None,
+            growing: None,
+            again_ns: 0,
+            asked: None,
+            held: None,
+            stops_at: None,
+            held_changes: 0,
+        };
         history.resizes_after(Seq(0)).for_each(|(_, volume, size)| sizes.learn(volume, size));
         sizes
     }
@@ -59,6 +78,13 @@ impl Sizes {
     pub fn outside(&self, record: &OrderRecord) -> bool {
         let known = self.known.get(usize::from(record.volume.0)).copied().unwrap_or(0);
         record.end().is_some_and(|end| end.is_none_or(|end| end > known))
+    }
+
+    fn holds(&mut self, held: Option<StoreRoom>) {
+        if self.held != held {
+            self.held = held;
+            self.held_changes += 1;
+        }
     }
 
     /// Whether the store of a volume has room for so many bytes; if not, it will be asked to grow.
@@ -116,6 +142,10 @@ impl Machine {
 
     /// Has a store grow that something waits for.
     pub(super) fn grow(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if let (Some((_, volume, size)), None, false) = (self.sizes.asked, self.sizes.growing, self.stopping) {
+            self.sizes.growing = Some((volume, size));
+            fx.push(Effect::Grow { volume, size });
+        }
         let Some(volume) = self.sizes.wanted else { return };
         if self.sizes.growing.is_some() || now.mono_ns < self.sizes.again_ns || self.stopping {
             return;
@@ -133,15 +163,33 @@ impl Machine {
     }
 
     /// A store was asked to grow.
-    pub(super) fn grown(&mut self, now: Now, volume: Volume, result: Result<u64, String>, fx: &mut Vec<Effect>) {
+    pub(super) fn grown(&mut self, now: Now, volume: Volume, result: Result<u64, Lacking>, fx: &mut Vec<Effect>) {
         let Some((_, size)) = self.sizes.growing.take_if(|(of, _)| *of == volume) else { return };
+        let of_asked = |it: &mut (Conn, Volume, u64)| (it.1, it.2) == (volume, size);
+        if let Some((conn, ..)) = self.sizes.asked.take_if(of_asked) {
+            let (has, text) = match &result {
+                Ok(bytes) => (*bytes, String::new()),
+                Err(lacking) => (lacking.has, lacking.text.clone()),
+            };
+            self.tell_room(conn, StoreRoom { volume, size, has, holds: false, text }, fx);
+            // What is to be applied says itself when it does not fit.
+            if result.is_err() {
+                return;
+            }
+        }
         match result {
             Ok(bytes) => {
                 let room = &mut self.sizes.room[usize::from(volume.0)];
                 *room = bytes.max(*room).max(size);
+                if self.sizes.held.as_ref().is_none_or(|held| held.volume != volume) {
+                    return;
+                }
+                self.sizes.holds(None);
                 self.relieved(Trouble::TooSmall, "the volume has room now for its new size: going on", fx);
             }
-            Err(text) => {
+            Err(Lacking { has, text }) => {
+                let held = StoreRoom { volume, size, has, holds: true, text: text.clone() };
+                self.sizes.holds(Some(held));
                 self.sizes.wanted = Some(volume);
                 self.sizes.again_ns = now.mono_ns + GROW_AGAIN_NS;
                 let text = format!(
@@ -152,6 +200,46 @@ impl Machine {
         }
     }
 
+    /// The writer asks whether a volume could have so many bytes.
+    pub(super) fn room_asked(&mut self, conn: Conn, volume: Volume, size: u64, fx: &mut Vec<Effect>) {
+        let Some(has) = self.sizes.room.get(usize::from(volume.0)).copied() else {
+            let text = format!("there is no volume {volume} here");
+            return self.tell_room(conn, StoreRoom { volume, size, has: 0, holds: false, text }, fx);
+        };
+        if has >= size {
+            let room = StoreRoom { volume, size, has, holds: false, text: String::new() };
+            return self.tell_room(conn, room, fx);
+        }
+        self.sizes.asked = Some((conn, volume, size));
+    }
+
+    fn tell_room(&mut self, conn: Conn, room: StoreRoom, fx: &mut Vec<Effect>) {
+        if self.links.order == Some(conn) {
+            fx.push(Effect::Send { conn, message: Message::StoreRoom(room) });
+        }
+    }
+
+    /// Tells the writer what is held back for lack of room, when that has changed.
+    pub(super) fn tell_held(&mut self, fx: &mut Vec<Effect>) {
+        let Some(conn) = self.links.order.filter(|_| self.told.held_changes != self.sizes.held_changes) else { return };
+        self.told.held_changes = self.sizes.held_changes;
+        let nothing = StoreRoom { volume: Volume(0), size: 0, has: 0, holds: true, text: String::new() };
+        let room = self.sizes.held.clone().unwrap_or(nothing);
+        self.tell_room(conn, room, fx);
+    }
+
+    /// A size for which a store has no room, for the status.
+    pub(super) fn holds_back(&self) -> Option<HoldsBack> {
+        let held = self.sizes.held.as_ref()?;
+        Some(HoldsBack {
+            volume: self.options.volumes[usize::from(held.volume.0)].0.clone(),
+            size_bytes: held.size,
+            has_bytes: held.has,
+            lacking_bytes: held.size.saturating_sub(held.has),
+            what: held.text.clone(),
+        })
+    }
+
     /// What keeps the recovery point from being reached, if a store is too small for it.
     pub(super) fn too_small(&self) -> Option<&str> {
         self.troubles.get(&Trouble::TooSmall).map(|(text, _)| text.as_str())
@@ -160,9 +248,82 @@ impl Machine {
     /// Why a promotion cannot succeed, known before anybody is fenced: the site that serves goes on.
     pub(super) fn does_not_fit(&self) -> Option<PromoteError> {
         let text = self.too_small().filter(|_| !self.keeper.get().has(PROMOTING))?;
-        let text =
-            format!("what is to be replayed does not fit, and nothing was changed: {text}. Then call promote again");
+        let text = format!(
+            "what is to be replayed does not fit, and nothing was changed: {}{text}. Then call promote again{}",
+            self.lacks(),
+            self.by_force()
+        );
         Some(unsafe_because(text))
+    }
+
+    /// Why a promotion that has begun cannot go on.
+    pub(super) fn not_reached(&self) -> PromoteError {
+        let damage = self.troubles.get(&Trouble::Damage).map(|(text, _)| text.as_str());
+        unsafe_because(match (self.too_small(), damage) {
+            (Some(text), _) => format!(
+                "the recovery point cannot be reached: {}{text}. Then call promote again: it goes on from there{}",
+                self.lacks(),
+                self.by_force()
+            ),
+            (None, Some(text)) => format!("the recovery point cannot be reached: {text}"),
+            (None, None) => "the recovery point cannot be reached".into(),
+        })
+    }
+
+    /// How much a store lacks, to be said before why.
+    fn lacks(&self) -> String {
+        let Some(held) = self.holds_back() else { return String::new() };
+        let HoldsBack { volume, size_bytes, lacking_bytes, .. } = held;
+        format!("volume {volume} lacks {lacking_bytes} bytes of the {size_bytes} of its resize: ")
+    }
+
+    /// What `--force` would do instead, where it can.
+    fn by_force(&self) -> String {
+        self.forced_before(true).map_or_else(String::new, |before| {
+            format!(
+                "; --force promotes seq {before}, before the resize, and reports all that comes after it as missing"
+            )
+        })
+    }
+
+    /// The recovery point that force promotes, if a store has no room for what comes behind it. Not in the middle of a batch:
+    /// there the volumes are between two recovery points.
+    pub(super) fn forced_before(&self, force: bool) -> Option<Seq> {
+        let stuck = force && self.too_small().is_some() && self.committed.is_none() && self.synced();
+        stuck.then(|| self.replay.applied())
+    }
+
+    /// By force a promotion stops before the resize that does not fit. Whether it does.
+    pub(super) fn stop_before_resize(&mut self, fx: &mut Vec<Effect>) -> bool {
+        let force = self.promotion.as_ref().is_some_and(|promotion| promotion.force && !promotion.plan);
+        let Some(before) = self.forced_before(force) else { return false };
+        let text = format!(
+            "by force: promoted at seq {before} rather than {}, before a resize for which there is no room here",
+            self.cut
+        );
+        fx.push(Effect::Log { level: Level::Error, text });
+        // Of what follows the resize alone was given to the replay, and waits.
+        self.fed_writes -=
+            self.pieces.iter().filter(|step| matches!(step.action, Action::Resize { .. })).count() as u64;
+        if let Some(promotion) = &mut self.promotion {
+            promotion.fed_before = promotion.fed_before.min(self.fed_writes);
+        }
+        self.pieces.clear();
+        self.cut = before;
+        self.fed = before;
+        self.sizes.stops_at = Some(before);
+        self.sizes.wanted = None;
+        self.sizes.holds(None);
+        self.troubles.remove(&Trouble::TooSmall);
+        true
+    }
+
+    /// Nothing beyond this is applied: the recovery point of a promotion whose report is stored, or is to be made.
+    pub(super) fn ceiling(&self) -> Seq {
+        let it = self.keeper.get();
+        let of_target = |stored: &&LossReport| it.has(PROMOTING) && stored.report.epoch == it.target_epoch;
+        let stored = self.report.as_ref().filter(of_target).map(|stored| stored.report.cut_seq);
+        stored.or(self.sizes.stops_at).unwrap_or(Seq(u64::MAX))
     }
 
     /// A store is being asked whether it is large enough.

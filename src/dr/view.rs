@@ -64,6 +64,7 @@ impl Machine {
             synced: self.synced(),
             batch: self.batch_status(),
             promotion: self.promotion_status(),
+            holds_back: self.holds_back(),
             degraded: self.degraded(now),
             links: self.link_status(now),
             ..DrStatus::default()

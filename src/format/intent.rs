@@ -42,6 +42,7 @@ pub const PAGE_COVERS_BYTES: u64 = PAGE_BITS * INTENT_EXTENT_BYTES;
 const PAGE_HEADER_BYTES: usize = 32;
 const PAGE_BITS_BYTES: usize = BLOCK_BYTES - PAGE_HEADER_BYTES;
 const _: () = assert!(PAGE_BITS.is_multiple_of(INTENT_NEIGHBOURS_MAX), "neighbours share a page");
+const _: () = assert!(PAGE_BITS.is_multiple_of(64), "a page is made of words");
 const PAGE_WHAT: &str = "intent map page";
 const PAGE_MAGIC: [u8; 4] = *b"FSIM";
 const PAGE_VERSION: u16 = 1;
@@ -143,17 +144,55 @@ impl MapLayout {
     }
 }
 
-/// One page of the intent map.
-#[derive(Clone, PartialEq, Eq)]
+/// One page of the intent map. Most of them, of large volumes, say the same of all their extents: those take no memory.
+#[derive(Clone)]
 pub struct Page {
     pub volume: Volume,
     pub index: u64,
-    bits: Box<[u8; PAGE_BITS_BYTES]>,
+    bits: Bits,
 }
+
+#[derive(Clone)]
+enum Bits {
+    None,
+    All,
+    Mixed(Box<[u8; PAGE_BITS_BYTES]>),
+}
+
+static NO_BITS: [u8; PAGE_BITS_BYTES] = [0; PAGE_BITS_BYTES];
+static ALL_BITS: [u8; PAGE_BITS_BYTES] = [0xff; PAGE_BITS_BYTES];
+
+impl Bits {
+    fn bytes(&self) -> &[u8; PAGE_BITS_BYTES] {
+        match self {
+            Bits::None => &NO_BITS,
+            Bits::All => &ALL_BITS,
+            Bits::Mixed(bytes) => bytes,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8; PAGE_BITS_BYTES] {
+        if let Bits::None | Bits::All = self {
+            *self = Bits::Mixed(Box::new(*self.bytes()));
+        }
+        match self {
+            Bits::Mixed(bytes) => bytes,
+            Bits::None | Bits::All => unreachable!("just made"),
+        }
+    }
+}
+
+impl PartialEq for Page {
+    fn eq(&self, other: &Page) -> bool {
+        (self.volume, self.index) == (other.volume, other.index) && self.bits.bytes() == other.bits.bytes()
+    }
+}
+
+impl Eq for Page {}
 
 impl std::fmt::Debug for Page {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Page({}/{}: {} set)", self.volume, self.index, self.iter().count())
+        write!(f, "Page({}/{}: {} set)", self.volume, self.index, self.count())
     }
 }
 
@@ -161,49 +200,134 @@ impl Page {
     /// A page without a bit set.
     #[must_use]
     pub fn new(volume: Volume, index: u64) -> Page {
-        Page { volume, index, bits: Box::new([0; PAGE_BITS_BYTES]) }
+        Page { volume, index, bits: Bits::None }
     }
 
     /// A page with every bit set: what stands for a damaged one.
     #[must_use]
     pub fn full(volume: Volume, index: u64) -> Page {
-        Page { volume, index, bits: Box::new([0xff; PAGE_BITS_BYTES]) }
+        Page { volume, index, bits: Bits::All }
     }
 
     #[must_use]
     pub fn get(&self, bit: u64) -> bool {
         let (byte, mask) = place_of(bit);
-        self.bits[byte] & mask != 0
+        self.bits.bytes()[byte] & mask != 0
     }
 
     /// Sets a bit; true when it was not set before.
     pub fn set(&mut self, bit: u64) -> bool {
         let (byte, mask) = place_of(bit);
-        let fresh = self.bits[byte] & mask == 0;
-        self.bits[byte] |= mask;
+        let fresh = self.bits.bytes()[byte] & mask == 0;
+        if fresh {
+            self.bits.bytes_mut()[byte] |= mask;
+        }
         fresh
     }
 
     /// Clears a bit; true when it was set before.
     pub fn clear(&mut self, bit: u64) -> bool {
         let (byte, mask) = place_of(bit);
-        let was_set = self.bits[byte] & mask != 0;
-        self.bits[byte] &= !mask;
+        let was_set = self.bits.bytes()[byte] & mask != 0;
+        if was_set {
+            self.bits.bytes_mut()[byte] &= !mask;
+        }
         was_set
+    }
+
+    /// Sets the bits from `first` to `last`, both included; how many of them were not set before.
+    pub fn set_range(&mut self, first: u64, last: u64) -> u64 {
+        if let Bits::All = self.bits {
+            return 0;
+        }
+        if (first, last) == (0, PAGE_BITS - 1) {
+            let fresh = PAGE_BITS - self.count();
+            self.bits = Bits::All;
+            return fresh;
+        }
+        let mut fresh = 0;
+        let bits = self.bits.bytes_mut();
+        for (byte, mask) in masks(first, last) {
+            fresh += u64::from((mask & !bits[byte]).count_ones());
+            bits[byte] |= mask;
+        }
+        fresh
+    }
+
+    /// The first bit from `first` to `last`, both included, that is not set.
+    #[must_use]
+    pub fn first_clear(&self, first: u64, last: u64) -> Option<u64> {
+        match &self.bits {
+            _ if first > last => None,
+            Bits::None => Some(first),
+            Bits::All => None,
+            Bits::Mixed(bits) => {
+                let (byte, open) =
+                    masks(first, last).map(|(byte, mask)| (byte, mask & !bits[byte])).find(|(_, open)| *open != 0)?;
+                Some(byte as u64 * 8 + u64::from(open.trailing_zeros()))
+            }
+        }
+    }
+
+    /// Clears every bit but those that `recent` has, and their neighbours in aligned groups of `together`, a power of two up
+    /// to 64; how many bits that were.
+    pub fn keep(&mut self, recent: &Page, together: u64) -> u64 {
+        assert!(together.is_power_of_two() && together <= 64, "groups lie within words");
+        let before = self.count();
+        match (&self.bits, &recent.bits) {
+            (Bits::None, _) | (_, Bits::All) => return 0,
+            (_, Bits::None) => self.bits = Bits::None,
+            (_, Bits::Mixed(recent)) => {
+                let bits = self.bits.bytes_mut();
+                for (word, recent) in bits.chunks_exact_mut(8).zip(recent.chunks_exact(8)) {
+                    let kept = u64_at(word, 0) & grouped(u64_at(recent, 0), together);
+                    word.copy_from_slice(&kept.to_le_bytes());
+                }
+                if super::is_zero(&bits[..]) {
+                    self.bits = Bits::None;
+                }
+            }
+        }
+        before - self.count()
+    }
+
+    /// How many bits are set.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        match &self.bits {
+            Bits::None => 0,
+            Bits::All => PAGE_BITS,
+            Bits::Mixed(bits) => bits.chunks_exact(8).map(|word| u64::from(u64_at(word, 0).count_ones())).sum(),
+        }
     }
 
     /// Whether no bit is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        super::is_zero(&self.bits[..])
+        super::is_zero(&self.bits.bytes()[..])
     }
 
     /// The bits set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         (0u64..)
-            .zip(self.bits.iter())
+            .zip(self.bits.bytes().iter())
             .filter(|&(_, &byte)| byte != 0)
             .flat_map(|(at, &byte)| (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| at * 8 + bit))
+    }
+
+    /// The bits set as runs, ascending: the first of each, and how many.
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let whole = matches!(self.bits, Bits::All).then_some((0, PAGE_BITS));
+        let mut bits = self.iter().take(if whole.is_some() { 0 } else { usize::MAX }).peekable();
+        let mixed = std::iter::from_fn(move || {
+            let first = bits.next()?;
+            let mut end = first + 1;
+            while bits.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            Some((first, end - first))
+        });
+        whole.into_iter().chain(mixed)
     }
 
     /// The 4096 bytes.
@@ -214,7 +338,7 @@ impl Page {
         put(&mut out, 4, &PAGE_VERSION.to_le_bytes());
         put(&mut out, 6, &self.volume.0.to_le_bytes());
         put_u64(&mut out, 8, self.index);
-        put(&mut out, PAGE_HEADER_BYTES, &self.bits[..]);
+        put(&mut out, PAGE_HEADER_BYTES, &self.bits.bytes()[..]);
         let crc = page_crc(&out);
         put_u32(&mut out, PAGE_CRC_AT, crc);
         out
@@ -237,12 +361,38 @@ impl Page {
             return Err(FormatError::Version { what, got: version, want: PAGE_VERSION });
         }
         reserved_zero(what, &block[16..PAGE_CRC_AT])?;
-        Ok(Page {
-            volume: Volume(u16_at(block, 6)),
-            index: u64_at(block, 8),
-            bits: Box::new(array_at(block, PAGE_HEADER_BYTES)),
-        })
+        let mixed: [u8; PAGE_BITS_BYTES] = array_at(block, PAGE_HEADER_BYTES);
+        let bits = if mixed == NO_BITS {
+            Bits::None
+        } else if mixed == ALL_BITS {
+            Bits::All
+        } else {
+            Bits::Mixed(Box::new(mixed))
+        };
+        Ok(Page { volume: Volume(u16_at(block, 6)), index: u64_at(block, 8), bits })
     }
+}
+
+/// The bytes of a page that hold the bits from `first` to `last`, both included, and which bits of each.
+fn masks(first: u64, last: u64) -> impl Iterator<Item = (usize, u8)> {
+    let (from, to) = (place_of(first).0, place_of(last).0);
+    (from..=to).map(move |byte| {
+        let mut mask = 0xff;
+        if byte == from {
+            mask &= 0xff << (first % 8);
+        }
+        if byte == to {
+            mask &= 0xff >> (7 - last % 8);
+        }
+        (byte, mask)
+    })
+}
+
+/// Every bit of a word in whose aligned group of `together` one is set.
+fn grouped(word: u64, together: u64) -> u64 {
+    let group = u64::MAX >> (64 - together);
+    let groups = (0..64).step_by(together as usize).map(|at| group << at);
+    groups.filter(|group| word & group != 0).fold(0, |all, group| all | group)
 }
 
 fn place_of(bit: u64) -> (usize, u8) {

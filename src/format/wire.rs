@@ -31,6 +31,8 @@
 //! | 10 | need | ranges |
 //! | 11 | progress | cut 8, applied 8, spool bytes 8, window bytes 8, synced 1, reserved 7, room 8, records 8 |
 //! | 12, 13 | ping, pong | nonce 8 |
+//! | 14 | room asked | volume 2, reserved 6, size 8 |
+//! | 15 | store room | volume 2, flags 1 (holds back), reserved 5, size 8, bytes there are 8, text |
 
 mod decode;
 mod encode;
@@ -43,7 +45,7 @@ pub use encode::{Encoder, encode};
 pub use orders::orders_frame_bytes;
 
 use super::record::OrderRecord;
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
 use crate::limits::{RECORD_BYTES, journal_kept_records};
 
 /// Bytes of the header of a frame.
@@ -129,6 +131,19 @@ impl JournalRoom {
     }
 }
 
+/// What room the store of a volume has at DR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreRoom {
+    pub volume: Volume,
+    /// What is needed, and what there is, bytes.
+    pub size: u64,
+    pub has: u64,
+    /// Said unasked: what has been ordered waits there for it, or (without a text) waits no more.
+    pub holds: bool,
+    /// What is too small, where, and what to do; empty when there is room.
+    pub text: String,
+}
+
 /// Why a hello was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -207,6 +222,13 @@ pub enum Message {
     Pong {
         nonce: u64,
     },
+    /// Asks whether the store of a volume gets room for so many bytes; DR tries (order connection, to DR).
+    RoomAsked {
+        volume: Volume,
+        size: u64,
+    },
+    /// The answer, or that something is held back for lack of room (order connection, to primary).
+    StoreRoom(StoreRoom),
 }
 
 /// Number of a kind of message on the wire, and its word.
@@ -226,10 +248,12 @@ enum Kind {
     Progress = 11,
     Ping = 12,
     Pong = 13,
+    RoomAsked = 14,
+    StoreRoom = 15,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 15] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -243,6 +267,8 @@ impl Kind {
         Kind::Progress,
         Kind::Ping,
         Kind::Pong,
+        Kind::RoomAsked,
+        Kind::StoreRoom,
     ];
 
     fn from_u8(raw: u8) -> Option<Kind> {
@@ -264,6 +290,8 @@ impl Kind {
             Kind::Progress => "progress",
             Kind::Ping => "ping",
             Kind::Pong => "pong",
+            Kind::RoomAsked => "room asked",
+            Kind::StoreRoom => "store room",
         }
     }
 }
@@ -290,6 +318,8 @@ impl Message {
             Message::Progress { .. } => Kind::Progress,
             Message::Ping { .. } => Kind::Ping,
             Message::Pong { .. } => Kind::Pong,
+            Message::RoomAsked { .. } => Kind::RoomAsked,
+            Message::StoreRoom(_) => Kind::StoreRoom,
         }
     }
 }

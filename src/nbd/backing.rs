@@ -85,6 +85,8 @@ pub enum StopError {
 /// Why a store is too small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Short {
+    /// Bytes that there are, as far as is known.
+    pub has: u64,
     pub text: String,
     /// Its server is being connected to again: soon it may tell another size.
     pub asked: bool,
@@ -268,12 +270,13 @@ impl Backings {
             return match reactor.enlarge(file, size, Preallocate::Sparse) {
                 Ok(has) if has >= size => Ok(has),
                 Ok(has) => Err(Short {
+                    has,
                     text: format!(
                         "{path} has {has} bytes, {size} are needed: grow it by its own means (lvextend, …) first"
                     ),
                     asked: false,
                 }),
-                Err(fail) => Err(Short { text: fail.to_string(), asked: false }),
+                Err(fail) => Err(Short { has: reactor.file_size(file), text: fail.to_string(), asked: false }),
             };
         };
         let now = reactor.now();
@@ -281,8 +284,9 @@ impl Backings {
         if remote.store.enlarge(size) {
             return Ok(size);
         }
-        let has = remote.store.info().map_or_else(|| "an unknown number of".to_owned(), |info| info.size.to_string());
-        let text = format!("{} has {has} bytes, {size} are needed: grow what the server exports first", remote.uri);
+        let has = remote.store.info().map(|info| info.size);
+        let known = has.map_or_else(|| "an unknown number of".to_owned(), |has| has.to_string());
+        let text = format!("{} has {known} bytes, {size} are needed: grow what the server exports first", remote.uri);
         // A server tells its size when it is connected to, and at no other time.
         let idle = remote.lost.is_none() && now.mono_ns >= remote.since_ns.saturating_add(LOOK_AGAIN_NS);
         if let Some(conn) = remote.conn.filter(|_| idle && !remote.closing) {
@@ -290,7 +294,7 @@ impl Backings {
             reactor.close(conn, &why);
             remote.leave(now, why, false);
         }
-        Err(Short { text, asked: true })
+        Err(Short { has: has.unwrap_or(0), text, asked: true })
     }
 
     /// Whether everything that was answered on the servers is still there.

@@ -17,15 +17,21 @@
 //!
 //! Pieces are read while writes go on. A piece may hold bytes of writes after `b`; those follow in the
 //! stream and are applied over it. Writes up to `b` must be on the local disk before the first read.
+//!
+//! What holds nothing is not read piece by piece: in long ranges holes are looked for first, and a hole, or zeroes that
+//! were read one after the other, are one piece without data, which takes of DR's spool what its record takes.
 
 mod carry;
+mod pieces;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use self::pieces::Next;
 use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
+use crate::core::allocation::Stretch;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level, Now};
 use crate::core::modes::Overflow;
@@ -34,6 +40,7 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
+use crate::format::spool::entry_bytes;
 use crate::format::wire::{JournalRoom, Message};
 use crate::limits::CHUNK_BYTES_MAX;
 
@@ -72,10 +79,11 @@ impl Mode {
     }
 }
 
-/// One piece, by its index.
+/// One piece.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
-    pub index: u64,
+    /// Its index in the batch, once it has been sent.
+    pub index: Option<u64>,
     pub extent: Extent,
     /// Known to be a hole: sent as zeroes without reading.
     pub hole: bool,
@@ -90,9 +98,18 @@ pub struct Batch {
     pub all: Cover,
     todo: VolumeRanges,
     holes: VolumeRanges,
+    /// Read as zeroes, and sent as one piece with what follows.
+    zeroes: VolumeRanges,
+    /// What of `todo` is looked at for holes, and how far that has come.
+    looking: Option<Extent>,
+    looked: Option<(Volume, u64)>,
+    /// The longest range that is one piece when it holds nothing, bytes.
+    hole_bytes_max: u64,
     /// Pieces to be sent again with their index: their stream was lost.
     again: VecDeque<Piece>,
+    /// By the number of the read.
     reading: BTreeMap<u64, Piece>,
+    reads: u64,
     unacked: BTreeMap<u64, (Piece, Conn)>,
     next_index: u64,
     pub bytes: u64,
@@ -108,7 +125,7 @@ pub struct Batch {
     carried: bool,
     /// Of a first sync that is far from done: what is written meanwhile is left to the batch that carries it on.
     pub(super) ahead: bool,
-    /// What it takes in DR's spool, unless it is a first sync.
+    /// What of it was sent takes so much of DR's spool, unless it is a first sync.
     staged: u64,
     /// Room that the payloads of writes since it began take in DR's spool.
     spooled: u64,
@@ -116,10 +133,10 @@ pub struct Batch {
     room: u64,
 }
 
+/// The longest hole that is one piece of a first sync, bytes.
+const FIRST_HOLE_BYTES_MAX: u64 = 1 << 30;
 /// Pieces being read from the local disk at once.
 const READS_MAX: usize = 4;
-/// A hole crosses in pieces of so many bytes at the most.
-const HOLE_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of pieces on their way and not acknowledged.
 const PIECES_BYTES_MAX: u64 = 16 << 20;
 /// What a piece takes of the window at the most: it is read only when it can be sent.
@@ -142,14 +159,19 @@ impl Batch {
     fn new(begin: Seq, ranges: Cover, holes: VolumeRanges, now: Now) -> Batch {
         let mut all = ranges.clone();
         all.union(&holes);
-        let (total, staged) = (ranges.bytes() + holes.bytes(), carry::staged_bytes(&ranges, &holes));
+        let total = ranges.bytes() + holes.bytes();
         Batch {
             begin,
             all,
             todo: ranges.into_ranges(),
             holes,
+            zeroes: VolumeRanges::new(),
+            looking: None,
+            looked: None,
+            hole_bytes_max: u64::MAX,
             again: VecDeque::new(),
             reading: BTreeMap::new(),
+            reads: 0,
             unacked: BTreeMap::new(),
             next_index: 0,
             bytes: 0,
@@ -160,7 +182,7 @@ impl Batch {
             since: None,
             carried: false,
             ahead: false,
-            staged,
+            staged: 0,
             spooled: 0,
             room: 0,
         }
@@ -176,26 +198,13 @@ impl Batch {
     /// Bytes that DR has not acknowledged yet.
     #[must_use]
     pub fn bytes_left(&self) -> u64 {
-        self.todo.bytes() + self.holes.bytes() + (self.bytes - self.bytes_acked)
-    }
-
-    fn next(&mut self) -> Option<Piece> {
-        if let Some(piece) = self.again.pop_front() {
-            return Some(piece);
-        }
-        let (extent, hole) = match self.holes.pop_front(HOLE_BYTES_MAX) {
-            Some(extent) => (extent, true),
-            None => (self.todo.pop_front(u64::from(CHUNK_BYTES_MAX))?, false),
-        };
-        let index = self.next_index;
-        self.next_index += 1;
-        self.bytes += extent.length;
-        Some(Piece { index, extent, hole })
+        self.todo.bytes() + self.holes.bytes() + self.zeroes.bytes() + (self.bytes - self.bytes_acked)
     }
 
     fn complete(&self) -> bool {
         self.todo.is_empty()
             && self.holes.is_empty()
+            && self.zeroes.is_empty()
             && self.again.is_empty()
             && self.reading.is_empty()
             && (self.unacked.is_empty() || planted(Bug::BatchIncomplete))
@@ -349,6 +358,7 @@ impl Machine {
             return;
         }
         self.maybe_begin();
+        self.give_up_unfit(fx);
         match self.carry_wanted() {
             Some(ahead) => self.carry_on(ahead, fx),
             None => self.issue_pieces(fx),
@@ -427,8 +437,12 @@ impl Machine {
             }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
-        batch.since = (!self.dr.synced).then(Cover::new);
-        batch.ahead = self.goes_ahead(&batch);
+        if !self.dr.synced {
+            batch.since = Some(Cover::new());
+            batch.ahead = self.goes_ahead(&batch);
+            // They are made in place, however long that takes there: it is seen that it gets on.
+            batch.hole_bytes_max = FIRST_HOLE_BYTES_MAX;
+        }
         self.mode = Mode::Batch(Box::new(batch));
     }
 
@@ -528,6 +542,7 @@ impl Machine {
     fn issue_pieces(&mut self, fx: &mut Vec<Effect>) {
         // Pieces on their way are memory beside the configured FIFO (I9). What is read here joins them later.
         let allowed = PIECES_BYTES_MAX.saturating_sub(self.mode.batch().map_or(0, Batch::unacked_bytes));
+        let look_bytes = self.options.look_bytes;
         loop {
             let (window_left, unacked) = (self.dr.window_left(), self.dr.unacked());
             let ready = self.dr.any_stream();
@@ -542,41 +557,56 @@ impl Machine {
             {
                 return;
             }
-            let Some(piece) = batch.next() else { return };
-            let Piece { index, extent, hole } = piece;
-            if hole {
-                self.send_piece(piece, Bytes::new(), fx);
-                continue;
+            match batch.next(look_bytes) {
+                Next::Wait => return,
+                Next::Send(piece) => self.send_piece(piece, Bytes::new(), fx),
+                Next::Look(extent) => fx.push(Effect::LookForHoles { batch: batch.begin, extent }),
+                Next::Read(piece) => {
+                    let (read, batch_begin, extent) = (batch.reads, batch.begin, piece.extent);
+                    batch.reads += 1;
+                    batch.reading.insert(read, piece);
+                    let ticket = self.ticket(Pending::Chunk { batch: batch_begin, read });
+                    let kind = DiskKind::Read { offset: extent.offset, length: extent.length };
+                    fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(extent.volume), kind }));
+                }
             }
-            batch.reading.insert(index, piece);
-            let batch = batch.begin;
-            let ticket = self.ticket(Pending::Chunk { batch, index, extent });
-            let kind = DiskKind::Read { offset: extent.offset, length: extent.length };
-            fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(extent.volume), kind }));
         }
     }
 
-    pub(super) fn chunk_read(&mut self, of: Seq, index: u64, extent: Extent, bytes: Bytes, fx: &mut Vec<Effect>) {
-        let Mode::Batch(batch) = &mut self.mode else { return };
+    /// The answer to [`Effect::LookForHoles`].
+    pub(super) fn holes_found(&mut self, of: Seq, extent: Extent, stretches: &[Stretch]) {
+        if let Some(batch) = self.mode.batch_mut().filter(|batch| batch.begin == of) {
+            batch.looked_at(extent, stretches);
+        }
+    }
+
+    pub(super) fn chunk_read(&mut self, of: Seq, read: u64, bytes: Bytes, fx: &mut Vec<Effect>) {
         // A read of an earlier batch: its piece is in the ranges of the present one, and may lack what was written since.
-        if batch.begin != of {
+        let Some(batch) = self.mode.batch_mut().filter(|batch| batch.begin == of) else { return };
+        let Some(mut piece) = batch.reading.remove(&read) else { return };
+        piece.hole = is_zero(&bytes);
+        if !piece.hole {
+            return self.send_piece(piece, bytes, fx);
+        }
+        if batch.holds_back(&piece) {
+            self.batch_progress_ns = self.now.mono_ns;
             return;
         }
-        if batch.reading.get(&index).is_none_or(|piece| piece.extent != extent) {
-            return;
-        }
-        let piece = batch.reading.remove(&index).expect("just seen");
-        self.send_piece(piece, bytes, fx);
+        self.send_piece(piece, Bytes::new(), fx);
     }
 
-    fn send_piece(&mut self, piece: Piece, bytes: Bytes, fx: &mut Vec<Effect>) {
-        let zero = piece.hole || is_zero(&bytes);
-        let data = if zero { Bytes::new() } else { bytes };
+    /// Sends a piece; one that is a hole without data.
+    fn send_piece(&mut self, mut piece: Piece, data: Bytes, fx: &mut Vec<Effect>) {
+        let zero = piece.hole;
         let Mode::Batch(batch) = &mut self.mode else { return };
         let Some(conn) = self.dr.stream_for(data.len() as u64 + 64) else {
             batch.again.push_back(piece);
             return;
         };
+        batch.staged += if piece.index.is_none() { entry_bytes(data.len() as u64) } else { 0 };
+        let index = piece.index.unwrap_or(batch.next_index);
+        batch.next_index = batch.next_index.max(index + 1);
+        piece.index = Some(index);
         let record = OrderRecord {
             seq: batch.begin,
             epoch: self.superblock.epoch,
@@ -589,9 +619,9 @@ impl Machine {
             chain: Chain(0),
             payload_crc: if zero { 0 } else { crc32fast::hash(&data) },
         };
-        batch.unacked.insert(piece.index, (piece, conn));
-        self.dr.note_piece(conn, piece.index, data.len() as u64 + 64);
-        fx.push(Effect::DrSend { conn, message: Message::Chunk { index: piece.index, record, data } });
+        batch.unacked.insert(index, (piece, conn));
+        self.dr.note_piece(conn, index, data.len() as u64 + 64);
+        fx.push(Effect::DrSend { conn, message: Message::Chunk { index, record, data } });
     }
 
     pub(super) fn pieces_durable(&mut self, conn: Conn, begin: Seq, indexes: &[u64]) {
@@ -676,7 +706,10 @@ mod tests {
         let todo = ranges(Cover::insert, &[(0, 8192), (65536, 4096)]);
         let holes = ranges(VolumeRanges::insert, &[(16384, 16384), (131072, 4096)]);
         let mut batch = Batch::new(Seq(2), todo, holes, Now::default());
-        let sent = [batch.next(), batch.next(), batch.next()].map(|piece| piece.expect("two holes and a range"));
+        let sent = [(); 3].map(|()| match batch.next(u64::MAX) {
+            Next::Send(piece) | Next::Read(piece) => piece,
+            Next::Look(_) | Next::Wait => panic!("two holes and a range"),
+        });
         assert!(sent[0].hole && sent[1].hole && !sent[2].hole);
         // The first hole has arrived; the second and the range come back from a stream that was lost.
         batch.bytes_acked = sent[0].extent.length;

@@ -27,14 +27,14 @@ use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
 use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
-use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
+use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::Level;
 use crate::core::modes::{Awaited, Overflow};
 use crate::core::peer::Role;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
-use crate::limits::{INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
+use crate::limits::{BATCH_LOOK_BYTES, INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
@@ -48,6 +48,7 @@ const ARENA_EXTRA_BYTES: usize = 32 << 20;
 const READ_TICKET: u64 = 1 << 63;
 /// That of a look at what has storage.
 const LISTING_TICKET: Ticket = Ticket(u64::MAX);
+const HOLES_TICKET: Ticket = Ticket(u64::MAX - 1);
 /// How long last replies may take at a stop, nanoseconds.
 const STOP_NS: u64 = 2_000_000_000;
 /// How often is looked, at a stop, for who has taken them, nanoseconds.
@@ -215,6 +216,8 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         table_payload_bytes: 0,
         standalone: true,
         intent_neighbours: INTENT_NEIGHBOURS,
+        look_bytes: BATCH_LOOK_BYTES,
+        ask_room: true,
         incarnation: entropy::random()?,
     })
 }
@@ -260,6 +263,8 @@ struct Shell {
     effects: Vec<Effect>,
     completed: Vec<Event>,
     looking: Option<Looking>,
+    /// Ranges of batches that are looked at for holes, in the order of the answers.
+    holes_asked: VecDeque<(Seq, Extent)>,
     disk_inflight: u64,
     acknowledged: (u64, u64),
     stop_by_ns: Option<u64>,
@@ -312,6 +317,7 @@ impl Shell {
             effects,
             completed: Vec::new(),
             looking: None,
+            holes_asked: VecDeque::new(),
             disk_inflight: 0,
             acknowledged: (0, 0),
             stop_by_ns: None,
@@ -424,6 +430,7 @@ impl Shell {
                 return Ok(());
             }
             Event::Extents { ticket: LISTING_TICKET, result } => return self.listed(result),
+            Event::Extents { ticket: HOLES_TICKET, result } => return self.holes_found(result),
             Event::Extents { ticket, result } => {
                 self.status_done(ticket, result);
                 return Ok(());
@@ -568,7 +575,8 @@ impl Shell {
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
             Effect::ListAllocated => self.list(),
-            Effect::Resized { volume, size, result } => self.resized(volume, size, result),
+            Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
+            Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {

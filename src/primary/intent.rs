@@ -10,14 +10,19 @@
 //! places are touched in one cycle, the more neighbours. What a loss of power makes the primary copy for
 //! nothing is bounded ([`INTENT_EAGER_EXTENTS`]).
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::ranges::Cover;
-use crate::format::intent::{MapLayout, Page};
-use crate::limits::{INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS, INTENT_NEIGHBOURS_MAX};
+use crate::format::intent::{MapLayout, PAGE_BITS, Page};
+use crate::limits::{
+    BLOCK_BYTES, INTENT_EAGER_EXTENTS, INTENT_EXTENT_BYTES, INTENT_NEIGHBOURS, INTENT_NEIGHBOURS_MAX,
+    INTENT_ROUND_PAGES,
+};
+
+const LAST_BIT: u64 = PAGE_BITS - 1;
 
 /// Unmarked places touched in a cycle after which twice as many extents are set together.
 const MISSES_DOUBLE: u32 = 4;
@@ -31,7 +36,19 @@ struct Leaf {
     durable: Page,
     /// Touched since the present cycle began.
     recent: Page,
+    /// It is among those that are written in the next round.
     dirty: bool,
+    /// It is among those that are written when there is time: nobody waits for it alone.
+    later: bool,
+    /// Its place is another one, or new, since a volume has grown, and not all of those are written yet.
+    moved: bool,
+}
+
+impl Leaf {
+    fn new(volume: Volume, index: u64) -> Leaf {
+        let page = Page::new(volume, index);
+        Leaf { wanted: page.clone(), durable: page.clone(), recent: page, dirty: false, later: false, moved: false }
+    }
 }
 
 /// A cycle of clearing.
@@ -42,7 +59,7 @@ struct Cycle {
     began_ns: u64,
 }
 
-/// One durable page write to issue.
+/// One durable write to issue: a page, or several that stand behind one another.
 #[derive(Clone, Debug)]
 pub struct PageWrite {
     pub offset: u64,
@@ -59,6 +76,7 @@ pub struct IntentMap {
     round: Vec<Page>,
     left: usize,
     dirty: Vec<(Volume, u64)>,
+    later: VecDeque<(Volume, u64)>,
     cycle: Option<Cycle>,
     /// Bits of the newest version.
     set: u64,
@@ -68,6 +86,17 @@ pub struct IntentMap {
     misses: u32,
     /// Pages have other places since a volume has grown, and have not all been written there.
     relaying: bool,
+    /// Those that have: they count as durable once all of them are.
+    relaid: Vec<Page>,
+}
+
+/// What a page takes of memory at the most: its three versions, none of them all alike, bytes.
+const PAGE_MEMORY_BYTES: u64 = 3 * BLOCK_BYTES as u64 + size_of::<Leaf>() as u64;
+
+/// The most memory that the map of volumes of these sizes takes, bytes.
+#[must_use]
+pub fn memory_bytes_max(sizes: &[u64]) -> u64 {
+    MapLayout::new(sizes).pages().saturating_mul(PAGE_MEMORY_BYTES)
 }
 
 impl IntentMap {
@@ -75,14 +104,10 @@ impl IntentMap {
     #[must_use]
     pub fn new(sizes: &[u64]) -> IntentMap {
         let layout = MapLayout::new(sizes);
-        let leaf = |volume, index| {
-            let page = Page::new(volume, index);
-            Leaf { wanted: page.clone(), durable: page.clone(), recent: page, dirty: false }
-        };
         let volumes = (0..sizes.len())
             .map(|at| {
                 let volume = volume_at(at);
-                (0..layout.volume_pages(volume)).map(|index| leaf(volume, index)).collect()
+                (0..layout.volume_pages(volume)).map(|index| Leaf::new(volume, index)).collect()
             })
             .collect();
         IntentMap {
@@ -92,11 +117,13 @@ impl IntentMap {
             round: Vec::new(),
             left: 0,
             dirty: Vec::new(),
+            later: VecDeque::new(),
             cycle: None,
             set: 0,
             neighbours: INTENT_NEIGHBOURS,
             misses: 0,
             relaying: false,
+            relaid: Vec::new(),
         }
     }
 
@@ -106,13 +133,14 @@ impl IntentMap {
         &self.sizes
     }
 
-    /// Lays the pages out for a volume that has grown. Not while a round is in flight.
+    /// Lays the pages out for a volume that has grown. Not while the map is busy.
     ///
-    /// Every page whose place changes is written in the next round, and with it every place that has another owner. Until
-    /// the header tells of the new layout a start finds a foreign page wherever that differs, which counts as full; so
-    /// nothing is ever taken for unwritten, whichever of the two layouts it reads (I2).
+    /// Every page whose place changes is written in the next rounds, and with it every place that has another owner. Until
+    /// the header tells of the new layout a start finds a foreign page wherever that differs, which counts as full. None
+    /// of them counts as durable before all are written: so nothing is ever taken for unwritten, whichever of the two
+    /// layouts it reads (I2).
     pub fn grow(&mut self, volume: Volume, size: u64) {
-        assert!(self.left == 0, "pages are never moved under a page write");
+        assert!(!self.busy(), "pages are never moved under a page write");
         let grown = &mut self.sizes[usize::from(volume.0)];
         assert!(*grown <= size, "volumes only grow");
         *grown = size;
@@ -121,22 +149,14 @@ impl IntentMap {
             let volume = volume_at(at);
             let known = self.volumes[at].len() as u64;
             for page in 0..self.layout.volume_pages(volume) {
-                let offset = self.layout.page_offset(volume, page);
                 if page >= known {
-                    let page = Page::new(volume, page);
-                    self.volumes[at].push(Leaf {
-                        wanted: page.clone(),
-                        durable: page.clone(),
-                        recent: page,
-                        dirty: false,
-                    });
-                } else if before.page_offset(volume, page) == offset {
+                    self.volumes[at].push(Leaf::new(volume, page));
+                } else if before.page_offset(volume, page) == self.layout.page_offset(volume, page) {
                     continue;
                 }
                 self.relaying = true;
-                if !std::mem::replace(&mut self.volumes[at][index(page)].dirty, true) {
-                    self.dirty.push((volume, page));
-                }
+                self.leaf(volume, page).moved = true;
+                self.write_later(volume, page);
             }
         }
     }
@@ -149,7 +169,7 @@ impl IntentMap {
 
     /// Takes over a page as found on disk.
     pub fn load(&mut self, page: Page) {
-        self.set += page.iter().count() as u64;
+        self.set += page.count();
         let leaf = self.leaf(page.volume, page.index);
         leaf.wanted = page.clone();
         leaf.durable = page;
@@ -164,15 +184,27 @@ impl IntentMap {
     /// Marks the extents of a write. True when all of them are durable already: the write may start.
     pub fn want(&mut self, extent: Extent) -> bool {
         let mut durable = true;
-        for (page, bit) in places(extent) {
+        for (page, first, last) in places(extent) {
             let leaf = self.leaf(extent.volume, page);
-            leaf.recent.set(bit);
-            if leaf.durable.get(bit) {
+            leaf.recent.set_range(first, last);
+            if leaf.durable.first_clear(first, last).is_none() {
                 continue;
             }
             durable = false;
-            if !leaf.wanted.get(bit) {
+            let before = self.set;
+            let mut from = first;
+            while let Some(bit) = self.leaf(extent.volume, page).wanted.first_clear(from, last) {
+                if self.set >= INTENT_EAGER_EXTENTS {
+                    self.set += self.leaf(extent.volume, page).wanted.set_range(bit, last);
+                    break;
+                }
                 self.set_around(extent.volume, page, bit);
+                from = bit + 1;
+            }
+            match (first, last) {
+                _ if self.set == before && !self.leaf(extent.volume, page).later => {}
+                (0, LAST_BIT) => self.write_later(extent.volume, page),
+                _ => self.write_soon(extent.volume, page),
             }
         }
         durable
@@ -180,15 +212,25 @@ impl IntentMap {
 
     /// Sets a bit, and its neighbours while the map says little.
     fn set_around(&mut self, volume: Volume, page: u64, bit: u64) {
-        let together = if self.set < INTENT_EAGER_EXTENTS { self.spread() } else { 1 };
+        let together = self.spread();
         let size = self.sizes[usize::from(volume.0)];
-        let leaf = &mut self.volumes[usize::from(volume.0)][index(page)];
         let first = bit / together * together;
-        for bit in (first..first + together).filter(|&bit| MapLayout::offset_of(page, bit) < size) {
-            self.set += u64::from(leaf.wanted.set(bit));
+        let end = (size.div_ceil(INTENT_EXTENT_BYTES) - page * PAGE_BITS).min(first + together);
+        // What is behind the end of the volume has no bit.
+        if first < end {
+            self.set += self.leaf(volume, page).wanted.set_range(first, end - 1);
         }
-        if !std::mem::replace(&mut leaf.dirty, true) {
+    }
+
+    fn write_soon(&mut self, volume: Volume, page: u64) {
+        if !std::mem::replace(&mut self.leaf(volume, page).dirty, true) {
             self.dirty.push((volume, page));
+        }
+    }
+
+    fn write_later(&mut self, volume: Volume, page: u64) {
+        if !std::mem::replace(&mut self.leaf(volume, page).later, true) {
+            self.later.push_back((volume, page));
         }
     }
 
@@ -207,28 +249,50 @@ impl IntentMap {
     #[must_use]
     pub fn is_durable(&self, extent: Extent) -> bool {
         let leaves = &self.volumes[usize::from(extent.volume.0)];
-        places(extent).all(|(page, bit)| leaves[index(page)].durable.get(bit))
+        places(extent).all(|(page, first, last)| leaves[index(page)].durable.first_clear(first, last).is_none())
     }
 
-    /// The next round of page writes; empty while one is in flight or nothing is wanted.
+    /// The next round of page writes; empty while one is in flight or nothing is wanted. Pages that somebody waits for go
+    /// first, and very many others in several rounds: those that come to be waited for meanwhile do not wait for all of them.
     pub fn round(&mut self) -> Vec<PageWrite> {
         if self.left > 0 {
             return Vec::new();
         }
         self.round.clear();
-        let mut writes = Vec::new();
         for (volume, page) in std::mem::take(&mut self.dirty) {
-            let leaf = self.leaf(volume, page);
-            leaf.dirty = false;
-            let copy = leaf.wanted.clone();
-            writes.push(PageWrite {
-                offset: self.layout.page_offset(volume, page),
-                bytes: Bytes::copy_from_slice(&copy.encode()),
-            });
-            self.round.push(copy);
+            self.add_to_round(volume, page);
+        }
+        while self.round.len() < INTENT_ROUND_PAGES
+            && let Some((volume, page)) = self.later.pop_front()
+        {
+            if self.leaf(volume, page).later {
+                self.add_to_round(volume, page);
+            }
+        }
+        // Those that went first are there no more, so that a round follows exactly if there is something to be written.
+        while self.later.front().is_some_and(|(volume, page)| !self.volumes[usize::from(volume.0)][index(*page)].later)
+        {
+            self.later.pop_front();
+        }
+        let mut writes: Vec<(u64, Volume, BytesMut)> = Vec::new();
+        for page in &self.round {
+            let offset = self.layout.page_offset(page.volume, page.index);
+            match writes.last_mut() {
+                Some((at, volume, bytes)) if *volume == page.volume && *at + bytes.len() as u64 == offset => {
+                    bytes.extend_from_slice(&page.encode());
+                }
+                _ => writes.push((offset, page.volume, BytesMut::from(&page.encode()[..]))),
+            }
         }
         self.left = writes.len();
-        writes
+        writes.into_iter().map(|(offset, _, bytes)| PageWrite { offset, bytes: bytes.freeze() }).collect()
+    }
+
+    fn add_to_round(&mut self, volume: Volume, page: u64) {
+        let leaf = self.leaf(volume, page);
+        (leaf.dirty, leaf.later) = (false, false);
+        let page = leaf.wanted.clone();
+        self.round.push(page);
     }
 
     /// One page write of the round is durable. True when the round is complete: waiting writes may start.
@@ -238,12 +302,18 @@ impl IntentMap {
         if self.left > 0 {
             return false;
         }
-        // A round takes whatever is dirty, and none is in flight when a volume grows: this one had all of them.
-        self.relaying = false;
         for page in std::mem::take(&mut self.round) {
-            let (volume, index) = (page.volume, page.index);
-            let leaf = self.leaf(volume, index);
-            leaf.durable = page;
+            let leaf = self.leaf(page.volume, page.index);
+            if leaf.moved { self.relaid.push(page) } else { leaf.durable = page }
+        }
+        if self.relaying && self.later.is_empty() {
+            self.relaying = false;
+            self.volumes.iter_mut().flatten().for_each(|leaf| leaf.moved = false);
+            // The newest version of each comes last.
+            for page in std::mem::take(&mut self.relaid) {
+                let leaf = self.leaf(page.volume, page.index);
+                leaf.durable = page;
+            }
         }
         true
     }
@@ -277,41 +347,46 @@ impl IntentMap {
     /// Ends the cycle: clears what was not touched since it began, neighbours together. Not while a round is in
     /// flight.
     pub fn end_cycle(&mut self) {
-        assert!(self.left == 0, "bits are never cleared under a page write");
+        assert!(!self.busy(), "bits are never cleared under a page write");
         self.cycle = None;
         let together = if self.set <= INTENT_EAGER_EXTENTS { self.neighbours } else { 1 };
+        let mut changed = Vec::new();
         for leaf in self.volumes.iter_mut().flatten() {
-            let recent: BTreeSet<u64> = leaf.recent.iter().map(|bit| bit / together).collect();
-            let stale: Vec<u64> = leaf.wanted.iter().filter(|bit| !recent.contains(&(bit / together))).collect();
-            for bit in &stale {
-                leaf.wanted.clear(*bit);
-                leaf.durable.clear(*bit);
-            }
-            self.set -= stale.len() as u64;
-            if !stale.is_empty() && !std::mem::replace(&mut leaf.dirty, true) {
-                self.dirty.push((leaf.wanted.volume, leaf.wanted.index));
+            let cleared = leaf.wanted.keep(&leaf.recent, together);
+            leaf.durable.keep(&leaf.recent, together);
+            self.set -= cleared;
+            if cleared > 0 {
+                changed.push((leaf.wanted.volume, leaf.wanted.index));
             }
         }
+        changed.into_iter().for_each(|(volume, page)| self.write_later(volume, page));
     }
 
-    /// Whether a round of page writes is in flight.
+    /// Whether a round of page writes is in flight, or more have to follow before pages may be moved or bits cleared.
     #[must_use]
     pub fn busy(&self) -> bool {
-        self.left > 0
+        self.left > 0 || self.relaying
     }
 
     /// Every extent set, as ranges clipped to the volumes; where there are very many, with what lies between them.
     #[must_use]
     pub fn ranges(&self) -> Cover {
         let mut out = Cover::new();
-        for leaf in self.volumes.iter().flatten() {
-            let size = self.sizes[usize::from(leaf.wanted.volume.0)];
-            for offset in leaf.wanted.iter().map(|bit| MapLayout::offset_of(leaf.wanted.index, bit)) {
-                if offset < size {
-                    let length = INTENT_EXTENT_BYTES.min(size - offset);
-                    out.insert(Extent { volume: leaf.wanted.volume, offset, length });
+        for (leaves, size) in self.volumes.iter().zip(&self.sizes) {
+            // What goes on in the next page is one range with it.
+            let mut open: Option<Extent> = None;
+            for leaf in leaves {
+                let Page { volume, index, .. } = leaf.wanted;
+                for (first, count) in leaf.wanted.runs() {
+                    let offset = MapLayout::offset_of(index, first);
+                    let length = (count * INTENT_EXTENT_BYTES).min(size.saturating_sub(offset));
+                    match &mut open {
+                        Some(it) if it.offset + it.length == offset => it.length += length,
+                        _ => open.replace(Extent { volume, offset, length }).into_iter().for_each(|it| out.insert(it)),
+                    }
                 }
             }
+            open.into_iter().for_each(|it| out.insert(it));
         }
         out
     }
@@ -329,16 +404,19 @@ fn volume_at(index: usize) -> Volume {
     Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"))
 }
 
-/// Page and bit of every extent a range touches.
-fn places(range: Extent) -> impl Iterator<Item = (u64, u64)> {
-    let first = range.offset / INTENT_EXTENT_BYTES;
-    let last = (range.offset + range.length.max(1) - 1) / INTENT_EXTENT_BYTES;
-    (first..=last).map(|extent| MapLayout::locate(extent * INTENT_EXTENT_BYTES))
+/// Every page that a range touches, and its first and last bit there.
+fn places(range: Extent) -> impl Iterator<Item = (u64, u64, u64)> {
+    let (from, first) = MapLayout::locate(range.offset);
+    let (to, last) = MapLayout::locate(range.offset + range.length.max(1) - 1);
+    (from..=to).map(move |page| (page, if page == from { first } else { 0 }, if page == to { last } else { LAST_BIT }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::format::intent::PAGE_COVERS_BYTES;
 
     const SIZE: u64 = 64 * INTENT_EXTENT_BYTES;
 
@@ -461,6 +539,149 @@ mod tests {
         assert_eq!(map.set, before + 1);
     }
 
+    /// The same, extent by extent.
+    #[derive(Clone)]
+    struct Naive {
+        size: u64,
+        wanted: BTreeSet<u64>,
+        durable: BTreeSet<u64>,
+        recent: BTreeSet<u64>,
+        neighbours: u64,
+        misses: u32,
+    }
+
+    impl Naive {
+        fn want(&mut self, extent: Extent) -> bool {
+            let last = (extent.offset + extent.length.max(1) - 1) / INTENT_EXTENT_BYTES;
+            let mut durable = true;
+            for bit in extent.offset / INTENT_EXTENT_BYTES..=last {
+                self.recent.insert(bit);
+                if self.durable.contains(&bit) {
+                    continue;
+                }
+                durable = false;
+                if self.wanted.contains(&bit) {
+                    continue;
+                }
+                let mut together = 1;
+                if (self.wanted.len() as u64) < INTENT_EAGER_EXTENTS {
+                    together = self.neighbours;
+                    if self.neighbours == INTENT_NEIGHBOURS {
+                        self.misses += 1;
+                        together = (together << ((self.misses - 1) / MISSES_DOUBLE).min(16)).min(INTENT_NEIGHBOURS_MAX);
+                    }
+                }
+                let first = bit % PAGE_BITS / together * together + bit / PAGE_BITS * PAGE_BITS;
+                self.wanted.extend((first..first + together).filter(|bit| bit * INTENT_EXTENT_BYTES < self.size));
+            }
+            durable
+        }
+
+        fn end_cycle(&mut self) {
+            let together = if self.wanted.len() as u64 <= INTENT_EAGER_EXTENTS { self.neighbours } else { 1 };
+            let group = |bit: u64| (bit / PAGE_BITS, bit % PAGE_BITS / together);
+            let recent: BTreeSet<(u64, u64)> = self.recent.iter().map(|bit| group(*bit)).collect();
+            self.wanted.retain(|bit| recent.contains(&group(*bit)));
+            self.durable.retain(|bit| recent.contains(&group(*bit)));
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+        #[test]
+        fn whole_ranges_are_marked_as_extent_by_extent(
+            eager in proptest::prelude::any::<bool>(),
+            steps in proptest::collection::vec((0u8..8, 0u64..3 * PAGE_BITS + 9, 1u64..2 * PAGE_BITS), 1..24),
+        ) {
+            let size = 2 * PAGE_BITS * INTENT_EXTENT_BYTES - 512;
+            let neighbours = if eager { INTENT_NEIGHBOURS } else { 1 };
+            let mut map = IntentMap::new(&[size]);
+            map.set_neighbours(neighbours);
+            let none = BTreeSet::new();
+            let mut naive = Naive {
+                size, wanted: none.clone(), durable: none.clone(), recent: none, neighbours, misses: 0,
+            };
+            for (action, at, length) in steps {
+                let at = at % (naive.size / INTENT_EXTENT_BYTES);
+                // Short ones and long ones.
+                let length = if action < 3 { length % 40 + 1 } else { length };
+                let offset = at * INTENT_EXTENT_BYTES + 512;
+                let range = extent(offset, (length * INTENT_EXTENT_BYTES - 1024).min(naive.size - offset));
+                match action {
+                    0..5 => assert_eq!(map.want(range), naive.want(range)),
+                    5 => {
+                        settle(&mut map);
+                        naive.durable.clone_from(&naive.wanted);
+                    }
+                    6 => {
+                        settle(&mut map);
+                        naive.durable.clone_from(&naive.wanted);
+                        map.end_cycle();
+                        naive.end_cycle();
+                        map.begin_cycle(Seq(1), 0);
+                        naive.recent.clear();
+                        naive.misses = 0;
+                    }
+                    _ => {
+                        settle(&mut map);
+                        naive.durable.clone_from(&naive.wanted);
+                        naive.size += (length % PAGE_BITS) * 3 * INTENT_EXTENT_BYTES;
+                        map.grow(Volume(0), naive.size);
+                        settle(&mut map);
+                    }
+                }
+                assert_eq!(map.set, naive.wanted.len() as u64);
+                let set = map.volumes[0].iter().flat_map(|leaf| {
+                    leaf.wanted.iter().map(|bit| leaf.wanted.index * PAGE_BITS + bit)
+                });
+                assert!(set.eq(naive.wanted.iter().copied()));
+                let durable = map.volumes[0].iter().flat_map(|leaf| {
+                    leaf.durable.iter().map(|bit| leaf.durable.index * PAGE_BITS + bit)
+                });
+                assert!(durable.eq(naive.durable.iter().copied()));
+                let mut ranges = Cover::new();
+                for offset in naive.wanted.iter().map(|bit| bit * INTENT_EXTENT_BYTES) {
+                    ranges.insert(extent(offset, INTENT_EXTENT_BYTES.min(naive.size - offset)));
+                }
+                assert_eq!(map.ranges(), ranges);
+                let covered = range.offset / INTENT_EXTENT_BYTES..(range.offset + range.length).div_ceil(INTENT_EXTENT_BYTES);
+                assert_eq!(map.is_durable(range), covered.clone().all(|bit| naive.durable.contains(&bit)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_volume_that_becomes_very_large_is_marked_in_rounds_that_others_need_not_wait_for() {
+        let (small, large) = (PAGE_COVERS_BYTES, 100 << 40);
+        let mut map = single(&[small, small]);
+        map.grow(Volume(0), large);
+        assert!(!map.want(extent(small, large - small)));
+        let pages = map.round();
+        assert_eq!(pages.len(), 2, "the last one, and those that stand behind one another");
+        let bytes = |writes: &[PageWrite]| writes.iter().map(|it| it.bytes.len()).sum::<usize>();
+        assert!(map.relaying() && map.busy() && bytes(&pages) == INTENT_ROUND_PAGES * BLOCK_BYTES);
+        // A place that has not moved is waited for by itself; one that has, until all of them are where they belong.
+        assert!(!map.want(extent(0, 512)));
+        let moved = Extent { volume: Volume(1), ..extent(0, 512) };
+        assert!(!map.want(moved));
+        assert!(!map.page_done() && map.page_done() && !map.is_durable(extent(0, 512)));
+        let next = map.round();
+        assert_eq!([next[0].offset, next[0].bytes.len() as u64], [BLOCK_BYTES as u64; 2]);
+        next.iter().for_each(|_| assert!(map.page_done() || map.left > 0));
+        assert!(map.is_durable(extent(0, 512)) && !map.is_durable(moved) && map.busy());
+        let mut rounds = 2;
+        while map.busy() {
+            let writes = map.round();
+            assert!(!writes.is_empty() && bytes(&writes) <= INTENT_ROUND_PAGES * BLOCK_BYTES);
+            writes.iter().for_each(|_| assert!(map.page_done() || map.left > 0));
+            rounds += 1;
+        }
+        assert_eq!(rounds, (large / PAGE_COVERS_BYTES).div_ceil(INTENT_ROUND_PAGES as u64));
+        assert!(map.is_durable(moved) && map.is_durable(extent(small, large - small)));
+        let all = [extent(0, 65536), extent(small, large - small), Extent { length: 65536, ..moved }];
+        assert_eq!(map.ranges().iter().collect::<Vec<_>>(), all);
+    }
+
     /// The bytes of a map file, and what it says of volumes of these sizes, as a start reads it: ranges that count.
     struct OnDisk(Vec<u8>);
 
@@ -487,7 +708,6 @@ mod tests {
     /// whether the header tells of the new layout by then: nothing that was durable in the map is forgotten.
     #[test]
     fn a_map_that_is_laid_out_anew_forgets_nothing_in_either_layout() {
-        use crate::format::intent::PAGE_COVERS_BYTES;
         let of = |volume: u16, page: u64, bit: u64| Extent {
             volume: Volume(volume),
             offset: page * PAGE_COVERS_BYTES + bit * INTENT_EXTENT_BYTES,

@@ -23,7 +23,9 @@ use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
 use crate::format::spool;
-use crate::format::wire::{FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, Welcome};
+use crate::format::wire::{
+    FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, StoreRoom, Welcome,
+};
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
@@ -130,6 +132,7 @@ pub struct DrLink {
     pub(super) caught_up: bool,
     pub(super) window_bytes: u64,
     pub(super) spool_bytes: u64,
+    pub(super) unfit_spool_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
     /// The last gap in the seqs that DR is sent.
@@ -162,6 +165,8 @@ pub struct DrLink {
     asked: BTreeSet<Seq>,
     /// The last attempt to connect failed, and nothing was heard of it since.
     pub(super) gone: bool,
+    /// A size for which its store has no room: what has been ordered waits there; and since when.
+    pub(super) holds_back: Option<(StoreRoom, u64)>,
     pub problem: Option<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
@@ -191,6 +196,7 @@ impl DrLink {
             caught_up: false,
             window_bytes: 0,
             spool_bytes,
+            unfit_spool_bytes: 0,
             room: JournalRoom::default(),
             gap: Gap::default(),
             waited_ns: 0,
@@ -211,6 +217,7 @@ impl DrLink {
             must_jump: false,
             asked: BTreeSet::new(),
             gone: false,
+            holds_back: None,
             problem: None,
             since_ns: 0,
             rtt_ns: 0,
@@ -601,7 +608,12 @@ impl Machine {
                 }
                 self.renew_lease(nonce.min(self.now.mono_ns));
             }
-            Message::Hello(_) | Message::Orders(_) | Message::Payload { .. } | Message::Chunk { .. } => {
+            Message::StoreRoom(room) => self.store_room(room, fx),
+            Message::Hello(_)
+            | Message::Orders(_)
+            | Message::Payload { .. }
+            | Message::Chunk { .. }
+            | Message::RoomAsked { .. } => {
                 let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());
                 self.dr_closed(conn, &text, fx);
                 fx.push(Effect::DrClose { conn });
@@ -655,6 +667,7 @@ impl Machine {
         dr.applied = welcome.applied;
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;
+        dr.holds_back = None;
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         (dr.room, dr.gap) = (welcome.room, Gap::new(welcome.room));
         (dr.moved_upto, dr.left_behind) = (dr.moved_upto.min(dr.room.upto), false);
@@ -724,19 +737,6 @@ impl Machine {
             ));
         }
         Ok(())
-    }
-
-    fn mark_copied(&mut self, range: SeqRange) {
-        for seq in range.first.0.max(self.window.first().0)..=range.last.0.min(self.tail.0) {
-            if let Some(entry) = self.window.get_mut(Seq(seq))
-                && matches!(entry.payload, Payload::Queued | Payload::Sent)
-                && entry.local == Local::Done
-            {
-                self.held -= entry.held();
-                entry.payload = Payload::Copied;
-                entry.data = Bytes::new();
-            }
-        }
     }
 
     fn orders_durable(&mut self, journal: Seq) {

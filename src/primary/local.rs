@@ -34,7 +34,7 @@ impl Machine {
             (Pending::Spill { upto, seqs, held }, Ok(_)) => self.spill_done(upto, &seqs, held),
             (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
             (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
-            (Pending::Chunk { batch, index, extent }, Ok(bytes)) => self.chunk_read(batch, index, extent, bytes, fx),
+            (Pending::Chunk { batch, read }, Ok(bytes)) => self.chunk_read(batch, read, bytes, fx),
             (Pending::Spill { .. }, Err(fail @ IoFail::NoSpace(_))) => {
                 let text = format!(
                     "disk FIFO, writing: {fail}. The file system has less room than it has promised to the FIFO: make \

@@ -19,6 +19,7 @@ use super::resize::Resize;
 use super::table::AuxLink;
 use super::waiting::Waiting;
 use super::window::{Held, Window};
+use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
@@ -103,6 +104,12 @@ pub enum Input {
     Allocated {
         ranges: Cover,
     },
+    /// Answer to [`Effect::LookForHoles`]: from the start of the range on, as much as was found out together.
+    Stretches {
+        batch: Seq,
+        extent: Extent,
+        stretches: Vec<Stretch>,
+    },
     /// A volume is to have `size` bytes. Its store, and the file of the intent map, have room for that already.
     Resize {
         volume: Volume,
@@ -149,12 +156,20 @@ pub enum Effect {
     },
     /// Asks which ranges of the volumes are allocated in their backing stores.
     ListAllocated,
+    /// Asks which parts of a range have no storage. For one batch it is asked one at a time; nobody waits for that of a batch
+    /// that was given up.
+    LookForHoles {
+        batch: Seq,
+        extent: Extent,
+    },
     /// What became of [`Input::Resize`]. `Ok`: the order is as durable as the mode asks, the volume has the size from now
     /// on, and a start knows it.
+    /// `dr_asked`: whether DR was asked for room; nothing where there is none to ask.
     Resized {
         volume: Volume,
         size: u64,
-        result: Result<Seq, String>,
+        result: Result<Seq, Unresized>,
+        dr_asked: Option<bool>,
     },
     Log {
         level: Level,
@@ -167,6 +182,14 @@ pub enum Effect {
         mark: (u64, Bytes),
     },
     Stopped,
+}
+
+/// Why a volume was not resized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresized {
+    pub text: String,
+    /// Nothing was begun; the text says what would make it possible.
+    pub refused: bool,
 }
 
 /// What the machine is told once.
@@ -195,6 +218,10 @@ pub struct Options {
     pub table_payload_bytes: u64,
     /// Extents of the intent map that are set together.
     pub intent_neighbours: u64,
+    /// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
+    pub look_bytes: u64,
+    /// DR is asked for room before a volume grows.
+    pub ask_room: bool,
     /// Drawn at each start.
     pub incarnation: u64,
 }
@@ -213,7 +240,7 @@ pub(super) enum Pending {
     Spill { upto: u64, seqs: Vec<Seq>, held: Held },
     FifoRead { pos: u64 },
     LogRead { peer: Peer, first: Seq, count: usize },
-    Chunk { batch: Seq, index: u64, extent: Extent },
+    Chunk { batch: Seq, read: u64 },
 }
 
 /// What a superblock says of sizes.
@@ -450,6 +477,7 @@ impl Machine {
             Input::DrTaken { conn, left } => self.dr.taken(conn, left),
             Input::DrClosed { conn, reason } => self.dr_closed(conn, &reason, fx),
             Input::Allocated { ranges } => self.allocated(ranges, fx),
+            Input::Stretches { batch, extent, stretches } => self.holes_found(batch, extent, &stretches),
             Input::Resize { volume, size } => self.resize(volume, size, fx),
             Input::Tick => self.end_of_turn(fx),
             Input::Stop => {

@@ -61,6 +61,7 @@ impl Machine {
             table_slots_used: (self.tail.0 - self.floor().0.min(self.tail.0)).min(self.aux.slots()),
             table_slots: self.aux.slots(),
             batch: self.batch_status(now),
+            dr_holds_back: self.dr_holds_back(),
             degraded: self.degraded(now),
             links: self.links(now),
             ..PrimaryStatus::default()
@@ -139,6 +140,7 @@ impl Machine {
             let why = self.dr.problem.clone().unwrap_or_else(|| word.into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
         }
+        out.extend(self.held_back(now));
         if self.aux.in_reach() && self.aux.skipped > self.floor() {
             let text = format!("the auxiliary lacks records up to seq {}, which DR has not either", self.aux.skipped);
             out.push(Degraded::new(text, self.aux.since(now), now.wall_ns));

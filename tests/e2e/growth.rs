@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::site::{Role, find_program};
-use farshore::cluster::status::{Resized, Status};
+use farshore::cluster::status::{PromoteReport, Resized, Status};
 use farshore::core::address::Address;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
@@ -137,6 +137,52 @@ fn the_configuration_may_lag_behind_or_lead() -> Result<()> {
     Ok(())
 }
 
+/// A resize of `db` to 24 MiB of which DR hears only when it is in the order.
+fn resize_unasked(group: &mut Group) -> Result<()> {
+    group.site.line.cut();
+    let away = |status: &Status| matches!(status, Status::Primary(it) if it.links.iter().any(|it| it.peer == "dr" && it.state != "up"));
+    group.site.wait(Role::Primary, "DR out of reach", away)?;
+    let told = group.site.verb(&["resize", "db", "24MiB"])?;
+    ensure!(told.exit == 0 && told.out.contains("was not asked"), "{told:?}");
+    group.site.line.heal();
+    Ok(())
+}
+
+#[test]
+fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let Some((mut far, far_file, there)) = serve_file(&group, "far", 16 * MIB)? else { return Ok(()) };
+    group.put_on(Role::Dr, "db", &there, &there)?;
+    group.site.start_all()?;
+    group.write(Role::Primary, "db", 0, 4)?;
+    group.site.settle(LONG)?;
+    let before = group.image(Role::Primary, "db")?;
+    resize_unasked(&mut group)?;
+    group.write(Role::Primary, "db", 0, 5)?;
+    group.write(Role::Primary, "db", 20 * MIB, 5)?;
+    let tail = group.site.primary()?.tail_seq;
+    let held = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some() && it.cut_seq >= tail);
+    group.site.wait(Role::Dr, "everything there, and held back", held)?;
+    group.site.kill(Role::Primary)?;
+    let refused = group.site.verb(&["promote"])?;
+    ensure!(refused.exit == 3 && refused.errors.contains("--force promotes seq"), "{refused:?}");
+    let plan: PromoteReport = serde_json::from_str(&group.site.verb(&["promote", "--plan", "--force", "--json"])?.out)?;
+    let report = group.site.promote(&["--force"])?;
+    let lost: Vec<String> = report.missing.iter().map(|write| write.op).collect();
+    ensure!(lost == ["resize", "write", "write"], "{report:?}");
+    ensure!((plan.cut_seq, plan.missing.len()) == (report.cut_seq, 3), "{plan:?}");
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
+    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image");
+    // What stands has been decided, also when there is room later.
+    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
+    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image after a restart");
+    far.kill()?;
+    Ok(())
+}
+
 /// `nbdkit file`, which tells the size that its file has when it is connected to.
 fn serve_file(group: &Group, name: &str, bytes: u64) -> Result<Option<(Child, PathBuf, Address)>> {
     let Some(program) = find_program("nbdkit") else {
@@ -166,12 +212,22 @@ fn what_a_store_is_too_small_for_waits_until_it_has_grown_by_its_own_means() -> 
     ensure!(told.exit == 3 && told.errors.contains("25165824 are needed"), "{told:?}");
     ensure!(export_bytes(&group, Role::Primary, "db")? == 16 * MIB);
     std::fs::File::options().write(true).open(&near_file)?.set_len(24 * MIB)?;
-    resize(&group, "db", "24MiB")?;
+    let told = group.site.verb(&["resize", "db", "24MiB"])?;
+    let dr_said = ["DR has no room", "volume db is too small here", "25165824 are needed"];
+    ensure!(told.exit == 3 && dr_said.iter().all(|said| told.errors.contains(said)), "{told:?}");
+    ensure!(export_bytes(&group, Role::Primary, "db")? == 16 * MIB);
+    resize_unasked(&mut group)?;
     group.write(Role::Primary, "db", 20 * MIB, 5)?;
     group.write(Role::Primary, "log", 0, 6)?;
-    let small = |status: &Status| matches!(status, Status::Dr(it) if it.degraded.iter().any(|one| one.what.contains("is too small here")));
+    let small = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some());
     group.site.wait(Role::Dr, "the store that is too small named", small)?;
     ensure!(group.site.dr()?.volumes[0].size_bytes == 24 * MIB, "its recovery point has the resize");
+    let held = |status: &Status| matches!(status, Status::Primary(it) if it.dr_holds_back.is_some());
+    group.site.wait(Role::Primary, "what DR holds back", held)?;
+    let held = group.site.primary()?.dr_holds_back.context("it was there")?;
+    ensure!((held.volume.as_str(), held.lacking_bytes) == ("db", 8 * MIB), "{held:?}");
+    let plan = group.site.verb(&["promote", "--plan"])?;
+    ensure!(plan.exit == 3 && plan.errors.contains("volume db lacks 8388608 bytes"), "{plan:?}");
     std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
     group.site.wait(Role::Dr, "the store that has grown", |status| !small(status))?;
     group.site.settle(LONG)?;

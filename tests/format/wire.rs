@@ -7,8 +7,8 @@ use farshore::core::rope::Rope;
 use farshore::format::FormatError;
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::{
-    CHUNK_HEAD_BYTES, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, Welcome,
-    decode, encode,
+    CHUNK_HEAD_BYTES, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, StoreRoom,
+    Welcome, decode, encode,
 };
 use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX};
 use proptest::prelude::*;
@@ -121,6 +121,21 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
         (
             Message::Pong { nonce: 0x78 },
             "4653484c050d000008000000000000004c55971a00000000000000008deeef927800000000000000",
+        ),
+        (
+            Message::RoomAsked { volume: Volume(3), size: 0x4000 },
+            "4653484c050e00001000000000000000de8a78810000000000000000c6207d0b03000000000000000040000000000000",
+        ),
+        (
+            Message::StoreRoom(StoreRoom {
+                volume: Volume(3),
+                size: 0x4000,
+                has: 0x1000,
+                holds: true,
+                text: "too small".into(),
+            }),
+            "4653484c050f0000230000000000000099f85c48000000000000000002dffa7503000100000000000040000000000000\
+             00100000000000000900746f6f20736d616c6c",
         ),
     ]
 }
@@ -279,7 +294,7 @@ pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: 
 
 #[test]
 fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
-    for kind in 1..=13 {
+    for kind in 1..=15 {
         for (body_len, data_len) in [(u32::MAX, 0), (1 << 21, 0), (64, u32::MAX), (72, (32 << 20) + 1)] {
             let read = decode(&mut rope_of(&forged(LINK, kind, body_len, data_len, &[])));
             assert!(matches!(read, Err(FormatError::Field { .. })), "kind {kind}: {read:?}");
@@ -294,7 +309,7 @@ fn another_version_or_kind_is_named() {
     assert_eq!(ping(LINK + 1, 12), Err(FormatError::Version { what: "link frame", got: 6, want: 5 }));
     assert_eq!(ping(LINK - 1, 12), Err(FormatError::Version { what: "link frame", got: 4, want: 5 }));
     assert!(matches!(ping(LINK, 0), Err(FormatError::Field { .. })));
-    assert!(matches!(ping(LINK, 14), Err(FormatError::Field { .. })));
+    assert!(matches!(ping(LINK, 16), Err(FormatError::Field { .. })));
     assert_eq!(ping(LINK, 12), Ok(Some(Message::Ping { nonce: 0 })));
     assert_eq!(decode(&mut rope_of(&[0; 32])), Err(FormatError::Magic { what: "link frame" }));
 }
@@ -313,6 +328,12 @@ fn nonsense_under_valid_checksums_is_refused() {
     refused(9, &le(&[1, 2, 1]));
     assert!(whole(11, &le(&[1, 1, 1, 1, 1, 1, 1])).is_ok());
     refused(11, &le(&[1, 1, 1, 1, 2, 1, 1]));
+    assert!(whole(14, &le(&[1, 512])).is_ok());
+    refused(14, &le(&[1 << 16, 512]));
+    let room = |word: u64, text: &[u8]| [&le(&[word, 1, 1])[..], &(text.len() as u16).to_le_bytes(), text].concat();
+    assert!(whole(15, &room(1 << 16, b"no")).is_ok());
+    refused(15, &room(1 << 17, b"no"));
+    refused(15, &room(0, b"\xff"));
     refused(4, &write_record().encode()[..63]);
     refused(6, &write_record().encode());
     refused(6, &zeroes_record().encode());

@@ -531,6 +531,7 @@ impl World {
                         self.primary_step(primary::machine::Input::DrClosed { conn, reason: "closed here".into() });
                     }
                 }
+                Effect::LookForHoles { .. } => unreachable!("no range is so long"),
                 Effect::Resized { .. } => unreachable!("nobody asks for it"),
                 Effect::ListAllocated => self.events.push_back(Event::Allocated),
                 Effect::Fatal { text, .. } => panic!("primary: {text}"),
@@ -733,6 +734,8 @@ impl World {
             standalone: false,
             table_payload_bytes: 0,
             intent_neighbours: 1,
+            look_bytes: u64::MAX,
+            ask_room: false,
             incarnation: self.id(),
         };
         let mut effects = Vec::new();

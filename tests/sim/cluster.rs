@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use farshore::core::errno::Errno;
-use farshore::core::ids::{Conn, Owner, Seq, Ticket, Volume};
+use farshore::core::ids::{Conn, Extent, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::Now;
 use farshore::core::rope::Rope;
 use farshore::format::spool::sized_nonce;
@@ -73,6 +73,11 @@ pub enum Event {
     /// The shell's answer to a question about files.
     Allocated {
         run: u64,
+    },
+    Holes {
+        run: u64,
+        batch: Seq,
+        extent: Extent,
     },
     /// A store of DR was asked to grow.
     Grown {

@@ -4,7 +4,8 @@
 use std::mem::take;
 
 use bytes::Bytes;
-use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Ticket, Volume};
+use farshore::core::allocation::Stretch;
+use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use farshore::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
 use farshore::core::planted::{Bug, planted};
 use farshore::core::rope::Rope;
@@ -31,7 +32,9 @@ impl World {
     pub fn dispatch(&mut self, event: Event) -> Verdict {
         let node = match &event {
             Event::Disk { node, .. } | Event::Tick { node, .. } => Some(*node),
-            Event::EndOfTurn { .. } | Event::Ask { .. } | Event::Allocated { .. } => Some(Node::Primary),
+            Event::EndOfTurn { .. } | Event::Ask { .. } | Event::Allocated { .. } | Event::Holes { .. } => {
+                Some(Node::Primary)
+            }
             Event::ReportStored { .. } | Event::Grown { .. } => Some(Node::Dr),
             _ => None,
         };
@@ -56,6 +59,9 @@ impl World {
             }
             Event::Ask { client, run } if self.is_running(Node::Primary, run) => self.client_asks(client),
             Event::Allocated { run } if self.is_running(Node::Primary, run) => self.answer_allocated(),
+            Event::Holes { run, batch, extent } if self.is_running(Node::Primary, run) => {
+                self.answer_holes(batch, extent)
+            }
             Event::ReportStored { run, ticket, report } if self.is_running(Node::Dr, run) => {
                 self.dr_report = Some(*report);
                 self.dr_step(dr::machine::Input::ReportStored { ticket, result: Ok(()) })
@@ -376,6 +382,8 @@ impl World {
             table_payload_bytes: self.setup.table_payload_bytes,
             standalone: false,
             intent_neighbours: self.setup.intent_neighbours,
+            look_bytes: self.setup.look_bytes,
+            ask_room: self.setup.ask_room,
             incarnation: self.rng.u64(),
         };
         let now = self.clock(Node::Primary);
@@ -395,6 +403,24 @@ impl World {
             }
         }
         self.primary_step(primary::machine::Input::Allocated { ranges })
+    }
+
+    /// What of a range of the primary's volume holds nothing but zeroes, in whole blocks.
+    pub fn answer_holes(&mut self, batch: Seq, extent: Extent) -> Verdict {
+        let images = self.primary_images(&self.primary_sizes());
+        let (from, to) = (extent.offset as usize, (extent.offset + extent.length) as usize);
+        let bytes = &images[extent.volume.0 as usize][from..to];
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for block in bytes.chunks(4096) {
+            let (length, hole) = (block.len() as u64, block.iter().all(|byte| *byte == 0));
+            match stretches.last_mut().filter(|last| last.hole == hole) {
+                Some(last) => last.length += length,
+                None => stretches.push(Stretch { length, hole }),
+            }
+        }
+        // Only so much is told together.
+        stretches.truncate(3);
+        self.primary_step(primary::machine::Input::Stretches { batch, extent, stretches })
     }
 
     fn start_aux(&mut self) -> Verdict {
@@ -631,7 +657,8 @@ impl World {
             let device = self.noise.chance(50);
             self.dr_disk.grow(dr::machine::File::Volume(volume), size, Some(&mut self.noise).filter(|_| device));
         }
-        let result = if small { Err(format!("volume {volume} is too small here")) } else { Ok(size) };
+        let lacking = || dr::api::Lacking { has: size - 512, text: format!("volume {volume} is too small here") };
+        let result = if small { Err(lacking()) } else { Ok(size) };
         self.dr_step(dr::machine::Input::Grown { volume, result })
     }
 

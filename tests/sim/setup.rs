@@ -23,6 +23,10 @@ const SPOIL_SALT: u64 = 0xc201_1000;
 const SHORT_SALT: u64 = 0x10a6_00a7;
 /// The same of the one that resizes are drawn from.
 const RESIZE_SALT: u64 = 0x0002_e512_0546;
+/// And of the one that says from what length on holes are looked for.
+const HOLES_SALT: u64 = 0xb01e_5ee5;
+/// And of the one that says whether DR is asked for room.
+const ROOM_SALT: u64 = 0x0000_400a_5ced;
 /// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
 const BURST_SALT: u64 = 0x000b_0457_000e;
 
@@ -42,6 +46,10 @@ pub struct Setup {
     pub fifo_disk_bytes: u64,
     pub table_slots: u64,
     pub intent_neighbours: u64,
+    /// From what length on holes are looked for in a range of a batch.
+    pub look_bytes: u64,
+    /// DR is asked for room before a volume grows.
+    pub ask_room: bool,
     pub table_payload_bytes: u64,
     /// The table stands on a server that fences nobody.
     pub plain_table: bool,
@@ -298,6 +306,8 @@ impl Setup {
             fifo_memory_bytes: rng.scale(64 << 10, 8 << 20),
             fifo_disk_bytes: rng.pick(&[0, 512 << 10, 1 << 20, 4 << 20]),
             // Not drawn: what the other seeds draw stays as it was.
+            look_bytes: u64::MAX,
+            ask_room: false,
             intent_neighbours: if seed.is_multiple_of(3) { 16 } else { 1 },
             table_slots: rng.pick(&[1024, 1024, 2048, 8192]),
             table_payload_bytes: 0,
@@ -359,6 +369,8 @@ impl Setup {
                 setup.short_journal(&mut Rng::new(seed ^ SHORT_SALT));
             }
             setup.resize(&mut Rng::new(seed ^ RESIZE_SALT));
+            setup.look_for_holes(&mut Rng::new(seed ^ HOLES_SALT));
+            setup.ask_room = Rng::new(seed ^ ROOM_SALT).chance(50);
         }
         setup
     }

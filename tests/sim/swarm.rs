@@ -336,6 +336,13 @@ impl Setup {
         }
     }
 
+    /// Holes of volumes are looked for before a batch reads them, however short they are.
+    pub fn look_for_holes(&mut self, rng: &mut Rng) {
+        if rng.chance(30) {
+            self.look_bytes = rng.pick(&[4096, 16 << 10, 256 << 10]);
+        }
+    }
+
     /// Volumes that grow, in any mood; and what comes in between.
     pub fn resize(&mut self, rng: &mut Rng) {
         if self.mood == Mood::Brim || !rng.chance(10) {

@@ -161,7 +161,12 @@ impl World {
                 let run = self.host(Node::Primary).run;
                 self.at(at, Event::Allocated { run });
             }
-            Effect::Resized { volume, size, result } => self.resized(volume, size, result)?,
+            Effect::LookForHoles { batch, extent } => {
+                let at = self.disk_time(Node::Primary);
+                let run = self.host(Node::Primary).run;
+                self.at(at, Event::Holes { run, batch, extent });
+            }
+            Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok())?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.
@@ -176,8 +181,8 @@ impl World {
     }
 
     /// An operator is told that a volume has its new size: every start knows it, and the order is where the mode wants it.
-    fn resized(&mut self, volume: Volume, size: u64, result: Result<Seq, String>) -> Verdict {
-        let Ok(seq) = result else { return Ok(()) };
+    fn resized(&mut self, volume: Volume, size: u64, seq: Option<Seq>) -> Verdict {
+        let Some(seq) = seq else { return Ok(()) };
         if self.promoted_at_ns.is_some() {
             if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
                 return Ok(());
@@ -236,6 +241,10 @@ impl World {
     }
 
     /// I2: a bit of the intent map is cleared only when DR has everything that was written under it.
+    fn check_intent_pages(&self, bytes: &[u8]) -> Verdict {
+        bytes.chunks(farshore::limits::BLOCK_BYTES).try_for_each(|block| self.check_intent_page(block))
+    }
+
     fn check_intent_page(&self, bytes: &[u8]) -> Verdict {
         let Ok(page) = Page::decode(bytes) else { return Ok(()) };
         for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
@@ -256,7 +265,7 @@ impl World {
             return self.saw_records(&parts.concat());
         }
         if let (File::IntentMap, DiskKind::Write { parts, .. }) = (op.file, &op.kind) {
-            return self.check_intent_page(&parts.concat());
+            return self.check_intent_pages(&parts.concat());
         }
         let (File::Volume(volume), Some((offset, length))) = (op.file, range_of(&op.kind)) else { return Ok(()) };
         let beyond =

@@ -25,6 +25,7 @@ use crate::cluster::config::Config;
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::IoFail;
+use crate::dr::api::Lacking;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
@@ -168,10 +169,14 @@ impl Files {
     }
 
     /// Has the store of a volume grow; an error says which is too small, and what to do.
-    pub fn enlarge(&mut self, reactor: &mut Reactor, volume: Volume, size: u64) -> Result<u64, String> {
+    pub fn enlarge(&mut self, reactor: &mut Reactor, volume: Volume, size: u64) -> Result<u64, Lacking> {
         let file = self.volumes[usize::from(volume.0)];
         let grown = self.backings.enlarge(reactor, file, size);
-        grown.map_err(|short| format!("volume {} is too small here: {}", self.names[usize::from(volume.0)], short.text))
+        let name = &self.names[usize::from(volume.0)];
+        grown.map_err(|short| Lacking {
+            has: short.has,
+            text: format!("volume {name} is too small here: {}", short.text),
+        })
     }
 
     /// What is said of a promoted site whose report is not there, or is not what was stored.

@@ -5,9 +5,10 @@ use bytes::Bytes;
 
 use super::orders::{self, orders};
 use super::{
-    FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, VERSION, WHAT, Welcome,
+    FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, StoreRoom, VERSION,
+    WHAT, Welcome,
 };
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange};
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
 use crate::core::op::Op;
 use crate::core::rope::Rope;
 use crate::format::FormatError;
@@ -95,6 +96,8 @@ impl Bounds {
             Kind::Chunk => (8 + RECORD_BYTES, 8 + RECORD_BYTES, CHUNK_BYTES_MAX),
             Kind::ChunksDurable => (16, 16 + LIST_ITEMS_MAX * 8, 0),
             Kind::Progress => (56, 56, 0),
+            Kind::RoomAsked => (16, 16, 0),
+            Kind::StoreRoom => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
         };
         Bounds { body_min, body_max, data_max }
     }
@@ -146,6 +149,21 @@ fn message(kind: Kind, body: &Bytes, data: Bytes) -> Result<Message, FormatError
         },
         Kind::Ping => Message::Ping { nonce: body.u64()? },
         Kind::Pong => Message::Pong { nonce: body.u64()? },
+        Kind::RoomAsked => {
+            let (volume, flags) = body.volume()?;
+            if flags != 0 {
+                return Err(body.wrong(format!("unknown flags {flags:#x}")));
+            }
+            Message::RoomAsked { volume, size: body.u64()? }
+        }
+        Kind::StoreRoom => {
+            let (volume, flags) = body.volume()?;
+            if flags > 1 {
+                return Err(body.wrong(format!("unknown flags {flags:#x}")));
+            }
+            let (size, has, text) = (body.u64()?, body.u64()?, body.text(REFUSE_TEXT_BYTES_MAX)?);
+            Message::StoreRoom(StoreRoom { volume, size, has, holds: flags == 1, text })
+        }
     };
     body.end()?;
     Ok(message)
@@ -260,6 +278,12 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, FormatError> {
         self.take(8).map(|bytes| u64_at(bytes, 0))
+    }
+
+    /// A volume, and the flags in the eight bytes with it.
+    fn volume(&mut self) -> Result<(Volume, u64), FormatError> {
+        let word = self.u64()?;
+        Ok((Volume((word & 0xffff) as u16), word >> 16))
     }
 
     fn room(&mut self) -> Result<JournalRoom, FormatError> {

@@ -72,6 +72,16 @@ impl Encoder {
                 })
             }
             Message::Ping { nonce } | Message::Pong { nonce } => self.frame(kind, 0, |body| body.put_u64_le(*nonce)),
+            Message::RoomAsked { volume, size } => self.frame(kind, 0, |body| {
+                body.put_u64_le(u64::from(volume.0));
+                body.put_u64_le(*size);
+            }),
+            Message::StoreRoom(room) => self.frame(kind, 0, |body| {
+                body.put_u64_le(u64::from(room.volume.0) | u64::from(room.holds) << 16);
+                body.put_u64_le(room.size);
+                body.put_u64_le(room.has);
+                put_text(body, &room.text[..room.text.floor_char_boundary(REFUSE_TEXT_BYTES_MAX)]);
+            }),
         }
     }
 

@@ -9,41 +9,42 @@
 //! What each batch of a first sync has to bring is less than the one before, unless writes come faster than the link
 //! takes them: then the next one is the last, and they wait for it.
 
-use super::{BATCH_STALL_NS, Batch, HOLE_BYTES_MAX, Mode, share};
+use super::{BATCH_STALL_NS, Batch, Mode, share};
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::{Cover, VolumeRanges};
+use crate::core::ranges::Cover;
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
 use crate::limits::{CHUNK_BYTES_MAX, ENTRY_ALIGN_BYTES, spool_for_any_batch};
 use crate::primary::machine::{Effect, Machine};
-
-/// What a batch takes in DR's spool at the most.
-pub(super) fn staged_bytes(ranges: &VolumeRanges, holes: &VolumeRanges) -> u64 {
-    let pieces = ranges.len() as u64 + ranges.bytes() / u64::from(CHUNK_BYTES_MAX);
-    let holes = holes.len() as u64 + holes.bytes() / HOLE_BYTES_MAX;
-    ranges.bytes() + (pieces + holes) * (entry_bytes(0) + ENTRY_ALIGN_BYTES)
-}
 
 impl Batch {
     /// The batch that carries on this one, of which nothing is under way, from `begin` on.
     pub(super) fn carry_on(mut self, begin: Seq, now: Now) -> Batch {
         let mut todo = self.since.take().filter(|_| !planted(Bug::CarriedWithoutWrites)).unwrap_or_default();
         todo.union(&self.todo);
+        self.holes.union(&self.zeroes);
         for piece in self.again {
             if piece.hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
         }
         todo.iter().for_each(|extent| self.holes.remove(extent));
         self.all.union(&todo);
         let next = Batch::new(begin, todo, self.holes, now);
-        Batch { all: self.all, since: Some(Cover::new()), carried: true, ..next }
+        let hole_bytes_max = self.hole_bytes_max;
+        Batch { all: self.all, since: Some(Cover::new()), carried: true, hole_bytes_max, ..next }
     }
 
     /// Bytes that would be to go if it were carried on now.
     pub(in crate::primary) fn behind(&self) -> u64 {
         self.bytes_left() + self.since.as_ref().map_or(0, |since| since.bytes())
+    }
+
+    /// What it takes of DR's spool, as far as is known: what was sent, and what is to go, in which holes may yet be found.
+    fn staged_bytes(&self) -> u64 {
+        let pieces = self.todo.len() as u64 + self.todo.bytes() / u64::from(CHUNK_BYTES_MAX);
+        self.staged + self.todo.bytes() + pieces * (entry_bytes(0) + ENTRY_ALIGN_BYTES)
     }
 
     /// Whether pieces get ahead of what is written.
@@ -73,21 +74,29 @@ impl Machine {
     /// What a batch leaves of DR's spool, where that is known.
     pub(in crate::primary) fn spool_left(&self) -> Option<u64> {
         let batch = self.mode.batch().or(self.closing.as_ref());
-        let staged = batch.filter(|batch| batch.since.is_none()).map_or(0, |batch| batch.staged);
+        let staged = batch.filter(|batch| batch.since.is_none()).map_or(0, Batch::staged_bytes);
         (self.dr.spool_bytes > 0).then(|| self.spool_usable().saturating_sub(staged))
     }
 
-    /// Why the batch that is to follow is not begun, where DR's spool does not hold it as a whole. A first sync takes none.
+    /// A batch of which more was sent than DR's spool holds is given up, and none is begun before the spool is another.
+    pub(super) fn give_up_unfit(&mut self, fx: &mut Vec<Effect>) {
+        let spool = self.dr.spool_bytes;
+        if self.mode.batch().is_some_and(|batch| batch.since.is_none() && batch.staged > spool - spool / 32) {
+            self.dr.unfit_spool_bytes = spool;
+            self.coalesce("DR's spool does not hold the batch as a whole", fx);
+        }
+    }
+
+    /// Why the batch that is to follow is not begun, where DR's spool does not hold it as a whole.
     pub(in crate::primary) fn unfit(&self) -> Option<String> {
-        let (spool, takes) = (self.dr.spool_bytes, staged_bytes(&self.lost, &self.dr.holes));
-        if !self.dr.ready() || !self.dr.synced || takes <= spool - spool / 32 {
+        let spool = self.dr.spool_bytes;
+        if !self.dr.synced || spool == 0 || spool != self.dr.unfit_spool_bytes {
             return None;
         }
         let enough = spool_for_any_batch(self.options.volumes.iter().map(|(_, size)| size).sum()) >> 20;
         Some(format!(
-            "a batch of {} bytes waits, which DR's spool of {} MiB does not hold: set [dr] spool to \"{enough}MiB\", which \
+            "a batch waits that DR's spool of {} MiB does not hold as a whole: set [dr] spool to \"{enough}MiB\", which \
              holds any batch of this group, and restart DR; it keeps what it has",
-            self.lost.bytes(),
             spool >> 20
         ))
     }
@@ -182,6 +191,7 @@ mod tests {
     use super::*;
     use crate::core::ids::{Extent, Volume};
     use crate::core::modes::{Protect, Require};
+    use crate::core::ranges::VolumeRanges;
     use crate::format::wire::JournalRoom;
     use crate::primary::link::Phase;
     use crate::primary::link::tests::fresh;
@@ -200,8 +210,8 @@ mod tests {
         todo.insert(Extent { volume: Volume(0), offset: 0, length: (total - acked) * MIB });
         let batch = Batch::new(Seq(1), todo, VolumeRanges::new(), Now::default());
         let since = first_sync.then(Cover::new);
-        let (staged, total) = (total * MIB, total * MIB);
-        let batch = Batch { since, staged, total, bytes: acked * MIB, bytes_acked: acked * MIB, ..batch };
+        let (staged, acked, total) = (acked * MIB, acked * MIB, total * MIB);
+        let batch = Batch { since, staged, total, bytes: acked, bytes_acked: acked, ..batch };
         machine.mode = Mode::Batch(Box::new(batch));
         machine
     }
@@ -275,19 +285,20 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_the_spool_cannot_hold_is_not_begun_and_status_says_what_would() {
-        let unfit = |first_sync, mib, ranges: u64| {
-            let mut machine = with_batch(first_sync, 1, 0);
+    fn a_batch_that_the_spool_does_not_hold_is_given_up_and_none_begins_until_the_spool_is_another() {
+        let sent = |first_sync, mib| {
+            let mut machine = with_batch(first_sync, 1000, 0);
             machine.dr.synced = !first_sync;
-            for at in 0..ranges {
-                let (offset, length) = (at * 64 * MIB, mib * MIB / ranges);
-                machine.lost.insert(Extent { volume: Volume(0), offset, length });
-            }
-            machine.unfit()
+            batch(&mut machine).staged = mib * MIB;
+            machine.give_up_unfit(&mut Vec::new());
+            machine
         };
-        assert_eq!([unfit(false, 185, 1), unfit(true, 500, 1)], [None, None]);
-        assert!(unfit(false, 187, 1).is_some_and(|text| text.contains("set [dr] spool to")), "186 and no more");
-        assert!(unfit(false, 185, 2048).is_some(), "headers count");
+        assert!(sent(false, 186).unfit().is_none() && sent(true, 1000).unfit().is_none());
+        let mut machine = sent(false, 187);
+        assert!(machine.lost_any() && machine.lost.bytes() == 1000 * MIB);
+        assert!(machine.unfit().is_some_and(|text| text.contains("set [dr] spool to")));
+        machine.dr.spool_bytes *= 8;
+        assert_eq!(machine.unfit(), None);
     }
 
     #[test]

@@ -4,11 +4,13 @@ use anyhow::Context;
 
 use super::Shell;
 use crate::cluster::control::Answer;
+use crate::cluster::size::human_size;
 use crate::cluster::status::Resized;
 use crate::core::ids::{Conn, Seq, Volume};
 use crate::format::intent::MapLayout;
 use crate::io::Preallocate;
-use crate::primary::machine::{File, Input};
+use crate::primary::intent::memory_bytes_max;
+use crate::primary::machine::{File, Input, Machine, Unresized};
 
 /// How long a server whose export is too small is asked again, and how often, nanoseconds.
 const ROOM_NS: u64 = 10_000_000_000;
@@ -44,21 +46,29 @@ impl Shell {
         let Some(index) = volumes.iter().position(|(known, _)| known == name) else {
             let names: Vec<&str> = volumes.iter().map(|(name, _)| name.as_str()).collect();
             let text = format!("there is no volume {name:?} here; there is {}", names.join(", "));
-            return Ok(Some(Answer::failed(text)));
+            return Ok(Some(Answer::usage(text)));
         };
+        if let Err(text) = Machine::may_be_a_size(size) {
+            return Ok(Some(Answer::usage(text)));
+        }
         let old_size = volumes[index].1;
         let volume = Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"));
         let waiting = Resizing { conn, volume, old_size, size, room: None };
         match self.machine.may_resize(volume, size) {
             Err(text) => Ok(Some(Answer::refused(text))),
-            Ok(true) => Ok(Some(self.resized_answer(&waiting, Seq(0)))),
+            Ok(true) => Ok(Some(self.resized_answer(&waiting, self.machine.resized_last(), None))),
             Ok(false) => self.make_room(waiting),
         }
     }
 
-    /// Gives the store of a volume, and the map, room for its new size; then it is ordered.
+    /// Gives the map, and the store of a volume, room for its new size; then it is ordered.
     fn make_room(&mut self, mut waiting: Resizing) -> anyhow::Result<Option<Answer>> {
         let (volume, size) = (waiting.volume, waiting.size);
+        let (name, has) = self.machine.volumes()[usize::from(volume.0)].clone();
+        let refused = |why: String| Ok(Some(Answer::refused(format!("{why}; volume {name} stays at {has} bytes"))));
+        if let Err(why) = self.map_room(volume, size) {
+            return refused(why);
+        }
         let file = self.opened.file(File::Volume(volume));
         if let Err(short) = self.opened.backings.enlarge(&mut self.reactor, file, size) {
             let now_ns = self.reactor.now().mono_ns;
@@ -68,19 +78,33 @@ impl Shell {
                 self.resizes.push(waiting);
                 return Ok(None);
             }
-            let (name, has) = &self.machine.volumes()[usize::from(volume.0)];
-            return Ok(Some(Answer::refused(format!("{}; volume {name} stays at {has} bytes", short.text))));
-        }
-        let mut sizes = self.machine.sizes_asked();
-        sizes[usize::from(volume.0)] = size.max(sizes[usize::from(volume.0)]);
-        let map_bytes = MapLayout::new(&sizes).total_bytes();
-        if let Err(fail) = self.reactor.enlarge(self.opened.map, map_bytes, Preallocate::Written) {
-            return Ok(Some(Answer::failed(format!("the intent map cannot grow with the volume: {fail}"))));
+            return refused(short.text);
         }
         waiting.room = None;
         self.resizes.push(waiting);
         self.step(Input::Resize { volume, size }).context("resizing a volume")?;
         Ok(None)
+    }
+
+    /// Gives the intent map what it needs for a volume of this size: memory at the worst, when nothing in it is alike, and
+    /// space on disk. Its new pages are written before anything relies on them.
+    fn map_room(&mut self, volume: Volume, size: u64) -> Result<(), String> {
+        let before = self.machine.sizes_asked();
+        let mut sizes = before.clone();
+        sizes[usize::from(volume.0)] = size.max(sizes[usize::from(volume.0)]);
+        let more = memory_bytes_max(&sizes).saturating_sub(memory_bytes_max(&before));
+        if let Some(free) = memory_available().filter(|free| more > *free) {
+            let (more, free) = (human_size(more), human_size(free));
+            return Err(format!(
+                "the intent map of a volume of {size} bytes may take {more} more of memory here, and {free} are available: \
+                 give this host more, or grow by less"
+            ));
+        }
+        let map_bytes = MapLayout::new(&sizes).total_bytes();
+        let enlarged = self.reactor.enlarge(self.opened.map, map_bytes, Preallocate::Reserve);
+        enlarged.map(drop).map_err(|fail| {
+            format!("the intent map grows with the volume, to {map_bytes} bytes, for which there is no room: {fail}")
+        })
     }
 
     /// Looks again at stores that were too small.
@@ -102,7 +126,12 @@ impl Shell {
     }
 
     /// What the machine says became of it.
-    pub(super) fn resized(&mut self, volume: Volume, size: u64, result: Result<Seq, String>) {
+    pub(super) fn resized(
+        &mut self,
+        (volume, size): (Volume, u64),
+        result: Result<Seq, Unresized>,
+        dr_asked: Option<bool>,
+    ) {
         if result.is_ok() {
             let conns: Vec<Conn> =
                 self.exports.iter().filter(|(_, on)| **on == volume).map(|(conn, _)| *conn).collect();
@@ -112,8 +141,9 @@ impl Shell {
         let done: Vec<Resizing> = self.resizes.extract_if(.., done).collect();
         for waiting in done {
             let answer = match &result {
-                Ok(seq) => self.resized_answer(&waiting, *seq),
-                Err(text) => Answer::failed(text.clone()),
+                Ok(seq) => self.resized_answer(&waiting, *seq, dr_asked),
+                Err(Unresized { text, refused: true }) => Answer::refused(text.clone()),
+                Err(Unresized { text, .. }) => Answer::failed(text.clone()),
             };
             self.tell(waiting.conn, answer);
         }
@@ -136,7 +166,7 @@ impl Shell {
         }
     }
 
-    fn resized_answer(&self, waiting: &Resizing, seq: Seq) -> Answer {
+    fn resized_answer(&self, waiting: &Resizing, seq: Seq, dr_asked: Option<bool>) -> Answer {
         let name = self.machine.volumes()[usize::from(waiting.volume.0)].0.clone();
         Answer::resized(&Resized {
             group: self.group.clone(),
@@ -144,6 +174,14 @@ impl Shell {
             old_size_bytes: waiting.old_size,
             size_bytes: waiting.size,
             seq,
+            dr_asked,
         })
     }
+}
+
+/// Memory of this host that a process may have without anything being pushed out, bytes; where the kernel tells.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -1,8 +1,10 @@
 //! What DR asks for again: payloads that it has not, or has not any more.
 
+use bytes::Bytes;
+
 use crate::core::ids::{Seq, SeqRange};
 use crate::primary::machine::{Effect, Machine};
-use crate::primary::window::Payload;
+use crate::primary::window::{Local, Payload};
 
 impl Machine {
     /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.
@@ -46,5 +48,19 @@ impl Machine {
         // What is queued comes after it: DR could only hold it back, and may have no room to.
         self.drop_queued();
         self.lost.union(&self.intent.ranges());
+    }
+
+    /// DR has these payloads.
+    pub(super) fn mark_copied(&mut self, range: SeqRange) {
+        for seq in range.first.0.max(self.window.first().0)..=range.last.0.min(self.tail.0) {
+            if let Some(entry) = self.window.get_mut(Seq(seq))
+                && matches!(entry.payload, Payload::Queued | Payload::Sent)
+                && entry.local == Local::Done
+            {
+                self.held -= entry.held();
+                entry.payload = Payload::Copied;
+                entry.data = Bytes::new();
+            }
+        }
     }
 }

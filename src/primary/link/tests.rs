@@ -57,6 +57,8 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
         standalone: false,
         table_payload_bytes: 0,
         intent_neighbours: 1,
+        look_bytes: u64::MAX,
+        ask_room: false,
         incarnation: 1,
     };
     let recovered = recover(&expect, &files).expect("a new directory");

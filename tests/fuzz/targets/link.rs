@@ -23,7 +23,7 @@ fn bytes_of(message: &Message) -> Vec<u8> {
 fn frame(kind: u8, body: &[u8], data: &[u8]) -> Vec<u8> {
     let mut out = [0; FRAME_HEADER_BYTES];
     out[..4].copy_from_slice(b"FSHL");
-    out[4..6].copy_from_slice(&[2, kind]);
+    out[4..6].copy_from_slice(&[5, kind]);
     out[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
     out[12..16].copy_from_slice(&(data.len() as u32).to_le_bytes());
     out[16..20].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
