@@ -148,6 +148,8 @@ bugs! {
     RingBeyondSpool,
     /// Orders are sent to DR that take the room of what a promotion finds in the status table.
     TableWithoutRoom,
+    /// The primary writes its superblock again while it is being written.
+    SuperblocksOverlap,
 }
 
 /// Whether this mistake is to be made here.

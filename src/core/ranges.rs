@@ -264,6 +264,11 @@ impl Cover {
         other.iter().for_each(|extent| self.insert(extent));
     }
 
+    /// Leaves out what is behind the end of a volume of `size` bytes.
+    pub fn end_at(&mut self, volume: Volume, size: u64) {
+        self.0.remove(Extent { volume, offset: size, length: u64::MAX - size });
+    }
+
     /// The ranges, to be taken out one by one.
     #[must_use]
     pub fn into_ranges(self) -> VolumeRanges {

@@ -414,7 +414,11 @@ impl Machine {
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
         self.say_sizes();
         self.batch_progress_ns = self.now.mono_ns;
-        let ranges = std::mem::take(&mut self.lost);
+        let mut ranges = std::mem::take(&mut self.lost);
+        // What a resize is about to add is marked before its order: that brings it, and nothing of it before.
+        for ((_, size), at) in self.volumes_ordered().into_iter().zip(0..) {
+            ranges.end_at(Volume(at), size);
+        }
         let mut holes = std::mem::take(&mut self.dr.holes);
         // What was written since the holes were listed is none any more.
         for extent in ranges.iter() {

@@ -23,7 +23,9 @@ impl Machine {
                 self.superblock_busy = false;
                 self.marked = true;
                 self.reserved = self.reserved.max(reserved);
-                if self.stopping == Stopping::Syncing && self.stop_syncs_left == 0 {
+                if let Some(reserved) = self.superblock_waits.take() {
+                    self.write_superblock(reserved, fx);
+                } else if self.stopping == Stopping::Syncing && self.stop_syncs_left == 0 {
                     self.stopping = Stopping::Stopped;
                     fx.push(Effect::Stopped);
                 }

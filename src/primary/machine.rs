@@ -26,6 +26,7 @@ use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
 use crate::core::overlap::InFlight;
+use crate::core::planted::{Bug, planted};
 use crate::core::ranges::Cover;
 use crate::format::intent::LogLayout;
 use crate::format::superblock::{self, Superblock};
@@ -278,6 +279,8 @@ pub struct Machine {
     pub(super) options: Options,
     pub(super) superblock: Superblock,
     pub(super) superblock_busy: bool,
+    /// It changed while it was being written: up to where seqs are reserved then.
+    pub(super) superblock_waits: Option<Seq>,
     /// The superblock of this incarnation is durable: a directory that is in use never looks cleanly stopped, so
     /// its seqs are never given out again. No record leaves before.
     pub(super) marked: bool,
@@ -390,6 +393,7 @@ impl Machine {
             reserved: recovered.superblock.seq,
             superblock: recovered.superblock,
             superblock_busy: false,
+            superblock_waits: None,
             marked: false,
             first,
             tail: recovered.tail,
@@ -534,8 +538,13 @@ impl Machine {
         }
     }
 
-    /// Writes the superblock, durably, to the slot not written last.
+    /// Writes the superblock, durably, to the slot not written last; one at a time: an older one must not land over a newer,
+    /// nor both slots be lost at once.
     pub(super) fn write_superblock(&mut self, reserved: Seq, fx: &mut Vec<Effect>) {
+        if self.superblock_busy && !planted(Bug::SuperblocksOverlap) {
+            self.superblock_waits = self.superblock_waits.max(Some(reserved));
+            return;
+        }
         self.superblock_busy = true;
         self.superblock.generation += 1;
         self.superblock.spool_pos = self.fifo.head();

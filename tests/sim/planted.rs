@@ -74,6 +74,8 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::ResizeForgotten, 100003),
     (Bug::ResizeUnzeroed, 100076),
     (Bug::SpoiltMovesUp, 101594),
+    (Bug::RingBeyondSpool, 879),
+    (Bug::SuperblocksOverlap, 124372),
 ];
 
 /// Bugs that show only beside a fault that few seeds draw: they have to be caught within as many seeds that do.

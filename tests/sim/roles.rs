@@ -407,9 +407,10 @@ impl World {
 
     /// What of a range of the primary's volume holds nothing but zeroes, in whole blocks.
     pub fn answer_holes(&mut self, batch: Seq, extent: Extent) -> Verdict {
-        let images = self.primary_images(&self.primary_sizes());
+        // What a resize has ordered is there, whether or not it is done.
+        let image = self.primary_disk.file(primary::machine::File::Volume(extent.volume)).cache();
         let (from, to) = (extent.offset as usize, (extent.offset + extent.length) as usize);
-        let bytes = &images[extent.volume.0 as usize][from..to];
+        let bytes = &image[from..to];
         let mut stretches: Vec<Stretch> = Vec::new();
         for block in bytes.chunks(4096) {
             let (length, hole) = (block.len() as u64, block.iter().all(|byte| *byte == 0));

@@ -262,7 +262,9 @@ impl World {
         let (p, d) = (primary.status(primary_now), dr.status(dr_now));
         let tail = primary.tail();
         let level = p.cut_seq == tail && d.cut_seq == tail && d.applied_seq == tail && d.synced;
-        if self.requests_left > 0 || waiting > 0 || !level {
+        // The last resize may have crossed before the primary's own directory says that it is done.
+        let grown = self.oracle.sizes_after(tail) == self.primary_sizes();
+        if self.requests_left > 0 || waiting > 0 || !level || !grown {
             return self.not_healed(&format!(
                 "{} requests unanswered; tail {tail}, cut {} (as DR says {}, applied {}, synced {}), frozen {:?}, batch \
                  {:?}, degraded {:?}",
