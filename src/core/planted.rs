@@ -146,8 +146,6 @@ bugs! {
     CarriedWithoutWrites,
     /// More data is acknowledged for the payload ring than a promotion has room to fetch.
     RingBeyondSpool,
-    /// Orders are sent to DR that take the room of what a promotion finds in the status table.
-    TableWithoutRoom,
     /// The primary writes its superblock again while it is being written.
     SuperblocksOverlap,
 }

@@ -470,7 +470,7 @@ impl Machine {
     /// Orders may be sent up to here: what the status table may come to hold beside them always has room (a promotion
     /// finds it there).
     pub(super) fn sends_upto(&self) -> Seq {
-        let kept = if planted(Bug::TableWithoutRoom) { 0 } else { self.dr.room.kept(self.table_slots()) };
+        let kept = self.dr.room.kept(self.table_slots());
         if self.dr.left_behind { self.dr.next.prev() } else { Seq(self.dr.room.upto.0.saturating_sub(kept - kept / 9)) }
     }
 
@@ -725,6 +725,35 @@ mod tests {
         assert_eq!((next.begin, next.carried, next.total), (Seq(9), true, next.bytes_left()));
         let all = [(0, 8192), (16384, 16384), (65536, 4096), (131072, 4096), (1 << 19, 512)];
         assert_eq!(listed(next.all.iter()), all, "to begin with everything again");
+    }
+
+    #[test]
+    fn orders_leave_the_journal_room_for_a_whole_status_table_and_writes_some_for_batches() {
+        let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+        machine.dr.room = JournalRoom { upto: Seq(5000), records: 4096 };
+        let slots = machine.table_slots();
+        assert_eq!((slots, machine.sends_upto()), (1024, Seq(5000 - 1024)));
+        machine.tail = Seq(5000 - 1024 - 128);
+        assert_eq!(machine.journal_room(), 0, "what begins and ends batches has room beyond");
+        machine.dr.next = Seq(3000);
+        machine.dr.left_behind = true;
+        assert_eq!(machine.sends_upto(), Seq(2999));
+    }
+
+    #[test]
+    fn dr_stalls_once_writes_have_waited_for_ten_seconds_together_and_moves_when_room_comes_that_counts() {
+        let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+        let second = 1_000_000_000;
+        machine.room_told(JournalRoom { upto: Seq(5000), records: 4096 });
+        machine.dr.waited_ns = 7 * second;
+        machine.dr.waits_since_ns = Some(machine.now.mono_ns);
+        machine.now.mono_ns += 2 * second;
+        assert!(!machine.dr_stalls());
+        machine.now.mono_ns += second;
+        machine.room_told(JournalRoom { upto: Seq(5016), records: 4096 });
+        assert!(machine.dr_stalls(), "a few records more are full again at once");
+        machine.room_told(JournalRoom { upto: Seq(5017), records: 4096 });
+        assert!(!machine.dr_stalls());
     }
 
     #[test]
