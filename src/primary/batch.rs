@@ -227,6 +227,9 @@ impl Machine {
         let under_way = std::mem::replace(&mut self.mode, Mode::Coalescing);
         let given_up: Vec<Batch> = under_way.into_batch().into_iter().chain(self.closing.take()).collect();
         for batch in &given_up {
+            if self.outgrows_spool(batch) {
+                self.dr.unfit_spool_bytes = self.dr.spool_bytes;
+            }
             self.lost.union(&batch.all);
             batch.since.iter().for_each(|since| self.lost.union(since));
             self.dr.everything_listed |= batch.begin == self.dr.everything_in;
@@ -260,7 +263,8 @@ impl Machine {
     pub(super) fn closes_batch(&self) -> bool {
         let under_way = self.mode.batch().is_some() || self.closing.is_some();
         let gets_on = self.now.mono_ns < self.batch_progress_ns + BATCH_STALL_NS;
-        under_way && self.batches_given_up > 0 && self.dr.ready() && gets_on
+        let hopeless = self.orders_stuck() && self.dr_stalls();
+        under_way && self.batches_given_up > 0 && self.dr.ready() && gets_on && !hopeless
     }
 
     /// Remembers a range whose payload will not cross by itself.
@@ -358,7 +362,6 @@ impl Machine {
             return;
         }
         self.maybe_begin();
-        self.give_up_unfit(fx);
         match self.carry_wanted() {
             Some(ahead) => self.carry_on(ahead, fx),
             None => self.issue_pieces(fx),
@@ -395,8 +398,8 @@ impl Machine {
         if !self.lost_any() || self.options.standalone || !self.dr.ready() || self.dr.wants_everything {
             return;
         }
-        // Where DR has a recovery point, another batch makes no room in its journal.
-        if self.dr.left_behind && self.dr.synced {
+        // Where DR has a recovery point, another batch makes no room in its journal at once.
+        if self.dr.left_behind && self.dr.synced && !self.dr_rests() {
             return;
         }
         if self.orders_unfit() {
@@ -488,9 +491,19 @@ impl Machine {
         if room.upto.0 >= self.dr.moved_upto.0.saturating_add(room.records / 256 + 1) {
             self.dr_moved();
         }
-        // Not for a few records: they would be full again at once.
-        let wide = self.journal_room_after(self.dr.next.prev()) > room.records / 16;
-        self.dr.left_behind &= !wide;
+        // Not for a few records, as long as more will leave it: they would be full again at once.
+        let enough = if self.dr_rests() { 0 } else { room.records / 16 };
+        self.dr.left_behind &= self.journal_room_after(self.dr.next.prev()) <= enough;
+    }
+
+    /// Whether DR has applied all that it can, so that nothing more will leave its journal without a batch.
+    fn dr_rests(&self) -> bool {
+        self.dr.applied >= self.dr.cut
+    }
+
+    /// Whether orders wait here for room in DR's journal.
+    pub(super) fn orders_stuck(&self) -> bool {
+        self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.sends_upto()
     }
 
     /// Writes have waited long for room in DR's journal, and none has come, nor does a batch get further than those
@@ -502,7 +515,8 @@ impl Machine {
 
     /// Time counts against DR only while somebody waits for it.
     fn note_waiting(&mut self) -> bool {
-        let waits = !self.held_requests.is_empty() && self.journal_wait() == Some(true);
+        let full = self.journal_wait() == Some(true) || self.orders_stuck();
+        let waits = full && !self.held_requests.is_empty();
         match self.dr.waits_since_ns {
             None if waits => self.dr.waits_since_ns = Some(self.now.mono_ns),
             Some(since) if !waits => {
@@ -517,7 +531,7 @@ impl Machine {
     /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has room
     /// again and has been sent everything, or a batch in its place.
     pub(super) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
-        let waits = self.note_waiting();
+        let waits = self.note_waiting() && self.dr.caught_up();
         if self.options.overflow != Overflow::Coalesce || !waits || !self.dr_stalls() {
             return;
         }

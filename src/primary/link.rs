@@ -756,6 +756,7 @@ impl Machine {
     }
 
     fn payloads_durable(&mut self, conn: Conn, ranges: &[SeqRange]) {
+        self.batch_progress_ns = if self.closing.is_some() { self.now.mono_ns } else { self.batch_progress_ns };
         for range in ranges {
             let Some(stream) = self.dr.stream_mut(conn) else { return };
             let forgotten: Vec<Seq> = stream.forgotten.range(range.first..=range.last).map(|(seq, _)| *seq).collect();

@@ -135,7 +135,7 @@ impl Machine {
             out.push(Degraded::new(format!("auxiliary: {why}"), self.aux.since(now), now.wall_ns));
         }
         if !self.dr.caught_up() {
-            let full = self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.sends_upto();
+            let full = self.orders_stuck();
             let word = if full { "its journal is full, orders wait here" } else { self.dr.word() };
             let why = self.dr.problem.clone().unwrap_or_else(|| word.into());
             out.push(Degraded::new(format!("DR: {why}"), self.dr.since(now), now.wall_ns));
@@ -160,8 +160,8 @@ impl Machine {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
             let since = self.dropped_since_ns.unwrap_or(now.wall_ns);
             out.push(Degraded::new(text, since, now.wall_ns));
-            out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         }
+        out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
             let text = match self.options.require {
                 Require::Both => "bunker: nothing is acknowledged until DR's first batch is complete",

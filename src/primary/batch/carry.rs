@@ -78,19 +78,17 @@ impl Machine {
         (self.dr.spool_bytes > 0).then(|| self.spool_usable().saturating_sub(staged))
     }
 
-    /// A batch of which more was sent than DR's spool holds is given up, and none is begun before the spool is another.
-    pub(super) fn give_up_unfit(&mut self, fx: &mut Vec<Effect>) {
-        let spool = self.dr.spool_bytes;
-        if self.mode.batch().is_some_and(|batch| batch.since.is_none() && batch.staged > spool - spool / 32) {
-            self.dr.unfit_spool_bytes = spool;
-            self.coalesce("DR's spool does not hold the batch as a whole", fx);
-        }
+    /// Whether more of the batch was sent than DR's spool holds.
+    pub(super) fn outgrows_spool(&self, batch: &Batch) -> bool {
+        batch.since.is_none() && batch.staged > self.dr.spool_bytes - self.dr.spool_bytes / 32
     }
 
-    /// Why the batch that is to follow is not begun, where DR's spool does not hold it as a whole.
+    /// Why the batch under way does not get on, or none is begun after it: DR's spool does not hold it as a whole. Another
+    /// begins once the spool is another.
     pub(in crate::primary) fn unfit(&self) -> Option<String> {
         let spool = self.dr.spool_bytes;
-        if !self.dr.synced || spool == 0 || spool != self.dr.unfit_spool_bytes {
+        let found = spool > 0 && spool == self.dr.unfit_spool_bytes;
+        if !self.dr.synced || !found && !self.mode.batch().is_some_and(|batch| self.outgrows_spool(batch)) {
             return None;
         }
         let enough = spool_for_any_batch(self.options.volumes.iter().map(|(_, size)| size).sum()) >> 20;
@@ -285,17 +283,22 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_the_spool_does_not_hold_is_given_up_and_none_begins_until_the_spool_is_another() {
+    fn no_batch_begins_after_one_that_the_spool_did_not_hold_until_the_spool_is_another() {
         let sent = |first_sync, mib| {
             let mut machine = with_batch(first_sync, 1000, 0);
             machine.dr.synced = !first_sync;
             batch(&mut machine).staged = mib * MIB;
-            machine.give_up_unfit(&mut Vec::new());
             machine
         };
-        assert!(sent(false, 186).unfit().is_none() && sent(true, 1000).unfit().is_none());
-        let mut machine = sent(false, 187);
-        assert!(machine.lost_any() && machine.lost.bytes() == 1000 * MIB);
+        let given_up = |mut machine: Machine| {
+            machine.coalesce("it is a test", &mut Vec::new());
+            machine
+        };
+        for (first_sync, mib, fits) in [(false, 186, true), (false, 187, false), (true, 1000, true)] {
+            assert_eq!(sent(first_sync, mib).unfit().is_none(), fits, "under way, {mib} MiB sent");
+            assert_eq!(given_up(sent(first_sync, mib)).unfit().is_none(), fits, "given up, {mib} MiB sent");
+        }
+        let mut machine = given_up(sent(false, 187));
         assert!(machine.unfit().is_some_and(|text| text.contains("set [dr] spool to")));
         machine.dr.spool_bytes *= 8;
         assert_eq!(machine.unfit(), None);
