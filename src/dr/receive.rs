@@ -235,6 +235,10 @@ impl Machine {
             self.fed_by_link_ns = now.mono_ns;
             self.ask_after_ns = NEED_AFTER_NS;
         }
+        // The sender does not believe what it was told of orders that it had yet to send: it is told again.
+        if let Some(first) = records.first() {
+            self.told.journal = self.told.journal.min(first.seq.prev());
+        }
         for record in records {
             if let Err(text) = self.acceptable(record).and_then(|()| self.learn_size(record)) {
                 return self.refuse(conn, RefuseCode::Protocol, text, fx);

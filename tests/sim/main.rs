@@ -148,6 +148,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (102598, "room in DR's journal that reached further than a gap in the seqs was taken for room behind the gap"),
     (110911, "a batch had what a resize was about to add, whose order waited for the batch, which DR could not place"),
     (124372, "a superblock was written again while a slow disk wrote the one before it into the same slot"),
+    (180535, "what became durable before the orders were sent again was told once, and not believed"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
