@@ -18,7 +18,8 @@ pub enum Op {
     /// Batch `offset` (the seq of its `BatchBegin`) is complete; it had `length` bytes of chunks.
     BatchEnd = 6,
     /// First record of a primary's incarnation. `offset` is the seq before it in this history; the seqs
-    /// between were never assigned in it. May follow a gap in the seqs.
+    /// between were never assigned in it. May follow a gap in the seqs. `length` is 1 where a batch is to follow, which
+    /// brings what the volumes have now: writes from before may not have been made there.
     EpochStart = 7,
     /// The volume has `length` bytes from here on, and had `offset`; what is between reads as zeroes afterwards on both
     /// sides. Where both are equal it only says so, to whom earlier ones may have been left out. No payload.

@@ -454,7 +454,7 @@ impl History {
 /// | op | cut may pass when |
 /// |---|---|
 /// | `BatchBegin` | never: only its complete batch takes the cut past it; but see [`History::pass_batches`] |
-/// | `EpochStart` | its chain continues, and it names that seq as the one before it |
+/// | `EpochStart` | its chain continues, it names that seq as the one before it, and no batch is to follow |
 /// | `BatchEnd` | its chain continues, next seq, and it ends the batch that is open |
 /// | others | its chain continues, next seq |
 fn follows(record: &OrderRecord, before: (Seq, Chain), open: Option<Seq>) -> bool {
@@ -467,7 +467,7 @@ fn follows(record: &OrderRecord, before: (Seq, Chain), open: Option<Seq>) -> boo
     let next = record.seq == before.0.next();
     match record.op {
         Op::BatchBegin => false,
-        Op::EpochStart => Seq(record.offset) == before.0,
+        Op::EpochStart => Seq(record.offset) == before.0 && record.length == 0,
         Op::BatchEnd => next && open == Some(Seq(record.offset)),
         _ => next,
     }

@@ -459,7 +459,12 @@ impl Machine {
         machine.go_on_resizing();
         machine.reserve(fx);
         let previous = recovered.previous;
-        machine.append_control(Op::EpochStart, previous.0, 0, 0);
+        machine.append_control(
+            Op::EpochStart,
+            previous.0,
+            u64::from(machine.lost_any() && !machine.options.standalone),
+            0,
+        );
         machine.order_again();
         machine.end_of_turn(fx);
         machine

@@ -149,6 +149,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (110911, "a batch had what a resize was about to add, whose order waited for the batch, which DR could not place"),
     (124372, "a superblock was written again while a slow disk wrote the one before it into the same slot"),
     (180535, "what became durable before the orders were sent again was told once, and not believed"),
+    (
+        184971,
+        "writes that a killed primary had not made were in an image from after its start, which had no payload to wait for",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
