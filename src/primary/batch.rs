@@ -21,6 +21,7 @@
 //! What holds nothing is not read piece by piece: in long ranges holes are looked for first, and a hole, or zeroes that
 //! were read one after the other, are one piece without data, which takes of DR's spool what its record takes.
 
+mod behind;
 mod carry;
 mod pieces;
 
@@ -34,14 +35,13 @@ use super::window::Payload;
 use crate::core::allocation::Stretch;
 use crate::core::ids::{Chain, Conn, Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, Level, Now};
-use crate::core::modes::Overflow;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
-use crate::format::wire::{JournalRoom, Message};
+use crate::format::wire::Message;
 use crate::limits::CHUNK_BYTES_MAX;
 
 /// How payloads cross at present.
@@ -121,12 +121,14 @@ pub struct Batch {
     total: u64,
     /// What was written since it began; of a first sync only.
     since: Option<Cover>,
-    /// It leaves out what pieces of an earlier one have brought.
-    carried: bool,
+    /// It leaves out what pieces of this earlier one have brought, and those before that.
+    carried: Seq,
     /// Of a first sync that is far from done: what is written meanwhile is left to the batch that carries it on.
     pub(super) ahead: bool,
     /// What of it was sent takes so much of DR's spool, unless it is a first sync.
     staged: u64,
+    /// What stood in DR's spool when it began.
+    held_back: u64,
     /// Room that the payloads of writes since it began take in DR's spool.
     spooled: u64,
     /// The most orders for which DR's journal had room since it began.
@@ -180,9 +182,10 @@ impl Batch {
             began_ns: now.mono_ns,
             total,
             since: None,
-            carried: false,
+            carried: Seq(0),
             ahead: false,
             staged: 0,
+            held_back: 0,
             spooled: 0,
             room: 0,
         }
@@ -379,15 +382,15 @@ impl Machine {
         }
     }
 
-    /// Whether every payload before the batch has either crossed or been dropped.
+    /// Whether every payload before the batch has either crossed or been dropped. What stands in the disk FIFO is from after
+    /// its begin, or is brought by it.
     fn copied_before_batch(&self) -> bool {
         let begin = self.mode.batch().map_or(Seq(0), |batch| batch.begin);
-        self.fifo.is_empty()
-            && !self
-                .window
-                .from(self.window.first())
-                .take_while(|entry| entry.record.seq < begin)
-                .any(|entry| matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling))
+        !self
+            .window
+            .from(self.window.first())
+            .take_while(|entry| entry.record.seq < begin)
+            .any(|entry| matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling))
     }
 
     fn maybe_begin(&mut self) {
@@ -444,6 +447,7 @@ impl Machine {
             }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
+        batch.held_back = self.dr.spool_live_bytes;
         if !self.dr.synced {
             batch.since = Some(Cover::new());
             batch.ahead = self.goes_ahead(&batch);
@@ -468,79 +472,6 @@ impl Machine {
 
     fn journal_room(&self) -> u64 {
         self.journal_room_after(self.tail)
-    }
-
-    /// Orders may be sent up to here: what the status table may come to hold beside them always has room (a promotion
-    /// finds it there).
-    pub(super) fn sends_upto(&self) -> Seq {
-        let kept = self.dr.room.kept(self.table_slots());
-        if self.dr.left_behind { self.dr.next.prev() } else { Seq(self.dr.room.upto.0.saturating_sub(kept - kept / 9)) }
-    }
-
-    /// DR gets on.
-    pub(super) fn dr_moved(&mut self) {
-        (self.dr.waited_ns, self.dr.waits_since_ns) = (0, None);
-        (self.dr.best_acked, self.dr.leaps, self.dr.moved_upto) = (0, 0, self.dr.room.upto);
-    }
-
-    /// What DR says of its room: whether some has come that counts.
-    pub(super) fn room_told(&mut self, room: JournalRoom) {
-        self.dr.gap.told = room;
-        self.dr.room = self.dr.room_now();
-        let room = self.dr.room;
-        if room.upto.0 >= self.dr.moved_upto.0.saturating_add(room.records / 256 + 1) {
-            self.dr_moved();
-        }
-        // Not for a few records, as long as more will leave it: they would be full again at once.
-        let enough = if self.dr_rests() { 0 } else { room.records / 16 };
-        self.dr.left_behind &= self.journal_room_after(self.dr.next.prev()) <= enough;
-    }
-
-    /// Whether DR has applied all that it can, so that nothing more will leave its journal without a batch.
-    fn dr_rests(&self) -> bool {
-        self.dr.applied >= self.dr.cut
-    }
-
-    /// Whether orders wait here for room in DR's journal.
-    pub(super) fn orders_stuck(&self) -> bool {
-        self.dr.ready() && self.dr.next <= self.tail && self.dr.next > self.sends_upto()
-    }
-
-    /// Writes have waited long for room in DR's journal, and none has come, nor does a batch get further than those
-    /// before it.
-    pub(super) fn dr_stalls(&self) -> bool {
-        let waits = self.dr.waits_since_ns.map_or(0, |since| self.now.mono_ns.saturating_sub(since));
-        self.dr.waited_ns + waits >= BATCH_STALL_NS
-    }
-
-    /// Time counts against DR only while somebody waits for it.
-    fn note_waiting(&mut self) -> bool {
-        let full = self.journal_wait() == Some(true) || self.orders_stuck();
-        let waits = full && !self.held_requests.is_empty();
-        match self.dr.waits_since_ns {
-            None if waits => self.dr.waits_since_ns = Some(self.now.mono_ns),
-            Some(since) if !waits => {
-                self.dr.waited_ns += self.now.mono_ns.saturating_sub(since);
-                self.dr.waits_since_ns = None;
-            }
-            _ => {}
-        }
-        waits
-    }
-
-    /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has room
-    /// again and has been sent everything, or a batch in its place.
-    pub(super) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
-        let waits = self.note_waiting() && self.dr.caught_up();
-        if self.options.overflow != Overflow::Coalesce || !waits || !self.dr_stalls() {
-            return;
-        }
-        (self.dr.caught_up, self.dr.left_behind) = (false, true);
-        let text = "DR's journal is full and gets no room: it is not waited for any more (overflow = coalesce)";
-        fx.push(Effect::Log { level: Level::Warn, text: text.into() });
-        if self.mode.batch().is_some() || self.closing.is_some() {
-            self.coalesce("DR's journal has no room for what was written meanwhile", fx);
-        }
     }
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
@@ -674,7 +605,10 @@ impl Machine {
     pub(super) fn check_batch(&mut self, kept: Seq, cut: Seq, fx: &mut Vec<Effect>) {
         let lost = match (&self.mode, &self.closing) {
             (Mode::Batch(batch), _) => {
-                ((batch.bytes_acked > 0 || batch.carried) && kept != batch.begin).then_some(batch.begin)
+                // What the one before it has brought stays where DR has yet to hear of this one.
+                let unheard = batch.carried > Seq(0) && kept == batch.carried && batch.bytes_acked == 0;
+                let brought = batch.bytes_acked > 0 || batch.carried > Seq(0);
+                (brought && kept != batch.begin && !unheard).then_some(batch.begin)
             }
             (_, Some(batch)) => (batch.end.is_some_and(|end| cut < end) && kept != batch.begin).then_some(batch.begin),
             _ => None,
@@ -692,6 +626,7 @@ impl Machine {
             self.batch_pause_ns = 0;
             self.batches_given_up = 0;
             self.settled_start = true;
+            self.dr_moved();
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }
@@ -702,6 +637,7 @@ impl Machine {
 mod tests {
     use super::*;
     use crate::core::modes::{Protect, Require};
+    use crate::format::wire::JournalRoom;
     use crate::primary::link::Phase;
     use crate::primary::link::tests::fresh;
 
@@ -736,7 +672,7 @@ mod tests {
         let next = batch.carry_on(Seq(9), Now::default());
         assert_eq!(listed(next.todo.iter()), [(0, 8192), (20480, 512), (65536, 4096), (131072, 512), (1 << 19, 512)]);
         assert_eq!(listed(next.holes.iter()), [(131584, 3584)]);
-        assert_eq!((next.begin, next.carried, next.total), (Seq(9), true, next.bytes_left()));
+        assert_eq!((next.begin, next.carried, next.total), (Seq(9), Seq(2), next.bytes_left()));
         let all = [(0, 8192), (16384, 16384), (65536, 4096), (131072, 4096), (1 << 19, 512)];
         assert_eq!(listed(next.all.iter()), all, "to begin with everything again");
     }
@@ -755,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn dr_stalls_once_writes_have_waited_for_ten_seconds_together_and_moves_when_room_comes_that_counts() {
+    fn dr_stalls_once_writes_have_waited_for_ten_seconds_together_and_moves_when_it_applies_something() {
         let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
         let second = 1_000_000_000;
         machine.room_told(JournalRoom { upto: Seq(5000), records: 4096 });
@@ -764,9 +700,10 @@ mod tests {
         machine.now.mono_ns += 2 * second;
         assert!(!machine.dr_stalls());
         machine.now.mono_ns += second;
-        machine.room_told(JournalRoom { upto: Seq(5016), records: 4096 });
-        assert!(machine.dr_stalls(), "a few records more are full again at once");
-        machine.room_told(JournalRoom { upto: Seq(5017), records: 4096 });
+        machine.room_told(JournalRoom { upto: Seq(9000), records: 4096 });
+        assert!(machine.dr_stalls(), "room behind a gap in the seqs is not more room");
+        machine.dr.applied = Seq(1);
+        machine.room_told(JournalRoom { upto: Seq(9000), records: 4096 });
         assert!(!machine.dr_stalls());
     }
 

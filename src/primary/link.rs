@@ -132,16 +132,15 @@ pub struct DrLink {
     pub(super) caught_up: bool,
     pub(super) window_bytes: u64,
     pub(super) spool_bytes: u64,
+    pub(super) spool_live_bytes: u64,
     pub(super) unfit_spool_bytes: u64,
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
-    /// The last gap in the seqs that DR is sent.
     pub(super) gap: Gap,
-    /// How long, and since when, writes have waited for room in its journal, since that last grew to so far or a batch got
-    /// further than those before it, to so many bytes.
+    /// How long, and since when, writes have waited for its journal, since it applied more or a batch got further.
     pub(super) waited_ns: u64,
     pub(super) waits_since_ns: Option<u64>,
-    pub(super) moved_upto: Seq,
+    pub(super) moved_applied: Seq,
     pub(super) best_acked: u64,
     /// Its journal had no room for too long: it gets no order but the begin of a batch, until it has.
     pub(super) left_behind: bool,
@@ -196,12 +195,13 @@ impl DrLink {
             caught_up: false,
             window_bytes: 0,
             spool_bytes,
+            spool_live_bytes: 0,
             unfit_spool_bytes: 0,
             room: JournalRoom::default(),
             gap: Gap::default(),
             waited_ns: 0,
             waits_since_ns: None,
-            moved_upto: Seq(0),
+            moved_applied: Seq(0),
             best_acked: 0,
             left_behind: false,
             leaps: 0,
@@ -593,11 +593,11 @@ impl Machine {
             Message::Copied { ranges } => self.payloads_durable(conn, &ranges),
             Message::ChunksDurable { batch, indexes } => self.pieces_durable(conn, batch, &indexes),
             Message::Need { ranges } => self.needed(&ranges, fx),
-            Message::Progress { cut, applied, synced, window_bytes, room, .. } => {
+            Message::Progress { cut, applied, synced, window_bytes, room, spool_bytes } => {
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
-                self.dr.window_bytes = window_bytes;
+                (self.dr.window_bytes, self.dr.spool_live_bytes) = (window_bytes, spool_bytes);
                 self.room_told(room);
                 self.close_batch(fx);
             }
@@ -670,7 +670,7 @@ impl Machine {
         dr.holds_back = None;
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         (dr.room, dr.gap) = (welcome.room, Gap::new(welcome.room));
-        (dr.moved_upto, dr.left_behind) = (dr.moved_upto.min(dr.room.upto), false);
+        dr.moved_applied = dr.moved_applied.min(welcome.applied);
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {
@@ -703,6 +703,7 @@ impl Machine {
             self.mark_copied(*range);
         }
         self.close_batch(fx);
+        self.look_behind();
         if self.orders_unfit() && (self.mode.batch().is_some() || self.closing.is_some()) {
             self.coalesce("DR's journal has no room for the orders it lacks", fx);
         }

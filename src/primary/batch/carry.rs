@@ -33,7 +33,7 @@ impl Batch {
         self.all.union(&todo);
         let next = Batch::new(begin, todo, self.holes, now);
         let hole_bytes_max = self.hole_bytes_max;
-        Batch { all: self.all, since: Some(Cover::new()), carried: true, hole_bytes_max, ..next }
+        Batch { all: self.all, since: Some(Cover::new()), carried: self.begin, hole_bytes_max, ..next }
     }
 
     /// Bytes that would be to go if it were carried on now.
@@ -74,7 +74,7 @@ impl Machine {
     /// What a batch leaves of DR's spool, where that is known.
     pub(in crate::primary) fn spool_left(&self) -> Option<u64> {
         let batch = self.mode.batch().or(self.closing.as_ref());
-        let staged = batch.filter(|batch| batch.since.is_none()).map_or(0, Batch::staged_bytes);
+        let staged = batch.filter(|batch| batch.since.is_none()).map_or(0, |it| it.staged_bytes() + it.held_back);
         (self.dr.spool_bytes > 0).then(|| self.spool_usable().saturating_sub(staged))
     }
 
@@ -162,7 +162,7 @@ impl Machine {
         if self.dr.everything_in == before {
             self.dr.everything_in = begin;
         }
-        self.batch_progress_ns = self.now.mono_ns;
+        (self.batch_progress_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
         self.mode = Mode::Batch(Box::new(batch));
     }
 
