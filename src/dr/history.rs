@@ -495,7 +495,7 @@ mod tests {
             op,
             flags: 0,
             offset,
-            length: 4096,
+            length: if op == Op::EpochStart { 0 } else { 4096 },
             time_ns: seq,
             chain: Chain(0),
             payload_crc: 0,
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_start_is_passable_only_if_nothing_is_between() {
+    fn an_epoch_start_is_passable_only_if_nothing_is_between_and_no_batch_is_to_follow() {
         let mut history = History::after(Seq(0), Chain(0));
         writes(&mut history, 3);
         let mut behind = history.clone();
@@ -571,6 +571,11 @@ mod tests {
         let ahead = record(100, Op::EpochStart, 2, behind.tail_chain());
         assert_eq!(behind.take(ahead), Ok(Intake::New));
         assert!(!behind.get(Seq(100)).expect("taken").unbroken, "record 3 is not in the writer's history");
+        let mut open = History::after(Seq(0), Chain(0));
+        writes(&mut open, 3);
+        let start = OrderRecord { length: 1, ..record(100, Op::EpochStart, 3, Chain(0)) }.chained(open.tail_chain());
+        assert_eq!(open.take(start), Ok(Intake::New));
+        assert!(!open.get(Seq(100)).expect("taken").unbroken, "what was written before may not be in its volumes");
     }
 
     #[test]
