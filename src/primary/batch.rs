@@ -443,7 +443,8 @@ impl Machine {
             // A few times writes wait for a batch that has to begin where the last one did; then they do not.
             self.dr.leaps += 1;
             if self.dr.leaps <= LEAPS_MAX {
-                (self.dr.waited_ns, self.dr.waits_since_ns, self.dr.best_acked) = (0, None, 0);
+                self.dr.waits_anew();
+                self.dr.best_acked = 0;
             }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
@@ -585,7 +586,7 @@ impl Machine {
         }
         if batch.bytes_acked > self.dr.best_acked {
             self.dr.best_acked = batch.bytes_acked;
-            (self.dr.waited_ns, self.dr.waits_since_ns) = (0, None);
+            self.dr.waits_anew();
         }
     }
 

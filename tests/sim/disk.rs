@@ -658,10 +658,8 @@ impl ReadAt for SimFile {
     }
 
     fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        let start = (offset as usize).min(self.size);
-        let end = (offset as usize).saturating_add(length).min(self.size);
         let mut out = Vec::with_capacity(length);
-        out.extend_from_slice(&self.cache[start..end]);
+        out.extend_from_slice(&self.cache[memory::within(offset, length, self.size)]);
         out.resize(length, 0);
         Ok(out.into())
     }

@@ -1,6 +1,7 @@
 //! Owns the memory of the simulated files: kept from seed to seed, lent to a start that reads it, zeroes shared by all.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bytes::Bytes;
 use farshore::core::machine::{IoFail, ReadAt};
@@ -23,18 +24,22 @@ impl Lent {
     }
 }
 
+/// What of a range stands in a file of `size` bytes.
+pub fn within(offset: u64, length: usize, size: usize) -> Range<usize> {
+    (offset as usize).min(size)..(offset as usize).saturating_add(length).min(size)
+}
+
 impl ReadAt for Lent {
     fn size(&self) -> u64 {
         self.size as u64
     }
 
     fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
-        let start = (offset as usize).min(self.size);
-        let end = (offset as usize).saturating_add(length).min(self.size);
-        if end - start == length {
-            return Ok(self.bytes.slice(start..end));
+        let range = within(offset, length, self.size);
+        if range.len() == length {
+            return Ok(self.bytes.slice(range));
         }
-        let mut out = self.bytes[start..end].to_vec();
+        let mut out = self.bytes[range].to_vec();
         out.resize(length, 0);
         Ok(out.into())
     }

@@ -17,7 +17,7 @@ impl Machine {
 
     /// DR gets on.
     pub(in crate::primary) fn dr_moved(&mut self) {
-        (self.dr.waited_ns, self.dr.waits_since_ns) = (0, None);
+        self.dr.waits_anew();
         (self.dr.best_acked, self.dr.leaps, self.dr.moved_applied) = (0, 0, self.dr.applied);
     }
 

@@ -21,6 +21,11 @@ impl Gap {
 }
 
 impl DrLink {
+    /// Nothing counts against DR of how long writes have waited for its journal.
+    pub(in crate::primary) fn waits_anew(&mut self) {
+        (self.waited_ns, self.waits_since_ns) = (0, None);
+    }
+
     /// The next record that DR gets is this one, whatever seqs are between.
     pub(in crate::primary) fn leap(&mut self, to: Seq) {
         // The one behind the last gap may not have been sent: then DR counts from before that.
