@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+pub(super) use self::behind::Headway;
 use self::pieces::Next;
 use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
@@ -146,12 +147,6 @@ const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
 /// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
 const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
 const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
-/// How long a batch for which writes wait may get nowhere, nanoseconds.
-const BATCH_STALL_NS: u64 = 10_000_000_000;
-
-/// Batches in a row for which writes wait although the journal has no room, while it does not get any.
-const LEAPS_MAX: u32 = 3;
-
 impl Batch {
     /// Bytes on streams and not acknowledged, holes left out.
     fn unacked_bytes(&self) -> u64 {
@@ -202,6 +197,11 @@ impl Batch {
     #[must_use]
     pub fn bytes_left(&self) -> u64 {
         self.todo.bytes() + self.holes.bytes() + self.zeroes.bytes() + (self.bytes - self.bytes_acked)
+    }
+
+    /// Bytes that it has got through: acknowledged by DR, or found to be zeroes.
+    fn brought(&self) -> u64 {
+        self.bytes_acked + self.zeroes.bytes()
     }
 
     fn complete(&self) -> bool {
@@ -265,9 +265,7 @@ impl Machine {
     /// Whether writes wait for room rather than have the batch under way given up: one was before, and this one gets on.
     pub(super) fn closes_batch(&self) -> bool {
         let under_way = self.mode.batch().is_some() || self.closing.is_some();
-        let gets_on = self.now.mono_ns < self.batch_progress_ns + BATCH_STALL_NS;
-        let hopeless = self.orders_stuck() && self.dr_stalls();
-        under_way && self.batches_given_up > 0 && self.dr.ready() && gets_on && !hopeless
+        under_way && self.batches_given_up > 0 && self.dr.ready() && !self.dr_stalls()
     }
 
     /// Remembers a range whose payload will not cross by itself.
@@ -375,7 +373,6 @@ impl Machine {
             let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
             let end = self.append_control(Op::BatchEnd, batch.begin.0, batch.bytes, count);
             batch.end = Some(end);
-            self.batch_progress_ns = self.now.mono_ns;
             let text = format!("batch {} sent: {} bytes; consistent again at seq {end}", batch.begin, batch.bytes);
             fx.push(Effect::Log { level: Level::Info, text });
             self.closing = Some(*batch);
@@ -402,7 +399,7 @@ impl Machine {
             return;
         }
         // Where DR has a recovery point, another batch makes no room in its journal at once.
-        if self.dr.left_behind && self.dr.synced && !self.dr_rests() {
+        if self.dr.headway.left_behind && self.dr.synced && !self.dr_rests() {
             return;
         }
         if self.orders_unfit() {
@@ -419,7 +416,6 @@ impl Machine {
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
         self.say_sizes();
-        self.batch_progress_ns = self.now.mono_ns;
         let mut ranges = std::mem::take(&mut self.lost);
         // What a resize is about to add is marked before its order: that brings it, and nothing of it before.
         for ((_, size), at) in self.volumes_ordered().into_iter().zip(0..) {
@@ -433,19 +429,15 @@ impl Machine {
         if std::mem::take(&mut self.dr.everything_listed) {
             self.dr.everything_in = begin;
         }
-        if std::mem::take(&mut self.dr.must_jump) {
+        let jumps = std::mem::take(&mut self.dr.must_jump);
+        self.batch_begins(jumps);
+        if jumps {
             // The journal never gets what this jump leaves out: it protects none of that before the batch has (I3).
             if begin.prev() > self.dr.journal.max(self.first) {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
             }
             self.dr.leap(begin);
-            // A few times writes wait for a batch that has to begin where the last one did; then they do not.
-            self.dr.leaps += 1;
-            if self.dr.leaps <= LEAPS_MAX {
-                self.dr.waits_anew();
-                self.dr.best_acked = 0;
-            }
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
         batch.held_back = self.dr.spool_live_bytes;
@@ -460,7 +452,7 @@ impl Machine {
 
     /// Whether DR lacks orders for which its journal has no room.
     pub(super) fn orders_unfit(&self) -> bool {
-        let unfit = self.dr.left_behind || self.tail.0 + 2 > self.sends_upto().0;
+        let unfit = self.dr.headway.left_behind || self.tail.0 + 2 > self.sends_upto().0;
         self.dr.ready() && self.dr.next <= self.tail && unfit
     }
 
@@ -539,8 +531,7 @@ impl Machine {
             return self.send_piece(piece, bytes, fx);
         }
         if batch.holds_back(&piece) {
-            self.batch_progress_ns = self.now.mono_ns;
-            return;
+            return self.batch_moved();
         }
         self.send_piece(piece, Bytes::new(), fx);
     }
@@ -581,13 +572,9 @@ impl Machine {
             self.dr.piece_done(conn, *index);
             if let Some((piece, _)) = batch.unacked.remove(index) {
                 batch.bytes_acked += piece.extent.length;
-                self.batch_progress_ns = self.now.mono_ns;
             }
         }
-        if batch.bytes_acked > self.dr.best_acked {
-            self.dr.best_acked = batch.bytes_acked;
-            self.dr.waits_anew();
-        }
+        self.batch_moved();
     }
 
     /// A stream is gone: its pieces are sent again.
@@ -627,7 +614,7 @@ impl Machine {
             self.batch_pause_ns = 0;
             self.batches_given_up = 0;
             self.settled_start = true;
-            self.dr_moved();
+            self.batch_moved();
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);
             fx.push(Effect::Log { level: Level::Info, text });
         }
@@ -687,25 +674,8 @@ mod tests {
         machine.tail = Seq(5000 - 1024 - 128);
         assert_eq!(machine.journal_room(), 0, "what begins and ends batches has room beyond");
         machine.dr.next = Seq(3000);
-        machine.dr.left_behind = true;
+        machine.dr.headway.left_behind = true;
         assert_eq!(machine.sends_upto(), Seq(2999));
-    }
-
-    #[test]
-    fn dr_stalls_once_writes_have_waited_for_ten_seconds_together_and_moves_when_it_applies_something() {
-        let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
-        let second = 1_000_000_000;
-        machine.room_told(JournalRoom { upto: Seq(5000), records: 4096 });
-        machine.dr.waited_ns = 7 * second;
-        machine.dr.waits_since_ns = Some(machine.now.mono_ns);
-        machine.now.mono_ns += 2 * second;
-        assert!(!machine.dr_stalls());
-        machine.now.mono_ns += second;
-        machine.room_told(JournalRoom { upto: Seq(9000), records: 4096 });
-        assert!(machine.dr_stalls(), "room behind a gap in the seqs is not more room");
-        machine.dr.applied = Seq(1);
-        machine.room_told(JournalRoom { upto: Seq(9000), records: 4096 });
-        assert!(!machine.dr_stalls());
     }
 
     #[test]

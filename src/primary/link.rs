@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use self::backlog::Backlog;
 use self::room::Gap;
+use super::batch::Headway;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
 use super::window::{Held, Local, Payload};
@@ -137,15 +138,7 @@ pub struct DrLink {
     /// What DR's journal certainly takes.
     pub(super) room: JournalRoom,
     pub(super) gap: Gap,
-    /// How long, and since when, writes have waited for its journal, since it applied more or a batch got further.
-    pub(super) waited_ns: u64,
-    pub(super) waits_since_ns: Option<u64>,
-    pub(super) moved_applied: Seq,
-    pub(super) best_acked: u64,
-    /// Its journal had no room for too long: it gets no order but the begin of a batch, until it has.
-    pub(super) left_behind: bool,
-    /// Begins that went ahead of orders it was not sent, since it last moved on.
-    pub(super) leaps: u32,
+    pub(super) headway: Headway,
     pub(super) disk_unacked: u64,
     pub(super) ship_next: Seq,
     pub(super) last_heard_ns: u64,
@@ -199,12 +192,7 @@ impl DrLink {
             unfit_spool_bytes: 0,
             room: JournalRoom::default(),
             gap: Gap::default(),
-            waited_ns: 0,
-            waits_since_ns: None,
-            moved_applied: Seq(0),
-            best_acked: 0,
-            left_behind: false,
-            leaps: 0,
+            headway: Headway::default(),
             disk_unacked: 0,
             ship_next: Seq(0),
             last_heard_ns: 0,
@@ -670,7 +658,7 @@ impl Machine {
         dr.holds_back = None;
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         (dr.room, dr.gap) = (welcome.room, Gap::new(welcome.room));
-        dr.moved_applied = dr.moved_applied.min(welcome.applied);
+        dr.headway.applied = dr.headway.applied.min(welcome.applied);
         dr.next = welcome.journal_seq.next();
         dr.ship_next = Seq(0);
         if lost {
@@ -757,7 +745,9 @@ impl Machine {
     }
 
     fn payloads_durable(&mut self, conn: Conn, ranges: &[SeqRange]) {
-        self.batch_progress_ns = if self.closing.is_some() { self.now.mono_ns } else { self.batch_progress_ns };
+        if self.closing.is_some() {
+            self.batch_moved();
+        }
         for range in ranges {
             let Some(stream) = self.dr.stream_mut(conn) else { return };
             let forgotten: Vec<Seq> = stream.forgotten.range(range.first..=range.last).map(|(seq, _)| *seq).collect();

@@ -358,10 +358,9 @@ pub struct Machine {
     pub(super) batch_pause_ns: u64,
     /// A batch has been completed since this start.
     pub(super) settled_start: bool,
-    /// Batches given up since both sides were last consistent, and when the present one last got on.
+    /// Batches given up since both sides were last consistent.
     pub(super) batches_given_up: u64,
     pub(super) gave_up_why: String,
-    pub(super) batch_progress_ns: u64,
     /// When what is being gathered goes out; the tail when it last did.
     pub(super) gather_ns: Option<u64>,
     pub(super) gathered_tail: Seq,
@@ -450,7 +449,6 @@ impl Machine {
             settled_start: false,
             batches_given_up: 0,
             gave_up_why: String::new(),
-            batch_progress_ns: 0,
             gather_ns: None,
             gathered_tail: Seq(0),
             resizes: VecDeque::new(),

@@ -9,7 +9,7 @@
 //! What each batch of a first sync has to bring is less than the one before, unless writes come faster than the link
 //! takes them: then the next one is the last, and they wait for it.
 
-use super::{BATCH_STALL_NS, Batch, Mode, share};
+use super::{Batch, Mode, share};
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
@@ -162,16 +162,16 @@ impl Machine {
         if self.dr.everything_in == before {
             self.dr.everything_in = begin;
         }
-        (self.batch_progress_ns, self.dr.best_acked) = (self.now.mono_ns, 0);
         self.mode = Mode::Batch(Box::new(batch));
+        self.batch_begins(false);
     }
 
     /// Whether a write with a payload of `bytes` waits because DR's spool has to hold everything that is written until the
     /// batch is complete: three quarters of what the batch leaves are for writes from the first, the rest as pieces arrive.
     /// Not for a batch that gets nowhere, nor for one that leaves very little, unless one was given up before.
     pub(in crate::primary) fn spool_wait(&self, bytes: u64) -> bool {
-        let stalls = self.now.mono_ns >= self.batch_progress_ns + BATCH_STALL_NS;
-        let Some(batch) = self.mode.batch().filter(|batch| !batch.ahead && self.dr.ready() && !stalls) else {
+        let waits = self.dr.ready() && !self.dr_stalls();
+        let Some(batch) = self.mode.batch().filter(|batch| !batch.ahead && waits) else {
             return false;
         };
         let (usable, room) = (self.spool_usable(), self.spool_left().unwrap_or_default());
@@ -186,6 +186,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
+    use super::super::behind::STALL_NS;
     use super::*;
     use crate::core::ids::{Extent, Volume};
     use crate::core::modes::{Protect, Require};
@@ -278,7 +279,7 @@ mod tests {
         assert!(machine.spool_wait(MIB), "but one was given up before");
         let mut machine = with_batch(false, 100, 0);
         batch(&mut machine).spooled = 70 * MIB;
-        machine.now.mono_ns = BATCH_STALL_NS;
+        machine.dr.headway.waited_ns = STALL_NS;
         assert!(!machine.spool_wait(MIB), "nor for one that gets nowhere");
     }
 

@@ -21,11 +21,6 @@ impl Gap {
 }
 
 impl DrLink {
-    /// Nothing counts against DR of how long writes have waited for its journal.
-    pub(in crate::primary) fn waits_anew(&mut self) {
-        (self.waited_ns, self.waits_since_ns) = (0, None);
-    }
-
     /// The next record that DR gets is this one, whatever seqs are between.
     pub(in crate::primary) fn leap(&mut self, to: Seq) {
         // The one behind the last gap may not have been sent: then DR counts from before that.
@@ -33,7 +28,7 @@ impl DrLink {
         let before = if unsent { self.gap.before } else { self.next.prev() };
         self.gap = Gap { before, behind: to, ..self.gap };
         self.next = to;
-        self.left_behind = false;
+        self.headway.left_behind = false;
         self.room = self.room_now();
     }
 
