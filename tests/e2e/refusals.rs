@@ -137,6 +137,20 @@ fn a_role_runs_once() -> Result<()> {
     group.write(Role::Primary, "db", 0, 1)
 }
 
+/// A slip of the pen makes no tree of directories.
+#[test]
+fn a_demo_in_a_directory_whose_parent_is_missing_is_refused() -> Result<()> {
+    let group = Group::new(FAST, "protect = \"order\"")?;
+    let dir = group.site.path("none").join("x");
+    let output =
+        std::process::Command::new(crate::harness::program()).args(["demo", "--json", "--dir"]).arg(&dir).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2), "{}: {errors}", output.status);
+    ensure!(errors.contains("none is not a directory that exists; make it first"), "{errors}");
+    ensure!(!group.site.path("none").exists(), "it was made");
+    Ok(())
+}
+
 /// Bytes that are not a protocol, on every socket there is.
 #[test]
 fn garbage_on_every_socket_does_no_harm() -> Result<()> {
