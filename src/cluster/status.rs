@@ -244,7 +244,8 @@ pub struct BatchStatus {
     pub remaining_bytes: Option<u64>,
     /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"applying"`.
     pub reason: String,
-    /// When both sides are consistent at a later seq again, as far as can be told.
+    /// How long until both sides are consistent at a later seq again, at the rate of late; `null` where nothing crosses, or
+    /// not enough has yet, and at DR.
     pub remaining_seconds: Option<f64>,
 }
 
