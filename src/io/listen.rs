@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::lock;
-use super::patience::patiently;
+use super::patience::{Obstacle, has_ended, patiently};
 use super::resolve;
 use super::tls::Acceptor;
 use crate::core::address::Address;
@@ -40,13 +40,25 @@ pub struct Listener {
 impl Listener {
     /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
     pub fn open(address: &Address) -> io::Result<Listener> {
-        let what = || match address {
-            Address::Unix(path) => format!("the address {address} is in use by {}", listener_of(path)),
+        let pid = || match address {
+            Address::Unix(path) => listener_of(path),
             // The kernel says of a TCP port that it is taken, and not by whom.
-            Address::Tcp(_) => format!("the address {address} is in use by another process"),
+            Address::Tcp(_) => None,
         };
-        patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address))
-            .map_err(|late| io::Error::new(late.error.kind(), late.to_string()))
+        let what = || Obstacle {
+            text: format!("the address {address} is in use by {}", process(pid())),
+            ended: pid().is_some_and(has_ended),
+        };
+        patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address)).map_err(|late| {
+            let advice = match (late.error.kind(), address) {
+                (io::ErrorKind::AddrInUse, Address::Tcp(_)) => {
+                    "; stop that process (`ss -ltnp` says which it is), or name another address in the configuration"
+                }
+                (io::ErrorKind::AddrInUse, _) => "; stop that process, or name another address in the configuration",
+                _ => "",
+            };
+            io::Error::new(late.error.kind(), format!("{late}{advice}"))
+        })
     }
 
     fn try_open(address: &Address) -> io::Result<Listener> {
@@ -178,7 +190,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, text)))
         }
         found @ (Ok(()) | Err(Errno::EAGAIN)) => {
-            let text = format!("address in use by {}", peer_of(&probe, found.is_ok()));
+            let text = format!("address in use by {}", process(peer_of(&probe, found.is_ok())));
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
         }
         Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
@@ -186,24 +198,23 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Who listens on a unix socket, in words, as far as the kernel tells.
-fn listener_of(path: &Path) -> String {
+/// Who listens on a unix socket, as far as the kernel tells.
+fn listener_of(path: &Path) -> Option<u32> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = || -> io::Result<String> {
-        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        let connected = nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path)?).is_ok();
-        Ok(peer_of(&probe, connected))
-    };
-    probe().unwrap_or_else(|_| "another process".into())
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    let connected = nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path).ok()?).is_ok();
+    peer_of(&probe, connected)
 }
 
 /// Who began to listen on what a socket is connected to: it need not have accepted for the kernel to know.
-fn peer_of(probe: &OwnedFd, connected: bool) -> String {
-    match getsockopt(probe, sockopt::PeerCredentials).map(|peer| u32::try_from(peer.pid())) {
-        // That of a process of another namespace of processes is 0.
-        Ok(Ok(pid)) if connected && pid > 0 => format!("another process, {}", lock::named(pid)),
-        _ => "another process".into(),
-    }
+fn peer_of(probe: &OwnedFd, connected: bool) -> Option<u32> {
+    let peer = getsockopt(probe, sockopt::PeerCredentials).ok().filter(|_| connected)?;
+    // That of a process of another namespace of processes is 0.
+    u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0)
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".into(), |pid| format!("another process, {}", lock::named(pid)))
 }
 
 fn own_pid(pid: libc::pid_t) -> bool {
@@ -248,10 +259,14 @@ mod tests {
     fn who_listens_on_a_unix_socket_is_named() {
         let path = std::env::temp_dir().join(format!("farshore-listens-{}", std::process::id()));
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("free");
-        let named = listener_of(&path);
+        let named = process(listener_of(&path));
         assert!(named.starts_with(&format!("another process, pid {} (", std::process::id())), "{named}");
         drop(listener);
-        assert_eq!(listener_of(&path), "another process", "of a socket that nobody listens on nothing is known");
+        assert_eq!(
+            process(listener_of(&path)),
+            "another process",
+            "of a socket that nobody listens on nothing is known"
+        );
         std::fs::remove_file(path).expect("there");
     }
 }
