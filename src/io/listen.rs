@@ -6,10 +6,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
-    getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, accept4, bind,
+    getpeername, getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 
 use super::lock;
@@ -22,9 +24,11 @@ use crate::core::asker::Asker;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A listening socket.
+/// A listening socket. The ring never sees it, for it would keep it open when its process is killed: whoever connected
+/// until the kernel has taken the ring apart would be accepted by nobody and reset. What the ring watches only knows of it.
 pub struct Listener {
     fd: OwnedFd,
+    watch: Epoll,
     /// Where it really listens (the port chosen for port 0).
     pub address: Address,
     /// The file of a unix socket, with its inode: only our own is removed.
@@ -74,11 +78,30 @@ impl Listener {
                 (fd, address, None)
             }
         };
-        Ok(Listener { fd, address, file, acceptor: None, accepting: false, stopping: false, rest_until_ns: None })
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?) | OFlag::O_NONBLOCK;
+        fcntl(&fd, FcntlArg::F_SETFL(flags))?;
+        let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        watch.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        let (acceptor, rest_until_ns) = (None, None);
+        Ok(Listener { fd, watch, address, file, acceptor, accepting: false, stopping: false, rest_until_ns })
     }
 
+    /// What can be read from when somebody waits to be accepted.
     pub fn descriptor(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.watch.0.as_raw_fd()
+    }
+
+    /// The next of those who wait, if there is any.
+    pub fn take(&self) -> io::Result<Option<OwnedFd>> {
+        loop {
+            match accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(raw) => return Ok(Some(own(raw))),
+                Err(Errno::EAGAIN) => return Ok(None),
+                // Who has gone meanwhile.
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Frees the address at once, however long the kernel keeps the descriptor: nobody is taken in any more, and the
@@ -102,7 +125,7 @@ impl Drop for Listener {
 }
 
 /// Takes over a descriptor that the kernel has just made for us.
-pub fn own(raw: RawFd) -> OwnedFd {
+fn own(raw: RawFd) -> OwnedFd {
     assert!(raw >= 0, "the caller has looked for an error");
     // SAFETY: the descriptor was returned by an accept that nobody else takes the result of.
     unsafe { OwnedFd::from_raw_fd(raw) }
