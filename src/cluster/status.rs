@@ -331,6 +331,12 @@ pub struct PromoteReport {
     /// never have been given out, when a primary lost power in between.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<SeqRange>,
+    /// Of a plan: why the promotion would be refused as things stand, in its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Of a plan: what the promotion would wait for, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 impl PromoteReport {

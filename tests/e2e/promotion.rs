@@ -81,8 +81,14 @@ fn without_the_auxiliary_it_takes_force() -> Result<()> {
     let (mut group, log) = orphaned("protect = \"order\"")?;
     group.site.kill(Role::Aux)?;
     // A plan is harmless: it says what it could not read.
-    ensure!(group.site.promote(&["--plan"])?.aux == "unreachable");
+    let plan = group.site.promote(&["--plan"])?;
+    ensure!(plan.aux == "unreachable");
+    let people = group.site.verb(&["promote", "--plan"])?;
+    ensure!(people.out.contains("would not be promoted (nothing was changed)"), "{people:?}");
+    ensure!(group.site.promote(&["--plan", "--force"])?.refused.is_none(), "by force it goes on");
     let refused = group.site.verb(&["promote"])?;
+    let foreseen = plan.refused.unwrap_or_default();
+    ensure!(refused.errors.contains(&foreseen) && !foreseen.is_empty(), "{foreseen:?}, then {refused:?}");
     ensure!(refused.exit == 3, "it ended with {}: {}", refused.exit, refused.errors);
     ensure!(refused.errors.contains("--force"), "it does not say what to do: {}", refused.errors);
     let report = group.site.promote(&["--force"])?;
