@@ -564,7 +564,6 @@ impl Drop for Reactor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::machine::ReadAt as _;
     use crate::io::Direct;
 
     /// The memory of this process as a file, which has nothing where it begins: to read there fails.
