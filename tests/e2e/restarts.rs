@@ -219,7 +219,7 @@ fn a_batch_that_stands_still_has_no_time_left_to_tell() -> Result<()> {
     group.site.wait(Role::Primary, "an estimate", known)?;
     group.site.line.cut();
     let unknown = |status: &Status| left(status).is_some_and(|left| left.is_none());
-    group.site.wait_for(Role::Primary, Duration::from_secs(15), "the end of the estimate", unknown)?;
+    group.site.wait(Role::Primary, "the end of the estimate", unknown)?;
     let told = group.site.verb(&["status", "--role", "primary"])?;
     ensure!(told.out.contains("too little crosses at present") && !told.out.contains("consistent again"), "{told:?}");
     group.site.line.heal();

@@ -39,7 +39,7 @@ impl Pace {
             (self.from, self.next) = (self.next, (now_ns, bytes));
         }
         let apart_ns = now_ns.saturating_sub(self.last.0).min(APART_NS_MAX);
-        if apart_ns > 0 {
+        if apart_ns > 0 && self.last.1 > 0 {
             self.apart_ns = apart_ns.max(self.apart_ns / 8 * 7);
         }
         self.last = (now_ns, bytes);
