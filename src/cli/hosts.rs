@@ -476,6 +476,15 @@ fn volume_file(path: &Path, size: u64, known: &Known<'_>, volume: usize) -> Resu
         let text = format!("{shown} is there, {has}; {said} is from before a resize: say size = \"{has}\"");
         return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
     }
+    if metadata.len() > size && known.size(volume).is_some() {
+        // The role starts with it: one that was killed may not have noted yet what the order says, and nothing is ever cut.
+        let (has, said) = (exact_size(metadata.len()), exact_size(size));
+        let text = format!(
+            "{shown} is there, {has}, and more than {said} is noted nowhere yet: the order decides; after a resize to \
+             that, say size = \"{has}\""
+        );
+        return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
+    }
     if metadata.len() != size {
         return Err(format!(
             "has {} bytes, but the volume has {size}; correct the size (after `farshore resize`: to the new one), or resize \

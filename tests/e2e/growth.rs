@@ -289,6 +289,11 @@ fn a_size_from_before_a_resize_is_told_by_check_whether_the_roles_run_or_not() -
     };
     // Twice: at once, when the superblock of DR need not know of it, and a checkpoint later.
     checked(&group, "running")?;
+    group.site.kill(Role::Dr)?;
+    let told = group.site.verb(&["check", "--role", "dr"])?;
+    ensure!(told.exit == 0 && told.out.contains("say size = \"24MiB\""), "killed: {told:?}");
+    group.site.start(Role::Dr)?;
+    group.site.ready()?;
     std::thread::sleep(Duration::from_secs(3));
     checked(&group, "running for a while")?;
     group.site.stop(Role::Primary)?;
