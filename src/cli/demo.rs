@@ -83,7 +83,17 @@ fn directory(options: &Demo) -> Result<Scratch, Failure> {
     if path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::refused(format!("{} is not empty; name a new directory", path.display())));
     }
-    std::fs::create_dir_all(path).map_err(failed)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        // A slip of the pen is not to make a tree of directories, by the rights of whoever runs this.
+        let (shown, parent) = (path.display(), parent.display());
+        return Err(Failure::usage(format!(
+            "{shown}: {parent} is not a directory that exists; make it first (mkdir -p), or name another --dir"
+        )));
+    }
+    if !path.is_dir() {
+        std::fs::create_dir(path).map_err(failed)?;
+    }
     let path = path.canonicalize().map_err(failed)?;
     if path.as_os_str().len() + "/nbd-dr.sock".len() > SOCKET_PATH_BYTES_MAX {
         let shown = path.display();

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -17,12 +18,17 @@ use super::arguments::RoleName;
 use super::check::{Findings, Weight};
 use super::client;
 use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use crate::cluster::control::Request;
 use crate::cluster::size::{exact_size, human_size};
+use crate::cluster::status::Status;
 use crate::core::address::Address;
 use crate::core::peer::Role;
 use crate::format::superblock;
 use crate::io::tls;
 use crate::limits;
+
+/// How long a role that runs may take to say what sizes its volumes have.
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 /// This host, as one configuration sees it.
 pub struct Host<'a, 'f, 't> {
@@ -135,7 +141,8 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
         self.directory(RoleName::Primary, &primary.dir, reserved);
-        self.backing(RoleName::Primary, &primary.dir, &primary.backing, running);
+        let known = Known::of(&primary.dir, running.then_some(&primary.control));
+        self.backing(RoleName::Primary, &known, &primary.backing);
         self.table(RoleName::Primary, running);
         if !running {
             primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
@@ -149,7 +156,8 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.journal(dr);
         self.journal_beside_table(dr);
         self.spool(dr);
-        self.backing(RoleName::Dr, &dr.dir, &dr.backing, running);
+        let known = Known::of(&dr.dir, running.then_some(&dr.control));
+        self.backing(RoleName::Dr, &known, &dr.backing);
         self.table(RoleName::Dr, running);
         if !running {
             self.address(&["dr", "listen"], &dr.listen);
@@ -284,22 +292,22 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    fn backing(&mut self, role: RoleName, dir: &Path, backing: &[Backing], running: bool) {
+    fn backing(&mut self, role: RoleName, known: &Known<'_>, backing: &[Backing]) {
         let config = self.config;
         for (at, (volume, backing)) in config.volumes.iter().zip(backing).enumerate() {
             let keys = [role.word(), "backing", volume.name.as_str()];
             let path = match backing {
                 Backing::File(path) => path,
                 Backing::Nbd(uri) => {
-                    self.remote(role, &keys, volume, uri, running);
+                    self.remote(role, &keys, volume, uri, known.running);
                     continue;
                 }
             };
             self.alone(role, &keys, path);
-            if !self.is_ours(role, &keys, dir, at, path) {
+            if !self.is_ours(role, &keys, known.dir, at, path) {
                 continue;
             }
-            match volume_file(path, volume.size, dir, running) {
+            match volume_file(path, volume.size, known, at) {
                 Ok(File { text, missing, at }) => {
                     self.findings.note(Weight::Ok, &keys, text);
                     self.need(&at, 0, missing);
@@ -398,6 +406,43 @@ fn advice(error: nix::errno::Errno) -> String {
     }
 }
 
+/// What is known of the volumes of a role: it starts, or goes on, with that, whatever the configuration says.
+struct Known<'a> {
+    dir: &'a Path,
+    running: bool,
+    /// Bytes of each volume, by the superblock and by the role that runs: that of DR lags behind what has been ordered.
+    sizes: Vec<u64>,
+}
+
+impl<'a> Known<'a> {
+    /// `control`: of a role that runs.
+    fn of(dir: &'a Path, control: Option<&PathBuf>) -> Known<'a> {
+        let slots = std::fs::read(dir.join("superblock")).unwrap_or_default();
+        let noted = superblock::newest(&slots).ok().flatten();
+        let noted = noted.map(|noted| noted.volumes.into_iter().map(|(_, size)| size).collect::<Vec<u64>>());
+        let mut sizes = noted.unwrap_or_default();
+        let told = control.and_then(|control| told_sizes(control)).unwrap_or_default();
+        sizes.resize(sizes.len().max(told.len()), 0);
+        sizes.iter_mut().zip(told).for_each(|(size, told)| *size = told.max(*size));
+        Known { dir, running: control.is_some(), sizes }
+    }
+
+    fn size(&self, volume: usize) -> Option<u64> {
+        self.sizes.get(volume).copied()
+    }
+}
+
+/// Bytes of each volume, as the role behind a control socket says. One that says nothing is found out elsewhere.
+fn told_sizes(control: &Path) -> Option<Vec<u64>> {
+    let answer = client::ask(control, &Request::Status, Some(STATUS_WITHIN)).ok()?;
+    let volumes = match serde_json::from_value(answer).ok()? {
+        Status::Primary(status) => status.volumes,
+        Status::Dr(status) => status.volumes,
+        Status::Aux(_) => return None,
+    };
+    Some(volumes.iter().map(|volume| volume.size_bytes).collect())
+}
+
 /// A usable backing store: what to say, bytes it may still take, and on which filesystem.
 struct File {
     text: String,
@@ -405,30 +450,39 @@ struct File {
     at: PathBuf,
 }
 
-fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File, String> {
+fn volume_file(path: &Path, size: u64, known: &Known<'_>, volume: usize) -> Result<File, String> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size, dir),
+        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size, known.dir),
         Err(error) => return Err(error.to_string()),
     };
     access(path, AccessFlags::R_OK | AccessFlags::W_OK)
         .map_err(|error| format!("not readable and writable: {}{}", error.desc(), advice(error)))?;
     if metadata.file_type().is_block_device() {
-        return block_device(path, size, running);
+        return block_device(path, size, known.running);
     }
     if !metadata.is_file() {
         return Err("is neither a file nor a block device".into());
     }
     let shown = path.display();
-    if metadata.len() < size && dir.join("superblock").exists() {
+    if metadata.len() < size && known.dir.join("superblock").exists() {
         // A directory that is in use: the configuration leads.
         let (has, missing) = (human_size(metadata.len()), size - metadata.len());
         let text = format!("{shown} is there, {has}; the volume is to grow to {}", human_size(size));
         return Ok(File { text, missing, at: path.into() });
     }
-    if metadata.len() > size && knows_size(dir, metadata.len()) {
-        let (has, said) = (exact_size(metadata.len()), exact_size(size));
+    if let Some(has) = known.size(volume).filter(|has| *has > size && *has <= metadata.len()) {
+        let (has, said) = (exact_size(has), exact_size(size));
         let text = format!("{shown} is there, {has}; {said} is from before a resize: say size = \"{has}\"");
+        return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
+    }
+    if metadata.len() > size && known.size(volume).is_some() {
+        // The role starts with it: one that was killed may not have noted yet what the order says, and nothing is ever cut.
+        let (has, said) = (exact_size(metadata.len()), exact_size(size));
+        let text = format!(
+            "{shown} is there, {has}, and more than {said} is noted nowhere yet: the order decides; after a resize to \
+             that, say size = \"{has}\""
+        );
         return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
     }
     if metadata.len() != size {
@@ -440,13 +494,6 @@ fn volume_file(path: &Path, size: u64, dir: &Path, running: bool) -> Result<File
     }
     let missing = size.saturating_sub(metadata.blocks() * 512);
     Ok(File { text: format!("{shown} is there, {}", human_size(size)), missing, at: path.into() })
-}
-
-/// Whether the directory of a role knows a volume of so many bytes: then it starts with that, whatever the configuration says.
-fn knows_size(dir: &Path, bytes: u64) -> bool {
-    let slots = std::fs::read(dir.join("superblock")).unwrap_or_default();
-    let known = superblock::newest(&slots).ok().flatten();
-    known.is_some_and(|known| known.volumes.iter().any(|(_, size)| *size == bytes))
 }
 
 /// `dir`: that of the role, which the role makes by itself, with what it stands in.

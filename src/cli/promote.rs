@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::arguments::Promote;
 use super::client;
 use super::failure::Failure;
 use super::files;
 use super::view::duration;
-use crate::cluster::control::Request;
+use crate::cluster::control::{EXIT_REFUSED, Request};
 use crate::cluster::losses::MissingWrite;
 use crate::cluster::size::human_size;
 use crate::cluster::status::{DrStatus, PromoteReport, Status};
@@ -33,14 +35,19 @@ pub fn run(options: &Promote, out: &mut dyn Write) -> Result<(), Failure> {
     if options.json {
         // On a terminal it would be written over by the progress.
         let shown = !std::io::stdout().is_terminal();
-        return with_progress(&control, shown, || client::report(&control, &request, None, &mut |_| {}, Some(out)))
-            .map(drop);
+        let done = with_progress(&control, shown, || client::report(&control, &request, None, &mut |_| {}, Some(out)));
+        if let Some(refused) = done.as_ref().err().filter(|it| options.plan && it.exit == EXIT_REFUSED) {
+            // Known before there is anything to report: the field is that of a report.
+            writeln!(out, "{}", json!({ "refused": refused.text }))?;
+        }
+        return done.map(drop);
     }
     let mut tally = Tally::of(None);
     let begun = Instant::now();
     let report =
         with_progress(&control, true, || client::report(&control, &request, None, &mut |it| tally.add(it), None))?;
     let title = match (options.plan, options.plan && already(&control)) {
+        (true, false) if report.refused.is_some() => "would not be promoted (nothing was changed)",
         (true, true) => "was promoted already (nothing was changed)",
         (true, false) => "would be promoted (nothing was changed)",
         (false, _) => "promoted",
@@ -141,6 +148,12 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
         other => format!("{other}: writes that only it knew are not in this report"),
     };
     writeln!(out, "  auxiliary        {aux}")?;
+    if let Some(text) = &report.refused {
+        writeln!(out, "  REFUSED          {text}")?;
+    }
+    if let Some(text) = &report.waits_for {
+        writeln!(out, "  would wait for   {text}")?;
+    }
     if let Some(text) = &report.incomplete {
         writeln!(out, "  INCOMPLETE       {text}")?;
     }

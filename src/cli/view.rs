@@ -35,7 +35,7 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
         let (listed, total) = (human_size(l.listed_bytes), human_size(l.total_bytes));
         row("listing", &format!("which parts of the volumes have storage: {listed} of {total} looked at"), out)?;
     }
-    batch(s.batch.as_ref(), out)?;
+    batch(s.batch.as_ref(), true, out)?;
     let fifo = format!(
         "{} of {} in memory, {} of {} on disk; when full: {}{}",
         human_size(s.fifo_memory_bytes),
@@ -68,7 +68,7 @@ fn dr(s: &DrStatus, out: &mut dyn Write) -> Result<()> {
     }
     lag(s.lag_writes, s.lag_bytes, s.lag_seconds, s.tail_seq.0, s.cut_seq.0, out)?;
     row("waiting", &format!("{} writes arrived early, {} are missing", s.pending_writes, s.missing_writes), out)?;
-    batch(s.batch.as_ref(), out)?;
+    batch(s.batch.as_ref(), false, out)?;
     let text =
         format!("seq {}, {} of {}", s.journal_seq, human_size(s.journal_bytes), human_size(s.journal_limit_bytes));
     row("journal", &text, out)?;
@@ -118,14 +118,19 @@ fn degraded(list: &[Degraded], out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn batch(batch: Option<&BatchStatus>, out: &mut dyn Write) -> Result<()> {
+/// `reckons`: it comes from the side that reckons how long the rest takes.
+fn batch(batch: Option<&BatchStatus>, reckons: bool, out: &mut dyn Write) -> Result<()> {
     let Some(b) = batch else { return Ok(()) };
     let total = human_size(b.total_bytes);
     let copied = match b.remaining_bytes {
         Some(left) => format!("{} of {total} copied", human_size(b.total_bytes.saturating_sub(left))),
         None => format!("{total} copied, its end is not here yet"),
     };
-    let rest = b.remaining_seconds.map(|s| format!(", consistent again in about {}", duration(s))).unwrap_or_default();
+    let rest = match b.remaining_seconds {
+        Some(seconds) => format!(", consistent again in about {}", duration(seconds)),
+        None if reckons => ", too little crosses at present to say how long the rest takes".into(),
+        None => String::new(),
+    };
     let text = format!("{}: {copied}{rest}", b.reason);
     row("batch", &text, out)
 }

@@ -244,7 +244,8 @@ pub struct BatchStatus {
     pub remaining_bytes: Option<u64>,
     /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"applying"`.
     pub reason: String,
-    /// When both sides are consistent at a later seq again, as far as can be told.
+    /// How long until both sides are consistent at a later seq again, at the rate of late; `null` where nothing crosses, or
+    /// not enough has yet, and at DR.
     pub remaining_seconds: Option<f64>,
 }
 
@@ -330,6 +331,12 @@ pub struct PromoteReport {
     /// never have been given out, when a primary lost power in between.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<SeqRange>,
+    /// Of a plan: why the promotion would be refused as things stand, in its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Of a plan: what the promotion would wait for, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 impl PromoteReport {

@@ -491,6 +491,10 @@ impl Shell {
         let Some(Asked { conns, plan, .. }) = self.asked.remove(&ticket) else { return };
         let done = result.is_ok() && !plan;
         let answer = match result {
+            Ok(report) if plan => {
+                let waits_for = self.files.backings.waits_for(self.reactor.now());
+                Answer::promoted(&PromoteReport { waits_for, ..report })
+            }
             Ok(report) => Answer::promoted(&report),
             Err(error) if error.refused_for_safety => Answer::refused(error.text),
             Err(error) => Answer::failed(error.text),

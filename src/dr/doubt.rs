@@ -31,6 +31,7 @@ use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::batch::Batch;
+use crate::dr::foresee::damaged;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::promote::{Asked, Promotion, unsafe_because};
 use crate::dr::report::Above;
@@ -417,12 +418,7 @@ impl Machine {
                 false
             }
             Some(text) if !force => {
-                let reached = report.cut_seq;
-                let text = format!(
-                    "this directory is DAMAGED: {text}. Connect the primary, what it sends again makes this good; or make \
-                     the auxiliary reachable, if it is not. If both are lost for good, --force promotes what is here, \
-                     after seq {reached}, with a report that says what is not known"
-                );
+                let text = damaged(text, report.cut_seq);
                 self.promote_fails(unsafe_because(text), fx);
                 true
             }

@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod desk;
 pub mod doubt;
 pub mod fetch;
+mod foresee;
 pub mod history;
 pub mod intake;
 pub mod journal;

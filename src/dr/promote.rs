@@ -27,6 +27,7 @@ use crate::core::machine::{DiskResult, IoFail, Level, Now};
 use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
+use crate::dr::foresee::{another_site, beyond_reach, without_auxiliary};
 use crate::dr::history::History;
 use crate::dr::machine::{After, Machine};
 use crate::dr::receive::plausible;
@@ -147,6 +148,8 @@ pub(super) struct Promotion {
     /// Writes given to the replay before it began.
     pub(super) fed_before: u64,
     pub(super) error: Option<PromoteError>,
+    /// Of a plan: why the promotion would be refused.
+    pub(super) refused: Option<String>,
 }
 
 impl Promotion {
@@ -233,6 +236,7 @@ impl Machine {
             fetch_again: false,
             fed_before: self.fed_writes,
             error: None,
+            refused: None,
         });
         if plan {
             return self.open_table(now, Epoch(0), fx);
@@ -285,7 +289,7 @@ impl Machine {
             && it.has(PROMOTING)
             && self.report.as_ref().is_some_and(|it| it.report.epoch == self.keeper.get().target_epoch)
         {
-            return self.report.as_ref().map(|stored| Ok(stored.report.clone()));
+            return self.report.as_ref().map(|stored| Ok(self.planned_again(&stored.report)));
         }
         None
     }
@@ -348,16 +352,15 @@ impl Machine {
             let text = format!("the auxiliary refuses this promotion: {reason}. Another site may have been promoted");
             return self.promote_fails(unsafe_because(text), fx);
         }
+        let refused = without_auxiliary(reason);
         if promotion.force || promotion.plan {
             promotion.aux = "unreachable";
+            promotion.refused = (!promotion.force).then_some(refused);
             let text = format!("the auxiliary cannot be reached ({reason}): going on without it");
             fx.push(Effect::Log { level: Level::Warn, text });
             return self.fenced(now, fx);
         }
-        let error = unsafe_because(format!(
-            "the auxiliary cannot be reached ({reason}): the old primary may still be writing, and orders that only \
-             the status table has would be unknown. Make it reachable, or be sure that the primary is dead and use --force"
-        ));
+        let error = unsafe_because(refused);
         if promotion.resumed {
             return self.promote_fails(error, fx);
         }
@@ -434,17 +437,14 @@ impl Machine {
             return self.promote_fails(error, fx);
         }
         let Some(promotion) = &mut self.promotion else { return };
-        if promotion.plan {
-            return self.fenced(now, fx);
-        }
         let target = promotion.target;
         let fence = Fence::decode(block(bytes, FENCE_AT)).ok();
-        if let Some(fence) = fence.filter(|fence| fence.epoch > target || fence.epoch == target && fence.owner != owner)
-        {
-            let text = format!(
-                "epoch {} of {:016x} is in force at the auxiliary: another site was promoted",
-                fence.epoch, fence.owner.0
-            );
+        let refused = fence.and_then(|fence| another_site(&fence, target, owner));
+        if promotion.plan {
+            promotion.refused = refused;
+            return self.fenced(now, fx);
+        }
+        if let Some(text) = refused {
             return self.promote_fails(unsafe_because(text), fx);
         }
         if promotion.step == Step::HeadAgain {
@@ -737,10 +737,7 @@ impl Machine {
             });
             self.keeper.then(After::Promoted);
         } else if quiet && self.keeper.settled() && self.desk.idle() && self.cut < cut {
-            let text = format!(
-                "the report's recovery point {cut} cannot be reached any more: only {} is here; --force promotes that",
-                self.cut
-            );
+            let text = beyond_reach(cut, self.cut);
             if self.promotion.as_ref().is_some_and(|promotion| promotion.force) {
                 return self.promote_anew(now, &text, fx);
             }

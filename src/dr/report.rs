@@ -21,7 +21,8 @@ use crate::format::record::OrderRecord;
 impl Machine {
     /// Decides what is stored in the report, and has it made durable.
     pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let report = self.make_report(now);
+        let mut report = self.make_report(now);
+        report.refused = self.foreseen(&report);
         if self.rehearsed(now, &report, fx) {
             return;
         }
@@ -76,6 +77,7 @@ impl Machine {
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
             incomplete: self.vouched(promotion, cut, tail, all).or_else(|| given_up(&unknown)),
             unknown,
+            ..PromoteReport::default()
         }
     }
 

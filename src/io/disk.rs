@@ -27,7 +27,7 @@ use io_uring::squeue::Entry;
 use nix::libc;
 
 use super::arena::Run;
-use super::open::{Opened, Preallocate, enlarge, failed};
+use super::open::{Opened, Preallocate, enlarge, failed, failed_at};
 use super::reactor::{Event, FileId};
 use super::ring::{Kernel, Kind, Target, Token, on};
 use super::{reader, vector};
@@ -351,7 +351,8 @@ impl Disk {
         match vector::write_all(&found.opened.file, &parts, offset) {
             Ok(()) => tickets.into_iter().for_each(|(ticket, durable)| self.finish_write(file, ticket, durable)),
             Err(error) => {
-                let fail = failed(&found.opened.path, "write failed", &error);
+                let length = parts.iter().map(|part| part.len() as u64).sum();
+                let fail = failed_at(&found.opened.path, "write failed", offset, length, &error);
                 tickets.into_iter().for_each(|(ticket, _)| self.report(file, ticket, Err(fail.clone())));
             }
         }
@@ -429,7 +430,8 @@ impl Disk {
             _ if again => return self.resume(id, Op { file, ticket, stage }, kernel),
             Stage::Read { run, base, wanted, done, lead, length } => {
                 let Ok(bytes) = usize::try_from(result) else {
-                    return self.op_failed(id, file, ticket, "read failed", result, kernel);
+                    let range = (base + lead as u64, length as u64);
+                    return self.op_failed(id, (file, ticket), "read failed", range, result, kernel);
                 };
                 let done = done + bytes;
                 let align = self.align(file);
@@ -443,7 +445,8 @@ impl Disk {
             Stage::Write { source, base, total, done, durable } => {
                 if result <= 0 {
                     let result = if result == 0 { -libc::EIO } else { result };
-                    return self.op_failed(id, file, ticket, "write failed", result, kernel);
+                    let range = (base, total as u64);
+                    return self.op_failed(id, (file, ticket), "write failed", range, result, kernel);
                 }
                 let done = done + result as usize;
                 if done < total {
@@ -464,7 +467,7 @@ impl Disk {
                     return self.begin_zeroes(id, Op { file, ticket, stage }, kernel);
                 }
                 if result < 0 {
-                    return self.op_failed(id, file, ticket, "zeroing failed", result, kernel);
+                    return self.op_failed(id, (file, ticket), "zeroing failed", (offset, length), result, kernel);
                 }
                 self.files[file].as_mut().expect("a file stays while something is in flight on it").zero_range |=
                     !unmap;
@@ -475,7 +478,7 @@ impl Disk {
             Stage::WriteZeroes { at, to, durable } => {
                 if result <= 0 {
                     let result = if result == 0 { -libc::EIO } else { result };
-                    return self.op_failed(id, file, ticket, "writing zeroes failed", result, kernel);
+                    return self.op_failed(id, (file, ticket), "writing zeroes failed", (at, to - at), result, kernel);
                 }
                 let at = at + result as u64;
                 if at < to {
@@ -506,7 +509,7 @@ impl Disk {
                     return Ok(());
                 }
                 Err(error) => {
-                    let fail = failed(&found.opened.path, "read failed", &error);
+                    let fail = failed_at(&found.opened.path, "read failed", offset, length, &error);
                     self.report(file, ticket, Err(fail));
                     return Ok(());
                 }
@@ -646,7 +649,9 @@ impl Disk {
                 return self.resume(id, Op { file, ticket, stage }, kernel);
             }
             Some(error) => {
-                return self.op_failed(id, file, ticket, "read before an unaligned write failed", error, kernel);
+                let range = (base + lead as u64, parts.iter().map(|part| part.len() as u64).sum());
+                let what = "read before an unaligned write failed";
+                return self.op_failed(id, (file, ticket), what, range, error, kernel);
             }
             None => {}
         }
@@ -690,17 +695,18 @@ impl Disk {
         self.resume(id, Op { file, ticket, stage }, kernel)
     }
 
+    /// `range`: offset and length of what was asked for.
     fn op_failed(
         &mut self,
         id: usize,
-        file: usize,
-        ticket: Ticket,
+        (file, ticket): (usize, Ticket),
         what: &str,
+        range: (u64, u64),
         result: i32,
         kernel: &mut Kernel,
     ) -> io::Result<()> {
         let path = &self.files[file].as_ref().expect("a file stays while something is in flight on it").opened.path;
-        let fail = failed(path, what, &io::Error::from_raw_os_error(-result));
+        let fail = failed_at(path, what, range.0, range.1, &io::Error::from_raw_os_error(-result));
         self.report(file, ticket, Err(fail));
         self.end(id, file, kernel);
         Ok(())

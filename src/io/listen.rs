@@ -6,14 +6,16 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getpeername,
-    getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, accept4, bind,
+    getpeername, getsockname, getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 
 use super::lock;
-use super::patience::patiently;
+use super::patience::{Obstacle, has_ended, patiently};
 use super::resolve;
 use super::tls::Acceptor;
 use crate::core::address::Address;
@@ -22,9 +24,11 @@ use crate::core::asker::Asker;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A listening socket.
+/// A listening socket. The ring never sees it, for it would keep it open when its process is killed: whoever connected
+/// until the kernel has taken the ring apart would be accepted by nobody and reset. What the ring watches only knows of it.
 pub struct Listener {
     fd: OwnedFd,
+    watch: Epoll,
     /// Where it really listens (the port chosen for port 0).
     pub address: Address,
     /// The file of a unix socket, with its inode: only our own is removed.
@@ -40,13 +44,25 @@ pub struct Listener {
 impl Listener {
     /// Binds and listens. A unix socket that a dead process left is replaced; one that answers is in use.
     pub fn open(address: &Address) -> io::Result<Listener> {
-        let what = || match address {
-            Address::Unix(path) => format!("the address {address} is in use by {}", listener_of(path)),
+        let pid = || match address {
+            Address::Unix(path) => listener_of(path),
             // The kernel says of a TCP port that it is taken, and not by whom.
-            Address::Tcp(_) => format!("the address {address} is in use by another process"),
+            Address::Tcp(_) => None,
         };
-        patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address))
-            .map_err(|late| io::Error::new(late.error.kind(), late.to_string()))
+        let what = || Obstacle {
+            text: format!("the address {address} is in use by {}", process(pid())),
+            ended: pid().is_some_and(has_ended),
+        };
+        patiently(io::ErrorKind::AddrInUse, what, || Listener::try_open(address)).map_err(|late| {
+            let advice = match (late.error.kind(), address) {
+                (io::ErrorKind::AddrInUse, Address::Tcp(_)) => {
+                    "; stop that process (`ss -ltnp` says which it is), or name another address in the configuration"
+                }
+                (io::ErrorKind::AddrInUse, _) => "; stop that process, or name another address in the configuration",
+                _ => "",
+            };
+            io::Error::new(late.error.kind(), format!("{late}{advice}"))
+        })
     }
 
     fn try_open(address: &Address) -> io::Result<Listener> {
@@ -62,11 +78,30 @@ impl Listener {
                 (fd, address, None)
             }
         };
-        Ok(Listener { fd, address, file, acceptor: None, accepting: false, stopping: false, rest_until_ns: None })
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?) | OFlag::O_NONBLOCK;
+        fcntl(&fd, FcntlArg::F_SETFL(flags))?;
+        let watch = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        watch.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        let (acceptor, rest_until_ns) = (None, None);
+        Ok(Listener { fd, watch, address, file, acceptor, accepting: false, stopping: false, rest_until_ns })
     }
 
+    /// What can be read from when somebody waits to be accepted.
     pub fn descriptor(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.watch.0.as_raw_fd()
+    }
+
+    /// The next of those who wait, if there is any.
+    pub fn take(&self) -> io::Result<Option<OwnedFd>> {
+        loop {
+            match accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(raw) => return Ok(Some(own(raw))),
+                Err(Errno::EAGAIN) => return Ok(None),
+                // Who has gone meanwhile.
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Frees the address at once, however long the kernel keeps the descriptor: nobody is taken in any more, and the
@@ -90,7 +125,7 @@ impl Drop for Listener {
 }
 
 /// Takes over a descriptor that the kernel has just made for us.
-pub fn own(raw: RawFd) -> OwnedFd {
+fn own(raw: RawFd) -> OwnedFd {
     assert!(raw >= 0, "the caller has looked for an error");
     // SAFETY: the descriptor was returned by an accept that nobody else takes the result of.
     unsafe { OwnedFd::from_raw_fd(raw) }
@@ -178,7 +213,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, text)))
         }
         found @ (Ok(()) | Err(Errno::EAGAIN)) => {
-            let text = format!("address in use by {}", peer_of(&probe, found.is_ok()));
+            let text = format!("address in use by {}", process(peer_of(&probe, found.is_ok())));
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
         }
         Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
@@ -186,24 +221,23 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Who listens on a unix socket, in words, as far as the kernel tells.
-fn listener_of(path: &Path) -> String {
+/// Who listens on a unix socket, as far as the kernel tells.
+fn listener_of(path: &Path) -> Option<u32> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = || -> io::Result<String> {
-        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        let connected = nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path)?).is_ok();
-        Ok(peer_of(&probe, connected))
-    };
-    probe().unwrap_or_else(|_| "another process".into())
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    let connected = nix::sys::socket::connect(probe.as_raw_fd(), &UnixAddr::new(path).ok()?).is_ok();
+    peer_of(&probe, connected)
 }
 
 /// Who began to listen on what a socket is connected to: it need not have accepted for the kernel to know.
-fn peer_of(probe: &OwnedFd, connected: bool) -> String {
-    match getsockopt(probe, sockopt::PeerCredentials).map(|peer| u32::try_from(peer.pid())) {
-        // That of a process of another namespace of processes is 0.
-        Ok(Ok(pid)) if connected && pid > 0 => format!("another process, {}", lock::named(pid)),
-        _ => "another process".into(),
-    }
+fn peer_of(probe: &OwnedFd, connected: bool) -> Option<u32> {
+    let peer = getsockopt(probe, sockopt::PeerCredentials).ok().filter(|_| connected)?;
+    // That of a process of another namespace of processes is 0.
+    u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0)
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".into(), |pid| format!("another process, {}", lock::named(pid)))
 }
 
 fn own_pid(pid: libc::pid_t) -> bool {
@@ -248,10 +282,14 @@ mod tests {
     fn who_listens_on_a_unix_socket_is_named() {
         let path = std::env::temp_dir().join(format!("farshore-listens-{}", std::process::id()));
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("free");
-        let named = listener_of(&path);
+        let named = process(listener_of(&path));
         assert!(named.starts_with(&format!("another process, pid {} (", std::process::id())), "{named}");
         drop(listener);
-        assert_eq!(listener_of(&path), "another process", "of a socket that nobody listens on nothing is known");
+        assert_eq!(
+            process(listener_of(&path)),
+            "another process",
+            "of a socket that nobody listens on nothing is known"
+        );
         std::fs::remove_file(path).expect("there");
     }
 }

@@ -20,7 +20,7 @@ use nix::libc;
 use nix::unistd::Whence;
 
 use super::open::failed;
-use super::patience::patiently;
+use super::patience::{Obstacle, has_ended, patiently};
 use crate::core::machine::IoFail;
 
 /// A lock on a file; given up when dropped, at the latest when the process ends.
@@ -52,14 +52,19 @@ impl Lock {
             }
             other => other,
         };
-        let waited = |seconds: u64| match seconds {
-            0 => format!("{} is in use by {}", path.display(), held_by()),
-            _ => format!("{}: in use by {}, for all of {seconds} seconds", path.display(), held_by()),
+        let obstacle = || Obstacle {
+            text: format!("{} is in use by {}", path.display(), held_by()),
+            ended: holder(&data).is_some_and(has_ended),
         };
-        match patiently(io::ErrorKind::WouldBlock, || waited(0), attempt) {
+        match patiently(io::ErrorKind::WouldBlock, obstacle, attempt) {
             Ok(()) => Ok(Lock { own }),
             Err(late) if late.error.kind() == io::ErrorKind::WouldBlock => {
-                Err(IoFail::Other(waited(late.seconds.max(1))))
+                let (shown, seconds) = (path.display(), late.seconds.max(1));
+                Err(IoFail::Other(format!(
+                    "{shown}: in use by {}, for all of {seconds} seconds; only one process at a time may use it: stop that \
+                     one first, or name another place in the configuration",
+                    held_by()
+                )))
             }
             Err(late) => Err(fail("cannot lock", late.error)),
         }

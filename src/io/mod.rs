@@ -15,6 +15,7 @@
 //! - Everything has a bound (I9): received bytes not yet consumed, connections, time to close.
 #![allow(unsafe_code)]
 
+mod accept;
 pub mod arena;
 pub mod clock;
 pub mod control;

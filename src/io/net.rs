@@ -45,8 +45,6 @@ const CLOSE_NS: u64 = 2_000_000_000;
 const HURRIED_NS: u64 = 100_000_000;
 /// How long one attempt to connect may take, nanoseconds.
 const CONNECT_NS: u64 = 5_000_000_000;
-/// How long a listener rests after a failed accept (out of descriptors, mostly), nanoseconds.
-const ACCEPT_REST_NS: u64 = 100_000_000;
 /// Pause between two lines about connections beyond the most, nanoseconds.
 const TURNED_AWAY_PAUSE_NS: u64 = 1_000_000_000;
 /// A queue of more bytes is sent once the disk operations of the turn are on their way: the copying takes long, and the
@@ -57,10 +55,10 @@ const HINT_BODY_BYTES_MIN: usize = 512;
 
 pub struct Net {
     pub(super) sockets: HashMap<Conn, Box<Socket>, BuildHasherDefault<ConnHasher>>,
-    listeners: Vec<Option<Listener>>,
+    pub(super) listeners: Vec<Option<Listener>>,
     resolver: Resolver,
     next_conn: u64,
-    connections_max: usize,
+    pub(super) connections_max: usize,
     /// Connections with something to arm or send at the next flush.
     pub(super) dirty: Vec<Conn>,
     /// Those of them whose sends wait until the rest of the turn is on its way.
@@ -73,7 +71,7 @@ pub struct Net {
     /// Connections with a deadline: connecting or closing.
     pub(super) timed: Vec<Conn>,
     /// Lines about those that were one too many.
-    turned_away: Sparing,
+    pub(super) turned_away: Sparing,
     pub(super) tls: secure::Shared,
     /// What `rx` gives for a connection that does not exist.
     nothing: Rope,
@@ -472,9 +470,9 @@ impl Net {
         kernel: &mut Kernel,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
-        let Completion { token, result, more } = completion;
+        let Completion { token, result } = completion;
         match token.kind {
-            Kind::Accept => self.accepted(token.id as usize, result, more, kernel, events),
+            Kind::Accept => self.accepted(token.id as usize, result, kernel, events),
             Kind::Connect => self.connected(Conn(token.id), result, kernel, events),
             Kind::Receive => {
                 self.received(Conn(token.id), result, kernel, events);
@@ -485,67 +483,6 @@ impl Net {
                 Ok(())
             }
             _ => unreachable!("the reactor hands over completions of sockets only"),
-        }
-    }
-
-    fn accept(&mut self, index: usize, kernel: &mut Kernel) -> io::Result<()> {
-        let Some(Some(listener)) = self.listeners.get_mut(index) else { return Ok(()) };
-        listener.accepting = true;
-        listener.rest_until_ns = None;
-        let fd = io_uring::types::Fd(listener.descriptor());
-        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
-        // SAFETY: no memory is named, and the listener's descriptor stays open until `accepting` is false.
-        unsafe { kernel.push(entry, Token::new(Kind::Accept, index as u64)) }
-    }
-
-    fn accepted(
-        &mut self,
-        index: usize,
-        result: i32,
-        more: bool,
-        kernel: &mut Kernel,
-        events: &mut Vec<Event>,
-    ) -> io::Result<()> {
-        let listener = self.listeners[index].as_mut().expect("a listener stays until its accept has ended");
-        listener.accepting = more;
-        let stopping = listener.stopping;
-        if result >= 0 {
-            let fd = listen::own(result);
-            if stopping {
-                drop(fd);
-            } else if self.sockets.len() >= self.connections_max {
-                if let Some(left_out) = self.turned_away.due(clock::mono_ns()) {
-                    let (peer, more) = (listen::peer_name(&fd), Sparing::and_more(left_out));
-                    tracing::warn!(most = self.connections_max, "too many connections: {peer} was turned away{more}");
-                }
-                drop(fd);
-            } else {
-                let peer = listen::peer_name(&fd);
-                let begun = listener.acceptor.as_ref().map(Acceptor::begin);
-                let conn = self.next_conn();
-                let mut socket = Box::new(Socket::new(conn, peer.clone(), Phase::Open));
-                socket.adopt(fd, kernel);
-                mark(&mut socket, &mut self.dirty);
-                self.sockets.insert(conn, socket);
-                match begun {
-                    Some(begun) => self.secure(conn, begun, Announce::Accepted(index)),
-                    None => events.push(Event::Accepted { listener: index, conn, peer }),
-                }
-            }
-        } else if !stopping && result != -libc::ECONNABORTED {
-            tracing::warn!(error = %io::Error::from_raw_os_error(-result), "accept failed: resting");
-            let listener = self.listeners[index].as_mut().expect("looked at above");
-            listener.rest_until_ns = Some(clock::mono_ns() + ACCEPT_REST_NS);
-        }
-        let listener = self.listeners[index].as_ref().expect("looked at above");
-        match (more, stopping) {
-            (true, _) => Ok(()),
-            (false, true) => {
-                self.listeners[index] = None;
-                Ok(())
-            }
-            (false, false) if listener.rest_until_ns.is_some() => Ok(()),
-            (false, false) => self.accept(index, kernel),
         }
     }
 

@@ -169,6 +169,11 @@ pub fn failed(path: &Path, what: &str, error: &io::Error) -> IoFail {
     }
 }
 
+/// As [`failed`], of a range of the file.
+pub fn failed_at(path: &Path, what: &str, offset: u64, length: u64, error: &io::Error) -> IoFail {
+    failed(path, &format!("{what}, {length} bytes at offset {offset}"), error)
+}
+
 /// What to do when permission is denied.
 #[must_use]
 pub fn denied() -> String {

@@ -560,3 +560,36 @@ impl Drop for Reactor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Direct;
+
+    /// The memory of this process as a file, which has nothing where it begins: to read there fails.
+    #[test]
+    fn a_read_that_fails_names_file_offset_and_length() {
+        let options = ReactorOptions { arena_bytes: 8 << 20, ..ReactorOptions::default() };
+        let mut reactor = Reactor::new(options).expect("a reactor");
+        let scratch = std::env::temp_dir().join(format!("farshore-reader-{}", std::process::id()));
+        std::fs::write(&scratch, [0; 4096]).expect("room");
+        let mut opened =
+            open::open(&OpenOptions { path: scratch.clone(), direct: Direct::Never, ..OpenOptions::default() })
+                .expect("it is there");
+        opened.file = std::fs::File::open("/proc/self/mem").expect("a process has memory");
+        let reader = FileReader::new(&opened, &reactor.kernel.arena).expect("it is open");
+        let said = reader.read_at(512, 1024).expect_err("nothing is there").to_string();
+        let wanted = format!("{}: cannot read, 1024 bytes at offset 512: ", scratch.display());
+        assert!(said.starts_with(&wanted), "{said}");
+        let file = reactor.disk.add(opened, &mut reactor.kernel);
+        reactor.disk(file, Ticket(1), DiskKind::Read { offset: 4096, length: 2048 });
+        let mut events = Vec::new();
+        while events.is_empty() {
+            reactor.turn(None, &mut events).expect("the ring works");
+        }
+        let Some(Event::Disk { result: Err(fail), .. }) = events.first() else { panic!("it was read: {events:?}") };
+        let wanted = format!("{}: read failed, 2048 bytes at offset 4096: ", scratch.display());
+        assert!(fail.to_string().starts_with(&wanted), "{fail}");
+        std::fs::remove_file(scratch).expect("there");
+    }
+}

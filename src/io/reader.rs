@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::arena::{Arena, Run};
-use super::open::{Opened, failed};
+use super::open::{Opened, failed, failed_at};
 use crate::core::machine::{IoFail, ReadAt};
 
 /// Reads a file of a reactor. Independent of the reactor; blocks.
@@ -35,7 +35,8 @@ impl ReadAt for FileReader {
 
     fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
         let (run, _) = self.arena.allocate(length + 2 * self.align);
-        read(&self.file, self.align, offset, length, run).map_err(|error| failed(&self.path, "cannot read", &error))
+        read(&self.file, self.align, offset, length, run)
+            .map_err(|error| failed_at(&self.path, "cannot read", offset, length as u64, &error))
     }
 }
 
@@ -71,7 +72,10 @@ pub fn write_durably(opened: &Opened, arena: &Arena, offset: u64, bytes: &[u8]) 
     let (mut run, _) = arena.allocate(bytes.len());
     run.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
     let written = opened.file.write_all_at(&run.freeze(bytes.len()), offset);
-    written.and_then(|()| opened.file.sync_all()).map_err(|error| failed(&opened.path, "cannot write", &error))
+    let length = bytes.len() as u64;
+    written
+        .and_then(|()| opened.file.sync_all())
+        .map_err(|error| failed_at(&opened.path, "cannot write", offset, length, &error))
 }
 
 /// Zeroes a range that lies within one block, through the block.
@@ -92,5 +96,5 @@ pub fn zero_within_block(opened: &Opened, arena: &Arena, offset: u64, length: u6
         block[(offset - base) as usize..(offset + length - base) as usize].fill(0);
         opened.file.write_all_at(block, base)
     };
-    attempt().map_err(|error| failed(&opened.path, "writing zeroes failed", &error))
+    attempt().map_err(|error| failed_at(&opened.path, "writing zeroes failed", offset, length, &error))
 }

@@ -85,8 +85,6 @@ impl Token {
 pub struct Completion {
     pub token: Token,
     pub result: i32,
-    /// Whether the operation goes on (multishot).
-    pub more: bool,
 }
 
 /// How long `enter` waits for a completion.
@@ -266,7 +264,7 @@ impl Kernel {
             if !more {
                 self.inflight -= 1;
             }
-            out.push(Completion { token: Token::unpack(entry.user_data()), result: entry.result(), more });
+            out.push(Completion { token: Token::unpack(entry.user_data()), result: entry.result() });
         }
     }
 

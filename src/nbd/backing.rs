@@ -41,6 +41,8 @@ const SILENCE_NS: u64 = 10_000_000_000;
 const SILENT: &str = "does not answer";
 /// How long a start waits for a server.
 const OPEN_NS: u64 = 30_000_000_000;
+/// The same where it is not needed at once, nanoseconds.
+const OPEN_OR_WAIT_NS: u64 = 2_000_000_000;
 /// How long a server may be away, out of reach or silent, before a stop does not wait for it any longer, nanoseconds.
 const STOP_AWAY_NS: u64 = 10_000_000_000;
 /// How long it may be before whoever waits to stop or to be promoted is told, nanoseconds.
@@ -157,6 +159,25 @@ impl Backings {
         }
         let index = self.add(reactor.now(), volumes, opening);
         self.await_server(reactor, index, OPEN_NS)?;
+        Ok(FileId(REMOTE + index))
+    }
+
+    /// As [`Backings::open`], by who has something to do that needs no volume: a server that is out of reach is waited for
+    /// shortly, and what is asked of the volume then waits for it.
+    ///
+    /// # Errors
+    /// The server is not fit.
+    pub fn open_or_wait(
+        &mut self,
+        reactor: &mut Reactor,
+        volumes: usize,
+        opening: Opening<'_>,
+    ) -> Result<FileId, OpenError> {
+        let index = self.add(reactor.now(), volumes, opening);
+        match self.await_server(reactor, index, OPEN_OR_WAIT_NS) {
+            Err(OpenError::Unreachable(text)) => tracing::warn!("{text}; going on, what is asked of it waits"),
+            done => done?,
+        }
         Ok(FileId(REMOTE + index))
     }
 

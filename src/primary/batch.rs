@@ -23,6 +23,7 @@
 
 mod behind;
 mod carry;
+mod pace;
 mod pieces;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +31,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 pub(super) use self::behind::Headway;
+use self::pace::Pace;
 use self::pieces::Next;
 use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
@@ -117,7 +119,7 @@ pub struct Batch {
     pub bytes_acked: u64,
     /// Seq of its end record, once written.
     pub end: Option<Seq>,
-    began_ns: u64,
+    pace: Pace,
     /// Bytes that were to go when it began.
     total: u64,
     /// What was written since it began; of a first sync only.
@@ -174,7 +176,7 @@ impl Batch {
             bytes: 0,
             bytes_acked: 0,
             end: None,
-            began_ns: now.mono_ns,
+            pace: Pace::from(now.mono_ns),
             total,
             since: None,
             carried: Seq(0),
@@ -186,11 +188,10 @@ impl Batch {
         }
     }
 
-    /// How long the rest takes at the rate of what has crossed, once some has.
+    /// How long the rest takes at the rate of what crosses, while some does.
     #[must_use]
     pub fn seconds_left(&self, now: Now) -> Option<f64> {
-        let seconds = now.mono_ns.saturating_sub(self.began_ns) as f64 / 1e9;
-        (self.bytes_acked > 0).then(|| self.bytes_left() as f64 * seconds / self.bytes_acked as f64)
+        self.pace.seconds_for(now.mono_ns, self.bytes_left())
     }
 
     /// Bytes that DR has not acknowledged yet.
@@ -572,6 +573,7 @@ impl Machine {
             self.dr.piece_done(conn, *index);
             if let Some((piece, _)) = batch.unacked.remove(index) {
                 batch.bytes_acked += piece.extent.length;
+                batch.pace.crossed(self.now.mono_ns, batch.bytes_acked);
             }
         }
         self.batch_moved();

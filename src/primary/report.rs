@@ -120,7 +120,7 @@ impl Machine {
             total_bytes: batch.all.bytes(),
             remaining_bytes: Some(batch.behind()),
             reason: if self.dr.synced { "catch-up" } else { "first sync" }.into(),
-            remaining_seconds: batch.seconds_left(now),
+            remaining_seconds: batch.seconds_left(now).filter(|_| self.dr.ready()),
         })
     }
 

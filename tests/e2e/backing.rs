@@ -12,7 +12,7 @@ use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::{Role, Scratch, find_program};
 use farshore::cli::relay::line::Relay;
-use farshore::cluster::status::Status;
+use farshore::cluster::status::{PromoteReport, Status};
 use farshore::core::address::Address;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -520,6 +520,62 @@ fn a_server_that_comes_back_too_small_is_named_in_the_log_at_once() -> Result<()
     while !group.site.log(Role::Primary).contains("grow it, or correct the size") {
         ensure!(Instant::now() < until, "the log does not name it:\n{}", group.site.log(Role::Primary));
         std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Killed and started again while its server hangs, or is gone: whoever promotes need not wait for it to fence.
+#[test]
+fn a_dr_without_its_server_starts_fences_the_old_primary_and_serves_once_the_server_is_back() -> Result<()> {
+    for hangs in [true, false] {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let Some(mut qcow2) = Server::qcow2(&group, "qcow2", 16 * MIB, &[])? else { return Ok(()) };
+        group.put_on(Role::Dr, "db", &qcow2.address(), &qcow2.address())?;
+        group.site.start_all()?;
+        group.write(Role::Primary, "db", 0, 1)?;
+        group.site.settle(LONG)?;
+        if hangs {
+            qcow2.signal(Signal::SIGSTOP)?
+        } else {
+            qcow2.kill()?
+        }
+        let log = group.load_for(75, WHILE)?;
+        let tail = group.site.primary()?.tail_seq;
+        let here = |status: &Status| matches!(status, Status::Dr(it) if it.cut_seq >= tail);
+        group.site.wait(Role::Dr, "all of it in its spool", here)?;
+        group.site.kill(Role::Dr)?;
+        group.site.start(Role::Dr)?;
+        let plan = group.site.promote(&["--plan"])?;
+        ensure!(plan.refused.is_none() && plan.tail_seq.0 > 20, "{plan:?}");
+        let mut ask = Command::new(crate::harness::program());
+        ask.args(["promote", "--json", "--config"]).arg(group.site.config());
+        let asked = ask.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        // The living primary is fenced, though nothing can be applied.
+        let fenced = |status: &Status| matches!(status, Status::Primary(it) if it.fenced.is_some());
+        group.site.wait(Role::Primary, "the end of its epoch", fenced)?;
+        let waits = |status: &Status| matches!(status, Status::Dr(it) if it.waits_for.is_some());
+        group.site.wait(Role::Dr, "what the promotion waits for", waits)?;
+        if hangs {
+            qcow2.signal(Signal::SIGCONT)?
+        } else {
+            qcow2.again()?
+        }
+        let told = asked.wait_with_output()?;
+        ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let report: PromoteReport = serde_json::from_slice(&told.stdout)?;
+        ensure!(report.missing.is_empty() && log.acked() > 0, "{} missing", report.missing.len());
+        group.site.kill(Role::Primary)?;
+        for (name, _) in &group.site.plan.volumes {
+            let until = Instant::now() + LONG;
+            let mut client = loop {
+                match group.site.client(Role::Dr, name) {
+                    Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                    client => break client?,
+                }
+            };
+            client.timeout(Some(LONG))?;
+            ensure!(client.read_all()? == group.image(Role::Primary, name)?, "{name} is another one");
+        }
     }
     Ok(())
 }

@@ -272,3 +272,31 @@ fn programs_of_others_see_the_new_size_when_they_connect_again() -> Result<()> {
     ensure!(qemu_io.is_none() || image[20 << 20..][..64 << 10].iter().all(|byte| *byte == 0x5a), "other bytes");
     Ok(())
 }
+
+#[test]
+fn a_size_from_before_a_resize_is_told_by_check_whether_the_roles_run_or_not() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    resize(&group, "db", "24MiB")?;
+    group.site.settle(LONG)?;
+    let checked = |group: &Group, how: &str| -> Result<()> {
+        for role in ["dr", "primary"] {
+            let told = group.site.verb(&["check", "--role", role])?;
+            ensure!(told.exit == 0, "{role}, {how}: {told:?}");
+            let words = "24MiB; 16MiB is from before a resize: say size = \"24MiB\"";
+            ensure!(told.out.contains(words), "{role}, {how}: {told:?}");
+        }
+        Ok(())
+    };
+    // Twice: at once, when the superblock of DR need not know of it, and a checkpoint later.
+    checked(&group, "running")?;
+    group.site.kill(Role::Dr)?;
+    let told = group.site.verb(&["check", "--role", "dr"])?;
+    ensure!(told.exit == 0 && told.out.contains("say size = \"24MiB\""), "killed: {told:?}");
+    group.site.start(Role::Dr)?;
+    group.site.ready()?;
+    std::thread::sleep(Duration::from_secs(3));
+    checked(&group, "running for a while")?;
+    group.site.stop(Role::Primary)?;
+    group.site.stop(Role::Dr)?;
+    checked(&group, "stopped")
+}

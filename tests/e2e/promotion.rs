@@ -1,15 +1,17 @@
 //! Promotion: what it changes and what it does not, who is refused, and what happens to those who come back.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::load::Log;
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::Role;
 use farshore::cluster::status::PromoteReport;
 
-use crate::harness::{FAST, Group, SLOW};
+use crate::harness::{FAST, Group, LONG, SLOW};
 
 const WHILE: Duration = Duration::from_millis(700);
 
@@ -79,8 +81,14 @@ fn without_the_auxiliary_it_takes_force() -> Result<()> {
     let (mut group, log) = orphaned("protect = \"order\"")?;
     group.site.kill(Role::Aux)?;
     // A plan is harmless: it says what it could not read.
-    ensure!(group.site.promote(&["--plan"])?.aux == "unreachable");
+    let plan = group.site.promote(&["--plan"])?;
+    ensure!(plan.aux == "unreachable");
+    let people = group.site.verb(&["promote", "--plan"])?;
+    ensure!(people.out.contains("would not be promoted (nothing was changed)"), "{people:?}");
+    ensure!(group.site.promote(&["--plan", "--force"])?.refused.is_none(), "by force it goes on");
     let refused = group.site.verb(&["promote"])?;
+    let foreseen = plan.refused.unwrap_or_default();
+    ensure!(refused.errors.contains(&foreseen) && !foreseen.is_empty(), "{foreseen:?}, then {refused:?}");
     ensure!(refused.exit == 3, "it ended with {}: {}", refused.exit, refused.errors);
     ensure!(refused.errors.contains("--force"), "it does not say what to do: {}", refused.errors);
     let report = group.site.promote(&["--force"])?;
@@ -103,6 +111,36 @@ fn a_promoted_dr_serves_writes_and_survives_a_kill() -> Result<()> {
     ensure!(told.exit == 0, "loss ended with {}: {}", told.exit, told.errors);
     let told: PromoteReport = serde_json::from_str(&told.out)?;
     ensure!(told.missing == report.missing, "the loss report is another one after a restart");
+    Ok(())
+}
+
+/// Whoever is taken in is served: neither what a killed process leaves nor one that starts takes anybody in vain.
+#[test]
+fn a_client_of_a_promoted_dr_that_was_killed_is_served_or_not_taken_at_all() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    group.write(Role::Primary, "db", 0, 1)?;
+    group.site.kill(Role::Primary)?;
+    group.site.promote(&[])?;
+    let path = group.site.path("nbd-dr.sock");
+    for _ in 0..4 {
+        let until = Instant::now() + Duration::from_secs(20);
+        while group.site.client(Role::Dr, "db").is_err() {
+            ensure!(Instant::now() < until, "it does not serve\n{}", group.site.log(Role::Dr));
+        }
+        group.site.kill(Role::Dr)?;
+        let after = UnixStream::connect(&path).err().map(|error| error.kind());
+        ensure!(after == Some(ErrorKind::ConnectionRefused), "the socket of a killed process: {after:?}");
+        group.site.launch(Role::Dr)?;
+        loop {
+            ensure!(Instant::now() < until, "it does not serve\n{}", group.site.log(Role::Dr));
+            let Ok(mut client) = UnixStream::connect(&path) else { continue };
+            client.set_read_timeout(Some(LONG))?;
+            let mut greeting = [0; 8];
+            client.read_exact(&mut greeting).context("it was taken and not served")?;
+            ensure!(&greeting == b"NBDMAGIC", "{greeting:?}");
+            break;
+        }
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::load::content;
@@ -130,11 +130,48 @@ fn a_directory_of_another_role_is_refused() -> Result<()> {
 fn a_role_runs_once() -> Result<()> {
     let group = Group::started(FAST, "protect = \"order\"")?;
     for role in Role::ALL {
+        let begun = Instant::now();
         let ended = group.site.verb(&[role.word()])?;
-        ensure!(ended.exit != 0, "a second {} ran", role.word());
-        ensure!(!ended.errors.trim().is_empty(), "a second {} ended without a word", role.word());
+        let took = begun.elapsed();
+        ensure!(ended.exit == 1, "a second {} ended with {}", role.word(), ended.exit);
+        ensure!(took < Duration::from_secs(4), "a second {} took {took:?} to say so", role.word());
+        let place = group.site.path(role.word()).join("superblock");
+        let pid = group.site.pid(role).context("it runs")?;
+        let said = format!("{} is in use by another process, pid {pid} (farshore)", place.display());
+        ensure!(ended.errors.contains(&format!("{said}; it may be about to end: waiting")), "{ended:?}");
+        ensure!(ended.errors.contains("for all of 2 seconds; only one process at a time"), "{ended:?}");
     }
     group.write(Role::Primary, "db", 0, 1)
+}
+
+#[test]
+fn an_address_in_use_is_told_soon() -> Result<()> {
+    let group = Group::started(FAST, "protect = \"order\"")?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let socket = group.site.path("nbd.sock").display().to_string();
+    for address in [format!("unix:{socket}"), taken.local_addr()?.to_string()] {
+        let begun = Instant::now();
+        let own = format!("unix:{}", group.site.path("second-nbd.sock").display());
+        let child = stranger(&group, "second", |text| text.replace(&own, &address))?;
+        let log = told(&group, "second", child, &["for all of 2 seconds; stop that process"])?;
+        ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+        ensure!(log.contains(&address) && log.contains("waiting for up to 2 seconds"), "{log}");
+    }
+    Ok(())
+}
+
+/// A slip of the pen makes no tree of directories.
+#[test]
+fn a_demo_in_a_directory_whose_parent_is_missing_is_refused() -> Result<()> {
+    let group = Group::new(FAST, "protect = \"order\"")?;
+    let dir = group.site.path("none").join("x");
+    let output =
+        std::process::Command::new(crate::harness::program()).args(["demo", "--json", "--dir"]).arg(&dir).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2), "{}: {errors}", output.status);
+    ensure!(errors.contains("none is not a directory that exists; make it first"), "{errors}");
+    ensure!(!group.site.path("none").exists(), "it was made");
+    Ok(())
 }
 
 /// Bytes that are not a protocol, on every socket there is.

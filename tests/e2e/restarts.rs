@@ -9,6 +9,7 @@ use farshore::cli::demo::load::content;
 use farshore::cli::demo::nbd::{Ask, Client};
 use farshore::cli::demo::oracle::Promise;
 use farshore::cli::demo::site::Role;
+use farshore::cli::relay::line::Settings;
 use farshore::cluster::status::Status;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
@@ -200,4 +201,28 @@ fn a_primary_stops_at_once_though_clients_stay_and_loses_no_reply_that_it_sent()
     }
     ensure!(slow.receive().is_err(), "more replies than requests");
     Ok(())
+}
+
+#[test]
+fn a_batch_that_stands_still_has_no_time_left_to_tell() -> Result<()> {
+    // 8 MiB at 1 MB/s.
+    let mut group = Group::new(Settings { delay: Duration::ZERO, bytes_per_second: 1e6 }, "protect = \"near\"")?;
+    std::fs::write(group.site.backing(Role::Primary, "log"), content(1, 8 << 20))?;
+    for role in Role::ALL {
+        group.site.launch(role)?;
+    }
+    let left = |status: &Status| match status {
+        Status::Primary(it) => it.batch.as_ref().map(|batch| batch.remaining_seconds),
+        _ => None,
+    };
+    let known = |status: &Status| left(status).is_some_and(|left| left.is_some());
+    group.site.wait(Role::Primary, "an estimate", known)?;
+    group.site.line.cut();
+    let unknown = |status: &Status| left(status).is_some_and(|left| left.is_none());
+    group.site.wait(Role::Primary, "the end of the estimate", unknown)?;
+    let told = group.site.verb(&["status", "--role", "primary"])?;
+    ensure!(told.out.contains("too little crosses at present") && !told.out.contains("consistent again"), "{told:?}");
+    group.site.line.heal();
+    group.site.settle(LONG)?;
+    group.compare_files()
 }

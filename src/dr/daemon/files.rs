@@ -31,7 +31,7 @@ use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
-use crate::format::superblock::{self, MARKED, SUPERBLOCK_BYTES};
+use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
 use crate::limits::DR_CACHE_BYTES_MAX;
 use crate::nbd::backing::Backings;
@@ -99,7 +99,8 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         None => Owner(entropy::random()?),
     };
     let holders = volumes::holders(config, dr, known.as_ref(), owner);
-    let (files, backings) = volumes::open(reactor, config, dr, &sizes, &holders)?;
+    let promotable = known.as_ref().is_some_and(|known| known.has(SYNCED) && !known.has(PROMOTED));
+    let (files, backings) = volumes::open(reactor, config, dr, &sizes, &holders, promotable)?;
     // What stands on a server is not looked through: its holes are made when the first copy brings them.
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.

@@ -120,7 +120,7 @@ pub fn beyond_its_checkpoint(seed: u64, auxiliary: bool) -> Trial {
 }
 
 /// Stopped or killed, harmed, started again.
-fn harmed(what: Harm, clean: bool, auxiliary: bool) -> Trial {
+pub fn harmed(what: Harm, clean: bool, auxiliary: bool) -> Trial {
     let mut trial = beyond_its_checkpoint(20, auxiliary);
     if clean {
         trial.stop_cleanly();

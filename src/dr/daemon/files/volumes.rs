@@ -16,13 +16,15 @@ use crate::io::{Direct, FileId, OpenOptions, Reactor, mark};
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
 
-/// Opens them, with the sizes and as the superblock has them.
+/// Opens them, with the sizes and as the superblock has them. `promotable`: there is a recovery point, and a promotion is to be
+/// able to fence the old writer whatever has become of the server of a volume.
 pub fn open(
     reactor: &mut Reactor,
     config: &Config,
     dr: &DrConfig,
     sizes: &[u64],
     holders: &[Holder],
+    promotable: bool,
 ) -> anyhow::Result<(Vec<FileId>, Backings)> {
     each_its_own(config, dr)?;
     let (mut files, mut backings) = (Vec::new(), Backings::default());
@@ -36,7 +38,12 @@ pub fn open(
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(Role::Dr).as_ref())?;
                 let opening = Opening { volume: &volume.name, size, uri, connector };
-                backings.open(reactor, Backing::remote(&dr.backing), opening).map_err(|error| match error {
+                let remote = Backing::remote(&dr.backing);
+                let opened = match promotable {
+                    true => backings.open_or_wait(reactor, remote, opening),
+                    false => backings.open(reactor, remote, opening),
+                };
+                opened.map_err(|error| match error {
                     OpenError::Unfit(text) => Refused(text).into(),
                     other => other.into(),
                 })
