@@ -145,6 +145,7 @@ listen  = [{}, {}]
 control = {}   # farshore status asks here
 fifo    = {{ memory = "256MiB", disk = "8GiB" }}   # writes not yet at DR: how much may wait
 overflow = "coalesce"   # when the FIFO is full: coalesce (remember ranges, copy them later) | pace | refuse
+# lag_max = {{ writes = 100000, bytes = "1GiB", seconds = 30 }}   # with pace: writes wait rather than let DR lag further
 # direct = "auto"       # never: open volumes buffered, not O_DIRECT
 "#,
         under(options, "primary"),

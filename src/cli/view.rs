@@ -43,9 +43,20 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
         human_size(s.fifo_disk_bytes),
         human_size(s.fifo_disk_limit_bytes),
         s.policy,
-        if s.overflow { " (FULL NOW)" } else { "" }
+        match s.fifo_full_in_seconds {
+            _ if s.overflow => " (FULL NOW)".into(),
+            Some(left) => format!("; full in {} at the rate of the last minute", duration(left)),
+            None => String::new(),
+        }
     );
     row("fifo", &fifo, out)?;
+    if let Some(most) = s.lag_max {
+        let writes = most.writes.map(|writes| format!("{writes} writes"));
+        let bytes = most.bytes.map(human_size);
+        let seconds = most.seconds.map(|seconds| duration(seconds as f64));
+        let parts: Vec<String> = [writes, bytes, seconds].into_iter().flatten().collect();
+        row("lag max", &format!("{}: writes wait rather than exceed it", parts.join(", ")), out)?;
+    }
     row("table", &format!("{} of {} slots in use", s.table_slots_used, s.table_slots), out)?;
     links(&s.links, out)?;
     certificate(s.certificate.as_ref(), out)?;

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, Overflow, Protect, Require, TlsMode};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
 use crate::core::peer::{Paths, PeerName, Role};
 
 /// A group as its file describes it. What `parse` returns has been checked as far as text can be.
@@ -87,6 +87,8 @@ pub struct PrimaryConfig {
     pub control: PathBuf,
     pub fifo: Fifo,
     pub overflow: Overflow,
+    /// Set with `overflow = "pace"` only.
+    pub lag_max: Option<LagMax>,
     pub direct: Direct,
     pub metrics: Option<Address>,
     /// What NBD clients may do without TLS, and whether they need certificates with it.

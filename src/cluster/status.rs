@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::losses::MissingWrites;
 use crate::core::ids::{Epoch, Seq, SeqRange};
+use crate::core::modes::LagMax;
 
 /// Whatever role answers: told apart by `role`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,12 @@ pub struct PrimaryStatus {
     pub fifo_disk_bytes: u64,
     pub fifo_memory_limit_bytes: u64,
     pub fifo_disk_limit_bytes: u64,
+    /// How long it will hold at the present rate; null while it does not fill up.
+    #[serde(default)]
+    pub fifo_full_in_seconds: Option<f64>,
+    /// The bound on the lag, where there is one.
+    #[serde(default)]
+    pub lag_max: Option<LagMax>,
     /// Writes that wait for something before they are acknowledged.
     pub inflight_writes: u64,
     /// Status table: slots in use and in all.

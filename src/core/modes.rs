@@ -98,3 +98,13 @@ pub enum Overflow {
     /// New writes fail with ENOSPC.
     Refuse,
 }
+
+/// How far DR may lag behind before writes wait, where they are paced: each part for itself, as far as it is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LagMax {
+    pub writes: Option<u64>,
+    pub bytes: Option<u64>,
+    /// Age of the oldest write that is not at DR.
+    pub seconds: Option<u64>,
+}

@@ -60,6 +60,8 @@ bugs! {
     LocalOverlapped,
     /// A slot of the status table is used again before its write is copied, whatever the policy.
     SlotReusedEarly,
+    /// Writes do not wait at the bound on the lag.
+    LagUnbounded,
     /// The payload ring of the auxiliary is overwritten while payloads in it are needed.
     RingReusedEarly,
     /// DR accepts a writer of an epoch that is over.

@@ -123,6 +123,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let options = Options {
         isolated_continue: config.group.on_isolated == OnIsolated::Continue,
         overflow: primary.overflow,
+        lag_max: primary.lag_max,
         fifo_memory_bytes: primary.fifo.memory,
         fifo_disk_bytes: opened.fifo_bytes,
         streams: dr.streams,
@@ -208,6 +209,7 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         isolated_continue: true,
         freeze_timeout_ns: config.group.freeze_timeout_seconds.saturating_mul(1_000_000_000),
         overflow: Overflow::Coalesce,
+        lag_max: None,
         fifo_memory_bytes: 0,
         fifo_disk_bytes: 0,
         streams: 1,

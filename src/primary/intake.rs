@@ -103,7 +103,7 @@ impl Machine {
             let refuses = full && self.options.overflow == Overflow::Refuse && self.dr_stalls();
             return if refuses { Room::No } else { Room::Wait };
         }
-        if self.spool_wait(bytes) {
+        if self.spool_wait(bytes) || self.lag_wait(bytes).is_some() {
             return Room::Wait;
         }
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
@@ -178,9 +178,7 @@ impl Machine {
     pub(super) fn append(&mut self, record: OrderRecord, data: Bytes, req: Option<Req>) {
         self.tail = record.seq;
         self.chain = record.chain;
-        if self.samples.back().is_none_or(|(_, at)| record.time_ns >= at + PERIOD_NS) {
-            self.samples.push_back((record.seq, record.time_ns));
-        }
+        self.ages.note(record.seq, record.time_ns, self.now.mono_ns);
         let dropped = self.mode.drops_payloads();
         let payload = match record.payload_bytes() {
             0 => Payload::None,

@@ -12,6 +12,7 @@ use super::batch::{Batch, Mode};
 use super::fifo::DiskFifo;
 use super::intake::GATHER_SLACK_NS;
 use super::intent::IntentMap;
+use super::lag::{Ages, Outlook};
 use super::link::DrLink;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
@@ -23,7 +24,7 @@ use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
-use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require};
 use crate::core::op::Op;
 use crate::core::overlap::InFlight;
 use crate::core::planted::{Bug, planted};
@@ -207,6 +208,7 @@ pub struct Options {
     /// How long a write waits for its protection before it fails with EIO; 0: for ever.
     pub freeze_timeout_ns: u64,
     pub overflow: Overflow,
+    pub lag_max: Option<LagMax>,
     pub fifo_memory_bytes: u64,
     pub fifo_disk_bytes: u64,
     pub streams: usize,
@@ -346,8 +348,8 @@ pub struct Machine {
     /// The syncs that end a cycle of the intent map: issued, and how many are under way.
     pub(super) cycle_syncing: bool,
     pub(super) cycle_syncs_left: usize,
-    /// (seq, wall time) samples for the lag in seconds.
-    pub(super) samples: VecDeque<(Seq, u64)>,
+    pub(super) ages: Ages,
+    pub(super) outlook: Outlook,
     pub(super) now: Now,
     pub(super) next_conn: u64,
     /// Time of the next periodic work, monotonic.
@@ -439,7 +441,8 @@ impl Machine {
             stop_syncs_left: 0,
             cycle_syncing: false,
             cycle_syncs_left: 0,
-            samples: VecDeque::new(),
+            ages: Ages::default(),
+            outlook: Outlook::default(),
             now,
             next_conn: 1,
             due_ns: now.mono_ns,

@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod fifo;
 pub mod intake;
 pub mod intent;
+mod lag;
 pub mod link;
 pub mod listing;
 pub mod local;

@@ -25,7 +25,7 @@ impl Machine {
             cut_seq: cut,
             acked_seq: self.acked(),
             lag_writes: self.tail.0 - cut.0,
-            lag_bytes: self.held.bytes + disk + self.lost.bytes() + self.batch().map_or(0, Batch::behind),
+            lag_bytes: self.lag_bytes(),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
             mode: if self.options.standalone {
@@ -57,6 +57,8 @@ impl Machine {
             fifo_disk_bytes: disk,
             fifo_memory_limit_bytes: self.options.fifo_memory_bytes,
             fifo_disk_limit_bytes: self.options.fifo_disk_bytes,
+            fifo_full_in_seconds: self.fifo_full_in_seconds(),
+            lag_max: self.options.lag_max,
             inflight_writes: self.window.unanswered() as u64 + self.held() as u64,
             table_slots_used: (self.tail.0 - self.floor().0.min(self.tail.0)).min(self.aux.slots()),
             table_slots: self.aux.slots(),
@@ -94,9 +96,7 @@ impl Machine {
             return 0.0;
         }
         let oldest = self.window.get(self.dr.cut.next()).map(|entry| entry.record.time_ns);
-        let sampled = || self.samples.iter().rev().find(|(seq, _)| *seq <= self.dr.cut.next()).map(|(_, at)| *at);
-        let first = || self.samples.front().map(|(_, at)| *at);
-        let since = oldest.or_else(sampled).or_else(first).unwrap_or(now.wall_ns);
+        let since = oldest.or_else(|| self.ages.wall_ns(self.dr.cut.next())).unwrap_or(now.wall_ns);
         seconds(now.wall_ns.saturating_sub(since))
     }
 

@@ -28,16 +28,8 @@ impl Machine {
             self.watermark_saved = watermark;
             self.save_watermark(fx);
         }
-        while self.samples.len() > 1 && self.samples[1].0 <= self.dr.cut.next() {
-            self.samples.pop_front();
-        }
-        if self.samples.len() > 100_000 {
-            let mut keep = false;
-            self.samples.retain(|_| {
-                keep = !keep;
-                keep
-            });
-        }
+        self.ages.forget(self.dr.cut.next());
+        self.note_outlook();
     }
 
     /// Keeps since when writes wait for room. At the pace of a link they come and go all the time: that is one wait
@@ -74,6 +66,9 @@ impl Machine {
         }
         if !self.held_requests.is_empty() && self.options.overflow == Overflow::Coalesce && self.closes_batch() {
             return Some("the FIFO is full, and the batch under way is completed first");
+        }
+        if let Some(why) = self.held_requests.next_bytes().and_then(|bytes| self.lag_wait(bytes)) {
+            return Some(why);
         }
         let paces = self.options.overflow == Overflow::Pace;
         let bytes = self.held_requests.next_bytes().filter(|_| paces || self.ring_needs_slots())?;

@@ -233,6 +233,47 @@ fn a_paced_primary_says_so_while_nothing_leaves() -> Result<()> {
 }
 
 #[test]
+fn a_bound_on_the_lag_is_kept_while_dr_is_away() -> Result<()> {
+    const MOST: u64 = 10;
+    let settings = vec![
+        ("group", "protect = \"near\"".into()),
+        ("primary", format!("overflow = \"pace\"\nlag_max = {{ writes = {MOST} }}")),
+    ];
+    let mut group = Group::with(FAST, settings)?;
+    group.site.start_all()?;
+    group.write(Role::Primary, "db", 0, 7)?;
+    group.site.settle(LONG)?;
+    group.site.kill(Role::Dr)?;
+    // What is held while nobody can say what DR has is held after a restart of the primary as well.
+    group.site.kill(Role::Primary)?;
+    group.site.start(Role::Primary)?;
+    let address = group.site.export(Role::Primary);
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = done.clone();
+    let writer = std::thread::spawn(move || -> Result<()> {
+        let mut client = farshore::cli::demo::nbd::Client::connect(&address, "db")?;
+        client.timeout(Some(LONG))?;
+        for at in 0..3 * MOST {
+            client.call(Ask::Write { offset: at * 4096, data: &[5; 4096], fua: false })?;
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    let paced = |status: &Status| {
+        matches!(status, Status::Primary(p) if p.lag_max.is_some()
+            && p.paced.as_ref().is_some_and(|why| why.contains("the lag in writes is at primary.lag_max")))
+    };
+    group.site.wait(Role::Primary, "word of the lag", paced)?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let before = done.load(std::sync::atomic::Ordering::SeqCst);
+    ensure!(before <= MOST, "{before} writes are acknowledged of which DR has nothing");
+    group.site.start(Role::Dr)?;
+    writer.join().expect("no panic").context("the writes go on once DR is back")?;
+    let calm = |status: &Status| matches!(status, Status::Primary(p) if p.paced.is_none());
+    group.site.wait(Role::Primary, "end of the pace", calm).map(|_| ())
+}
+
+#[test]
 fn garbage_on_an_nbd_socket_is_worth_one_line() -> Result<()> {
     let group = Group::started(FAST, "protect = \"order\"")?;
     for (role, socket) in [(Role::Primary, "nbd.sock"), (Role::Aux, "aux.sock")] {

@@ -726,6 +726,7 @@ impl World {
             isolated_continue: false,
             freeze_timeout_ns: 0,
             overflow: Overflow::Coalesce,
+            lag_max: None,
             fifo_memory_bytes: 1 << 20,
             fifo_disk_bytes: 0,
             streams: 1,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use farshore::core::ids::{Seq, SeqRange, Volume};
-use farshore::core::modes::{Protect, Require};
+use farshore::core::modes::{LagMax, Protect, Require};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
 use farshore::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind};
@@ -242,6 +242,20 @@ fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdic
             oracle.source_of(volume, at as u64, piece)
         );
         return Err(Violation::new("I5", text));
+    }
+    Ok(())
+}
+
+/// I9: no more was acknowledged and is not in the image than the bound on the lag allows.
+pub fn check_lag(oracle: &Oracle, cut: Seq, most: LagMax) -> Verdict {
+    let lost: Vec<&OrderRecord> =
+        oracle.back_from(oracle.tail(), cut).filter(|record| oracle.is_acked(record.seq)).collect();
+    let bytes: u64 = lost.iter().map(|record| record.payload_bytes()).sum();
+    let alone = lost.iter().filter(|record| record.payload_bytes() > 0).count() < 2;
+    if most.writes.is_some_and(|most| lost.len() as u64 > most) || most.bytes.is_some_and(|most| bytes > most && !alone)
+    {
+        let text = format!("{} acknowledged writes, {bytes} bytes, are lost; bound: {most:?}", lost.len());
+        return Err(Violation::new("I9", text));
     }
     Ok(())
 }

@@ -257,6 +257,8 @@ pub struct World {
     pub promoted_at_ns: Option<u64>,
     pub outcome: Option<Outcome>,
     pub serving: bool,
+    /// Whether the lag has been within its bound since DR has a copy.
+    pub lag_bound: bool,
     pub promise_full: bool,
     /// Whether the mode was in full force when the primary's last turn ended.
     pub full_at_turn: bool,
@@ -370,6 +372,7 @@ impl World {
             primary_boot: 0,
             cut_told: Seq(0),
             synced_told: false,
+            lag_bound: false,
             promoted_at_ns: None,
             outcome: None,
             serving: false,

@@ -374,6 +374,7 @@ impl World {
             isolated_continue: self.setup.isolated_continue,
             freeze_timeout_ns: self.setup.freeze_timeout_ns,
             overflow: self.setup.overflow,
+            lag_max: self.setup.lag_max,
             fifo_memory_bytes: self.setup.fifo_memory_bytes,
             fifo_disk_bytes: self.setup.fifo_disk_bytes,
             streams: self.setup.streams,

@@ -496,7 +496,11 @@ impl World {
             in_ring: &|seq| self.ring_holds(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
         };
-        checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)
+        checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)?;
+        match self.setup.lag_max.filter(|_| self.lag_bound && !self.damaged) {
+            Some(most) if !plan => checkers::check_lag(&self.oracle, outcome.cut, most),
+            _ => Ok(()),
+        }
     }
 
     fn promotion_refused(&mut self, plan: bool, error: &dr::machine::PromoteError) -> Verdict {

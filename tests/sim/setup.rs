@@ -2,7 +2,7 @@
 //! and the mix of faults (swarm testing: each seed has its own).
 
 use farshore::core::ids::Volume;
-use farshore::core::modes::{Ack, Overflow, Protect, Require};
+use farshore::core::modes::{Ack, LagMax, Overflow, Protect, Require};
 
 use crate::network::Node;
 use crate::rng::Rng;
@@ -27,6 +27,8 @@ const RESIZE_SALT: u64 = 0x0002_e512_0546;
 const HOLES_SALT: u64 = 0xb01e_5ee5;
 /// And of the one that says whether DR is asked for room.
 const ROOM_SALT: u64 = 0x0000_400a_5ced;
+/// Mixed into the seed for what bounds the lag.
+const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
 /// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
 const BURST_SALT: u64 = 0x000b_0457_000e;
 
@@ -37,6 +39,7 @@ pub struct Setup {
     pub ack: Ack,
     pub require: Require,
     pub overflow: Overflow,
+    pub lag_max: Option<LagMax>,
     pub isolated_continue: bool,
     pub freeze_timeout_ns: u64,
     pub volume_bytes: Vec<u64>,
@@ -299,6 +302,7 @@ impl Setup {
             ack: rng.pick(&[Ack::Write, Ack::Write, Ack::Flush]),
             require: rng.pick(&[Require::Any, Require::Any, Require::Both, Require::None]),
             overflow: rng.pick(&[Overflow::Coalesce, Overflow::Coalesce, Overflow::Pace, Overflow::Refuse]),
+            lag_max: None,
             isolated_continue: rng.chance(10),
             freeze_timeout_ns: rng.pick(&[0, 0, 2 * SECOND]),
             volume_bytes: (0..volumes).map(|_| rng.range(64, 512) * 4096).collect(),
@@ -371,6 +375,7 @@ impl Setup {
             setup.resize(&mut Rng::new(seed ^ RESIZE_SALT));
             setup.look_for_holes(&mut Rng::new(seed ^ HOLES_SALT));
             setup.ask_room = Rng::new(seed ^ ROOM_SALT).chance(50);
+            setup.bound_lag(&mut Rng::new(seed ^ LAG_SALT));
         }
         setup
     }
@@ -396,6 +401,17 @@ impl Setup {
             self.request_bytes_max = 1024;
             self.think_ns_max = MS;
             self.wan.bytes_per_second = rng.scale(512 << 10, 2 << 20);
+        }
+    }
+
+    /// A bound on the lag, for some that are paced.
+    fn bound_lag(&mut self, rng: &mut Rng) {
+        if self.overflow == Overflow::Pace && rng.chance(40) {
+            let writes = rng.chance(70).then(|| rng.scale(1, 300));
+            let bytes = rng.chance(30).then(|| rng.scale(4 << 10, 1 << 20));
+            let seconds =
+                if writes.is_none() && bytes.is_none() || rng.chance(20) { Some(rng.range(1, 3)) } else { None };
+            self.lag_max = Some(LagMax { writes, bytes, seconds });
         }
     }
 

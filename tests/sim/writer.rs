@@ -85,6 +85,8 @@ impl World {
         self.promise_full = self.full_at_turn && full_before && machine.in_full();
         if turn_ends {
             self.full_at_turn = machine.in_full();
+            let most = self.setup.lag_max.and_then(|most| most.writes).unwrap_or(u64::MAX);
+            self.lag_bound = machine.lag_writes().is_some_and(|lag| self.lag_bound || lag <= most);
         }
         self.note_input("primary", words, quiet && effects.is_empty());
         if !turn_ends && !self.end_of_turn_due {

@@ -11,7 +11,7 @@ use super::{
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require};
 use crate::limits;
 
 const MIB: u64 = 1 << 20;
@@ -125,8 +125,19 @@ fn as_written(s: &Section<'_>) -> String {
     s.text("name").unwrap_or_default().to_owned()
 }
 
-const PRIMARY_KEYS: &[&str] =
-    &["dir", "backing", "listen", "control", "fifo", "overflow", "direct", "metrics", "tls", "client_certificates"];
+const PRIMARY_KEYS: &[&str] = &[
+    "dir",
+    "backing",
+    "listen",
+    "control",
+    "fifo",
+    "overflow",
+    "lag_max",
+    "direct",
+    "metrics",
+    "tls",
+    "client_certificates",
+];
 
 fn primary(
     r: &mut Reader<'_>,
@@ -141,6 +152,7 @@ fn primary(
     let fifo = fifo(r, s);
     let control = control(r, s, dir.as_deref());
     let overflow = r.word(s, "overflow", &OVERFLOW);
+    let lag_max = lag_max(r, s, overflow);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
     let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
@@ -151,6 +163,7 @@ fn primary(
         control: control?,
         fifo,
         overflow,
+        lag_max,
         direct,
         metrics,
         tls,
@@ -168,6 +181,22 @@ fn fifo(r: &mut Reader<'_>, s: &Section<'_>) -> Fifo {
         r.error(&t, "disk", format!("{disk} bytes are too few: at least \"{least}\", or 0 for no disk FIFO"));
     }
     Fifo { memory, disk }
+}
+
+fn lag_max(r: &mut Reader<'_>, s: &Section<'_>, overflow: Overflow) -> Option<LagMax> {
+    let t = r.child(s, "lag_max", &["writes", "bytes", "seconds"])?;
+    if overflow != Overflow::Pace {
+        r.error(s, "lag_max", "is kept by making writes wait: set overflow = \"pace\" as well, or remove it");
+    }
+    let writes = t.has("writes").then(|| r.integer(&t, "writes", 1..=u64::MAX >> 1, 1));
+    let bytes = if t.has("bytes") { r.size(&t, "bytes", limits::SECTOR_BYTES..=1 << 60, None) } else { None };
+    let seconds = t.has("seconds").then(|| r.integer(&t, "seconds", 1..=86_400 * 365, 1));
+    let lag_max = LagMax { writes, bytes, seconds };
+    if lag_max == LagMax::default() {
+        r.error(s, "lag_max", "names no bound: for example { writes = 10000, bytes = \"1GiB\", seconds = 30 }");
+        return None;
+    }
+    Some(lag_max)
 }
 
 const AUX_KEYS: &[&str] = &["dir", "listen", "address", "control", "slots", "payload", "table", "metrics"];

@@ -49,6 +49,7 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
         isolated_continue,
         freeze_timeout_ns: 0,
         overflow: Overflow::Coalesce,
+        lag_max: None,
         fifo_memory_bytes: 1 << 20,
         fifo_disk_bytes: 0,
         streams: 1,
