@@ -153,6 +153,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         184971,
         "writes that a killed primary had not made were in an image from after its start, which had no payload to wait for",
     ),
+    (
+        531028,
+        "an order that was torn in DR's journal, and that a writer had jumped over, was known again from its payload",
+    ),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
