@@ -285,9 +285,9 @@ fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, 
 
 /// A payload in the spool bears its order: one that is damaged in the journal is known from there, as long as it is kept.
 ///
-/// In a directory that is whole nothing is missing. Where a writer jumped, an order may stand behind the gap whose payload is
-/// here and which a crash tore before it was durable: the process that took the jump went on without it, and a checkpoint at
-/// it is none that the next start finds in the journal.
+/// In a directory that is whole nothing is missing. Where a writer jumped, the spool may have the payload of an order that a
+/// crash tore before it was durable. The process that took the jump went on without it, and a checkpoint at it is none that
+/// the next start finds in the journal.
 fn orders_of_payloads(entries: &[FoundEntry], history: &mut History, news: &mut News) {
     let payloads = entries.iter().filter(|entry| entry.header.kind == Kind::Payload);
     let records: BTreeMap<Seq, OrderRecord> = payloads.map(|it| (it.header.record.seq, it.header.record)).collect();
