@@ -158,6 +158,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "an order that was torn in DR's journal, and that a writer had jumped over, was known again from its payload",
     ),
     (512388, "sim: an order that rots in DR's journal, and DR cannot say so, was missed when its slot was used again"),
+    (608464, "the promise of a batch that was being named was taken back for a damaged payload that it brought"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
