@@ -159,6 +159,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (512388, "sim: an order that rots in DR's journal, and DR cannot say so, was missed when its slot was used again"),
     (608464, "the promise of a batch that was being named was taken back for a damaged payload that it brought"),
+    (607641, "sim: in bunker, a promotion that was forced to stop before a resize was to lose nothing"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
