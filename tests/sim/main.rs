@@ -160,6 +160,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (512388, "sim: an order that rots in DR's journal, and DR cannot say so, was missed when its slot was used again"),
     (608464, "the promise of a batch that was being named was taken back for a damaged payload that it brought"),
     (607641, "sim: in bunker, a promotion that was forced to stop before a resize was to lose nothing"),
+    (623047, "in bunker, slots by which a promotion finds the ring's data were given up once the ring was full"),
+    (618025, "as 623047, when the table came back into reach"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
