@@ -263,7 +263,7 @@ impl Machine {
     }
 
     /// Payloads above the cut and from before the batch that are not here, and whose ranges it does not bring.
-    fn left_out(&self, batch: &Batch) -> Vec<SeqRange> {
+    pub(super) fn left_out(&self, batch: &Batch) -> Vec<SeqRange> {
         if self.history.first_missing_above(self.cut).is_none_or(|seq| seq >= batch.begin) {
             return Vec::new();
         }

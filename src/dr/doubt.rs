@@ -223,7 +223,10 @@ impl Machine {
             self.applied_in_part(now, reason, self.promises.inherited, fx);
         } else if self.promises.cut >= seq {
             self.promises.cut = cut;
-            self.keeper.change(|it| it.promised_cut = cut);
+            // A batch that is being named has promised its end, and what it brings in place of the payload needs none.
+            let named = self.committing.as_ref().filter(|it| self.left_out(it).is_empty()).and_then(|it| it.end);
+            let promised = named.map_or(cut, |end| end.seq);
+            self.keeper.change(|it| it.promised_cut = promised);
             self.keeper.then(After::Promised(cut));
         }
         // A writer that was told of more has to hear of it: what it owed up to there, it may have forgotten.

@@ -30,7 +30,7 @@ use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{
-    BLANK, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
+    BLANK, DAMAGED, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
 };
 use crate::limits::BLOCK_BYTES;
 
@@ -97,7 +97,9 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
     let (entries, torn) =
         scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
-    orders_of_payloads(&entries, &mut history, &mut news);
+    if journal.damage.is_some() || superblock.has(DAMAGED) {
+        orders_of_payloads(&entries, &mut history, &mut news);
+    }
     let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
@@ -282,6 +284,10 @@ fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, 
 }
 
 /// A payload in the spool bears its order: one that is damaged in the journal is known from there, as long as it is kept.
+///
+/// In a directory that is whole nothing is missing. Where a writer jumped, the spool may have the payload of an order that a
+/// crash tore before it was durable. The process that took the jump went on without it, and a checkpoint at it is none that
+/// the next start finds in the journal.
 fn orders_of_payloads(entries: &[FoundEntry], history: &mut History, news: &mut News) {
     let payloads = entries.iter().filter(|entry| entry.header.kind == Kind::Payload);
     let records: BTreeMap<Seq, OrderRecord> = payloads.map(|it| (it.header.record.seq, it.header.record)).collect();

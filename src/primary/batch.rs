@@ -680,6 +680,30 @@ mod tests {
         assert_eq!(machine.sends_upto(), Seq(2999));
     }
 
+    /// Seed 610334: orders that had waited for a DR without a copy filled its journal as far as they may, and there was no room for
+    /// the begin of the batch behind which it would have let go of them.
+    #[test]
+    fn the_begin_of_a_first_sync_takes_room_that_is_kept_for_a_promotion() {
+        let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+        machine.dr.room = JournalRoom { upto: Seq(5000), records: 4096 };
+        let orders = Seq(5000 - 1024);
+        for (synced, begin, next, upto) in [
+            (false, 3977, 3977, Seq(3977)),
+            (false, 5000, 5000, Seq(5000)),
+            (false, 5001, 5001, Seq(5000)),
+            (false, 100, 100, orders),
+            // It comes behind what has no room, and would not be reached; or it has been sent.
+            (false, 3999, 3977, orders),
+            (false, 3977, 3978, orders),
+            (true, 3977, 3977, orders),
+        ] {
+            let batch = Batch::new(Seq(begin), Cover::new(), VolumeRanges::new(), Now::default());
+            machine.mode = Mode::Batch(Box::new(batch));
+            (machine.dr.synced, machine.dr.next) = (synced, Seq(next));
+            assert_eq!(machine.sends_upto(), upto, "synced {synced}, begin {begin}, next {next}");
+        }
+    }
+
     #[test]
     fn writes_have_three_quarters_of_the_journal_beside_a_batch_and_the_rest_as_it_arrives() {
         let (mut machine, _) = fresh(Protect::Near, Require::Any, false);

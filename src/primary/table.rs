@@ -322,7 +322,7 @@ impl Machine {
     /// until then those count that only it may know, of this incarnation or an earlier one.
     pub(super) fn table_full(&self) -> bool {
         // Before its first copy is complete DR cannot be promoted, and all of these orders are nobody's report.
-        if self.dr.ready() && !self.dr.synced && !self.ring_needs_slots() {
+        if self.dr.ready() && !self.dr.synced && !self.ring_takes() {
             return false;
         }
         let slots = self.table_slots();
@@ -353,12 +353,19 @@ impl Machine {
     /// The last seq whose record may be written now: it takes no slot that only the table may need. Records of our own,
     /// which nothing keeps waiting, come to this after a loss of power, when seqs go on far behind the last.
     fn slots_until(&self) -> Seq {
-        let bound = self.options.overflow != Overflow::Coalesce && !planted(Bug::SlotReusedEarly);
+        let ring = self.ring_holds_data();
+        let bound = (ring || self.options.overflow != Overflow::Coalesce) && !planted(Bug::SlotReusedEarly);
         let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
         // DR's journal goes on over such a gap. What was written before it may stand in the table alone, until the cut of a DR
         // that can be promoted has passed it.
         let over_gap = self.dr.synced && self.dr.cut.next() < self.log_began;
-        let known = if over_gap { self.dr.cut.max(self.aux.found_floor) } else { self.known_elsewhere() };
+        let known = if over_gap {
+            self.dr.cut.max(self.aux.found_floor)
+        } else if ring {
+            self.floor().max(self.aux.found_floor)
+        } else {
+            self.known_elsewhere()
+        };
         if bound { Seq(known.0.saturating_add(slots)) } else { Seq(u64::MAX) }
     }
 

@@ -242,6 +242,8 @@ pub struct World {
     /// Seqs whose record, and those whose payload was damaged there.
     pub dr_rotten: BTreeSet<Seq>,
     pub dr_rotten_payloads: BTreeSet<Seq>,
+    /// Those of `dr_rotten` since whose damage the primary has heard that DR's journal lacks orders.
+    pub dr_rotten_heard: BTreeSet<Seq>,
     /// Of the auxiliary: seqs whose record or payload was damaged there, or all of them.
     pub aux_rotten: BTreeSet<Seq>,
     pub aux_astray: bool,
@@ -365,6 +367,7 @@ impl World {
             damaged: false,
             dr_rotten: BTreeSet::new(),
             dr_rotten_payloads: BTreeSet::new(),
+            dr_rotten_heard: BTreeSet::new(),
             aux_rotten: BTreeSet::new(),
             aux_astray: false,
             astray: false,

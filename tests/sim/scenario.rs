@@ -3,6 +3,7 @@
 
 use farshore::core::ids::{Ticket, Volume};
 use farshore::core::modes::Overflow;
+use farshore::core::op::Op;
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{self, Lost, Outcome, Verdict, Violation};
@@ -450,9 +451,7 @@ impl World {
         self.landmark(|| format!("promoted: cut {}, tail {}", outcome.cut, outcome.tail));
         // The recovery point goes back before a payload that is damaged under it, and what follows is listed.
         let went_back = self.dr_rotten_payloads.contains(&outcome.cut.next());
-        // By force it may stop before a resize for which there is no room, and what follows is listed.
-        let first = report.missing.first().map(|first| first.op);
-        let stopped = self.director.force && first.is_some_and(|op| op == farshore::core::op::Op::Resize.word());
+        let stopped = self.stopped_before_resize(&outcome);
         if outcome.cut < self.cut_told && vouched && !went_back && !stopped {
             let text = format!("promoted at seq {}, and the cut had been {}", outcome.cut, self.cut_told);
             return self.fail("I5", text);
@@ -486,6 +485,12 @@ impl World {
         Ok(())
     }
 
+    /// By force it may stop before a resize for which there is no room, and what follows is listed: without force it had
+    /// said so, and waited (I4). The operator has chosen between the two, whatever the mode.
+    fn stopped_before_resize(&self, outcome: &Outcome) -> bool {
+        self.director.force && outcome.missing.first().is_some_and(|first| first.op == Op::Resize.word())
+    }
+
     fn check_report(&self, plan: bool, outcome: &Outcome) -> Verdict {
         let slots = self.setup.table_slots;
         let reach = checkers::Reach {
@@ -495,6 +500,7 @@ impl World {
             rotten_payload: &|seq| self.dr_rotten_payloads.contains(&seq),
             in_ring: &|seq| self.ring_holds(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
+            stopped: self.stopped_before_resize(outcome),
         };
         checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)?;
         match self.setup.lag_max.filter(|_| self.lag_bound && !self.damaged) {

@@ -77,6 +77,11 @@ impl World {
         let quiet = describe::primary_is_quiet(&input);
         let words = self.recording.then(|| describe::primary_input(&input));
         let turn_ends = matches!(input, primary::machine::Input::EndOfTurn | primary::machine::Input::Tick);
+        if let primary::machine::Input::DrMessage { message: Message::Welcome(welcome), .. } = &input
+            && welcome.gaps
+        {
+            self.dr_rotten_heard.clone_from(&self.dr_rotten);
+        }
         let Some(machine) = self.primary.as_mut() else { return Ok(()) };
         let full_before = machine.in_full();
         let mut effects = Vec::new();
@@ -223,6 +228,10 @@ impl World {
     }
 
     /// I4: a slot of the table is used again when what it tells of is at DR, or the policy is to give it up.
+    ///
+    /// What DR had called durable in its journal, and has rotted there since, is at DR as far as anybody can know before DR has
+    /// read its journal again and said so. The table keeps no second copy of it until then: that it is lost, if the payload
+    /// in the spool does not tell it, is found and named at DR's start (I8).
     fn check_slots(&self, offset: u64, data: &[u8]) -> Verdict {
         if self.setup.overflow == Overflow::Coalesce || offset < RECORDS_AT || !self.synced_told {
             return Ok(());
@@ -232,7 +241,9 @@ impl World {
         for record in data.chunks_exact(RECORD_BYTES).filter_map(read) {
             let older = Seq(record.seq.0.saturating_sub(self.setup.table_slots));
             let Some(older) = self.oracle.record(older).filter(|it| it.changes_volume()) else { continue };
-            let known = older.seq <= cut || self.holds_at_dr(older);
+            let unheard = self.dr_rotten.contains(&older.seq) && !self.dr_rotten_heard.contains(&older.seq);
+            let told = older.seq <= self.journal_told && unheard;
+            let known = older.seq <= cut || told || self.holds_at_dr(older);
             if !known && record.changes_volume() && self.holds_at_aux(older) {
                 let text =
                     format!("the slot of seq {} is used again for {}: no other place has it", older.seq, record.seq);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::named::{batch_end, caught_up, greet, greeted, order, site, synced};
 use super::run::Trial;
 use crate::core::ids::{Chain, Conn, Seq, Ticket};
-use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::machine::{DiskKind, DiskOp, Machine as _};
 use crate::core::op::Op;
 use crate::dr::api::{File, Input};
 use crate::format::record::OrderRecord;
@@ -227,4 +227,48 @@ fn a_site_that_holds_a_copy_does_not_call_its_volumes_blank() {
     greet(&mut trial, Conn(3), Purpose::Order);
     trial.drain_disk();
     assert_eq!((blank(&greeted(13), Conn(1)), blank(&trial, Conn(3))), (Some(true), Some(false)));
+}
+
+/// Seed 608464: the promise of what is applied was taken back for a payload that the batch brought, and with it the batch's own:
+/// the superblock named the batch, its end was told, and the next start would have promised less.
+#[test]
+fn a_payload_that_a_batch_brings_and_that_spoils_while_it_is_named_takes_no_promise_of_the_batch_back() {
+    for seed in 0..20 {
+        let (mut trial, chain) = synced(seed);
+        let needless = order(3, Op::Write, chain);
+        let begin = order(4, Op::BatchBegin, needless.chain);
+        let end = batch_end(5, &begin, begin.chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        trial.writer.records = vec![needless, begin, end];
+        trial.writer.damaged = true;
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![needless, begin]) });
+        payloads(&mut trial, Conn(2), &[needless]);
+        // Promised, and not applied.
+        while reading(&trial, 3).is_none() {
+            if trial.disk.busy() {
+                trial.complete_disk();
+            } else {
+                trial.now.mono_ns = trial.machine.deadline_ns().expect("a promise is due");
+                trial.step(Input::Tick);
+            }
+        }
+        let spoilt = reading(&trial, 3).expect("just seen");
+        trial.step(Input::Message {
+            conn: Conn(2),
+            message: Message::Chunk { index: 0, record: chunk, data: Bytes::new() },
+        });
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end]) });
+        while trial.machine.committing.is_none() {
+            let index = trial.disk.under_way().position(|op| op.ticket != spoilt).expect("it is not complete yet");
+            let (ticket, result) = trial.disk.complete_at(index);
+            trial.step(Input::Disk { ticket, result });
+        }
+        spoil(&mut trial, spoilt);
+        while trial.disk.busy() {
+            trial.complete_disk();
+            let it = trial.superblock();
+            assert!(it.batch == Seq(0) || it.promised_cut == Seq(5), "seed {seed}: {it:?}");
+        }
+        assert_eq!((trial.machine.cut, trial.superblock().promised_cut), (Seq(5), Seq(5)), "seed {seed}");
+    }
 }

@@ -51,8 +51,14 @@ impl Machine {
         if self.dr.headway.left_behind {
             return self.dr.next.prev();
         }
+        let upto = self.dr.room.upto;
         let kept = self.dr.room.kept(self.table_slots());
-        Seq(self.dr.room.upto.0.saturating_sub(kept - kept / 9))
+        let orders = Seq(upto.0.saturating_sub(kept - kept / 9));
+        // A DR without a copy is not promoted, and lets go of everything before the begin of a batch. Nothing else makes room
+        // there: what has been sent may have left the begin none but what is kept.
+        let begin =
+            self.mode.batch().map(|batch| batch.begin).filter(|begin| !self.dr.synced && *begin == self.dr.next);
+        begin.map_or(orders, |begin| orders.max(begin.min(upto)))
     }
 
     /// What DR says of its room.

@@ -80,9 +80,20 @@ impl Machine {
     }
 
     /// The slots of what is not copied are what a promotion finds the payloads in the ring by: they are not given up,
-    /// whatever the policy.
+    /// whatever the policy, and whether or not the ring has room for more.
     pub(in crate::primary) fn ring_needs_slots(&self) -> bool {
+        self.ring_takes() || self.aux.in_reach() && self.ring_holds_data()
+    }
+
+    /// Whether what is written now is protected by the ring.
+    pub(super) fn ring_takes(&self) -> bool {
         self.options.protect == Protect::Bunker && self.aux.keeps_payloads()
+    }
+
+    /// Whether the ring has a payload that DR has not, of this history: what came before a gap in the seqs a promotion can
+    /// make no use of.
+    pub(super) fn ring_holds_data(&self) -> bool {
+        self.aux.ring_live.back().is_some_and(|&(seq, _)| seq > self.floor() && seq >= self.log_began)
     }
 
     /// Whether the payload ring takes `bytes` more once everything that waits for it is in it. True where there is

@@ -1,7 +1,8 @@
 //! Which slots of the table may be taken.
 
 use super::*;
-use crate::primary::link::tests::primary;
+use crate::core::modes::Require;
+use crate::primary::link::tests::{fresh, primary};
 
 /// Seed 419546: a primary lost its power with a full table that DR had not caught up with. DR's journal took the start that
 /// followed, and the begin of a batch went over the first record that only the table had.
@@ -23,5 +24,35 @@ fn what_only_the_table_may_have_from_before_a_loss_of_power_keeps_its_slot_until
         assert_eq!(machine.slots_until(), Seq(known + 1024), "synced {synced}, cut {cut}, began {began}");
         machine.options.overflow = Overflow::Coalesce;
         assert_eq!(machine.slots_until(), Seq(u64::MAX), "the policy gives it up");
+    }
+}
+
+/// Seeds 623047 and 618025: the ring was full, or the table had been out of reach, and what came after took the slots by which a
+/// promotion finds what the ring has.
+#[test]
+fn what_the_ring_has_and_dr_has_not_keeps_its_slot_whatever_the_policy() {
+    let everything = Seq(u64::MAX);
+    for (in_ring, began, coalesce, pace) in [
+        (Some(150), 1, Seq(100 + 1024), Seq(100 + 1024)),
+        (Some(100), 1, everything, Seq(200 + 1024)),
+        (None, 1, everything, Seq(200 + 1024)),
+        // From before a loss of power: a promotion has no place for it in DR's history.
+        (Some(50), 51, everything, Seq(200 + 1024)),
+    ] {
+        let (mut machine, _) = fresh(Protect::Bunker, Require::Any, false);
+        let layout = TableLayout::new(1024, 1 << 20);
+        (machine.aux.layout, machine.aux.phase, machine.aux.caught_up) = (Some(layout), Phase::Ready, true);
+        machine.aux.ring_full = true;
+        machine.aux.ring_live.extend(in_ring.map(|seq| (Seq(seq), 0)));
+        (machine.log_began, machine.tail) = (Seq(began), Seq(100 + 1024));
+        (machine.dr.synced, machine.dr.cut, machine.dr.journal) = (true, Seq(100), Seq(200));
+        machine.options.overflow = Overflow::Coalesce;
+        let kept = in_ring == Some(150);
+        assert_eq!((machine.slots_until(), machine.ring_needs_slots()), (coalesce, kept), "{in_ring:?}");
+        machine.options.overflow = Overflow::Pace;
+        assert_eq!(machine.slots_until(), pace, "{in_ring:?}");
+        // Out of reach it keeps nobody waiting; its slots are kept all the same.
+        machine.aux.phase = Phase::Idle { retry_ns: 0 };
+        assert_eq!((machine.slots_until(), machine.ring_needs_slots()), (pace, false), "{in_ring:?}");
     }
 }
