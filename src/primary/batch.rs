@@ -33,6 +33,7 @@ use bytes::Bytes;
 pub(super) use self::behind::Headway;
 use self::pace::Pace;
 use self::pieces::Next;
+use super::link::Phase;
 use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
 use crate::core::allocation::Stretch;
@@ -363,6 +364,13 @@ impl Machine {
         if matches!(self.stopping, Stopping::Syncing | Stopping::Stopped) {
             return;
         }
+        if self.lost_any()
+            && let Phase::Up { conn } = self.dr.phase
+            && !self.chain_checked(conn, fx)
+        {
+            // A batch that goes ahead of orders would hide that DR's history is another (I8).
+            return;
+        }
         self.maybe_begin();
         match self.carry_wanted() {
             Some(ahead) => self.carry_on(ahead, fx),
@@ -628,7 +636,6 @@ mod tests {
     use super::*;
     use crate::core::modes::{Protect, Require};
     use crate::format::wire::JournalRoom;
-    use crate::primary::link::Phase;
     use crate::primary::link::tests::fresh;
 
     fn extent(offset: u64, length: u64) -> Extent {
@@ -672,7 +679,7 @@ mod tests {
         let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
         machine.dr.room = JournalRoom { upto: Seq(5000), records: 4096 };
         let slots = machine.table_slots();
-        assert_eq!((slots, machine.sends_upto()), (1024, Seq(5000 - 1024)));
+        assert_eq!((slots, machine.sends_upto()), (1024, Seq(5000 - 1024 - 64)));
         machine.tail = Seq(5000 - 1024 - 128);
         assert_eq!(machine.journal_room(), 0, "what begins and ends batches has room beyond");
         machine.dr.next = Seq(3000);
@@ -680,13 +687,13 @@ mod tests {
         assert_eq!(machine.sends_upto(), Seq(2999));
     }
 
-    /// Seed 610334: orders that had waited for a DR without a copy filled its journal as far as they may, and there was no room for
+    /// Seeds 610334 and 809047: orders that had waited for DR filled its journal as far as they may, and there was no room for
     /// the begin of the batch behind which it would have let go of them.
     #[test]
-    fn the_begin_of_a_first_sync_takes_room_that_is_kept_for_a_promotion() {
+    fn what_begins_and_ends_batches_has_room_behind_orders_that_filled_the_journal() {
         let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
         machine.dr.room = JournalRoom { upto: Seq(5000), records: 4096 };
-        let orders = Seq(5000 - 1024);
+        let orders = Seq(5000 - 1024 - 64);
         for (synced, begin, next, upto) in [
             (false, 3977, 3977, Seq(3977)),
             (false, 5000, 5000, Seq(5000)),
@@ -695,13 +702,19 @@ mod tests {
             // It comes behind what has no room, and would not be reached; or it has been sent.
             (false, 3999, 3977, orders),
             (false, 3977, 3978, orders),
-            (true, 3977, 3977, orders),
+            (true, 3970, 3970, Seq(3970)),
+            (true, 3977, 3977, Seq(5000 - 1024)),
+            (true, 3970, 3971, orders),
         ] {
             let batch = Batch::new(Seq(begin), Cover::new(), VolumeRanges::new(), Now::default());
             machine.mode = Mode::Batch(Box::new(batch));
             (machine.dr.synced, machine.dr.next) = (synced, Seq(next));
             assert_eq!(machine.sends_upto(), upto, "synced {synced}, begin {begin}, next {next}");
         }
+        let mut batch = Batch::new(Seq(3900), Cover::new(), VolumeRanges::new(), Now::default());
+        batch.end = Some(Seq(3970));
+        (machine.mode, machine.closing, machine.dr.next) = (Mode::Stream, Some(batch), Seq(3970));
+        assert_eq!(machine.sends_upto(), Seq(3970), "its end");
     }
 
     #[test]

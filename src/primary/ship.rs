@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// Whether our history and DR's agree where they meet; reads the record from the log when it must.
-    fn chain_checked(&mut self, conn: Conn, fx: &mut Vec<Effect>) -> bool {
+    pub(super) fn chain_checked(&mut self, conn: Conn, fx: &mut Vec<Effect>) -> bool {
         let Some(chain) = self.dr.check else { return true };
         let seq = self.dr.next.prev();
         let ours = if seq == self.tail {

@@ -53,12 +53,14 @@ impl Machine {
         }
         let upto = self.dr.room.upto;
         let kept = self.dr.room.kept(self.table_slots());
-        let orders = Seq(upto.0.saturating_sub(kept - kept / 9));
-        // A DR without a copy is not promoted, and lets go of everything before the begin of a batch. Nothing else makes room
-        // there: what has been sent may have left the begin none but what is kept.
-        let begin =
-            self.mode.batch().map(|batch| batch.begin).filter(|begin| !self.dr.synced && *begin == self.dr.next);
-        begin.map_or(orders, |begin| orders.max(begin.min(upto)))
+        let table = kept - kept / 9;
+        let orders = Seq(upto.0.saturating_sub(table + kept / 18));
+        // What begins or ends a batch makes room when nothing else does: orders that waited may have left it none but what is
+        // kept for it. Of a DR without a copy all of it: that one is not promoted, and lets go of everything before a begin.
+        let begin = self.mode.batch().map(|batch| batch.begin);
+        let own = begin.or_else(|| self.closing.as_ref().and_then(|batch| batch.end));
+        let most = if begin.is_some() && !self.dr.synced { upto } else { Seq(upto.0.saturating_sub(table)) };
+        own.filter(|own| *own == self.dr.next).map_or(orders, |own| orders.max(own.min(most)))
     }
 
     /// What DR says of its room.
