@@ -465,11 +465,13 @@ impl Machine {
         self.dr.ready() && self.dr.next <= self.tail && unfit
     }
 
-    /// Orders of writes after `seq` for which DR's journal has room. Part of it is kept for what begins and ends batches,
-    /// for what has been ordered meanwhile when the link comes back, and for what a promotion finds in the status table.
+    /// Orders of writes after `seq` for which DR's journal has room. Part of it is kept for what a promotion finds in the status
+    /// table, for what begins and ends batches, and for what is ordered beside them: while the link is away, and during one
+    /// that nothing else makes room for.
     fn journal_room_after(&self, seq: Seq) -> u64 {
         let kept = self.dr.room.kept(self.table_slots());
-        self.dr.room.upto.0.saturating_sub(kept).saturating_sub(seq.0)
+        let beside = if self.mode.batch().is_some() { kept / 18 - kept / 72 } else { 0 };
+        self.dr.room.upto.0.saturating_sub(kept - beside).saturating_sub(seq.0)
     }
 
     fn journal_room(&self) -> u64 {
@@ -478,7 +480,8 @@ impl Machine {
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
     pub(super) fn journal_wait(&self) -> Option<bool> {
-        if !self.dr.caught_up() {
+        // Orders that have no room stand before the end of a batch under way.
+        if !self.dr.caught_up() && !(self.dr.ready() && self.mode.batch().is_some()) {
             return None;
         }
         let room = self.journal_room();
@@ -723,7 +726,9 @@ mod tests {
         let mut at = |tail: u64, acked: u64, batch: bool, connected: bool| {
             (machine.tail, machine.dr.caught_up) = (Seq(tail), true);
             machine.dr.phase = if connected { Phase::Up { conn: Conn(1) } } else { Phase::Idle { retry_ns: 0 } };
-            machine.dr.room = JournalRoom { upto: Seq(1400 + 1024 + 128), records: 4096 };
+            // Beside a batch there is room for a few more.
+            let kept = 1024 + 128 - if batch { 48 } else { 0 };
+            machine.dr.room = JournalRoom { upto: Seq(1400 + kept), records: 4096 };
             let todo = ranges(Cover::insert, &[(0, 1000 - acked)]);
             let fresh = Batch::new(Seq(1), todo, VolumeRanges::new(), Now::default());
             let under_way = Batch { room: 400, bytes: acked, bytes_acked: acked, ..fresh };

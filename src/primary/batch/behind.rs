@@ -53,8 +53,10 @@ impl Machine {
         }
         let upto = self.dr.room.upto;
         let kept = self.dr.room.kept(self.table_slots());
-        let table = kept - kept / 9;
-        let orders = Seq(upto.0.saturating_sub(table + kept / 18));
+        let (table, own_part) = (kept - kept / 9, kept / 18);
+        // What is left to a batch would only take the room of what is written during it.
+        let beside = if self.lost_any() { kept } else { table + own_part };
+        let orders = Seq(upto.0.saturating_sub(beside));
         // What begins or ends a batch makes room when nothing else does: orders that waited may have left it none but what is
         // kept for it. Of a DR without a copy all of it: that one is not promoted, and lets go of everything before a begin.
         let begin = self.mode.batch().map(|batch| batch.begin);
@@ -150,7 +152,7 @@ impl Machine {
     /// With `overflow = coalesce` nobody waits for a DR whose journal stays full: it counts as out of reach until it has room
     /// again and has been sent everything, or a batch in its place.
     pub(in crate::primary) fn leave_behind(&mut self, fx: &mut Vec<Effect>) {
-        let waits = self.note_waiting() && self.dr.caught_up();
+        let waits = self.note_waiting() && self.dr.ready();
         if self.options.overflow != Overflow::Coalesce || !waits || !self.dr_stalls() {
             return;
         }
