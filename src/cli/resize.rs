@@ -96,6 +96,7 @@ fn what_for(control: &Path) -> String {
 
 /// After this much of waiting it is said for what.
 const SAYS_AFTER: Duration = Duration::from_secs(1);
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The group, if one is named, and the volume.
 fn named(text: &str) -> (Option<&str>, &str) {
@@ -110,9 +111,15 @@ fn of_configuration(path: &Path, group: Option<&str>) -> Result<PathBuf, Failure
         return Err(Failure::usage(format!("{there} is about group {here}, not about {group}")));
     }
     let controls = controls(&config);
-    let answers = controls.iter().find(|control| client::answers(control));
+    // A DR that was not promoted answers, too, and serves none: then it is the primary that does not run.
+    let answers = controls.iter().find(|control| serves(control));
     let missing = || Failure::usage(format!("{}: neither [primary] nor [dr] is there", config.path));
     answers.or(controls.first()).cloned().ok_or_else(missing)
+}
+
+fn serves(control: &Path) -> bool {
+    let answer = client::ask(control, &Request::Status, Some(STATUS_WITHIN));
+    answer.is_ok_and(|answer| matches!(serde_json::from_value(answer), Ok(Status::Primary(_))))
 }
 
 fn controls(config: &Config) -> Vec<PathBuf> {
