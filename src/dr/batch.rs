@@ -204,10 +204,10 @@ impl Machine {
         if planted(Bug::BatchIncomplete) {
             return Some(end);
         }
-        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
+        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != end.pieces() {
             return None;
         }
-        let count = u64::from(end.payload_crc);
+        let count = end.pieces();
         if !batch.have.contains(0, count) || batch.bytes != end.length {
             let text = format!(
                 "batch {begin} does not add up: {} bytes in {count} chunks are here, its end says {} bytes; not applied",
@@ -231,7 +231,7 @@ impl Machine {
     pub(super) fn disown_batch(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.batch.as_mut().filter(|it| it.kept() == it.begin) else { return };
         let open = self.history.open_batch(self.cut).filter(|(begin, _)| *begin == batch.begin);
-        let count = open.and_then(|(_, end)| end).map_or(0, |end| u64::from(end.payload_crc));
+        let count = open.and_then(|(_, end)| end).map_or(0, |end| end.pieces());
         if batch.have.bytes() >= count {
             return;
         }
