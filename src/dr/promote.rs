@@ -10,7 +10,8 @@
 //! Invariants:
 //! - Nothing is fenced before it is durable that a promotion is under way, nothing is served before the
 //!   report, the volumes and the new epoch are (I7, I4). Killed anywhere and called again, it ends the same:
-//!   what it adds goes to journal and spool first, and once the report is stored its cut is final.
+//!   what it adds goes to journal and spool first, and once the report is stored its cut is final. What was begun by
+//!   force goes on by force.
 //! - Between the fence and the first look at the table that counts, every writer that the fence cannot reach
 //!   has lost its lease (I7). Until then it may format a region that was blank or damaged, and fill it (I4), so
 //!   the head is read again; and if it has formatted over the fence, that is put up again, and the lease with it.
@@ -34,7 +35,7 @@ use crate::dr::receive::plausible;
 use crate::dr::table::TableReader;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
-use crate::format::superblock::{PROMOTED, PROMOTING};
+use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
@@ -205,11 +206,12 @@ impl Machine {
 
     /// Begins a promotion, a plan of one, or the rehearsal of one that may not be safe.
     pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
-        let Asked { ticket, force, rehearsal, .. } = asked;
+        let Asked { ticket, rehearsal, .. } = asked;
         let plan = asked.plan || rehearsal;
-        self.sizes.stops_at = self.sizes.stops_at.filter(|_| force);
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
+        let force = asked.force || resumed && it.has(FORCED);
+        self.sizes.stops_at = self.sizes.stops_at.filter(|_| force);
         let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
         self.promotion = Some(Promotion {
             ticket,
@@ -246,6 +248,7 @@ impl Machine {
         self.intake.drop_waiting(None);
         self.keeper.change(|it| {
             it.set(PROMOTING, true);
+            it.set(FORCED, force);
             it.target_epoch = target;
         });
         self.keeper.then(After::Promoting);
@@ -367,7 +370,10 @@ impl Machine {
         // Nothing was fenced: replication may go on.
         promotion.step = Step::Abandoning;
         promotion.error = Some(error);
-        self.keeper.change(|it| it.set(PROMOTING, false));
+        self.keeper.change(|it| {
+            it.set(PROMOTING, false);
+            it.set(FORCED, false);
+        });
         self.keeper.then(After::Abandoned);
     }
 
@@ -733,6 +739,7 @@ impl Machine {
             self.keeper.change(|it| {
                 it.epoch = epoch;
                 it.set(PROMOTING, false);
+                it.set(FORCED, false);
                 it.set(PROMOTED, true);
             });
             self.keeper.then(After::Promoted);

@@ -5,7 +5,7 @@ use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Now;
 use crate::dr::links::Part;
 use crate::dr::machine::Machine;
-use crate::format::superblock::{PROMOTED, PROMOTING};
+use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 
 impl Machine {
     /// The recovery point; 0 while there is none.
@@ -92,7 +92,11 @@ impl Machine {
         }
         match &self.promotion {
             Some(promotion) if !promotion.plan => Some(promotion.step.word().into()),
-            _ if it.has(PROMOTING) => Some(format!("to epoch {}, interrupted: call promote again", it.target_epoch)),
+            _ if it.has(PROMOTING) => {
+                let how = if it.has(FORCED) { "; it goes on by force" } else { "" };
+                Some(format!("to epoch {}, interrupted: call promote again{how}", it.target_epoch))
+            }
+            None if self.promote_later.is_some() => Some("waiting until it can begin".into()),
             _ => None,
         }
     }
