@@ -252,7 +252,8 @@ pub struct BatchStatus {
     pub total_bytes: u64,
     /// What has yet to come; DR does not know before its end has.
     pub remaining_bytes: Option<u64>,
-    /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"applying"`.
+    /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"waiting for room in a store"`,
+    /// `"applying"`.
     pub reason: String,
     /// How long until both sides are consistent at a later seq again, at the rate of late; `null` where nothing crosses, or
     /// not enough has yet, and at DR.

@@ -58,7 +58,7 @@ pub struct Batch {
     pub(super) cursor: Seq,
     /// The volumes may be written (first sync only).
     pub(super) marked: bool,
-    /// The record that ends it, once everything it promises is here.
+    /// The record that ends it, once everything it promises is here: it may have to wait for a store to have room.
     pub(super) end: Option<OrderRecord>,
     /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
     forgotten: bool,
@@ -214,10 +214,6 @@ impl Machine {
                 batch.bytes, end.length
             );
             self.trouble(now, Trouble::Diverged, text, fx);
-            return None;
-        }
-        // From a first sync on a store has the size that the superblock says, or has lost it.
-        if batch.direct && !self.have_room(end.seq) {
             return None;
         }
         if !batch.direct && !planted(Bug::BatchHollow) && self.hollow(now, batch, fx) {

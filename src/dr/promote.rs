@@ -193,11 +193,11 @@ impl Machine {
             fx.push(Effect::PromoteDone { ticket, result });
             return;
         }
-        if !self.is_ready() || self.promotion.is_some() {
+        if !self.is_ready() || self.promotion.is_some() || !plan && self.tries_room() {
             self.promote_later = Some((ticket, plan, force));
             return;
         }
-        if let Some(error) = self.does_not_fit().filter(|_| !force) {
+        if let Some(error) = self.does_not_fit(force) {
             return fx.push(Effect::PromoteDone { ticket, result: Err(error) });
         }
         let rehearsal = !plan && !force && self.doubt.is_some() && !self.keeper.get().has(PROMOTING);
@@ -256,7 +256,9 @@ impl Machine {
 
     /// Whether a promotion that was asked for, while this site was starting or a plan was made, may begin.
     pub(super) fn promote_due(&self) -> bool {
-        self.promote_later.is_some() && self.promotion.is_none() && (self.is_ready() || self.stopping)
+        self.promote_later.is_some()
+            && self.promotion.is_none()
+            && (self.is_ready() && !self.tries_room() || self.stopping)
     }
 
     pub(super) fn promote_waiting(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -590,14 +592,19 @@ impl Machine {
     /// Waits until everything received is durable and applied, so that the cut is what it can be.
     fn settling(&mut self, fx: &mut Vec<Effect>) {
         let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none() && !self.room_is_coming();
-        if quiet && self.committed.is_none() && self.replay.idle() && self.replay.applied() == self.cut {
+        let waits = self.replay.applied() < self.cut || self.batch_waits_for_room();
+        if quiet && self.committed.is_none() && self.replay.idle() && !waits {
             return self.merge(fx);
         }
         let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle() && !self.is_growing();
-        if stuck && self.replay.applied() < self.cut && !self.stop_before_resize(fx) {
-            let error = self.not_reached();
-            self.promote_fails(error, fx);
+        if !stuck || !waits {
+            return;
         }
+        if self.stop_before_resize(fx) {
+            return self.merge(fx);
+        }
+        let error = self.not_reached();
+        self.promote_fails(error, fx);
     }
 
     /// Takes the records that only the table has into the history, durably unless it is a plan.

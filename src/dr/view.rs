@@ -75,7 +75,11 @@ impl Machine {
         let (seq, total, remaining_bytes, reason) = match (&self.batch, &self.committed) {
             (Some(batch), _) => {
                 let total = self.history.open_batch(self.cut).and_then(|(_, end)| end).map(|end| end.length);
-                let reason = if batch.direct { "first sync" } else { "resync" };
+                let reason = match batch.direct {
+                    _ if batch.end.is_some() => "waiting for room in a store",
+                    true => "first sync",
+                    false => "resync",
+                };
                 let remaining = total.map(|total| total.saturating_sub(batch.bytes));
                 (batch.begin, total.unwrap_or(batch.bytes), remaining, reason)
             }
