@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
-use crate::core::machine::{DiskResult, IoFail, Level, Now};
+use crate::core::machine::{DiskResult, Level, Now};
 use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
@@ -182,7 +182,7 @@ fn block(bytes: &Bytes, at: u64) -> &[u8] {
     bytes.get(at..at + BLOCK_BYTES).unwrap_or_default()
 }
 
-fn failed(text: impl Into<String>) -> PromoteError {
+pub(super) fn failed(text: impl Into<String>) -> PromoteError {
     PromoteError { text: text.into(), refused_for_safety: false }
 }
 
@@ -713,24 +713,6 @@ impl Machine {
         promotion.step = Step::States;
         if self.table_read(fx) {
             self.plan_fetch(fx);
-        }
-    }
-
-    /// The report is durable: its cut is final, and what is below it may be replayed.
-    pub(super) fn report_stored(
-        &mut self,
-        _now: Now,
-        ticket: Ticket,
-        result: Result<(), IoFail>,
-        fx: &mut Vec<Effect>,
-    ) {
-        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Storing(ticket)) else { return };
-        match result {
-            Ok(()) => promotion.step = Step::Replaying,
-            Err(fail) => {
-                self.report = None;
-                self.promote_fails(failed(format!("the loss report cannot be stored: {fail}")), fx);
-            }
         }
     }
 
