@@ -36,7 +36,8 @@ pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
     if done.old_size_bytes == done.size_bytes {
         return Ok(writeln!(out, "{name} has {new} already")?);
     }
-    writeln!(out, "{name} has {new} now, and had {old}; DR follows with seq {}", done.seq)?;
+    let follows = done.seq.map_or(String::new(), |seq| format!("; DR follows with seq {seq}"));
+    writeln!(out, "{name} has {new} now, and had {old}{follows}")?;
     if done.dr_asked == Some(false) {
         writeln!(
             out,
@@ -86,16 +87,16 @@ fn what_for(control: &Path) -> String {
     let Some(Status::Primary(status)) = status.and_then(|status| serde_json::from_value(status).ok()) else {
         return "the primary does not say for what".into();
     };
-    let degraded: Vec<String> = status.degraded.iter().map(|it| it.what.clone()).collect();
-    match status.frozen.clone() {
-        Some(frozen) => frozen,
-        None if degraded.is_empty() => "the stores get room, and the order has to be where `protect` wants it".into(),
-        None => degraded.join("; "),
-    }
+    // What is degraded may be why, and need not be: a DR that was promoted always says that it serves alone.
+    let why = status.frozen.clone().into_iter().chain(status.degraded.iter().map(|it| it.what.clone()));
+    let why: Vec<String> = why.collect();
+    let what = status.resizing.unwrap_or_else(|| "the store of the volume gets room".into());
+    if why.is_empty() { what } else { format!("{what} ({})", why.join("; ")) }
 }
 
 /// After this much of waiting it is said for what.
 const SAYS_AFTER: Duration = Duration::from_secs(1);
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The group, if one is named, and the volume.
 fn named(text: &str) -> (Option<&str>, &str) {
@@ -110,9 +111,15 @@ fn of_configuration(path: &Path, group: Option<&str>) -> Result<PathBuf, Failure
         return Err(Failure::usage(format!("{there} is about group {here}, not about {group}")));
     }
     let controls = controls(&config);
-    let answers = controls.iter().find(|control| client::answers(control));
+    // A DR that was not promoted answers, too, and serves none: then it is the primary that does not run.
+    let answers = controls.iter().find(|control| serves(control));
     let missing = || Failure::usage(format!("{}: neither [primary] nor [dr] is there", config.path));
     answers.or(controls.first()).cloned().ok_or_else(missing)
+}
+
+fn serves(control: &Path) -> bool {
+    let answer = client::ask(control, &Request::Status, Some(STATUS_WITHIN));
+    answer.is_ok_and(|answer| matches!(serde_json::from_value(answer), Ok(Status::Primary(_))))
 }
 
 fn controls(config: &Config) -> Vec<PathBuf> {

@@ -73,7 +73,11 @@ fn dr(s: &DrStatus, out: &mut dyn Write) -> Result<()> {
     }
     degraded(&s.degraded, out)?;
     if s.synced {
-        row("recovery", &format!("point at seq {}; can be promoted", s.cut_seq), out)?;
+        let can = match &s.holds_back {
+            Some(held) => format!("a promotion is REFUSED until volume {} has room (see DEGRADED)", held.volume),
+            None => "can be promoted".into(),
+        };
+        row("recovery", &format!("point at seq {}; {can}", s.cut_seq), out)?;
     } else {
         row("recovery", "NO RECOVERY POINT YET: the first sync is not complete", out)?;
     }

@@ -49,6 +49,9 @@ pub struct PrimaryStatus {
     pub overflow: bool,
     /// Why writes wait, while they do.
     pub frozen: Option<String>,
+    /// What the resize that is under way waits for.
+    #[serde(default)]
+    pub resizing: Option<String>,
     /// What writes wait for room in, while `overflow = "pace"` makes them.
     pub paced: Option<String>,
     /// Set when a higher epoch was met: this writer is out of office (I7).
@@ -249,7 +252,8 @@ pub struct BatchStatus {
     pub total_bytes: u64,
     /// What has yet to come; DR does not know before its end has.
     pub remaining_bytes: Option<u64>,
-    /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"applying"`.
+    /// What it is: `"first sync"`, `"catch-up"`; at DR `"first sync"`, `"resync"`, `"waiting for room in a store"`,
+    /// `"applying"`.
     pub reason: String,
     /// How long until both sides are consistent at a later seq again, at the rate of late; `null` where nothing crosses, or
     /// not enough has yet, and at DR.
@@ -304,8 +308,9 @@ pub struct Resized {
     pub volume: String,
     pub old_size_bytes: u64,
     pub size_bytes: u64,
-    /// Place of it in the group's order: a promotion before that serves the old size.
-    pub seq: Seq,
+    /// Place of it in the group's order: a promotion before that serves the old size. `null` where the volume had that size
+    /// already.
+    pub seq: Option<Seq>,
     /// Whether DR was asked for room before; `null` where there is no DR, or nothing was to be done.
     pub dr_asked: Option<bool>,
 }

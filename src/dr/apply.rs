@@ -32,7 +32,8 @@ impl Machine {
         if self.synced() {
             self.cut = self.history.unbroken_from(self.cut, durable);
         }
-        if self.committing.is_some() || self.committed.is_some() {
+        // A site that was promoted takes none any more.
+        if self.committing.is_some() || self.committed.is_some() || self.replay_held() {
             return;
         }
         let Some(mut batch) = self.batch.take() else { return };
@@ -40,12 +41,17 @@ impl Machine {
             batch.cursor = self.history.unbroken_from(batch.cursor, durable);
             batch.end = self.batch_complete(now, &batch, fx);
         }
-        if batch.end.is_none() {
+        let Some(end) = batch.end.map(|end| end.seq) else {
             self.batch = Some(batch);
             return self.disown_batch(fx);
+        };
+        // Once it is named it has to be applied as a whole: not before it can be. Of a first sync on, a store has the size that
+        // the superblock says, or has lost it.
+        if end > self.ceiling() || !self.have_room(end) {
+            self.batch = Some(batch);
+            return;
         }
         let (begin, direct) = (batch.begin, batch.direct);
-        let end = batch.end.map_or(Seq(0), |end| end.seq);
         self.committing = Some(batch);
         if direct {
             // There is no recovery point to go back to: whatever happens before it is applied, the first sync

@@ -58,7 +58,7 @@ pub struct Batch {
     pub(super) cursor: Seq,
     /// The volumes may be written (first sync only).
     pub(super) marked: bool,
-    /// The record that ends it, once everything it promises is here.
+    /// The record that ends it, once everything it promises is here: it may have to wait for a store to have room.
     pub(super) end: Option<OrderRecord>,
     /// Found at a start: which chunks of a first sync are in the volumes is not known any more.
     forgotten: bool,
@@ -204,20 +204,16 @@ impl Machine {
         if planted(Bug::BatchIncomplete) {
             return Some(end);
         }
-        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != u64::from(end.payload_crc) {
+        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != end.pieces() {
             return None;
         }
-        let count = u64::from(end.payload_crc);
+        let count = end.pieces();
         if !batch.have.contains(0, count) || batch.bytes != end.length {
             let text = format!(
                 "batch {begin} does not add up: {} bytes in {count} chunks are here, its end says {} bytes; not applied",
                 batch.bytes, end.length
             );
             self.trouble(now, Trouble::Diverged, text, fx);
-            return None;
-        }
-        // From a first sync on a store has the size that the superblock says, or has lost it.
-        if batch.direct && !self.have_room(end.seq) {
             return None;
         }
         if !batch.direct && !planted(Bug::BatchHollow) && self.hollow(now, batch, fx) {
@@ -231,7 +227,7 @@ impl Machine {
     pub(super) fn disown_batch(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.batch.as_mut().filter(|it| it.kept() == it.begin) else { return };
         let open = self.history.open_batch(self.cut).filter(|(begin, _)| *begin == batch.begin);
-        let count = open.and_then(|(_, end)| end).map_or(0, |end| u64::from(end.payload_crc));
+        let count = open.and_then(|(_, end)| end).map_or(0, |end| end.pieces());
         if batch.have.bytes() >= count {
             return;
         }

@@ -227,7 +227,9 @@ impl Machine {
         let staged = self.batch.as_ref().is_some_and(|batch| !batch.direct && batch.begin <= self.history.tail());
         // A chunk waits for the payloads that are due before what is stored; they make no room, but they come.
         let chunk_due = staged && self.intake.has_waiting_chunks() && due.is_none_or(|due| due > self.intake.highest());
-        if (payload_due || chunk_due) && self.evict(now, fx) || payload_due && self.forgo_batch(now, fx) {
+        // What a whole batch waits with for room in a store is neither given up nor in its own way.
+        let held = self.batch_waits_for_room();
+        if !held && ((payload_due || chunk_due) && self.evict(now, fx) || payload_due && self.forgo_batch(now, fx)) {
             return;
         }
         if let (true, Some(batch)) = (chunk_due, &self.batch) {

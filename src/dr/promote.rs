@@ -10,7 +10,8 @@
 //! Invariants:
 //! - Nothing is fenced before it is durable that a promotion is under way, nothing is served before the
 //!   report, the volumes and the new epoch are (I7, I4). Killed anywhere and called again, it ends the same:
-//!   what it adds goes to journal and spool first, and once the report is stored its cut is final.
+//!   what it adds goes to journal and spool first, and once the report is stored its cut is final. What was begun by
+//!   force goes on by force.
 //! - Between the fence and the first look at the table that counts, every writer that the fence cannot reach
 //!   has lost its lease (I7). Until then it may format a region that was blank or damaged, and fill it (I4), so
 //!   the head is read again; and if it has formatted over the fence, that is put up again, and the lease with it.
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::status::{PromoteReport, seconds};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket};
-use crate::core::machine::{DiskResult, IoFail, Level, Now};
+use crate::core::machine::{DiskResult, Level, Now};
 use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
@@ -34,7 +35,7 @@ use crate::dr::receive::plausible;
 use crate::dr::table::TableReader;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
-use crate::format::superblock::{PROMOTED, PROMOTING};
+use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
@@ -181,7 +182,7 @@ fn block(bytes: &Bytes, at: u64) -> &[u8] {
     bytes.get(at..at + BLOCK_BYTES).unwrap_or_default()
 }
 
-fn failed(text: impl Into<String>) -> PromoteError {
+pub(super) fn failed(text: impl Into<String>) -> PromoteError {
     PromoteError { text: text.into(), refused_for_safety: false }
 }
 
@@ -192,11 +193,11 @@ impl Machine {
             fx.push(Effect::PromoteDone { ticket, result });
             return;
         }
-        if !self.is_ready() || self.promotion.is_some() {
+        if !self.is_ready() || self.promotion.is_some() || !plan && self.tries_room() {
             self.promote_later = Some((ticket, plan, force));
             return;
         }
-        if let Some(error) = self.does_not_fit().filter(|_| !force) {
+        if let Some(error) = self.does_not_fit(force) {
             return fx.push(Effect::PromoteDone { ticket, result: Err(error) });
         }
         let rehearsal = !plan && !force && self.doubt.is_some() && !self.keeper.get().has(PROMOTING);
@@ -205,11 +206,12 @@ impl Machine {
 
     /// Begins a promotion, a plan of one, or the rehearsal of one that may not be safe.
     pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
-        let Asked { ticket, force, rehearsal, .. } = asked;
+        let Asked { ticket, rehearsal, .. } = asked;
         let plan = asked.plan || rehearsal;
-        self.sizes.stops_at = self.sizes.stops_at.filter(|_| force);
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
+        let force = asked.force || resumed && it.has(FORCED);
+        self.sizes.stops_at = self.sizes.stops_at.filter(|_| force);
         let target = if resumed { it.target_epoch } else { Epoch(it.epoch.0 + 1) };
         self.promotion = Some(Promotion {
             ticket,
@@ -246,6 +248,7 @@ impl Machine {
         self.intake.drop_waiting(None);
         self.keeper.change(|it| {
             it.set(PROMOTING, true);
+            it.set(FORCED, force);
             it.target_epoch = target;
         });
         self.keeper.then(After::Promoting);
@@ -253,7 +256,9 @@ impl Machine {
 
     /// Whether a promotion that was asked for, while this site was starting or a plan was made, may begin.
     pub(super) fn promote_due(&self) -> bool {
-        self.promote_later.is_some() && self.promotion.is_none() && (self.is_ready() || self.stopping)
+        self.promote_later.is_some()
+            && self.promotion.is_none()
+            && (self.is_ready() && !self.tries_room() || self.stopping)
     }
 
     pub(super) fn promote_waiting(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -367,7 +372,10 @@ impl Machine {
         // Nothing was fenced: replication may go on.
         promotion.step = Step::Abandoning;
         promotion.error = Some(error);
-        self.keeper.change(|it| it.set(PROMOTING, false));
+        self.keeper.change(|it| {
+            it.set(PROMOTING, false);
+            it.set(FORCED, false);
+        });
         self.keeper.then(After::Abandoned);
     }
 
@@ -584,14 +592,19 @@ impl Machine {
     /// Waits until everything received is durable and applied, so that the cut is what it can be.
     fn settling(&mut self, fx: &mut Vec<Effect>) {
         let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none() && !self.room_is_coming();
-        if quiet && self.committed.is_none() && self.replay.idle() && self.replay.applied() == self.cut {
+        let waits = self.replay.applied() < self.cut || self.batch_waits_for_room();
+        if quiet && self.committed.is_none() && self.replay.idle() && !waits {
             return self.merge(fx);
         }
         let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle() && !self.is_growing();
-        if stuck && self.replay.applied() < self.cut && !self.stop_before_resize(fx) {
-            let error = self.not_reached();
-            self.promote_fails(error, fx);
+        if !stuck || !waits {
+            return;
         }
+        if self.stop_before_resize(fx) {
+            return self.merge(fx);
+        }
+        let error = self.not_reached();
+        self.promote_fails(error, fx);
     }
 
     /// Takes the records that only the table has into the history, durably unless it is a plan.
@@ -703,24 +716,6 @@ impl Machine {
         }
     }
 
-    /// The report is durable: its cut is final, and what is below it may be replayed.
-    pub(super) fn report_stored(
-        &mut self,
-        _now: Now,
-        ticket: Ticket,
-        result: Result<(), IoFail>,
-        fx: &mut Vec<Effect>,
-    ) {
-        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Storing(ticket)) else { return };
-        match result {
-            Ok(()) => promotion.step = Step::Replaying,
-            Err(fail) => {
-                self.report = None;
-                self.promote_fails(failed(format!("the loss report cannot be stored: {fail}")), fx);
-            }
-        }
-    }
-
     /// Replays to the cut, checkpoints, and takes the epoch.
     fn replaying(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(stored) = &self.report else { return };
@@ -733,6 +728,7 @@ impl Machine {
             self.keeper.change(|it| {
                 it.epoch = epoch;
                 it.set(PROMOTING, false);
+                it.set(FORCED, false);
                 it.set(PROMOTED, true);
             });
             self.keeper.then(After::Promoted);

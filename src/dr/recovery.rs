@@ -368,7 +368,7 @@ fn batches(
             .above(begin)
             .find(|entry| entry.record.op == Op::BatchEnd && Seq(entry.record.offset) == begin)
             .map(|entry| entry.record)
-            .filter(|end| staged.len() as u64 == u64::from(end.payload_crc))
+            .filter(|end| staged.len() as u64 == end.pieces())
             .filter(|end| history.unbroken_from(begin, end.seq) == end.seq)
             .filter(|_| !leaves_out(history, superblock.seq, begin, &staged));
         match end {

@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 
 use crate::cluster::losses::{Entry, MissingWrites};
 use crate::cluster::status::{PromoteReport, seconds};
-use crate::core::ids::{Seq, SeqRange};
-use crate::core::machine::Now;
+use crate::core::ids::{Seq, SeqRange, Ticket};
+use crate::core::machine::{IoFail, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::doubt;
 use crate::dr::history::History;
 use crate::dr::machine::Machine;
-use crate::dr::promote::{BLANK_TABLE, LossReport, Promotion, Step};
+use crate::dr::promote::{BLANK_TABLE, LossReport, Promotion, Step, failed};
 use crate::dr::reconcile::{Known, decide};
 use crate::format::record::OrderRecord;
 
@@ -44,6 +44,24 @@ impl Machine {
         promotion.step = if planted(Bug::ServeUnreported) { Step::Replaying } else { Step::Storing(ticket) };
         fx.push(Effect::StoreReport { ticket, report: report.clone() });
         self.report = Some(report);
+    }
+
+    /// The report is durable: its cut is final, and what is below it may be replayed.
+    pub(super) fn report_stored(
+        &mut self,
+        _now: Now,
+        ticket: Ticket,
+        result: Result<(), IoFail>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Storing(ticket)) else { return };
+        match result {
+            Ok(()) => promotion.step = Step::Replaying,
+            Err(fail) => {
+                self.report = None;
+                self.promote_fails(failed(format!("the loss report cannot be stored: {fail}")), fx);
+            }
+        }
     }
 
     /// Every write above the cut, and why it is not in the image (I4).

@@ -8,6 +8,9 @@
 //!
 //! A store grows when the first step that needs it is about to be applied. One that does not (a device that is smaller) holds
 //! that step back and everything after it: named, asked again every [`GROW_AGAIN_NS`], and nothing is lost meanwhile.
+//!
+//! A batch is all or nothing. So it is not complete before every store has the size that it ends with: until then nothing of
+//! it is applied, and the recovery point before it stays what can be promoted, by force (I6).
 
 use crate::cluster::status::HoldsBack;
 use crate::core::ids::{Conn, Seq, Volume};
@@ -246,8 +249,11 @@ impl Machine {
     }
 
     /// Why a promotion cannot succeed, known before anybody is fenced: the site that serves goes on.
-    pub(super) fn does_not_fit(&self) -> Option<PromoteError> {
+    pub(super) fn does_not_fit(&self, force: bool) -> Option<PromoteError> {
         let text = self.too_small().filter(|_| !self.keeper.get().has(PROMOTING))?;
+        if self.forced_before(force).is_some() {
+            return None;
+        }
         let text = format!(
             "what is to be replayed does not fit, and nothing was changed: {}{text}. Then call promote again{}",
             self.lacks(),
@@ -286,20 +292,42 @@ impl Machine {
         })
     }
 
-    /// The recovery point that force promotes, if a store has no room for what comes behind it. Not in the middle of a batch:
-    /// there the volumes are between two recovery points.
+    /// The recovery point that force promotes, if a store has no room for what comes behind it. Not in the middle of a batch
+    /// that is applied, for which there was room once: there the volumes are between two recovery points.
     pub(super) fn forced_before(&self, force: bool) -> Option<Seq> {
-        let stuck = force && self.too_small().is_some() && self.committed.is_none() && self.synced();
-        stuck.then(|| self.replay.applied())
+        let stuck = force && self.too_small().is_some() && self.committed.is_none() && self.committing.is_none();
+        (stuck && self.synced()).then(|| self.fits_until())
+    }
+
+    /// How far the order can be applied to the stores as they are.
+    fn fits_until(&self) -> Seq {
+        let lacks = |(_, volume, size): &(Seq, Volume, u64)| {
+            self.sizes.room.get(usize::from(volume.0)).is_some_and(|room| room < size)
+        };
+        let mut resizes = self.history.resizes_after(self.replay.applied()).take_while(|(seq, ..)| *seq <= self.cut);
+        resizes.find(lacks).map_or(self.cut, |(seq, ..)| seq.prev())
+    }
+
+    /// Whether a batch is here as a whole, and a store has no room for a size that it ends with.
+    pub(super) fn batch_waits_for_room(&self) -> bool {
+        self.batch.as_ref().is_some_and(|batch| batch.end.is_some())
+    }
+
+    /// Whether it is about to be known that a store has room for what is to be applied.
+    pub(super) fn tries_room(&self) -> bool {
+        self.is_growing() && self.too_small().is_none() && !self.keeper.get().has(PROMOTING)
     }
 
     /// By force a promotion stops before the resize that does not fit. Whether it does.
     pub(super) fn stop_before_resize(&mut self, fx: &mut Vec<Effect>) -> bool {
         let force = self.promotion.as_ref().is_some_and(|promotion| promotion.force && !promotion.plan);
-        let Some(before) = self.forced_before(force) else { return false };
+        if self.forced_before(force).is_none() {
+            return false;
+        }
+        let before = self.replay.applied();
         let text = format!(
-            "by force: promoted at seq {before} rather than {}, before a resize for which there is no room here",
-            self.cut
+            "by force: promoted at seq {before}, with {} known, before a resize for which there is no room here",
+            self.history.tail()
         );
         fx.push(Effect::Log { level: Level::Error, text });
         // Of what follows the resize alone was given to the replay, and waits.

@@ -5,7 +5,7 @@ use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Now;
 use crate::dr::links::Part;
 use crate::dr::machine::Machine;
-use crate::format::superblock::{PROMOTED, PROMOTING};
+use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 
 impl Machine {
     /// The recovery point; 0 while there is none.
@@ -75,7 +75,11 @@ impl Machine {
         let (seq, total, remaining_bytes, reason) = match (&self.batch, &self.committed) {
             (Some(batch), _) => {
                 let total = self.history.open_batch(self.cut).and_then(|(_, end)| end).map(|end| end.length);
-                let reason = if batch.direct { "first sync" } else { "resync" };
+                let reason = match batch.direct {
+                    _ if batch.end.is_some() => "waiting for room in a store",
+                    true => "first sync",
+                    false => "resync",
+                };
                 let remaining = total.map(|total| total.saturating_sub(batch.bytes));
                 (batch.begin, total.unwrap_or(batch.bytes), remaining, reason)
             }
@@ -92,7 +96,11 @@ impl Machine {
         }
         match &self.promotion {
             Some(promotion) if !promotion.plan => Some(promotion.step.word().into()),
-            _ if it.has(PROMOTING) => Some(format!("to epoch {}, interrupted: call promote again", it.target_epoch)),
+            _ if it.has(PROMOTING) => {
+                let how = if it.has(FORCED) { "; it goes on by force" } else { "" };
+                Some(format!("to epoch {}, interrupted: call promote again{how}", it.target_epoch))
+            }
+            None if self.promote_later.is_some() => Some("waiting until it can begin".into()),
             _ => None,
         }
     }

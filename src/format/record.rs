@@ -5,14 +5,14 @@
 //! |---|---|---|
 //! | 0 | 8 | seq |
 //! | 8 | 4 | epoch |
-//! | 12 | 2 | volume |
+//! | 12 | 2 | volume; of the end of a batch the high bits of how many pieces it has |
 //! | 14 | 1 | op |
 //! | 15 | 1 | flags |
 //! | 16 | 8 | offset, bytes |
 //! | 24 | 8 | length, bytes |
 //! | 32 | 8 | time of intake, ns since the Unix epoch |
 //! | 40 | 8 | chain: digest over the previous record's chain and this record |
-//! | 48 | 4 | payload checksum (CRC-32), 0 without payload |
+//! | 48 | 4 | payload checksum (CRC-32), 0 without payload; of the end of a batch the low bits of how many pieces it has |
 //! | 52 | 8 | reserved, zero |
 //! | 60 | 4 | CRC-32 over bytes 0..60 |
 
@@ -87,6 +87,24 @@ impl OrderRecord {
     #[must_use]
     pub fn new_size(&self) -> Option<u64> {
         (self.op == Op::Resize).then_some(self.length)
+    }
+
+    /// Of the end of a batch: how many pieces that has. The high bits stand where other records name a volume.
+    #[must_use]
+    pub fn pieces(&self) -> u64 {
+        u64::from(self.volume.0) << 32 | u64::from(self.payload_crc)
+    }
+
+    /// A number of pieces as the fields of the record that ends a batch.
+    ///
+    /// # Panics
+    ///
+    /// With 2^48 or more: of 1 MiB each they would be more bytes than can be counted, and shorter ones are ends of ranges,
+    /// each of which is in memory.
+    #[must_use]
+    pub fn pieces_as(count: u64) -> (Volume, u32) {
+        let high = u16::try_from(count >> 32).expect("a batch has fewer than 2^48 pieces");
+        (Volume(high), u32::try_from(count & u64::from(u32::MAX)).expect("the low half"))
     }
 
     /// First byte behind what it needs of its volume, if it is about one; `None` in it: there is no such byte.
@@ -194,6 +212,21 @@ impl OrderRecord {
             time_ns: 0,
             chain: Chain(0),
             payload_crc: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_may_have_more_pieces_than_the_low_bits_count() {
+        for count in [0, 1, u64::from(u32::MAX), 1 << 32, (1 << 32) + 7, (1 << 48) - 1] {
+            let (volume, payload_crc) = OrderRecord::pieces_as(count);
+            let end = OrderRecord { volume, payload_crc, ..OrderRecord::sample(1, Op::BatchEnd) };
+            assert_eq!(OrderRecord::decode(&end.encode()).expect("a record").pieces(), count);
+            assert_eq!((end.extent(), end.end()), (None, None), "it is about no volume");
         }
     }
 }

@@ -65,7 +65,9 @@ pub const DAMAGED: u32 = 64;
 pub const SETTLED: u32 = 128;
 /// Files of volumes have been marked as such (`core::identity`).
 pub const MARKED: u32 = 256;
-const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED | SETTLED | MARKED;
+/// DR: the promotion under way is one by force, whoever calls it again.
+pub const FORCED: u32 = 512;
+const FLAGS_KNOWN: u32 = SYNCED | PROMOTING | PROMOTED | CLEAN | DIRECT | BLANK | DAMAGED | SETTLED | MARKED | FORCED;
 
 /// With one of these the volumes of a DR hold something.
 const HOLDS: u32 = SYNCED | PROMOTING | PROMOTED | DIRECT;

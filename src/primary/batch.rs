@@ -379,8 +379,8 @@ impl Machine {
         let done =
             self.mode.batch().is_some_and(|batch| batch.complete() && !batch.ahead) && self.copied_before_batch();
         if done && let Mode::Batch(mut batch) = std::mem::replace(&mut self.mode, Mode::Stream) {
-            let count = u32::try_from(batch.next_index).expect("a batch has fewer than 2^32 pieces of 1 MiB");
-            let end = self.append_control(Op::BatchEnd, batch.begin.0, batch.bytes, count);
+            let (high, low) = OrderRecord::pieces_as(batch.next_index);
+            let end = self.append_of(high, Op::BatchEnd, batch.begin.0, batch.bytes, low);
             batch.end = Some(end);
             let text = format!("batch {} sent: {} bytes; consistent again at seq {end}", batch.begin, batch.bytes);
             fx.push(Effect::Log { level: Level::Info, text });

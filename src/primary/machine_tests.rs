@@ -225,3 +225,32 @@ fn a_volume_is_written_beyond_its_old_end_only_when_a_start_would_know_the_new_o
         bench.machine.window.get(written).map(|entry| (entry.record.op, entry.record.offset, entry.record.length));
     assert!(kept.is_none_or(|kept| kept == (Op::Resize, 1 << 20, size)), "{kept:?}");
 }
+
+/// A second one had nothing to add, and stood before all others until the next start.
+#[test]
+fn who_asks_again_for_a_resize_that_is_under_way_is_answered_with_it() {
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    let (volume, size) = (Volume(0), 2 << 20);
+    let answers = |bench: &Bench, size: u64| {
+        let of =
+            |effect: &&Effect| matches!(effect, Effect::Resized { size: of, result: Ok(Some(_)), .. } if *of == size);
+        bench.effects.iter().filter(of).count()
+    };
+    for _ in 0..3 {
+        bench.input(Input::Resize { volume, size });
+        assert_eq!(bench.machine.resizes.len(), 1);
+        bench.complete(|_| true);
+    }
+    bench.input(Input::Resize { volume, size: 2 * size });
+    bench.input(Input::Resize { volume, size: 2 * size });
+    assert!(bench.machine.resize_waits_for().is_some_and(|what| what.contains("of volume")));
+    for _ in 0..20 {
+        bench.complete(|_| true);
+    }
+    assert_eq!((answers(&bench, size), answers(&bench, 2 * size)), (1, 1), "whoever waits is told by the shell");
+    assert_eq!((bench.machine.resizes.len(), bench.machine.resize_waits_for()), (0, None));
+    bench.input(Input::Resize { volume, size: 2 * size });
+    let told = bench.effects.last().map(|effect| matches!(effect, Effect::Resized { result: Ok(None), .. }));
+    assert_eq!(told, Some(true), "it has that");
+}

@@ -50,6 +50,7 @@ impl Machine {
             .into(),
             overflow: self.held() > 0 || self.refuses() || (self.lost_any() && !self.options.standalone),
             frozen: self.frozen_since_ns.map(|_| self.frozen_why().into()),
+            resizing: self.resize_waits_for(),
             paced: self.paced.map(|paced| paced.why.into()),
             fenced: self.fenced.clone(),
             fifo_bytes: self.held.bytes + disk,

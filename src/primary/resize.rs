@@ -74,11 +74,13 @@ impl Machine {
     /// Somebody wants a volume to be larger.
     pub(super) fn resize(&mut self, volume: Volume, size: u64, fx: &mut Vec<Effect>) {
         match self.may_resize(volume, size) {
+            // Who asks for what is under way hears of it when that is done: a second one would have nothing to add.
+            Ok(false) if self.resizes.iter().any(|it| (it.volume, it.size) == (volume, size)) => {}
             Ok(false) => {
                 self.resizes.push_back(self.resize_at(volume, size, Stage::Asked));
             }
             Ok(true) => {
-                let result = Ok(self.resized_last());
+                let result = Ok(None);
                 fx.push(Effect::Resized { volume, size, result, dr_asked: None });
             }
             Err(text) => {
@@ -90,12 +92,6 @@ impl Machine {
 
     fn resize_at(&self, volume: Volume, size: u64, stage: Stage) -> Resize {
         Resize { volume, size, stage, asked_ns: self.now.mono_ns, dr_asked: None }
-    }
-
-    /// Seq of the last resize of a volume of the group.
-    #[must_use]
-    pub fn resized_last(&self) -> Seq {
-        self.superblock.resized
     }
 
     /// Whether a volume may get this size; `true`: it has it.
@@ -169,6 +165,9 @@ impl Machine {
         for ((_, size), (_, known)) in self.options.volumes.iter_mut().zip(&self.superblock.volumes) {
             *size = *known;
         }
+        // Where it has that size already nothing is left of it to do.
+        let has = |volume: Volume| self.options.volumes[usize::from(volume.0)].1;
+        self.superblock.resizing = self.superblock.resizing.filter(|(volume, size)| *size > has(*volume));
         if let Some((volume, size)) = self.superblock.resizing {
             self.resizes.push_back(self.resize_at(volume, size, Stage::Announced));
         }
@@ -231,6 +230,7 @@ impl Machine {
     /// What a resize adds.
     fn added(&self, volume: Volume, size: u64) -> Extent {
         let has = self.options.volumes[usize::from(volume.0)].1;
+        assert!(size > has, "what a volume has is not asked for again");
         Extent { volume, offset: has, length: size - has }
     }
 
@@ -290,6 +290,20 @@ impl Machine {
         let text = format!("DR has no room for that: {}. Make room there first, or resize to less", room.text);
         let result = Err(Unresized { text, refused: true });
         fx.push(Effect::Resized { volume, size, result, dr_asked: Some(true) });
+    }
+
+    /// What the first of them waits for, for the status.
+    pub(super) fn resize_waits_for(&self) -> Option<String> {
+        let first = self.resizes.front()?;
+        let what = match first.stage {
+            Stage::Asked | Stage::AskingDr(_) => "DR to say whether its store has room",
+            Stage::Fits | Stage::Announcing | Stage::LaidOut(_) | Stage::Marking(_) => "the superblock",
+            Stage::Announced | Stage::Remembering => "the intent map, and for room in the queue",
+            Stage::Ordered(_) | Stage::LayingOut(_) => "the local disk",
+            Stage::Marked(_) => "its order to be where `protect` wants it",
+        };
+        let (name, _) = &self.options.volumes[usize::from(first.volume.0)];
+        Some(format!("the resize of volume {name} to {} bytes waits for {what}", first.size))
     }
 
     /// What DR holds back for lack of room, as the status tells it.
@@ -368,7 +382,7 @@ impl Machine {
             let (name, _) = &self.options.volumes[usize::from(volume.0)];
             let text = format!("volume {name} has {size} bytes from seq {seq} on");
             fx.push(Effect::Log { level: Level::Info, text });
-            fx.push(Effect::Resized { volume, size, result: Ok(seq), dr_asked });
+            fx.push(Effect::Resized { volume, size, result: Ok(Some(seq)), dr_asked });
         }
     }
 

@@ -10,7 +10,7 @@ use farshore::cli::demo::site::{Role, find_program};
 use farshore::cluster::status::{PromoteReport, Resized, Status};
 use farshore::core::address::Address;
 
-use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
 const WHILE: Duration = Duration::from_millis(600);
 
@@ -47,13 +47,13 @@ fn a_volume_grows_under_load_and_is_promoted_with_its_size_and_bytes() -> Result
     let beyond = early.call(Ask::Write { offset: 20 * MIB, data: &[7; 4096], fua: false });
     ensure!(beyond.is_err(), "a write beyond the end was taken");
     let done = resize(&group, "db", "24MiB")?;
-    ensure!((done.old_size_bytes, done.size_bytes) == (16 * MIB, 24 * MIB) && done.seq.0 > 0, "{done:?}");
+    ensure!((done.old_size_bytes, done.size_bytes) == (16 * MIB, 24 * MIB) && done.seq.is_some(), "{done:?}");
     ensure!(export_bytes(&group, Role::Primary, "db")? == 24 * MIB);
     early.call(Ask::Write { offset: 20 * MIB, data: &[7; 4096], fua: false }).context("beyond the old end")?;
     early.close();
     std::thread::sleep(WHILE);
     let again = resize(&group, "db", "24MiB")?;
-    ensure!(again.old_size_bytes == 24 * MIB, "{again:?}");
+    ensure!((again.old_size_bytes, again.seq) == (24 * MIB, None), "{again:?}");
     let name = "demo/log";
     resize(&group, name, "9MiB")?;
     let smaller = group.site.verb(&["resize", "db", "16MiB"])?;
@@ -96,7 +96,7 @@ fn a_promotion_to_a_point_before_the_resize_serves_the_old_size() -> Result<()> 
     let lost: Vec<String> = report.missing.iter().map(|write| write.op).collect();
     ensure!(lost == ["write", "resize", "write"], "{report:?}");
     let resize = report.missing.get(1).context("three are missing")?;
-    ensure!((resize.seq, resize.offset, resize.length) == (done.seq, 16 * MIB, 24 * MIB), "{resize:?}");
+    ensure!((Some(resize.seq), resize.offset, resize.length) == (done.seq, 16 * MIB, 24 * MIB), "{resize:?}");
     ensure!(report.missing_bytes == 8192, "{report:?}");
     ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
     Ok(())
@@ -137,14 +137,13 @@ fn the_configuration_may_lag_behind_or_lead() -> Result<()> {
     Ok(())
 }
 
-/// A resize of `db` to 24 MiB of which DR hears only when it is in the order.
+/// A resize of `db` to 24 MiB of which DR hears only when it is in the order, once the line is healed.
 fn resize_unasked(group: &mut Group) -> Result<()> {
     group.site.line.cut();
     let away = |status: &Status| matches!(status, Status::Primary(it) if it.links.iter().any(|it| it.peer == "dr" && it.state != "up"));
     group.site.wait(Role::Primary, "DR out of reach", away)?;
     let told = group.site.verb(&["resize", "db", "24MiB"])?;
     ensure!(told.exit == 0 && told.out.contains("was not asked"), "{told:?}");
-    group.site.line.heal();
     Ok(())
 }
 
@@ -158,6 +157,7 @@ fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Re
     group.site.settle(LONG)?;
     let before = group.image(Role::Primary, "db")?;
     resize_unasked(&mut group)?;
+    group.site.line.heal();
     group.write(Role::Primary, "db", 0, 5)?;
     group.write(Role::Primary, "db", 20 * MIB, 5)?;
     let tail = group.site.primary()?.tail_seq;
@@ -180,6 +180,143 @@ fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Re
     ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
     ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image after a restart");
     far.kill()?;
+    Ok(())
+}
+
+/// A DR whose store has no room for a resize that a batch brings: the primary goes on, everything has crossed. The server of
+/// that store, what the volume held before, and the last seq.
+fn held_before_a_batch(group: &mut Group) -> Result<Option<(Child, PathBuf, Vec<u8>)>> {
+    let Some((far, far_file, there)) = serve_file(group, "far", 16 * MIB)? else { return Ok(None) };
+    group.put_on(Role::Dr, "db", &there, &there)?;
+    group.site.start_all()?;
+    group.write(Role::Primary, "db", 0, 4)?;
+    group.site.settle(LONG)?;
+    let before = group.image(Role::Primary, "db")?;
+    resize_unasked(group)?;
+    let mut client = group.site.client(Role::Primary, "db")?;
+    client.timeout(Some(LONG))?;
+    for at in 0..12 {
+        client.call(Ask::Write { offset: at * 2 * MIB, data: &vec![at as u8 + 1; MIB as usize], fua: false })?;
+    }
+    client.close();
+    let overflow = |status: &Status| matches!(status, Status::Primary(it) if it.overflow);
+    group.site.wait(Role::Primary, "a queue that is full", overflow)?;
+    group.site.line.heal();
+    let held = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some() && it.batch.as_ref().is_some_and(|it| it.remaining_bytes == Some(0)));
+    group.site.wait(Role::Dr, "a batch that waits for room", held)?;
+    Ok(Some((far, far_file, before)))
+}
+
+const LITTLE: &str = "fifo = { memory = \"4MiB\", disk = 0 }";
+
+fn little(volumes: &[(&str, u64)]) -> Result<Group> {
+    let mut settings = small();
+    settings.retain(|(section, _)| *section != "primary");
+    settings.extend([("primary", LITTLE.into()), ("group", "protect = \"order\"".into())]);
+    Group::of(FAST, settings, volumes)
+}
+
+#[test]
+fn by_force_a_promotion_stops_before_a_batch_for_whose_resize_there_is_no_room() -> Result<()> {
+    let mut group = little(&[("db", 16 * MIB), ("log", 8 * MIB)])?;
+    let Some((mut far, far_file, before)) = held_before_a_batch(&mut group)? else { return Ok(()) };
+    for words in [&["promote", "--plan"][..], &["promote"]] {
+        let refused = group.site.verb(words)?;
+        ensure!(refused.exit == 3 && refused.errors.contains("--force promotes seq"), "{words:?}: {refused:?}");
+    }
+    let control = group.site.dr()?;
+    ensure!(control.promotion.is_none() && control.holds_back.is_some(), "{control:?}");
+    group.write(Role::Primary, "db", 4096, 9).context("nobody was fenced")?;
+    let plan: PromoteReport = serde_json::from_str(&group.site.verb(&["promote", "--plan", "--force", "--json"])?.out)?;
+    let report = group.site.promote(&["--force"])?;
+    ensure!((plan.cut_seq, &plan.missing) == (report.cut_seq, &report.missing), "{plan:?} and {report:?}");
+    ensure!(report.missing.iter().any(|write| write.op == "resize") && plan.refused.is_none(), "{report:?}");
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
+    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image");
+    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
+    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image after a restart");
+    far.kill()?;
+    Ok(())
+}
+
+#[test]
+fn a_batch_that_waits_for_room_goes_on_by_itself_also_after_a_kill() -> Result<()> {
+    let mut group = little(&[("db", 16 * MIB), ("log", 8 * MIB)])?;
+    let Some((mut far, far_file, _)) = held_before_a_batch(&mut group)? else { return Ok(()) };
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    group.write(Role::Primary, "db", 4096, 9)?;
+    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    group.site.kill(Role::Primary)?;
+    let report = group.site.promote(&[])?;
+    ensure!(report.missing.is_empty(), "{report:?}");
+    ensure!(export_bytes(&group, Role::Dr, "db")? == 24 * MIB);
+    far.kill()?;
+    Ok(())
+}
+
+#[test]
+fn a_promotion_by_force_that_was_killed_goes_on_by_force() -> Result<()> {
+    let mut group = little(&[("db", 16 * MIB), ("log", 8 * MIB)])?;
+    let Some((mut far, _, before)) = held_before_a_batch(&mut group)? else { return Ok(()) };
+    group.site.kill(Role::Primary)?;
+    let mut asker = Command::new(&group.site.plan.program)
+        .args(["promote", "--force", "--config"])
+        .arg(group.site.config())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let fencing = |status: &Status| matches!(status, Status::Dr(it) if it.promotion.is_some());
+    group.site.wait(Role::Dr, "a promotion", fencing)?;
+    group.site.kill(Role::Dr)?;
+    asker.wait()?;
+    group.site.start(Role::Dr)?;
+    let how = group.site.dr()?.promotion.unwrap_or_default();
+    ensure!(how.contains("call promote again; it goes on by force"), "{how}");
+    let report = group.site.promote(&[])?;
+    ensure!(report.missing.iter().any(|write| write.op == "resize"), "{report:?}");
+    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image");
+    far.kill()?;
+    Ok(())
+}
+
+#[test]
+fn who_asks_twice_for_one_size_is_answered_twice_and_nobody_waits_for_ever() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    for role in [Role::Primary, Role::Dr] {
+        if role == Role::Dr {
+            group.site.settle(LONG)?;
+            group.site.kill(Role::Primary)?;
+            group.site.promote(&[])?;
+        }
+        let control = group.site.path(&format!("{}.ctl", role.word()));
+        let ask = |volume: &str, size: &str| -> Result<Child> {
+            let mut command = Command::new(&group.site.plan.program);
+            command.args(["resize", volume, size, "--timeout", "30", "--control"]).arg(&control);
+            Ok(command.stdout(std::process::Stdio::null()).spawn()?)
+        };
+        let larger = if role == Role::Primary { 0 } else { 16 };
+        let size = format!("{}MiB", 24 + larger);
+        let mut asked = vec![ask("db", &size)?, ask("db", &size)?, ask("log", &format!("{}MiB", 12 + larger))?];
+        for child in &mut asked {
+            ensure!(child.wait()?.success(), "not resized on {}", role.word());
+        }
+        ensure!(ask("db", &format!("{}MiB", 32 + larger))?.wait()?.success(), "nor later, on {}", role.word());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_resize_without_a_primary_says_that_and_does_not_ask_a_dr_beside_it() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    group.site.kill(Role::Primary)?;
+    let told = group.site.verb(&["resize", "db", "24MiB"])?;
+    let primary = group.site.path("primary.ctl").display().to_string();
+    ensure!(told.exit != 0 && told.errors.contains(&primary), "{told:?}");
     Ok(())
 }
 
@@ -217,6 +354,7 @@ fn what_a_store_is_too_small_for_waits_until_it_has_grown_by_its_own_means() -> 
     ensure!(told.exit == 3 && dr_said.iter().all(|said| told.errors.contains(said)), "{told:?}");
     ensure!(export_bytes(&group, Role::Primary, "db")? == 16 * MIB);
     resize_unasked(&mut group)?;
+    group.site.line.heal();
     group.write(Role::Primary, "db", 20 * MIB, 5)?;
     group.write(Role::Primary, "log", 0, 6)?;
     let small = |status: &Status| matches!(status, Status::Dr(it) if it.holds_back.is_some());

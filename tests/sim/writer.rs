@@ -173,7 +173,7 @@ impl World {
                 let run = self.host(Node::Primary).run;
                 self.at(at, Event::Holes { run, batch, extent });
             }
-            Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok())?,
+            Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok().flatten())?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, mark: (offset, block) } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.

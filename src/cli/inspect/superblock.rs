@@ -6,11 +6,11 @@ use super::{Image, Printer};
 use crate::cli::failure::Failure;
 use crate::format::is_zero;
 use crate::format::superblock::{
-    BLANK, CLEAN, DAMAGED, DIRECT, MARKED, PROMOTED, PROMOTING, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock,
+    BLANK, CLEAN, DAMAGED, DIRECT, FORCED, MARKED, PROMOTED, PROMOTING, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock,
 };
 use crate::limits::BLOCK_BYTES;
 
-const FLAGS: [(u32, &str); 9] = [
+const FLAGS: [(u32, &str); 10] = [
     (SYNCED, "synced"),
     (PROMOTING, "promoting"),
     (PROMOTED, "promoted"),
@@ -20,6 +20,7 @@ const FLAGS: [(u32, &str); 9] = [
     (DAMAGED, "damaged"),
     (SETTLED, "settled"),
     (MARKED, "marked"),
+    (FORCED, "forced"),
 ];
 
 /// Prints each slot and which one is in force.

@@ -8,7 +8,7 @@ use crate::core::ids::{Epoch, Owner, Ticket};
 use crate::dr::api::{Input, PromoteError};
 use crate::format::table::{FENCE_AT, Fence};
 
-fn asked(trial: &mut Trial, plan: bool, force: bool) -> Result<PromoteReport, PromoteError> {
+pub fn asked(trial: &mut Trial, plan: bool, force: bool) -> Result<PromoteReport, PromoteError> {
     trial.outcome = None;
     trial.step(Input::Promote { ticket: Ticket(1), plan, force });
     trial.settle(0);

@@ -10,7 +10,7 @@ use crate::cluster::status::PromoteReport;
 use crate::core::ids::{Conn, Epoch, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{Level, Machine as _, Now};
 use crate::core::modes::{Ack, Protect, Require};
-use crate::dr::api::{Effect, File, Input, Options, PromoteError};
+use crate::dr::api::{Effect, File, Input, Lacking, Options, PromoteError};
 use crate::dr::machine::Machine;
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, recover};
@@ -62,6 +62,9 @@ pub struct Trial {
     pub region: Option<Vec<u8>>,
     region_ops: Vec<Effect>,
     storing: Option<Ticket>,
+    /// Bytes that the store of a volume can have at most, and those that were asked to grow.
+    pub room_bytes: u64,
+    growing: Vec<(Volume, u64)>,
 }
 
 impl Trial {
@@ -98,6 +101,8 @@ impl Trial {
             region: None,
             region_ops: Vec::new(),
             storing: None,
+            room_bytes: u64::MAX,
+            growing: Vec::new(),
         };
         trial.step(Input::Tick);
         trial
@@ -120,6 +125,12 @@ impl Trial {
         self.step_only(input);
         if ends {
             self.step_only(Input::EndOfTurn);
+        }
+        while let Some((volume, size)) = self.growing.pop() {
+            let has = self.room_bytes;
+            let lacking = || Lacking { has, text: format!("volume {volume} is too small") };
+            let result = (has >= size).then_some(size).ok_or_else(lacking);
+            self.step_only(Input::Grown { volume, result });
         }
     }
 
@@ -151,6 +162,7 @@ impl Trial {
                 self.said.push(text);
             }
             Effect::AuxClose => {}
+            Effect::Grow { volume, size } => self.growing.push((volume, size)),
             Effect::Fatal { text } => self.fatal = Some(text),
             Effect::Stopped => self.stopped = true,
             Effect::StoreReport { ticket, report } => {

@@ -56,7 +56,7 @@ impl Shell {
         let waiting = Resizing { conn, volume, old_size, size, room: None };
         match self.machine.may_resize(volume, size) {
             Err(text) => Ok(Some(Answer::refused(text))),
-            Ok(true) => Ok(Some(self.resized_answer(&waiting, self.machine.resized_last(), None))),
+            Ok(true) => Ok(Some(self.resized_answer(&waiting, None, None))),
             Ok(false) => self.make_room(waiting),
         }
     }
@@ -129,7 +129,7 @@ impl Shell {
     pub(super) fn resized(
         &mut self,
         (volume, size): (Volume, u64),
-        result: Result<Seq, Unresized>,
+        result: Result<Option<Seq>, Unresized>,
         dr_asked: Option<bool>,
     ) {
         if result.is_ok() {
@@ -166,7 +166,7 @@ impl Shell {
         }
     }
 
-    fn resized_answer(&self, waiting: &Resizing, seq: Seq, dr_asked: Option<bool>) -> Answer {
+    fn resized_answer(&self, waiting: &Resizing, seq: Option<Seq>, dr_asked: Option<bool>) -> Answer {
         let name = self.machine.volumes()[usize::from(waiting.volume.0)].0.clone();
         Answer::resized(&Resized {
             group: self.group.clone(),
