@@ -15,7 +15,7 @@ use crate::auxiliary::recovery::{Recovered, check_length, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{CertificateStatus, Status};
+use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
@@ -166,9 +166,9 @@ impl Shell {
         }
         match event {
             Event::Accepted { conn, peer, .. } => {
-                self.peers.add(conn, peer);
                 let mode = if self.acceptor.is_some() { TlsMode::Required } else { TlsMode::Off };
-                self.nbd.add_with(&mut self.reactor, conn, mode, self.acceptor.as_ref());
+                self.nbd.add_with(&mut self.reactor, conn, &peer, mode, self.acceptor.as_ref());
+                self.peers.add(conn, peer);
             }
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
@@ -282,6 +282,8 @@ impl Shell {
     fn status(&self) -> Status {
         let now = self.reactor.now();
         let mut status = self.machine.status(now);
+        let crowded = self.nbd.crowded(now).into_iter();
+        status.degraded.extend(crowded.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         let certificate = self.acceptor.as_ref().and_then(Acceptor::validity).map(Into::into);
         CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
         Status::Aux(Box::new(status))
