@@ -12,9 +12,9 @@
 //!
 //! Whoever has a request in flight keeps its place.
 
+use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::core::ids::Conn;
 use crate::limits::{CONNECTIONS_KEPT_UNIX, CONNECTIONS_MAX, CONNECTIONS_PEER_MAX};
