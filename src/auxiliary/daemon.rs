@@ -26,7 +26,7 @@ use crate::format::table::TableLayout;
 use crate::io::control::Controls;
 use crate::io::http::{Asked, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Versions};
-use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
+use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, make_dir, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::ended::Ended;
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -78,7 +78,7 @@ impl Shell {
     /// # Errors
     /// What is wrong with the directory, its files or the addresses.
     pub fn start(mut reactor: Reactor, group: &str, aux: &AuxConfig, own: &OwnAux) -> anyhow::Result<Shell> {
-        std::fs::create_dir_all(&own.dir).with_context(|| format!("making the directory {}", own.dir.display()))?;
+        make_dir(&own.dir)?;
         let (superblock, recovered) = open_superblock(&mut reactor, &own.dir, group)?;
         let layout = TableLayout::new(aux.slots, aux.payload);
         let table = open_table(&mut reactor, &own.dir.join(TABLE), layout.total_bytes())?;

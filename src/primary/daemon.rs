@@ -683,7 +683,7 @@ impl Shell {
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         let crowded = self.nbd.crowded(now).into_iter();
         status.degraded.extend(crowded.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
-        if let Some(text) = &self.loss_missing {
+        for text in self.loss_missing.iter().chain(&self.opened.notes) {
             status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
         }
         for link in &mut status.links {
@@ -739,6 +739,9 @@ impl Shell {
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
                 self.controls.on_event(&mut self.reactor, &event);
             }
+        }
+        if self.stopped {
+            self.opened.leave();
         }
         tracing::info!("stopped");
         Ok(())
