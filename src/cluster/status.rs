@@ -217,14 +217,16 @@ pub struct CertificateStatus {
 }
 
 impl CertificateStatus {
-    /// Fills in a certificate, `(path, last valid second since the Unix epoch)`, and what there is to say about it.
+    /// Fills in a certificate, `(path, last valid second since the Unix epoch, why a newer one does not replace it and since
+    /// when)`, and what there is to say about it.
     pub fn fill(
-        certificate: Option<(String, u64)>,
+        certificate: Option<(String, u64, Option<(String, u64)>)>,
         now_wall_ns: u64,
         status: &mut Option<CertificateStatus>,
         degraded: &mut Vec<Degraded>,
     ) {
-        let Some((path, not_after_s)) = certificate else { return };
+        let Some((path, not_after_s, refused)) = certificate else { return };
+        degraded.extend(refused.map(|(text, since_ns)| Degraded::new(text, since_ns, now_wall_ns)));
         let until_ns = not_after_s.saturating_mul(1_000_000_000);
         let (expires, since_ns) = (rfc3339(until_ns), until_ns.saturating_sub(EXPIRES_SOON_NS));
         if since_ns <= now_wall_ns {
