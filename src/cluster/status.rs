@@ -216,11 +216,14 @@ pub struct CertificateStatus {
     pub remaining_seconds: f64,
 }
 
+/// A certificate in use: its file, the last second in which it is valid, since the Unix epoch, and why a newer one does not
+/// replace it and since when, nanoseconds since then.
+pub type Held = (String, u64, Option<(String, u64)>);
+
 impl CertificateStatus {
-    /// Fills in a certificate, `(path, last valid second since the Unix epoch, why a newer one does not replace it and since
-    /// when)`, and what there is to say about it.
+    /// Fills in a certificate, and what there is to say about it.
     pub fn fill(
-        certificate: Option<(String, u64, Option<(String, u64)>)>,
+        certificate: Option<Held>,
         now_wall_ns: u64,
         status: &mut Option<CertificateStatus>,
         degraded: &mut Vec<Degraded>,
