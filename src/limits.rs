@@ -80,8 +80,11 @@ pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 16 << 20;
 /// Replies of one NBD connection not yet taken by its client, bytes; above it no more requests are parsed.
 pub const CONNECTION_QUEUE_BYTES_MAX: usize = 8 << 20;
-/// NBD connections of one server; more are closed at once.
+/// NBD connections of one server; those of one peer (an address, or unix sockets); and how many of them are kept for unix
+/// sockets. Who gives way when they run out: `nbd::places`.
 pub const CONNECTIONS_MAX: usize = 256;
+pub const CONNECTIONS_PEER_MAX: usize = 192;
+pub const CONNECTIONS_KEPT_UNIX: usize = 32;
 /// All NBD connections of one server together, bytes: reads in flight and replies that were not taken; writes in flight,
 /// from their head on; long requests of each way, of those in pieces the pieces; what is received ahead of what has begun.
 /// What carries no payload counts as a page of what comes in.
@@ -89,6 +92,10 @@ pub const SERVER_READ_BYTES_MAX: u64 = 4 << 20;
 pub const SERVER_WRITE_BYTES_MAX: u64 = 8 << 20;
 pub const SERVER_LONG_BYTES_MAX: u64 = 8 << 20;
 pub const SERVER_AHEAD_BYTES_MAX: usize = 4 << 20;
+/// Payload of the longest request that is a small one, bytes: it takes room once it has arrived, and of what comes in a
+/// part is kept for such.
+pub const SMALL_BYTES: u64 = 64 << 10;
+pub const SERVER_SMALL_KEPT_BYTES: u64 = 2 << 20;
 /// Payload of the longest request that is not a long one, bytes.
 pub const LONG_BYTES: u64 = 1 << 20;
 /// How long a client waits for room before the others begin one request at a time, of so many bytes, nanoseconds.
@@ -246,6 +253,14 @@ const _: () = assert!(
 const _: () = assert!(
     BACKING_STATUS_BYTES / 512 * (8 + 16 + 16) <= MEMORY_BESIDE_FIFO_BYTES / 2,
     "an answer about sectors, as it comes, as it is read and as it is handed on, is a part of the bound"
+);
+const _: () = assert!(
+    SMALL_BYTES == PATIENCE_BYTES && SERVER_SMALL_KEPT_BYTES + 2 * LONG_BYTES <= SERVER_WRITE_BYTES_MAX,
+    "beside what is kept for small writes there is room for others"
+);
+const _: () = assert!(
+    CONNECTIONS_PEER_MAX + CONNECTIONS_KEPT_UNIX < CONNECTIONS_MAX,
+    "beside the greediest peer there are places for others"
 );
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(RECORD_BYTES), "records never straddle a block");
 const _: () = assert!(PIECE_BYTES_MAX <= RANGE_BYTES_MAX, "a piece fits an order record");

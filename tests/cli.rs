@@ -24,6 +24,8 @@ impl Directory {
 
     /// A configuration in it, as `init` writes it, on ports of its own.
     fn configured(&self) -> PathBuf {
+        // Roles make their own directories, and nothing above them.
+        std::fs::create_dir_all(self.0.join("data")).expect("writable");
         let output = farshore(&["init", "orders", "--volume", "db=16MiB", "--dir", &self.text("data")]);
         assert_eq!(code(&output), 0, "{}", err(&output));
         let mut text = out(&output).replace("8GiB", "64MiB").replace("\"1024MiB\"", "\"192MiB\"");
@@ -525,6 +527,7 @@ fn check_finds_places_that_cannot_work() {
         (bunker(short("enough", 1_086_341_120)), 0, "can be reached from here"),
         (text.replace(&db_dr, &format!("{data}/nowhere/db.img")), 2, "nowhere does not exist"),
         (text.replace(&db_dr, &db), 2, "is what primary.backing.db"),
+        (text.replace(&format!("{data}/dr\""), &format!("{data}/mount/dr\"")), 2, "mount the file system"),
         (text.replace(&format!("{data}/dr\""), &format!("{data}/primary\"")), 2, "is what primary.dir"),
         (table("http://x"), 2, "expected nbd://host"),
         (table("relative/path"), 2, "is a relative path"),

@@ -15,7 +15,7 @@ use crate::auxiliary::recovery::{Recovered, check_length, recover};
 use crate::cluster::config::{AuxConfig, Config, OwnAux};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{CertificateStatus, Status};
+use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
 use crate::core::machine::{Level, Machine};
@@ -26,7 +26,7 @@ use crate::format::table::TableLayout;
 use crate::io::control::Controls;
 use crate::io::http::{Asked, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Versions};
-use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, notify};
+use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, make_dir, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::ended::Ended;
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -78,7 +78,7 @@ impl Shell {
     /// # Errors
     /// What is wrong with the directory, its files or the addresses.
     pub fn start(mut reactor: Reactor, group: &str, aux: &AuxConfig, own: &OwnAux) -> anyhow::Result<Shell> {
-        std::fs::create_dir_all(&own.dir).with_context(|| format!("making the directory {}", own.dir.display()))?;
+        make_dir(&own.dir)?;
         let (superblock, recovered) = open_superblock(&mut reactor, &own.dir, group)?;
         let layout = TableLayout::new(aux.slots, aux.payload);
         let table = open_table(&mut reactor, &own.dir.join(TABLE), layout.total_bytes())?;
@@ -166,9 +166,9 @@ impl Shell {
         }
         match event {
             Event::Accepted { conn, peer, .. } => {
-                self.peers.add(conn, peer);
                 let mode = if self.acceptor.is_some() { TlsMode::Required } else { TlsMode::Off };
-                self.nbd.add_with(&mut self.reactor, conn, mode, self.acceptor.as_ref());
+                self.nbd.add_with(&mut self.reactor, conn, &peer, mode, self.acceptor.as_ref());
+                self.peers.add(conn, peer);
             }
             Event::Disk { ticket, result, .. } => self.step(Input::Disk { ticket, result })?,
             Event::Stop => self.stop()?,
@@ -282,6 +282,8 @@ impl Shell {
     fn status(&self) -> Status {
         let now = self.reactor.now();
         let mut status = self.machine.status(now);
+        let crowded = self.nbd.crowded(now).into_iter();
+        status.degraded.extend(crowded.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         let certificate = self.acceptor.as_ref().and_then(Acceptor::validity).map(Into::into);
         CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);
         Status::Aux(Box::new(status))

@@ -68,9 +68,9 @@ pub fn attach(options: &Attach, out: &mut dyn Write) -> Result<(), Failure> {
     if options.foreground {
         return keep(options, &device, &uri, &backend, out);
     }
-    std::fs::create_dir_all(RUN_DIR).map_err(|error| Failure::failed(format!("{RUN_DIR}: {error}")))?;
+    std::fs::create_dir_all(RUN_DIR).map_err(|error| unusable(Path::new(RUN_DIR), &error))?;
     let log = PathBuf::from(RUN_DIR).join(format!("attach-{}.log", device.name()));
-    let unusable = |error: std::io::Error| Failure::failed(format!("{}: {error}", log.display()));
+    let unusable = |error: std::io::Error| unusable(&log, &error);
     let file = own_file().append(true).open(&log).map_err(unusable)?;
     if file.metadata().map_err(unusable)?.len() > LOG_BYTES_MAX {
         file.set_len(0).map_err(unusable)?;
@@ -209,10 +209,18 @@ fn own_file() -> OpenOptions {
     options
 }
 
+/// A file that cannot be used. Who may not even write there would not be obeyed by the driver either, which is what to say.
+fn unusable(path: &Path, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::PermissionDenied => KernelError::NotPermitted.into(),
+        _ => Failure::failed(format!("{}: {error}", path.display())),
+    }
+}
+
 /// One keeper a device.
 fn lock(device: &Device) -> Result<Flock<File>, Failure> {
     let path = PathBuf::from(RUN_DIR).join(format!("attach-{}.lock", device.name()));
-    let failed = |error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
+    let failed = |error: std::io::Error| unusable(&path, &error);
     std::fs::create_dir_all(RUN_DIR).map_err(failed)?;
     let file = match own_file().write(true).open(&path) {
         // Made by root, when it kept the device: to be locked it need not be written.

@@ -258,6 +258,14 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             (found, _) if !found.is_dir() => {
                 self.findings.note(Weight::Error, &keys, format!("{} is not a directory", found.display()));
             }
+            (found, _) if !dir.parent().is_none_or(|parent| parent.as_os_str().is_empty() || parent.is_dir()) => {
+                let text = format!(
+                    "{} does not exist beyond {}: mount the file system that it belongs to, or make what it stands in (mkdir -p)",
+                    dir.display(),
+                    found.display()
+                );
+                self.findings.note(Weight::Error, &keys, text);
+            }
             (found, missing) => {
                 if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
                     let what = if missing { "cannot be made" } else { "cannot be written to" };

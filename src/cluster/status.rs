@@ -219,15 +219,20 @@ pub struct CertificateStatus {
     pub remaining_seconds: f64,
 }
 
+/// A certificate in use: its file, the last second in which it is valid, since the Unix epoch, and why a newer one does not
+/// replace it and since when, nanoseconds since then.
+pub type Held = (String, u64, Option<(String, u64)>);
+
 impl CertificateStatus {
-    /// Fills in a certificate, `(path, last valid second since the Unix epoch)`, and what there is to say about it.
+    /// Fills in a certificate, and what there is to say about it.
     pub fn fill(
-        certificate: Option<(String, u64)>,
+        certificate: Option<Held>,
         now_wall_ns: u64,
         status: &mut Option<CertificateStatus>,
         degraded: &mut Vec<Degraded>,
     ) {
-        let Some((path, not_after_s)) = certificate else { return };
+        let Some((path, not_after_s, refused)) = certificate else { return };
+        degraded.extend(refused.map(|(text, since_ns)| Degraded::new(text, since_ns, now_wall_ns)));
         let until_ns = not_after_s.saturating_mul(1_000_000_000);
         let (expires, since_ns) = (rfc3339(until_ns), until_ns.saturating_sub(EXPIRES_SOON_NS));
         if since_ns <= now_wall_ns {

@@ -19,7 +19,7 @@ pub const NBD_PORT: u16 = 10809;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Address {
-    /// Absolute or relative path of a Unix socket.
+    /// Path of a Unix socket; a relative one is from the working directory on.
     Unix(PathBuf),
     /// `host:port`; an IPv6 address stands in brackets.
     Tcp(String),
@@ -260,6 +260,9 @@ impl Parts<'_> {
             None => (None, authority),
         };
         let export = percent_decode(export)?;
+        if export.len() > EXPORT_BYTES_MAX {
+            return Err("the export name is longer than the 4096 bytes that NBD allows");
+        }
         if export.contains('\0') {
             return Err("the export name contains a zero byte");
         }
@@ -350,6 +353,9 @@ fn check_host_port(text: &str) -> Result<(), &'static str> {
         None if host.contains(':') => return Err("an IPv6 address stands in brackets: [::1]:port"),
         None => host,
     };
+    if host.starts_with('[') && bare.contains('%') {
+        return Err("an IPv6 address with a zone (%eth0) is not supported: give the host an address that needs none");
+    }
     if bare.is_empty() {
         return Err("the host is missing (0.0.0.0 or [::] listens on every address)");
     }
@@ -390,12 +396,25 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
+/// Longest string of the NBD protocol, bytes.
+const EXPORT_BYTES_MAX: usize = 4096;
 /// `sun_path` has 108 bytes with its closing zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_server_could_take_is_refused_in_words() {
+        let long = format!("nbd://h/{}", "a".repeat(EXPORT_BYTES_MAX + 1));
+        assert!(long.parse::<NbdUri>().is_err_and(|error| error.why.contains("4096")));
+        assert!(long[..long.len() - 1].parse::<NbdUri>().is_ok());
+        for zone in ["nbd://[fe80::1%25lo]/x", "nbd://[fe80::1%25lo]:1/x"] {
+            assert!(zone.parse::<NbdUri>().is_err_and(|error| error.why.contains("zone")), "{zone}");
+        }
+        assert!("[fe80::1%2]:10809".parse::<Address>().is_err_and(|error| error.why.contains("zone")));
+    }
 
     #[test]
     fn addresses_round_trip() {

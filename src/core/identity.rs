@@ -286,7 +286,7 @@ impl Holder {
 /// How an operator says that a file is to be used all the same.
 fn take_over(path: &str) -> String {
     format!(
-        "To use what is in this file as that volume all the same, take its mark away (`setfattr -x {ATTRIBUTE} {path}`) and \
+        "To use what is in this file as that volume all the same, take its mark away (`setfattr -x {ATTRIBUTE} {path}`, of the package attr) and \
          start again"
     )
 }

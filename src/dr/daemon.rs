@@ -482,6 +482,9 @@ impl Shell {
         status.links.iter_mut().for_each(|link| self.links.describe(order, link));
         let lacking = self.files.backings.degraded(now).into_iter();
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
+        let made = self.files.made.iter().filter(|_| !status.synced);
+        let notes = self.files.notes.iter().chain(made).cloned();
+        status.degraded.extend(notes.map(|text| Degraded::new(text, self.files.opened_ns, now.wall_ns)));
         status.waits_for = self.files.backings.waits_for(now);
         Status::Dr(Box::new(status))
     }
@@ -613,6 +616,9 @@ impl Shell {
                     self.links.closed(conn);
                 }
             }
+        }
+        if self.stopped {
+            self.files.leave();
         }
         tracing::info!("stopped");
         Ok(Outcome::Stopped)

@@ -6,12 +6,15 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
 use super::open::failed;
 use crate::core::identity::{ATTRIBUTE, Holder, MARK_BYTES_MAX, Seen, Store, Verdict};
 use crate::core::machine::IoFail;
+
+/// What a file of a volume was when its role stopped cleanly.
+const STOPPED: &str = "user.farshore.stopped";
 
 /// Looks what is there; opens nothing.
 ///
@@ -53,6 +56,9 @@ pub fn claim(path: &Path, holder: &Holder) -> Result<Result<bool, String>, IoFai
         Err(text) => return Ok(Err(text)),
     };
     let Store::File(_, seen) = store else { return Ok(Ok(false)) };
+    if seen == Seen::Impossible {
+        tracing::warn!("{}", no_attributes(path));
+    }
     if !verdict.mark {
         return Ok(Ok(matches!(seen, Seen::Text(_))));
     }
@@ -62,12 +68,65 @@ pub fn claim(path: &Path, holder: &Holder) -> Result<Result<bool, String>, IoFai
     };
     match set() {
         Ok(()) => Ok(Ok(true)),
-        Err(error) if error.raw_os_error() == Some(Errno::NOTSUP.raw_os_error()) => Ok(Ok(false)),
+        Err(error) if error.raw_os_error() == Some(Errno::NOTSUP.raw_os_error()) => {
+            tracing::warn!("{}", no_attributes(path));
+            Ok(Ok(false))
+        }
         Err(error) => {
             tracing::warn!("{}: cannot be marked ({ATTRIBUTE}): {error}; it is used without a mark", path.display());
             Ok(Ok(false))
         }
     }
+}
+
+/// Where nothing can be marked.
+fn no_attributes(path: &Path) -> String {
+    format!(
+        "{}: its file system keeps no extended attributes, so that it cannot be marked: if it is exchanged for another file,          nobody notices",
+        path.display()
+    )
+}
+
+/// What a file is when its role has stopped cleanly, in the attribute [`STOPPED`].
+fn stamp(data: &Metadata) -> String {
+    format!("farshore-stopped 1 bytes={} mtime={}.{:09}", data.len(), data.mtime(), data.mtime_nsec())
+}
+
+/// Notes on files of volumes what they are now that their role stops: whoever writes to them until the next start changes
+/// that. Nothing more than a note: what cannot be noted is not missed.
+pub fn leave<'a>(paths: impl IntoIterator<Item = &'a Path>) {
+    for path in paths {
+        let note = || -> io::Result<()> {
+            let file = File::open(path)?;
+            setxattr(path, STOPPED, stamp(&file.metadata()?).as_bytes(), XattrFlags::empty())?;
+            file.sync_all()
+        };
+        if let Err(error) = note() {
+            tracing::debug!("{}: what it is at this stop cannot be noted: {error}", path.display());
+        }
+    }
+}
+
+/// What to say of a file that somebody else has written to since its role stopped. The note of the stop is taken away: after a
+/// crash there is none, and nothing is said.
+#[must_use]
+pub fn written_since(path: &Path) -> Option<String> {
+    let mut found = [0u8; MARK_BYTES_MAX];
+    let length = getxattr(path, STOPPED, &mut found[..]).ok()?;
+    let now = stamp(&std::fs::metadata(path).ok()?);
+    let then = std::str::from_utf8(&found[..length]).ok()?.to_owned();
+    if let Err(error) = removexattr(path, STOPPED) {
+        tracing::debug!("{}: {error}: its attribute {STOPPED} stays", path.display());
+    }
+    // An archive may have kept the whole seconds only.
+    let seconds = |text: &str| text.split_once('.').map(|(seconds, _)| seconds.to_owned());
+    let same = now == then || now.ends_with(".000000000") && seconds(&now) == seconds(&then);
+    (!same).then(|| {
+        format!(
+            "{} was written to by somebody else since this role stopped: it is used as it is. If that was not meant (another              volume was copied onto it, say), stop the role and bring the right file back; on DR, with the primary alive,              empty DR's directory and start it, and a new first copy is made; of a primary promote DR instead",
+            path.display()
+        )
+    })
 }
 
 /// As [`Holder::judge`] of what is at `path` now.
@@ -120,6 +179,14 @@ mod tests {
             eprintln!("skipped: no attributes on this file system");
         } else {
             assert_eq!(judge(&path, &holder), Ok(Ok(Verdict::default())));
+            leave([&*path]);
+            assert_eq!(written_since(&path), None, "as it was left");
+            assert_eq!(written_since(&path), None, "and after a crash nobody knows");
+            leave([&*path]);
+            std::fs::copy(&other, &path).expect("a copy onto it");
+            let text = written_since(&path).expect("it is noticed, and the mark is still there");
+            assert!(text.contains("by somebody else"), "{text}");
+            File::options().write(true).open(&path).and_then(|file| file.set_len(8192)).expect("grows");
             let swapped = Holder { mark: Mark { volume: "log".into(), ..holder.mark.clone() }, ..holder };
             assert!(matches!(claim(&link, &swapped), Ok(Err(text)) if text.contains("\"db\"")), "by any name");
         }

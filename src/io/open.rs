@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
@@ -74,6 +74,35 @@ pub struct Opened {
     pub lock: Option<Lock>,
 }
 
+/// Who may look at what is made here, whatever the umask is: the owner writes, and its group reads.
+const FILE_MODE: u32 = 0o640;
+const DIR_MODE: u32 = 0o750;
+
+/// Makes the directory of a role where there is none, and nothing above it: what a file system that is not mounted would hold
+/// is not made beside it. If it was made, what there is to say about that.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(dir: &Path) -> Result<Option<String>, IoFail> {
+    match std::fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
+        Ok(()) => {
+            let text = format!(
+                "the directory {} was not there, and was made anew: this is a first start. If this role has run here before,                  stop it, mount the file system that the directory stands on, and start it again",
+                dir.display()
+            );
+            tracing::warn!("{text}");
+            Ok(Some(text))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IoFail::Other(format!(
+            "{}: what this directory stands in does not exist: mount the file system that it belongs to, or make it \
+             (mkdir -p)",
+            dir.display()
+        ))),
+        Err(error) => Err(failed(dir, "cannot make the directory", &error)),
+    }
+}
+
 /// Opens a file as the options say.
 pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
     let path = &options.path;
@@ -84,6 +113,7 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         .write(!options.read_only)
         .create(options.create && !options.read_only)
         .truncate(false)
+        .mode(FILE_MODE)
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
         .map_err(|error| fail("cannot open", error))?;

@@ -2,14 +2,25 @@
 //!
 //! A client that never reads, or that sends the first half of a write, holds memory as long as it likes; many of them
 //! would hold all of it. So there is a budget for what goes out (reads in flight, replies not taken) and one for what
-//! comes in (writes, from their head on): two, so that writes that wait for a peer never keep a read waiting. And each
-//! has two lanes, so that the few long requests keep nobody waiting but each other.
+//! comes in (writes): two, so that writes that wait for a peer never keep a read waiting. And each has lanes:
 //!
-//! Of the lane of ordinary requests a client may hold as much as it leaves free: alone, half; beside n that are stuck
-//! with their share, one part in n + 2. So nobody who is stuck stops another one. The lane of long ones is used by one
+//! | lane | payload | takes room | of what comes in |
+//! |---|---|---|---|
+//! | small | up to 64 KiB | once it has arrived: until then it is part of what is received ahead | all that is free |
+//! | short | up to 1 MiB | from its head on, for its memory is there to receive it | not what is kept for small ones |
+//! | long | more, in pieces | each piece as a short one | a budget of its own |
+//!
+//! So no number of clients who send one byte after the other keeps small writes waiting, and the few long requests keep
+//! nobody waiting but each other.
+//!
+//! Of the lanes of small and short requests a client may hold as much as it leaves free: alone, half; beside n that are
+//! stuck with their share, one part in n + 2. So nobody who is stuck stops another one. The lane of long ones is used by one
 //! client after another, and whatever is longer than a piece of it passes in pieces.
 
-use crate::limits::{LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
+use crate::limits::{
+    LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_SMALL_KEPT_BYTES, SERVER_WRITE_BYTES_MAX,
+    SMALL_BYTES,
+};
 
 /// One of something for the bytes that go to a client, and one for those that come from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,9 +29,10 @@ pub struct Ways<T> {
     pub write: T,
 }
 
-/// One of something for ordinary requests, and one for long ones.
+/// One of something for small requests, one for other ordinary ones, and one for long ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lanes<T> {
+    pub small: T,
     pub short: T,
     pub long: T,
 }
@@ -41,18 +53,28 @@ pub struct Budget(Held);
 impl Lanes<u64> {
     /// The lane of a request of this size.
     pub fn of(&mut self, bytes: u64) -> &mut u64 {
-        if bytes > LONG_BYTES { &mut self.long } else { &mut self.short }
+        match bytes {
+            _ if bytes > LONG_BYTES => &mut self.long,
+            _ if bytes > SMALL_BYTES => &mut self.short,
+            _ => &mut self.small,
+        }
+    }
+
+    /// All of it.
+    pub fn sum(&self) -> u64 {
+        self.small + self.short + self.long
     }
 }
 
 impl Share {
     /// Whatever the connection's own bounds allow.
-    pub const ALL: Share = Share { bytes: Lanes { short: u64::MAX, long: u64::MAX } };
+    pub const ALL: Share = Share { bytes: Lanes { small: u64::MAX, short: u64::MAX, long: u64::MAX } };
 
     /// Whether a request of this size may begin.
     #[must_use]
     pub fn allows(&self, bytes: u64) -> bool {
-        bytes <= if bytes > LONG_BYTES { self.bytes.long } else { self.bytes.short }
+        let mut lanes = self.bytes;
+        bytes <= *lanes.of(bytes)
     }
 
     /// Takes the room of a request, if it is there.
@@ -65,7 +87,9 @@ impl Share {
             self.bytes.long -= bytes;
         } else {
             // It holds more, and less is free.
-            self.bytes.short = self.bytes.short.saturating_sub(2 * bytes);
+            self.bytes.small = self.bytes.small.saturating_sub(2 * bytes);
+            let short = if bytes > SMALL_BYTES { 2 * bytes } else { 0 };
+            self.bytes.short = self.bytes.short.saturating_sub(short).min(self.bytes.small);
         }
         allowed
     }
@@ -75,6 +99,7 @@ impl Budget {
     /// A connection holds `now` instead of `before`.
     pub fn change(&mut self, before: Held, now: Held) {
         let change = |all: &mut Lanes<u64>, before: Lanes<u64>, now: Lanes<u64>| {
+            all.small = all.small - before.small + now.small;
             all.short = all.short - before.short + now.short;
             all.long = all.long - before.long + now.long;
         };
@@ -87,16 +112,23 @@ impl Budget {
     pub fn room(&self, own: Held) -> Ways<Share> {
         let Ways { read, write } = self.0;
         Ways {
-            read: share(SERVER_READ_BYTES_MAX, read, own.read),
-            write: share(SERVER_WRITE_BYTES_MAX, write, own.write),
+            read: share(SERVER_READ_BYTES_MAX, 0, read, own.read),
+            write: share(SERVER_WRITE_BYTES_MAX, SERVER_SMALL_KEPT_BYTES, write, own.write),
         }
+    }
+
+    /// Whether what keeps a short write waiting are small ones, and not those of its own lane.
+    #[must_use]
+    pub fn small_writes_are_many(&self) -> bool {
+        self.0.write.short < (SERVER_WRITE_BYTES_MAX - SERVER_SMALL_KEPT_BYTES) / 2
     }
 }
 
-fn share(most: u64, used: Lanes<u64>, own: Lanes<u64>) -> Share {
-    let short = most.saturating_sub(used.short).saturating_sub(own.short);
+fn share(most: u64, kept: u64, used: Lanes<u64>, own: Lanes<u64>) -> Share {
+    let small = most.saturating_sub(used.small + used.short).saturating_sub(own.small + own.short);
+    let short = (most - kept).saturating_sub(used.short).saturating_sub(own.short).min(small);
     let long = SERVER_LONG_BYTES_MAX.saturating_sub(used.long);
-    Share { bytes: Lanes { short, long } }
+    Share { bytes: Lanes { small, short, long } }
 }
 
 #[cfg(test)]
@@ -107,7 +139,7 @@ mod tests {
     const STEP: u64 = 64 << 10;
 
     fn reads(short: u64, long: u64) -> Held {
-        Ways { read: Lanes { short, long }, write: Lanes::default() }
+        Ways { read: Lanes { small: 0, short, long }, write: Lanes::default() }
     }
 
     /// What a client gets that asks for one thing after another.
@@ -164,5 +196,29 @@ mod tests {
         assert_eq!(budget.room(Held::default()), all);
         let mut unbound = Share::ALL;
         assert!(unbound.take(u64::MAX / 4) && unbound == Share::ALL);
+    }
+
+    /// Whatever others hold of short writes, small ones begin, and those that were begun leave room for short ones.
+    #[test]
+    fn short_writes_leave_what_is_kept_for_small_ones() {
+        let mut budget = Budget::default();
+        let mut taken = Lanes::default();
+        loop {
+            let mut room = budget.room(Held::default()).write;
+            if !room.take(LONG_BYTES / 2) {
+                break;
+            }
+            let before = Ways { read: Lanes::default(), write: taken };
+            taken.short += LONG_BYTES / 2;
+            budget.change(before, Ways { write: taken, ..before });
+        }
+        assert_eq!(taken.short, SERVER_WRITE_BYTES_MAX - SERVER_SMALL_KEPT_BYTES);
+        let mut room = budget.room(Held::default()).write;
+        assert!(!room.allows(SMALL_BYTES + 1) && !budget.small_writes_are_many());
+        assert!(room.take(SMALL_BYTES) && room.bytes.small == SERVER_SMALL_KEPT_BYTES - 2 * SMALL_BYTES);
+        let few = Ways { read: Lanes::default(), write: Lanes { small: SERVER_SMALL_KEPT_BYTES, ..Lanes::default() } };
+        let mut budget = Budget::default();
+        budget.change(Held::default(), few);
+        assert!(budget.room(Held::default()).write.allows(LONG_BYTES) && budget.small_writes_are_many());
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   server  ── session ──┬─ handshake ── options, meta
 //!   (shell,    (pure)    └─ transmission ── check, reply, long
-//!    budget)
+//!    budget, places)
 //!
 //!   region ── remote ──┬─ client ── chunks   protocol, outbox, slots: below both
 //!   backing ── store ──┘
@@ -21,6 +21,7 @@ mod handshake;
 mod meta;
 mod options;
 pub mod outbox;
+pub mod places;
 pub mod protocol;
 pub mod region;
 mod remote;

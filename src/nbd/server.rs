@@ -12,8 +12,8 @@
 //!
 //! Owns no policy: what exports there are, and what a request does, is the daemon's. Replies of one turn go
 //! out together. Bounds (I9): requests in flight and payload bytes by the session; replies that a client does
-//! not take stop the parsing of its requests; a handshake that takes too long is ended, and sooner when a newer
-//! connection needs its place; what all of them hold has a `budget`, for which they queue, and who holds up the others by
+//! not take stop the parsing of its requests; a handshake that takes too long is ended; who has a place, and gives way to
+//! whom, `places` says; what all of them hold has a `budget`, for which they queue, and who holds up the others by
 //! taking next to nothing, or by sending next to nothing of a request that has its room, is cut off.
 
 use std::collections::{HashMap, VecDeque};
@@ -23,16 +23,18 @@ use bytes::Bytes;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::Conn;
+use crate::core::machine::Now;
 use crate::core::modes::TlsMode;
 use crate::io;
 use crate::io::Reactor;
 use crate::io::tls::Acceptor;
 use crate::limits::{
-    CONNECTION_QUEUE_BYTES_MAX, CONNECTIONS_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
-    SERVER_AHEAD_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
+    CONNECTION_QUEUE_BYTES_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS, SERVER_AHEAD_BYTES_MAX,
+    SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART, SMALL_BYTES,
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::Outbox;
+use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place};
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
 /// The NBD connections of one daemon.
@@ -51,11 +53,28 @@ pub struct NbdServer {
     look_ns: Option<u64>,
     /// Whoever has not begun yet is told that the server is being shut down.
     shutdown: bool,
+    /// Places run out, or did a moment ago.
+    crowded: Option<Crowded>,
+}
+
+/// That places run out.
+#[derive(Debug)]
+struct Crowded {
+    text: String,
+    /// Nanoseconds since the Unix epoch.
+    since_ns: u64,
+    /// When they last were, monotonic.
+    seen_ns: u64,
 }
 
 #[derive(Debug, Default)]
 struct Client {
     session: Session,
+    peer: Peer,
+    /// It has asked for something.
+    used: bool,
+    /// When bytes last came or went, monotonic.
+    moved_ns: u64,
     out: Outbox,
     /// What it can be made secure with.
     acceptor: Option<Acceptor>,
@@ -87,26 +106,71 @@ impl NbdServer {
         NbdServer::default()
     }
 
-    /// Takes over a connection that was accepted, and greets it.
-    pub fn add(&mut self, reactor: &mut Reactor, conn: Conn) {
-        self.add_with(reactor, conn, TlsMode::Off, None);
+    /// Takes over a connection that was accepted from `peer`, as the reactor names it, and greets it.
+    pub fn add(&mut self, reactor: &mut Reactor, conn: Conn, peer: &str) {
+        self.add_with(reactor, conn, peer, TlsMode::Off, None);
     }
 
     /// As `add`, with TLS as `mode` says; `acceptor` is needed where it is not off.
-    pub fn add_with(&mut self, reactor: &mut Reactor, conn: Conn, mode: TlsMode, acceptor: Option<&Acceptor>) {
+    pub fn add_with(
+        &mut self,
+        reactor: &mut Reactor,
+        conn: Conn,
+        peer: &str,
+        mode: TlsMode,
+        acceptor: Option<&Acceptor>,
+    ) {
         assert!(mode == TlsMode::Off || acceptor.is_some(), "who offers TLS has certificates");
-        let open = self.clients.values().filter(|client| !client.closing).count();
-        if open >= CONNECTIONS_MAX && !self.end_oldest_handshake(reactor) {
-            return reactor.abort(conn, "too many NBD connections");
+        let (now, peer) = (reactor.now(), Peer::of(peer));
+        match place(&self.seats(now.mono_ns), peer) {
+            Place::Free => {}
+            Place::Of(other) => self.abort(reactor, other, "a newer NBD connection needs its place"),
+            Place::None => return reactor.abort(conn, "too many NBD connections"),
         }
-        let mut client = Client { session: Session::with_tls(mode), acceptor: acceptor.cloned(), ..Client::default() };
+        let session = Session::with_tls(mode);
+        let moved_ns = now.mono_ns;
+        let mut client = Client { session, peer, moved_ns, acceptor: acceptor.cloned(), ..Client::default() };
         if self.shutdown {
             client.session.shut_down();
         }
-        self.handshakes.push_back((reactor.now().mono_ns.saturating_add(HANDSHAKE_NS), conn));
+        self.handshakes.push_back((now.mono_ns.saturating_add(HANDSHAKE_NS), conn));
         client.session.greet(&mut client.out);
         client.send(reactor, conn);
         self.clients.insert(conn, client);
+        self.count(now);
+    }
+
+    /// Whether places run out, or did in the last seconds: who had them, and since when, nanoseconds since the Unix epoch.
+    #[must_use]
+    pub fn crowded(&self, now: Now) -> Option<(String, u64)> {
+        let crowded = self.crowded.as_ref()?;
+        let now_ns = now.mono_ns;
+        (now_ns < crowded.seen_ns + CROWDED_NS).then(|| (crowded.text.clone(), crowded.since_ns))
+    }
+
+    /// Notes whether places run out, and who has them.
+    fn count(&mut self, now: Now) {
+        let Some(text) = self.census().run_out() else { return };
+        let goes_on = self.crowded.take().filter(|it| now.mono_ns < it.seen_ns + CROWDED_NS);
+        let since_ns = goes_on.map_or(now.wall_ns, |it| it.since_ns);
+        self.crowded = Some(Crowded { text, since_ns, seen_ns: now.mono_ns });
+    }
+
+    fn census(&self) -> Census {
+        Census::take(self.clients.values().filter(|client| !client.closing).map(|client| client.peer))
+    }
+
+    /// Who has a place, in the order in which they came.
+    fn seats(&self, now_ns: u64) -> Vec<Seat> {
+        let open = self.clients.iter().filter(|(_, client)| !client.closing);
+        let seat = |(conn, client): (&Conn, &Client)| Seat {
+            conn: *conn,
+            peer: client.peer,
+            standing: client.standing(now_ns),
+        };
+        let mut seats: Vec<Seat> = open.map(seat).collect();
+        seats.sort_by_key(|seat| seat.conn);
+        seats
     }
 
     /// Whether this connection is one of its own.
@@ -139,6 +203,10 @@ impl NbdServer {
                 }
             }
             io::Event::Closed { conn, .. } => {
+                // As it is with this one: what is full stays so for a while.
+                if self.crowded.is_some() {
+                    self.count(reactor.now());
+                }
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());
                 self.starved.leave(*conn);
@@ -267,26 +335,19 @@ impl NbdServer {
             return;
         }
         let Ways { read, write } = &self.starved;
-        let short = read.short.iter().chain(&write.short);
+        let small = read.small.iter().chain(&write.small);
+        let short = small.chain(&read.short).chain(&write.short);
         let waiting: Vec<Conn> =
             short.chain(read.long.front()).chain(write.long.front()).map(|(conn, _)| *conn).collect();
         for conn in waiting {
             let Some(client) = self.clients.get(&conn) else { continue };
             // As much as it will find: whoever is woken in vain would be woken for ever.
-            let room = self.starved.narrow(conn, client.held, self.budget.room(client.held), now_ns);
+            let room = self.starved.narrow(conn, client.held, &self.budget, now_ns);
             let wants = client.session.wants().unwrap_or_default();
             if room.read.allows(wants.read) && room.write.allows(wants.write) {
                 self.mark(conn);
             }
         }
-    }
-
-    /// Makes room for a new connection; false when everybody is past the handshake.
-    fn end_oldest_handshake(&mut self, reactor: &mut Reactor) -> bool {
-        let going = |conn: &Conn| self.clients.get(conn).is_some_and(Client::handshaking);
-        let Some(conn) = self.handshakes.iter().map(|(_, conn)| *conn).find(going) else { return false };
-        self.abort(reactor, conn, "a newer NBD connection needs its place, and its handshake is not done");
-        true
     }
 
     /// Cuts off who has been slow to take its replies, or to send what it announced, while others wait for that memory.
@@ -304,12 +365,11 @@ impl NbdServer {
             let moved = client.sent - queued + client.received;
             let long = client.long_queued(queued);
             let arriving = client.session.arriving_bytes();
-            let (queue, bytes) = match (arriving > LONG_BYTES, arriving) {
-                (false, bytes) => (&starved.write.short, bytes),
-                (true, bytes) => (&starved.write.long, bytes),
-            };
+            let (queue, bytes) =
+                if arriving > LONG_BYTES { (&starved.write.long, arriving) } else { (&starved.write.short, arriving) };
             let short = queued - long + client.session.deferred_bytes();
-            let held = [(&starved.read.short, short), (&starved.read.long, long), (queue, bytes)];
+            let read = &starved.read;
+            let held = [(&read.small, short), (&read.short, short), (&read.long, long), (queue, bytes)];
             let holds =
                 held.iter().filter(|(queue, _)| waited(queue, *conn)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
             // Whoever holds much has to be through with it soon.
@@ -363,8 +423,11 @@ impl NbdServer {
         let mut sent = 0;
         if !congested {
             let held = client.held;
-            client.session.set_room(self.starved.narrow(conn, held, self.budget.room(held), now_ns));
+            client.session.set_room(self.starved.narrow(conn, held, &self.budget, now_ns));
             let rx = reactor.rx(conn);
+            if rx.len() > client.kept {
+                client.moved_ns = now_ns;
+            }
             client.received += (rx.len() - client.kept) as u64;
             parsed = client.session.advance(rx, &mut self.scratch, &mut client.out);
             client.kept = rx.len();
@@ -393,7 +456,10 @@ impl NbdServer {
                     reactor.secure_server(conn, acceptor);
                     client.kept = 0;
                 }
-                other => asked.push((conn, other)),
+                other => {
+                    client.used |= matches!(other, Event::Request(_));
+                    asked.push((conn, other));
+                }
             }
         }
         if let Err(error) = parsed {
@@ -424,21 +490,24 @@ type Queue = VecDeque<(Conn, u64)>;
 impl Ways<Lanes<Queue>> {
     fn is_empty(&self) -> bool {
         let Ways { read, write } = self;
-        [&read.short, &read.long, &write.short, &write.long].into_iter().all(VecDeque::is_empty)
+        [read, write].into_iter().all(|it| it.small.is_empty() && it.short.is_empty() && it.long.is_empty())
     }
 
     fn leave(&mut self, conn: Conn) {
         let Ways { read, write } = self;
-        for queue in [&mut read.short, &mut read.long, &mut write.short, &mut write.long] {
-            queue.retain(|(other, _)| *other != conn);
+        for queues in [read, write] {
+            for queue in [&mut queues.small, &mut queues.short, &mut queues.long] {
+                queue.retain(|(other, _)| *other != conn);
+            }
         }
     }
 
     /// A client waits for what it wants: behind the others, also if something of it has just begun.
     fn enter(&mut self, conn: Conn, wants: Ways<u64>, begun: bool, now_ns: u64) {
         for (queues, bytes) in [(&mut self.read, wants.read), (&mut self.write, wants.write)] {
-            let long = bytes > LONG_BYTES;
-            for (queue, waits) in [(&mut queues.short, bytes > 0 && !long), (&mut queues.long, long)] {
+            let (small, long) = (bytes > 0 && bytes <= SMALL_BYTES, bytes > LONG_BYTES);
+            let short = bytes > SMALL_BYTES && !long;
+            for (queue, waits) in [(&mut queues.small, small), (&mut queues.short, short), (&mut queues.long, long)] {
                 let at = queue.iter().position(|(other, _)| *other == conn);
                 if let Some(at) = at.filter(|_| begun || !waits) {
                     queue.remove(at);
@@ -451,14 +520,22 @@ impl Ways<Lanes<Queue>> {
     }
 
     /// What of its room a client may use while others wait.
-    fn narrow(&self, conn: Conn, held: Held, mut room: Ways<Share>, now_ns: u64) -> Ways<Share> {
-        for (queues, held, share) in
-            [(&self.read, held.read, &mut room.read), (&self.write, held.write, &mut room.write)]
+    fn narrow(&self, conn: Conn, held: Held, budget: &Budget, now_ns: u64) -> Ways<Share> {
+        let mut room = budget.room(held);
+        let late =
+            |queue: &Queue| queue.front().is_some_and(|(other, since)| *other != conn && now_ns >= since + PATIENCE_NS);
+        let many = budget.small_writes_are_many();
+        for (queues, held, share, many) in
+            [(&self.read, held.read, &mut room.read, true), (&self.write, held.write, &mut room.write, many)]
         {
-            let late = |(other, since): &(Conn, u64)| *other != conn && now_ns >= since + PATIENCE_NS;
-            if queues.short.front().is_some_and(late) {
-                let one = if held.short == 0 { PATIENCE_BYTES } else { 0 };
+            let one = if held.small + held.short == 0 { PATIENCE_BYTES } else { 0 };
+            let (small, short) = (late(&queues.small), late(&queues.short));
+            if small || short {
                 share.bytes.short = share.bytes.short.min(one);
+            }
+            // Small writes are not what keeps a short one waiting while others of its kind have most of their part.
+            if small || short && many {
+                share.bytes.small = share.bytes.small.min(one);
             }
             if queues.long.front().is_some_and(|(other, _)| *other != conn) {
                 share.bytes.long = 0;
@@ -468,6 +545,8 @@ impl Ways<Lanes<Queue>> {
     }
 }
 
+/// How long it is told that places ran out once they do no more, nanoseconds.
+const CROWDED_NS: u64 = 10_000_000_000;
 /// How often who is slow is looked for, nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
 /// And for the first time after somebody began to wait.
@@ -493,6 +572,18 @@ impl Client {
         }
         self.sent += bytes as u64;
         bytes
+    }
+
+    /// What it does with its place. Who has sent half a request, or taken half an answer, and then nothing more for long,
+    /// is idle.
+    fn standing(&self, now_ns: u64) -> Standing {
+        let waits = self.session.inflight() > 0 || self.session.blocked();
+        let moves = self.used && self.kept > 0 && now_ns < self.moved_ns + SLOW_NS;
+        match (waits || moves, self.used) {
+            (true, _) => Standing::Busy,
+            (false, false) => Standing::Fresh,
+            (false, true) => Standing::Idle { since_ns: self.moved_ns },
+        }
     }
 
     /// How many of the bytes that were given to the reactor and not taken belong to long replies.

@@ -261,7 +261,7 @@ impl Session {
         }
     }
 
-    /// Memory of the payloads in flight, bytes; a write is from its head on.
+    /// Memory of the payloads in flight, bytes; a write that is not small is from its head on.
     #[must_use]
     pub fn inflight_bytes(&self) -> Held {
         self.transmission().map_or(Held::default(), Transmission::inflight)

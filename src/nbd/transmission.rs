@@ -19,7 +19,7 @@ use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::{
-    BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX,
+    BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX, SMALL_BYTES,
     STATUS_STRETCHES_MAX,
 };
 use crate::nbd::budget::{Held, Share, Ways};
@@ -39,7 +39,7 @@ pub struct Transmission {
     inflight: Held,
     /// What may begin beside that.
     room: Ways<Share>,
-    /// The next request has its room, and waits for its payload: how much of `inflight` that is.
+    /// The next request has its room, and waits for its payload (no small one does): how much of `inflight` that is.
     arriving: Option<u64>,
     /// Tasks whose next piece is to be asked for.
     resumed: VecDeque<u64>,
@@ -326,6 +326,7 @@ impl Transmission {
             _ => 0,
         };
         let cost = cost(&asked);
+        let arrived = (rx.len() - asked.head) as u64 >= asked.payload;
         if self.arriving.is_none() {
             self.remember(&asked);
             if asked.command == CMD_WRITE && in_pieces(&asked) {
@@ -334,12 +335,16 @@ impl Transmission {
             if self.reads_too_much(&asked) || (asked.chooses() && self.is_sealed()) {
                 return self.block();
             }
+            // It lies in what is received ahead, and takes no room before it is all there.
+            if !arrived && asked.payload <= SMALL_BYTES {
+                return Step::Stop;
+            }
             if !self.may_begin(cost) {
                 return Step::Stop;
             }
             self.arriving = Some(cost.write);
         }
-        if ((rx.len() - asked.head) as u64) < asked.payload {
+        if !arrived {
             return Step::Stop;
         }
         self.arriving = None;
@@ -420,8 +425,7 @@ impl Transmission {
     /// Whether that many payload bytes may begin, by the bounds of their connection.
     fn has_own_room(&self, cost: Ways<u64>) -> bool {
         let Ways { read, write } = self.inflight;
-        let own = read.short + read.long + write.short + write.long;
-        own + cost.read + cost.write <= CONNECTION_PAYLOAD_BYTES_MAX
+        read.sum() + write.sum() + cost.read + cost.write <= CONNECTION_PAYLOAD_BYTES_MAX
     }
 
     /// Takes the part of it of the room there is for all connections, if it is there.

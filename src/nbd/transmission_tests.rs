@@ -304,7 +304,8 @@ fn what_others_hold_is_waited_for() {
     let whole = Budget::default();
     let room = |read: u64, write: u64| {
         let held = Ways { read: SERVER_READ_BYTES_MAX - read, write: SERVER_WRITE_BYTES_MAX - write };
-        let held = Ways { read: Lanes { short: held.read, long: 0 }, write: Lanes { short: held.write, long: 0 } };
+        let small = |small| Lanes { small, ..Lanes::default() };
+        let held = Ways { read: small(held.read), write: small(held.write) };
         let mut others = Budget::default();
         others.change(Held::default(), held);
         others.room(Held::default())
@@ -321,26 +322,45 @@ fn what_others_hold_is_waited_for() {
     bench.session.set_room(whole.room(Held::default()));
     bench.advance().unwrap();
     assert_eq!(bench.requests().len(), 1);
-    assert_eq!(bench.session.inflight_bytes().read.short, 8192 + 4096);
-    assert_eq!(bench.session.inflight_bytes().write.short, 4096);
+    assert_eq!(bench.session.inflight_bytes().read.small, 8192 + 4096);
+    assert_eq!(bench.session.inflight_bytes().write.small, 4096);
     assert_eq!(bench.session.wants(), None);
 }
 
 #[test]
 fn a_write_has_its_room_from_its_head_on() {
-    let mut bench = structured();
-    let whole = write(1, 0, &[7; 8192]);
+    let mut bench = going(OPT_STRUCTURED_REPLY, Export { block_max: 1 << 20, ..export() });
+    const BYTES: u64 = 128 << 10;
+    let whole = write(1, 0, &[7; BYTES as usize]);
     bench.feed(&whole[..100]).unwrap();
     assert!(bench.requests().is_empty() && !bench.session.blocked());
-    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (8192, 8192));
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (BYTES, BYTES));
     bench.session.set_room(Ways::default());
     bench.feed(&whole[100..]).unwrap();
     let cookie = bench.requests()[0].cookie;
-    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (8192, 0));
-    bench.feed(&write(2, 0, &[8; 1])[..28]).unwrap();
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (BYTES, 0));
+    bench.feed(&write(2, 0, &[8; 128 << 10])[..28]).unwrap();
     assert!(bench.session.blocked(), "its head alone shows that there is no room");
     bench.reply(cookie, Ok(Bytes::new()));
     assert_eq!(bench.session.inflight_bytes(), Held::default());
+}
+
+#[test]
+fn a_small_write_takes_no_room_before_it_has_arrived() {
+    let mut bench = structured();
+    let whole = write(1, 0, &[7; 64 << 10]);
+    let (all_but_one, last) = whole.split_at(whole.len() - 1);
+    bench.feed(all_but_one).unwrap();
+    assert!(bench.requests().is_empty() && !bench.session.blocked());
+    assert_eq!((bench.session.inflight_bytes(), bench.session.arriving_bytes()), (Held::default(), 0));
+    bench.session.set_room(Ways::default());
+    bench.feed(last).unwrap();
+    assert!(bench.requests().is_empty() && bench.session.blocked());
+    assert_eq!(bench.session.wants(), Some(Ways { read: 0, write: 64 << 10 }));
+    bench.session.set_room(Budget::default().room(Held::default()));
+    bench.advance().unwrap();
+    assert_eq!(bench.requests().len(), 1);
+    assert_eq!(bench.session.inflight_bytes().write.small, 64 << 10);
 }
 
 #[test]

@@ -513,9 +513,9 @@ impl Shell {
         if Some(listener) == self.replication {
             self.strangers.insert(conn, ());
         } else {
-            self.ended.add(conn, peer);
             let (mode, acceptor) = self.security.of_client(listener);
-            self.nbd.add_with(&mut self.reactor, conn, mode, acceptor);
+            self.nbd.add_with(&mut self.reactor, conn, &peer, mode, acceptor);
+            self.ended.add(conn, peer);
         }
     }
 
@@ -681,7 +681,9 @@ impl Shell {
         status.listing = self.looking.as_ref().map(Looking::status);
         let lacking = self.opened.backings.degraded(now).into_iter();
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
-        if let Some(text) = &self.loss_missing {
+        let crowded = self.nbd.crowded(now).into_iter();
+        status.degraded.extend(crowded.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
+        for text in self.loss_missing.iter().chain(&self.opened.notes) {
             status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
         }
         for link in &mut status.links {
@@ -737,6 +739,9 @@ impl Shell {
                 self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
                 self.controls.on_event(&mut self.reactor, &event);
             }
+        }
+        if self.stopped {
+            self.opened.leave();
         }
         tracing::info!("stopped");
         Ok(())

@@ -13,6 +13,7 @@ mod modes;
 mod operator;
 mod promotion;
 mod psk;
+mod r4b;
 mod refusals;
 mod resize;
 mod restarts;

@@ -176,8 +176,8 @@ fn serve(mut reactor: Reactor, mode: impl Fn(usize) -> TlsMode, acceptor: Option
                 continue;
             }
             match event {
-                Event::Accepted { listener, conn, .. } => {
-                    server.add_with(&mut reactor, conn, mode(listener), acceptor);
+                Event::Accepted { listener, conn, peer } => {
+                    server.add_with(&mut reactor, conn, &peer, mode(listener), acceptor);
                 }
                 Event::Stop => return,
                 _ => {}

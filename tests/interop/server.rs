@@ -220,7 +220,7 @@ fn the_pieces_of_a_long_write_lie_where_direct_io_can_take_them() {
         reactor.turn(Some(reactor.now().mono_ns + 50_000_000), &mut events).expect("the ring works");
         for event in events.drain(..) {
             match event {
-                Event::Accepted { conn, .. } => server.add(&mut reactor, conn),
+                Event::Accepted { conn, peer, .. } => server.add(&mut reactor, conn, &peer),
                 other => assert!(server.on_event(&mut reactor, &other, &mut asked)),
             }
         }

@@ -359,6 +359,12 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
             Err("is empty; write the path of a file or block device, or an nbd:// URI".to_owned())
         } else if text.contains("://") {
             remote(r, &t, name, text, tls)
+        } else if let Some(scheme) = scheme(text) {
+            Err(format!(
+                "{text:?} begins as a URI of {scheme:?} does: an NBD server is nbd://host[:port]/export or \
+                 nbd+unix:///export?socket=/path, other servers are reached by way of one (README, \"Backing stores\"), and \
+                 a file of that name is ./{text}"
+            ))
         } else {
             Ok(Backing::File(PathBuf::from(text)))
         };
@@ -371,6 +377,13 @@ fn backing(r: &mut Reader<'_>, s: &Section<'_>, volumes: &[VolumeConfig], tls: &
         }
     }
     (found.len() == volumes.len()).then_some(found)
+}
+
+/// What stands before the first colon, if it could be the scheme of a URI (RFC 3986, section 3.1).
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once(':')?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(plain)).then_some(scheme)
 }
 
 /// A volume on an NBD server.
@@ -420,6 +433,10 @@ fn control(r: &mut Reader<'_>, s: &Section<'_>, dir: Option<&std::path::Path>) -
 }
 
 fn address(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option<Address> {
+    if text.contains("://") {
+        r.error(s, key, format!("{text} is a URI: write host:port, or unix:/path"));
+        return None;
+    }
     match text.parse::<Address>() {
         Ok(address) => Some(address),
         Err(error) => {
@@ -429,11 +446,34 @@ fn address(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option
     }
 }
 
+/// Where NBD is served: an address, or as a URI with no export, for every volume is one.
+fn served(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option<Address> {
+    if !text.contains("://") {
+        return address(r, s, key, text);
+    }
+    match text.parse::<NbdUri>() {
+        Ok(NbdUri { address, export, tls: None }) if export.is_empty() => return Some(address),
+        Ok(NbdUri { tls: Some(_), .. }) => {
+            r.error(
+                s,
+                key,
+                format!("{text}: TLS is said by `tls` and [tls], not by the URI: write nbd:// or nbd+unix://"),
+            );
+        }
+        Ok(NbdUri { address, .. }) => {
+            let text = format!("{text} names an export, and all volumes are served at one place: write \"{address}\"");
+            r.error(s, key, text);
+        }
+        Err(error) => r.error(s, key, format!("{error}")),
+    }
+    None
+}
+
 fn addresses(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<Vec<Address>> {
     let texts = r.strings(s, key, what)?;
     let mut found: Vec<Address> = Vec::new();
     for text in &texts {
-        match address(r, s, key, text) {
+        match served(r, s, key, text) {
             Some(one) if found.contains(&one) => r.error(s, key, format!("{text} is listed twice")),
             Some(one) => found.push(one),
             None => {}

@@ -67,6 +67,29 @@ fn the_documented_example_is_read() {
 }
 
 #[test]
+fn what_looks_like_a_uri_is_one_or_is_refused() {
+    let backing = "backing = { db = \"/var/lib/farshore/db.img\" }";
+    for text in ["nbd:localhost:10809", "nbd+unix:/x", "rbd:pool/db"] {
+        let said = complaint(&with(backing, &format!("backing = {{ db = \"{text}\" }}")));
+        assert!(said.contains("begins as a URI") && said.contains(&format!("./{text}")), "{said}");
+    }
+    for text in ["./nbd:x", "/dev/disk/by-path/pci-0:1", "a file:1", "1:2"] {
+        assert!(parse(&with(backing, &format!("backing = {{ db = \"{text}\" }}")), "f").is_ok(), "{text}");
+    }
+    let listen = "\"unix:/run/farshore/orders.sock\", \"127.0.0.1:10809\"";
+    let config =
+        parse(&with(listen, "\"nbd+unix:///?socket=/s\", \"nbd://[::1]:7\", \"nbd://h/\""), "f").expect("URIs");
+    let want = ["unix:/s", "[::1]:7", "h:10809"].map(|text| text.parse::<Address>().expect("an address"));
+    assert_eq!(config.primary.expect("a section").listen, want);
+    for (text, says) in [("nbd://h/db", "names an export"), ("nbds://h", "`tls`"), ("http://h", "nbd://host")] {
+        let said = complaint(&with(listen, &format!("\"{text}\"")));
+        assert!(said.contains(says), "{said}");
+    }
+    let said = complaint(&with("listen = \"127.0.0.1:10820\"", "listen = \"nbd://h:1\""));
+    assert!(said.contains("host:port"), "{said}");
+}
+
+#[test]
 fn each_wrong_line_is_named_with_its_remedy() {
     let cases = [
         (r#"protect = "order" "#, r#"protect = "odrer" "#, r#"f.toml:4: group.protect: "odrer" is none of"#),

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cluster::config::Config;
+use crate::cluster::config::{Backing, Config};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::IoFail;
@@ -32,7 +32,7 @@ use crate::dr::recovery::{Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
 use crate::limits::DR_CACHE_BYTES_MAX;
 use crate::nbd::backing::Backings;
 
@@ -63,6 +63,14 @@ pub struct Files {
     pub report: Option<LossReport>,
     /// Why there is none although its file is there: a site that was promoted serves without it.
     report_damaged: Option<String>,
+    /// Files of volumes.
+    paths: Vec<PathBuf>,
+    /// What status has to say of the files.
+    pub notes: Vec<String>,
+    /// When they were opened, nanoseconds since the Unix epoch.
+    pub opened_ns: u64,
+    /// The directory was made by this start.
+    pub made: Option<String>,
 }
 
 /// Opens everything and recovers it.
@@ -72,7 +80,7 @@ pub struct Files {
 pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Recovered, Options)> {
     let (dr, _) = config.need_dr()?;
     let dir = &dr.dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("making the directory {}", dir.display()))?;
+    let made = make_dir(dir)?;
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     if let Some(known) = superblock::newest(&slots).ok().flatten() {
@@ -100,7 +108,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     };
     let holders = volumes::holders(config, dr, known.as_ref(), owner);
     let promotable = known.as_ref().is_some_and(|known| known.has(SYNCED) && !known.has(PROMOTED));
-    let (files, backings) = volumes::open(reactor, config, dr, &sizes, &holders, promotable)?;
+    let (files, backings, notes) = volumes::open(reactor, config, dr, &sizes, &holders, promotable)?;
     // What stands on a server is not looked through: its holes are made when the first copy brings them.
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
@@ -155,6 +163,10 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         owner,
         report,
         report_damaged,
+        paths: dr.backing.iter().filter_map(Backing::path).map(Into::into).collect(),
+        notes,
+        opened_ns: reactor.now().wall_ns,
+        made,
     };
     Ok((files, recovered, options))
 }
@@ -219,6 +231,11 @@ impl Files {
             let text = format!("{}: cannot store the loss report: {error}", self.dir.join(REPORT).display());
             if error.kind() == ErrorKind::StorageFull { IoFail::NoSpace(text) } else { IoFail::Other(text) }
         })
+    }
+
+    /// The role has stopped cleanly.
+    pub fn leave(&self) {
+        mark::leave(self.paths.iter().map(PathBuf::as_path));
     }
 
     /// Closes every file; locks are given up. What is connected stays so.

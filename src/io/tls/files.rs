@@ -119,7 +119,11 @@ impl Loaded {
                 _ => break,
             }
         }
-        (until.as_secs() < FAR_SECONDS).then(|| Validity { cert: cert.clone(), not_after_s: until.as_secs() })
+        (until.as_secs() < FAR_SECONDS).then(|| Validity {
+            cert: cert.clone(),
+            not_after_s: until.as_secs(),
+            refused: None,
+        })
     }
 
     fn verify(&self, at: UnixTime) -> Result<(), Error> {

@@ -37,6 +37,8 @@ use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
 #[cfg(not(feature = "psk"))]
+use super::clock;
+use crate::core::machine::Now;
 use crate::core::modes::NO_SHARED_KEYS;
 pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
@@ -81,11 +83,13 @@ pub struct Validity {
     pub cert: PathBuf,
     /// The last second in which its whole chain is valid, since the Unix epoch.
     pub not_after_s: u64,
+    /// Why files that are there by now do not replace it, and since when, nanoseconds since the Unix epoch.
+    pub refused: Option<(String, u64)>,
 }
 
-impl From<Validity> for (String, u64) {
-    fn from(validity: Validity) -> (String, u64) {
-        (validity.cert.display().to_string(), validity.not_after_s)
+impl From<Validity> for (String, u64, Option<(String, u64)>) {
+    fn from(validity: Validity) -> Self {
+        (validity.cert.display().to_string(), validity.not_after_s, validity.refused)
     }
 }
 
@@ -141,6 +145,29 @@ struct Kept<C> {
     stamp: Stamp,
     config: Arc<C>,
     validity: Option<Validity>,
+    /// Other hosts believed the certificate when it was read.
+    sound: bool,
+    /// When files that could not be used are looked at again although they have not changed, monotonic nanoseconds: a
+    /// certificate may only have to become valid.
+    again_ns: Option<u64>,
+}
+
+impl<C> Kept<C> {
+    fn new(
+        stamp: Stamp,
+        loaded: Loaded,
+        paths: &Paths,
+        build: impl FnOnce(Loaded) -> Result<C, TlsError>,
+    ) -> Result<Kept<C>, TlsError> {
+        let (validity, sound) = (loaded.validity(), loaded.check_chain(paths).is_ok());
+        Ok(Kept { stamp, config: Arc::new(build(loaded)?), validity, sound, again_ns: None })
+    }
+
+    /// Whether what is kept is good today.
+    fn is_good(&self, now: Now) -> bool {
+        let until_s = self.validity.as_ref().map_or(u64::MAX, |validity| validity.not_after_s);
+        self.sound && now.wall_ns / 1_000_000_000 <= until_s
+    }
 }
 
 impl Acceptor {
@@ -158,9 +185,8 @@ impl Acceptor {
         let (stamp, loaded) = files::load(paths)?;
         loaded.check_name(own, paths)?;
         loaded.warn(paths);
-        let validity = loaded.validity();
-        let config = server_config(loaded, &clients, versions, &said)?;
-        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
+        let kept = Kept::new(stamp, loaded, paths, |loaded| server_config(loaded, &clients, versions, &said))?;
+        let kept = Arc::new(Mutex::new(kept));
         Ok(Acceptor(By::Certificates(Certificates { paths: paths.clone(), clients, versions, said, kept })))
     }
 
@@ -227,9 +253,8 @@ impl Connector {
         loaded.check_name(own, paths)?;
         loaded.warn(paths);
         server_name(&server)?;
-        let validity = loaded.validity();
-        let config = client_config(loaded, &server, versions, &said)?;
-        let kept = Arc::new(Mutex::new(Kept { stamp, config: Arc::new(config), validity }));
+        let kept = Kept::new(stamp, loaded, paths, |loaded| client_config(loaded, &server, versions, &said))?;
+        let kept = Arc::new(Mutex::new(kept));
         Ok(Connector(With::Certificates(OfServer { paths: paths.clone(), server, versions, said, kept })))
     }
 
@@ -308,6 +333,9 @@ pub fn check_keys(file: &Path) -> Result<usize, TlsError> {
     Acceptor::with_keys(file).map(|_| 0)
 }
 
+/// How long files that cannot be used are left alone, nanoseconds.
+const AGAIN_NS: u64 = 10_000_000_000;
+
 /// The configuration of the files as they are now, or as they were when they could last be used; and how long they are
 /// good.
 fn current<C>(
@@ -316,13 +344,17 @@ fn current<C>(
     build: impl FnOnce(Loaded) -> Result<C, TlsError>,
 ) -> (Arc<C>, Option<Validity>) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let stamp = Stamp::of(paths);
-    if stamp != kept.stamp {
+    let (stamp, now) = (Stamp::of(paths), clock::now());
+    if stamp != kept.stamp || kept.again_ns.is_some_and(|at| at <= now.mono_ns) {
         kept.stamp = stamp;
+        kept.again_ns = None;
         let built = files::load(paths).and_then(|(stamp, loaded)| {
+            // What others would refuse, one that is not valid yet, too, is no reason to give up what they believe.
+            if kept.is_good(now) {
+                loaded.check_chain(paths)?;
+            }
             loaded.warn(paths);
-            let validity = loaded.validity();
-            Ok(Kept { stamp, config: Arc::new(build(loaded)?), validity })
+            Kept::new(stamp, loaded, paths, build)
         });
         match built {
             Ok(built) => {
@@ -330,7 +362,17 @@ fn current<C>(
                 tracing::info!("TLS certificates were read anew from {}", paths.ca.display());
             }
             Err(error) => {
-                tracing::error!("TLS certificates have changed and cannot be used, the old ones stay: {error}")
+                let text = format!("TLS certificates have changed and cannot be used, the old ones stay: {error}");
+                kept.again_ns = Some(now.mono_ns + AGAIN_NS);
+                if let Some(validity) = &mut kept.validity {
+                    let told = validity.refused.as_ref().is_some_and(|(before, _)| *before == text);
+                    if !told {
+                        tracing::error!("{text}");
+                        validity.refused = Some((text, now.wall_ns));
+                    }
+                } else {
+                    tracing::error!("{text}");
+                }
             }
         }
     }

@@ -602,3 +602,23 @@ fn a_certificate_tells_how_long_it_is_good_also_after_it_was_replaced() {
     let expired = to_dr(&site.primary_valid(-300, -50));
     assert!(of(&expired).not_after_s.abs_diff(now - 50) <= 5, "also one that is not good any more");
 }
+
+#[test]
+fn a_certificate_that_is_not_valid_yet_replaces_none_that_is() {
+    let site = Site::new();
+    for (from, to) in [(500, 5000), (500, -500), (-500, -100)] {
+        let (good, bad) = (site.primary_valid(-100, 1000), site.primary_valid(from, to));
+        let connector = to_dr(&good);
+        let before = connector.validity().expect("a certificate of its own");
+        assert_eq!(before.refused, None);
+        let ((cert, key), (bad_cert, bad_key)) = (good.own.expect("its own"), bad.own.expect("its own"));
+        std::fs::rename(bad_key, key).expect("replaced");
+        std::fs::rename(bad_cert, cert).expect("replaced");
+        let after = connector.validity().expect("the one from before");
+        assert_eq!(after.not_after_s, before.not_after_s);
+        let (text, since_ns) = after.refused.expect("it is told");
+        assert!(text.contains("cannot be used") && since_ns > 0, "{text}");
+        // Told once, with the time of the first refusal.
+        assert_eq!(connector.validity().expect("still").refused, Some((text, since_ns)));
+    }
+}

@@ -145,7 +145,7 @@ fn each_piece_waits_for_room_of_its_own() {
     let mut bench = bench(Style::Simple);
     let room = |held: u64| {
         let mut others = Budget::default();
-        let lanes = Lanes { short: 0, long: held };
+        let lanes = Lanes { long: held, ..Lanes::default() };
         others.change(Held::default(), Ways { read: lanes, write: lanes });
         others.room(Held::default())
     };
@@ -369,13 +369,14 @@ proptest! {
             }
             asked.insert(cookie, (command, offset, length));
         }
-        let room = if tight { Share { bytes: Lanes { short: 16 << 10, long: PIECE } } } else { Share::ALL };
+        let room = if tight { Share { bytes: Lanes { small: 16 << 10, short: 16 << 10, long: PIECE } } } else { Share::ALL };
         let (mut rest, mut cuts, mut order) = (&script[..], cuts.iter().cycle(), order.iter().cycle());
         let (mut open, mut disk) = (Vec::<Request>::new(), BTreeMap::<u64, u64>::new());
         loop {
             let Ways { read, write } = bench.session.inflight_bytes();
             let left = |held: Lanes<u64>| Share {
                 bytes: Lanes {
+                    small: room.bytes.small.saturating_sub(held.small),
                     short: room.bytes.short.saturating_sub(held.short),
                     long: room.bytes.long.saturating_sub(held.long),
                 },
@@ -386,7 +387,7 @@ proptest! {
             rest = later;
             open.extend(bench.requests());
             let Ways { read, write } = bench.session.inflight_bytes();
-            prop_assert!(read.short + read.long + write.short + write.long <= CONNECTION_PAYLOAD_BYTES_MAX);
+            prop_assert!(read.sum() + write.sum() <= CONNECTION_PAYLOAD_BYTES_MAX);
             prop_assert!(!tight || read.long <= PIECE && write.long <= PIECE);
             if !open.is_empty() {
                 let Request { cookie, kind } = open.remove(order.next().unwrap() % open.len());

@@ -16,7 +16,7 @@ use crate::core::machine::IoFail;
 use crate::core::peer::Role;
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES, Superblock};
-use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy};
+use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
 use crate::primary::machine::File;
@@ -51,6 +51,10 @@ pub struct Opened {
     pub backings: Backings,
     /// What was known of each volume before it was opened.
     holders: Vec<Holder>,
+    /// Files of volumes.
+    paths: Vec<PathBuf>,
+    /// What status has to say of the files.
+    pub notes: Vec<String>,
     readers: [FileReader; 4],
 }
 
@@ -73,7 +77,14 @@ impl Opened {
 
     /// Marks the volumes for the directory that was recovered.
     pub fn claim(&mut self, setup: &Setup<'_>, superblock: &mut Superblock) -> anyhow::Result<()> {
-        volumes::claim(setup, std::mem::take(&mut self.holders), superblock)
+        volumes::claim(setup, std::mem::take(&mut self.holders), superblock)?;
+        self.paths = setup.backing.iter().filter_map(Backing::path).map(Into::into).collect();
+        Ok(())
+    }
+
+    /// The role has stopped cleanly.
+    pub fn leave(&self) {
+        mark::leave(self.paths.iter().map(PathBuf::as_path));
     }
 
     /// What recovery reads.
@@ -114,7 +125,7 @@ pub fn open(
     config: &Config,
     setup: &Setup<'_>,
 ) -> anyhow::Result<Opened> {
-    std::fs::create_dir_all(setup.dir).with_context(|| format!("making the directory {}", setup.dir.display()))?;
+    make_dir(setup.dir)?;
     // A promoted DR keeps them beside its own.
     let prefix = if setup.promoted.is_some() { "promoted." } else { "" };
     let path = |name: &str| setup.dir.join(format!("{prefix}{name}"));
@@ -142,11 +153,11 @@ pub fn open(
     let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
     volumes::each_its_own(config, setup)?;
     let holders = volumes::holders(config, setup, known.as_ref(), &sizes);
-    let mut files = Vec::new();
+    let (mut files, mut notes) = (Vec::new(), Vec::new());
     for (at, ((name, _), backing)) in setup.volumes.iter().zip(setup.backing).enumerate() {
         let opened = match backing {
             Backing::File(path) => {
-                volumes::open(reactor, path, &holders[at], (sizes.has[at], sizes.gets[at]), setup.direct)
+                volumes::open(reactor, path, &holders[at], (sizes.has[at], sizes.gets[at]), setup.direct, &mut notes)
             }
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(setup.role).as_ref())?;
@@ -167,7 +178,19 @@ pub fn open(
         .and_then(|dir| dir.sync_all())
         .with_context(|| format!("syncing {}", setup.dir.display()))?;
     let readers = [reactor.reader(superblock)?, reactor.reader(map)?, reactor.reader(log)?, reactor.reader(fifo)?];
-    Ok(Opened { superblock, map, log, fifo, volumes: files, fifo_bytes, backings, holders, readers })
+    Ok(Opened {
+        superblock,
+        map,
+        log,
+        fifo,
+        volumes: files,
+        fifo_bytes,
+        backings,
+        holders,
+        paths: Vec::new(),
+        notes,
+        readers,
+    })
 }
 
 /// Sizes of the volumes, bytes.

@@ -25,16 +25,16 @@ pub fn open(
     sizes: &[u64],
     holders: &[Holder],
     promotable: bool,
-) -> anyhow::Result<(Vec<FileId>, Backings)> {
+) -> anyhow::Result<(Vec<FileId>, Backings, Vec<String>)> {
     each_its_own(config, dr)?;
-    let (mut files, mut backings) = (Vec::new(), Backings::default());
+    let (mut files, mut backings, mut notes) = (Vec::new(), Backings::default(), Vec::new());
     for (((volume, &size), backing), holder) in config.volumes.iter().zip(sizes).zip(&dr.backing).zip(holders) {
         if volume.size != size {
             let (name, says) = (&volume.name, volume.size);
             tracing::info!("volume {name} has {size} bytes here, the configuration says {says}: the order decides");
         }
         let opened = match backing {
-            Backing::File(path) => open_volume(reactor, dr, size, path, holder),
+            Backing::File(path) => open_volume(reactor, dr, size, path, holder, &mut notes),
             Backing::Nbd(uri) => {
                 let connector = uri_connector(uri, config.certificates(Role::Dr).as_ref())?;
                 let opening = Opening { volume: &volume.name, size, uri, connector };
@@ -55,7 +55,7 @@ pub fn open(
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         sync_dir(parent)?;
     }
-    Ok((files, backings))
+    Ok((files, backings, notes))
 }
 
 /// What this directory knows of its volumes, by its superblock if it has one.
@@ -94,10 +94,15 @@ fn open_volume(
     size: u64,
     path: &Path,
     holder: &Holder,
+    notes: &mut Vec<String>,
 ) -> anyhow::Result<FileId> {
     let verdict = mark::judge(path, holder)?.map_err(Refused)?;
     if let Some(note) = &verdict.note {
         tracing::warn!("{note}");
+    }
+    if let Some(note) = mark::written_since(path) {
+        tracing::warn!("{note}");
+        notes.push(note);
     }
     let options = OpenOptions {
         path: path.to_path_buf(),

@@ -50,10 +50,15 @@ pub(super) fn open(
     holder: &Holder,
     (has, gets): (u64, u64),
     direct: config::Direct,
+    notes: &mut Vec<String>,
 ) -> anyhow::Result<FileId> {
     let verdict = mark::judge(path, holder)?.map_err(Refused)?;
     if let Some(note) = &verdict.note {
         tracing::warn!("{note}");
+    }
+    if let Some(note) = mark::written_since(path) {
+        tracing::warn!("{note}");
+        notes.push(note);
     }
     let direct = match direct {
         config::Direct::Auto => Direct::Auto,

@@ -1,0 +1,249 @@
+//! Who has a place among the connections of a server, and who gives way when places run out (I9). Pure.
+//!
+//! Of the places some are kept for unix sockets, and no peer has all: a peer is whoever connects from one address (of
+//! IPv6 from one network of 64 bits), or by unix sockets.
+//!
+//! | the newcomer | gets |
+//! |---|---|
+//! | there is a place for it | that |
+//! | its own peer has as many as one may have | the oldest of those of its peer that have not asked for anything yet |
+//! | others have the places | one of the peer that has most: the oldest that has not asked for anything yet, else the one that has been idle for longest, unless its peer then had fewer than the newcomer's |
+//! | nobody can give way | nothing |
+//!
+//! Whoever has a request in flight keeps its place.
+
+use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::core::ids::Conn;
+use crate::limits::{CONNECTIONS_KEPT_UNIX, CONNECTIONS_MAX, CONNECTIONS_PEER_MAX};
+
+/// Who is at the other end of connections that share places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Peer {
+    Unix,
+    Address(IpAddr),
+    #[default]
+    Unknown,
+}
+
+/// What a connection does with its place, from the one that gives way first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It has not asked for anything yet; in the order in which they came.
+    Fresh,
+    /// It has no request in flight; since when, monotonic nanoseconds.
+    Idle {
+        since_ns: u64,
+    },
+    Busy,
+}
+
+/// A connection and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    pub conn: Conn,
+    pub peer: Peer,
+    pub standing: Standing,
+}
+
+/// What becomes of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Free,
+    /// That of this connection, which is ended.
+    Of(Conn),
+    None,
+}
+
+impl Peer {
+    /// By the name that the reactor gives it.
+    #[must_use]
+    pub fn of(name: &str) -> Peer {
+        if name.starts_with("unix") {
+            return Peer::Unix;
+        }
+        match name.parse::<SocketAddr>().map(|address| address.ip().to_canonical()) {
+            Ok(IpAddr::V6(address)) if !address.is_loopback() => {
+                let network = address.to_bits() >> 64 << 64;
+                Peer::Address(IpAddr::V6(Ipv6Addr::from_bits(network)))
+            }
+            Ok(address) => Peer::Address(address),
+            Err(_) => Peer::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Unix => f.write_str("unix sockets"),
+            Peer::Address(IpAddr::V6(address)) if !address.is_loopback() => write!(f, "{address}/64"),
+            Peer::Address(address) => write!(f, "{address}"),
+            Peer::Unknown => f.write_str("an unknown address"),
+        }
+    }
+}
+
+/// How many places each peer has.
+#[derive(Debug)]
+pub struct Census {
+    of: HashMap<Peer, usize>,
+    all: usize,
+}
+
+impl Census {
+    #[must_use]
+    pub fn take(peers: impl Iterator<Item = Peer>) -> Census {
+        let (mut of, mut all) = (HashMap::new(), 0);
+        for peer in peers {
+            *of.entry(peer).or_insert(0) += 1;
+            all += 1;
+        }
+        Census { of, all }
+    }
+
+    fn has(&self, peer: Peer) -> usize {
+        self.of.get(&peer).copied().unwrap_or(0)
+    }
+
+    /// Whether those that do not come by unix sockets have all that they may have.
+    fn outside_is_full(&self) -> bool {
+        self.all - self.has(Peer::Unix) >= CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX
+    }
+
+    fn has_room(&self, peer: Peer) -> bool {
+        let outside = peer != Peer::Unix && self.outside_is_full();
+        self.all < CONNECTIONS_MAX && self.has(peer) < CONNECTIONS_PEER_MAX && !outside
+    }
+
+    /// Who has most of the places, when they run out for anybody, and what to say of it.
+    #[must_use]
+    pub fn run_out(&self) -> Option<String> {
+        // Of equals always the same one.
+        let (most, count) = self.of.iter().map(|(peer, count)| (*peer, *count)).max_by_key(|it| (it.1, it.0))?;
+        let out = self.all >= CONNECTIONS_MAX || self.outside_is_full() || count >= CONNECTIONS_PEER_MAX;
+        out.then(|| {
+            format!(
+                "places for NBD clients run out: {} of {CONNECTIONS_MAX} are taken, {count} of them by {most} (one peer may \
+                 have {CONNECTIONS_PEER_MAX}, {CONNECTIONS_KEPT_UNIX} are kept for unix sockets)",
+                self.all
+            )
+        })
+    }
+}
+
+/// Finds a place for one more connection of `peer`; `seats` in the order in which they were taken.
+#[must_use]
+pub fn place(seats: &[Seat], peer: Peer) -> Place {
+    let census = Census::take(seats.iter().map(|seat| seat.peer));
+    if census.has_room(peer) {
+        return Place::Free;
+    }
+    let own = census.has(peer);
+    let gives_way = |seat: &&Seat| {
+        if seat.peer == peer {
+            return seat.standing == Standing::Fresh;
+        }
+        // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
+        let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
+        fair && seat.standing != Standing::Busy && (seat.peer != Peer::Unix || !census.outside_is_full())
+    };
+    let first = |seat: &&Seat| (std::cmp::Reverse(census.has(seat.peer)), seat.peer, seat.standing);
+    seats.iter().filter(gives_way).min_by_key(first).map_or(Place::None, |seat| Place::Of(seat.conn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Peer = Peer::Address(IpAddr::V6(Ipv6Addr::LOCALHOST));
+
+    fn far(host: u8) -> Peer {
+        Peer::of(&format!("192.0.2.{host}:1000"))
+    }
+
+    /// So many of each, in this order.
+    fn seats(of: &[(usize, Peer, Standing)]) -> Vec<Seat> {
+        let each = of.iter().flat_map(|(count, peer, standing)| std::iter::repeat_n((*peer, *standing), *count));
+        each.zip(1..).map(|((peer, standing), conn)| Seat { conn: Conn(conn), peer, standing }).collect()
+    }
+
+    #[test]
+    fn a_peer_is_an_address_a_network_or_the_unix_sockets() {
+        assert_eq!(Peer::of("unix pid 7"), Peer::of("unix"));
+        assert_eq!(Peer::of("192.0.2.1:1"), Peer::of("[::ffff:192.0.2.1]:2"));
+        assert_ne!(far(1), far(2));
+        assert_eq!(Peer::of("[2001:db8::1]:1"), Peer::of("[2001:db8::ffff:2]:9"));
+        assert_ne!(Peer::of("[2001:db8::1]:1"), Peer::of("[2001:db8:0:1::1]:1"));
+        assert_eq!((Peer::of("[::1]:4"), Peer::of("what?")), (HERE, Peer::Unknown));
+        assert_eq!(Peer::of("[2001:db8::1]:1").to_string(), "2001:db8::/64");
+    }
+
+    #[test]
+    fn one_peer_never_has_all_places_and_some_are_kept() {
+        for peer in [far(1), Peer::Unix, HERE] {
+            let all = seats(&[(CONNECTIONS_PEER_MAX, peer, Standing::Busy)]);
+            assert_eq!(place(&all[1..], peer), Place::Free);
+            assert_eq!(place(&all, peer), Place::None);
+            for other in [far(2), Peer::Unix].into_iter().filter(|other| *other != peer) {
+                assert_eq!(place(&all, other), Place::Free, "{peer} {other}");
+            }
+        }
+        let outside = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX;
+        let all: Vec<_> = (0..outside).map(|at| (1, far(at as u8), Standing::Busy)).collect();
+        let all = seats(&all);
+        assert_eq!((place(&all, far(250)), place(&all, Peer::Unix)), (Place::None, Place::Free));
+    }
+
+    #[test]
+    fn who_has_most_gives_way_to_another_and_never_with_a_request_in_flight() {
+        let idle = |since_ns| Standing::Idle { since_ns };
+        let most = CONNECTIONS_PEER_MAX;
+        let rest = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX - most;
+        let full = |standing| {
+            seats(&[
+                (1, far(1), idle(9)),
+                (1, far(1), standing),
+                (most - 2, far(1), Standing::Busy),
+                (rest, far(2), Standing::Fresh),
+            ])
+        };
+        assert_eq!(place(&full(idle(8)), far(3)), Place::Of(Conn(2)), "idle for longest");
+        assert_eq!(place(&full(Standing::Fresh), far(3)), Place::Of(Conn(2)), "or not begun");
+        assert_eq!(place(&full(Standing::Busy), far(3)), Place::Of(Conn(1)));
+        assert_eq!(place(&full(idle(8)), far(1)), Place::None, "its own have begun, and one peer has no more");
+        assert_eq!(place(&full(Standing::Fresh), far(1)), Place::Of(Conn(2)));
+        let mut busy = full(Standing::Busy);
+        busy[0].standing = Standing::Busy;
+        assert_eq!(place(&busy, far(3)), Place::Of(Conn(most as u64 + 1)), "of the next one");
+        let two = seats(&[(2, far(1), idle(1)), (most, far(2), Standing::Busy), (rest - 2, far(4), Standing::Busy)]);
+        assert_eq!(place(&two, far(3)), Place::Of(Conn(1)));
+        assert_eq!(place(&two[1..], far(3)), Place::Free);
+        let mut one = two;
+        one[1].peer = far(5);
+        assert_eq!(place(&one, far(3)), Place::None, "equals are left alone");
+    }
+
+    /// However they come, by any number of addresses, a newcomer of a peer that has none gets in while most have no request.
+    #[test]
+    fn a_flood_of_any_number_of_peers_locks_nobody_out() {
+        for peers in [1, 2, 7, 60, 110] {
+            let mut taken: Vec<Seat> = Vec::new();
+            for at in 0..2000u64 {
+                let peer = far((at % peers) as u8);
+                match place(&taken, peer) {
+                    Place::Free => {}
+                    Place::Of(conn) => taken.retain(|seat| seat.conn != conn),
+                    Place::None => continue,
+                }
+                taken.push(Seat { conn: Conn(at), peer, standing: Standing::Idle { since_ns: at } });
+                assert!(taken.len() <= CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX);
+            }
+            assert!(place(&taken, far(200)) != Place::None, "{peers}");
+            assert_eq!(place(&taken, Peer::Unix), Place::Free, "{peers}");
+            assert!(Census::take(taken.iter().map(|seat| seat.peer)).run_out().is_some(), "{peers}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Clients that hold places and memory, and files that somebody else touched while a role was stopped.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use farshore::cli::demo::site::Role;
+use farshore::core::address::Address;
+use farshore::nbd::protocol::*;
+
+use super::harness::{FAST, Group, LONG};
+
+/// A group whose primary listens on a port of loopback as well; which one.
+fn with_port() -> Result<(Group, String)> {
+    let mut group = Group::new(FAST, "")?;
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let Address::Unix(socket) = group.site.export(Role::Primary) else { anyhow::bail!("a unix socket is expected") };
+    let config = group.site.config();
+    let text = std::fs::read_to_string(&config)?;
+    let before = format!("listen = [\"unix:{}\"", socket.display());
+    ensure!(text.contains(&before), "{before} is not in {text}");
+    // As a URI, too.
+    std::fs::write(
+        &config,
+        text.replace(&before, &format!("listen = [\"nbd://{free}\", \"unix:{}\"", socket.display())),
+    )?;
+    group.site.start_all()?;
+    Ok((group, free))
+}
+
+/// Past the handshake, by the shortest way there is.
+fn transmitting(place: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(place)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT\0\0\0\x01\0\0\0\x02db"].concat())?;
+    stream.read_exact(&mut [0; GREETING_BYTES + EXPORT_NAME_REPLY_BYTES])?;
+    Ok(stream)
+}
+
+#[test]
+fn r4b_idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
+    let (group, place) = with_port()?;
+    let idle = (0..256).map(|_| transmitting(&place)).collect::<Result<Vec<_>>>()?;
+    group.write(Role::Primary, "db", 0, 1).context("by the unix socket")?;
+    let mut late = transmitting(&place).context("of the same peer, which has connections that asked for nothing")?;
+    late.write_all(&RequestHead::encode(0, CMD_READ, 1, 0, 4096))?;
+    late.read_exact(&mut [0; REPLY_BYTES + 4096])?;
+    let degraded = group.site.primary()?.degraded;
+    let says = |it: &str| it.contains("places for NBD clients run out") && it.contains("192 of them by 127.0.0.1");
+    ensure!(degraded.iter().any(|it| says(&it.what)), "{degraded:?}");
+    drop(idle);
+    Ok(())
+}
+
+#[test]
+fn r4b_writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
+    let (group, place) = with_port()?;
+    let mut trickles = Vec::new();
+    for (cookie, length) in (0..120u64).zip([512 << 10, 64 << 10, 128 << 10].into_iter().cycle()) {
+        let mut stream = transmitting(&place)?;
+        stream.write_all(&RequestHead::encode(0, CMD_WRITE, cookie, 1 << 20, length))?;
+        stream.write_all(&[7; 1000])?;
+        trickles.push(stream);
+    }
+    let begun = Instant::now();
+    let mut worst = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(3) {
+        let before = Instant::now();
+        group.write(Role::Primary, "db", 4096, 2)?;
+        worst = worst.max(before.elapsed());
+    }
+    ensure!(worst < Duration::from_secs(1), "a write took {worst:?}");
+    Ok(())
+}
+
+#[test]
+fn r4b_a_file_that_was_written_to_between_a_stop_and_a_start_is_told() -> Result<()> {
+    let mut group = Group::started(FAST, "")?;
+    group.write(Role::Primary, "db", 0, 1)?;
+    group.site.settle(LONG)?;
+    let told = |group: &Group| -> Result<bool> {
+        Ok(group.site.primary()?.degraded.iter().any(|it| it.what.contains("written to by somebody else")))
+    };
+    let db = group.site.backing(Role::Primary, "db");
+    if rustix::fs::getxattr(&db, "user.farshore.volume", &mut [0u8; 256][..]).is_err() {
+        println!("skipped: no attributes on this file system");
+        return Ok(());
+    }
+    ensure!(std::fs::metadata(&db)?.permissions().mode() & 0o027 == 0, "it is for its owner, and its group to read");
+    group.site.stop(Role::Primary)?;
+    group.site.start(Role::Primary)?;
+    ensure!(!told(&group)?, "nobody has");
+    group.site.kill(Role::Primary)?;
+    touch(&db)?;
+    group.site.start(Role::Primary)?;
+    ensure!(!told(&group)?, "after a crash nobody knows");
+    group.site.stop(Role::Primary)?;
+    touch(&db)?;
+    group.site.start(Role::Primary)?;
+    ensure!(told(&group)?);
+    Ok(())
+}
+
+/// Its first byte, anew.
+fn touch(path: &Path) -> Result<()> {
+    std::fs::File::options().write(true).open(path)?.write_all(&[1])?;
+    Ok(())
+}
+
+#[test]
+fn r4b_a_directory_below_one_that_is_missing_is_not_made() -> Result<()> {
+    let mut group = Group::new(FAST, "")?;
+    let config = group.site.config();
+    let text = std::fs::read_to_string(&config)?;
+    let dir = group.site.plan.dir.join("dr");
+    let below = group.site.plan.dir.join("mount/of/dr");
+    let (old, new) = (format!("dir = \"{}\"", dir.display()), format!("dir = \"{}\"", below.display()));
+    ensure!(text.contains(&old), "{old} is not in {text}");
+    std::fs::write(&config, text.replace(&old, &new))?;
+    ensure!(group.site.start(Role::Dr).is_err(), "it starts");
+    let log = group.site.log(Role::Dr);
+    ensure!(log.contains("mount the file system"), "{log}");
+    ensure!(!group.site.plan.dir.join("mount").exists());
+    Ok(())
+}
