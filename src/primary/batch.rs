@@ -481,7 +481,7 @@ impl Machine {
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.
     pub(super) fn journal_wait(&self) -> Option<bool> {
         // Orders that have no room stand before the end of a batch under way.
-        if !self.dr.caught_up() && !(self.dr.ready() && self.mode.batch().is_some()) {
+        if !self.dr.caught_up() && (!self.dr.ready() || self.mode.batch().is_none()) {
             return None;
         }
         let room = self.journal_room();
