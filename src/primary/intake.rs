@@ -70,6 +70,9 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
+        if self.lag_wait(changed_bytes(&kind)) {
+            return Some((req, volume, kind));
+        }
         match self.room(payload_bytes(&kind)) {
             Room::Yes => {}
             Room::Wait => return Some((req, volume, kind)),
@@ -103,7 +106,7 @@ impl Machine {
             let refuses = full && self.options.overflow == Overflow::Refuse && self.dr_stalls();
             return if refuses { Room::No } else { Room::Wait };
         }
-        if self.spool_wait(bytes) || self.lag_wait(bytes).is_some() {
+        if self.spool_wait(bytes) {
             return Room::Wait;
         }
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
@@ -179,6 +182,7 @@ impl Machine {
         self.tail = record.seq;
         self.chain = record.chain;
         self.ages.note(record.seq, record.time_ns, self.now.mono_ns);
+        self.note_cleared(&record);
         let dropped = self.mode.drops_payloads();
         let payload = match record.payload_bytes() {
             0 => Payload::None,
@@ -396,6 +400,14 @@ pub(super) enum Room {
 
 fn payload_bytes(kind: &Kind) -> u64 {
     if let Kind::Write { data, .. } = kind { data.len() as u64 } else { 0 }
+}
+
+/// Bytes of its volume that the write changes.
+fn changed_bytes(kind: &Kind) -> u64 {
+    match kind {
+        Kind::Zeroes { length, .. } | Kind::Trim { length, .. } => *length,
+        _ => payload_bytes(kind),
+    }
 }
 
 fn fua_flag(fua: bool) -> u8 {

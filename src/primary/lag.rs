@@ -6,13 +6,17 @@ use std::collections::VecDeque;
 use super::batch::Batch;
 use super::machine::{Machine, PERIOD_NS};
 use crate::core::ids::{Owner, Seq};
+use crate::core::machine::Now;
 use crate::core::modes::{LagMax, Overflow};
 use crate::core::planted::{Bug, planted};
+use crate::format::record::OrderRecord;
 
 /// Over how long the rate is taken at which the FIFO fills, nanoseconds.
 const OUTLOOK_NS: u64 = 60_000_000_000;
 /// How often its fill is noted for that.
 const OUTLOOK_STEP_NS: u64 = 1_000_000_000;
+/// Parts in which cleared bytes are remembered.
+const CLEARED_MAX: usize = 64;
 /// After how long a rate is told.
 const OUTLOOK_MIN_NS: u64 = 5_000_000_000;
 
@@ -48,6 +52,15 @@ impl Ages {
                 keep
             });
         }
+    }
+
+    /// What is known of the time before this start.
+    pub(super) fn recovered(oldest: Option<(Seq, u64)>, now: Now) -> Ages {
+        let sample = |(seq, wall_ns)| {
+            let mono_ns = now.mono_ns.saturating_sub(now.wall_ns.saturating_sub(wall_ns));
+            Sample { seq, wall_ns, mono_ns }
+        };
+        Ages { samples: oldest.map(sample).into_iter().collect() }
     }
 
     /// The last one from before `seq` or at it, else the first of all.
@@ -93,7 +106,12 @@ impl Machine {
     #[must_use]
     pub fn lag_writes(&self) -> Option<u64> {
         let lags = !self.options.standalone && !self.lacks_copy();
-        lags.then(|| self.tail.0 - self.floor().0.min(self.tail.0))
+        lags.then(|| self.tail.0 - self.lag_floor().0)
+    }
+
+    /// DR has everything up to here, order and payload, as far as is known.
+    pub(super) fn lag_floor(&self) -> Seq {
+        self.floor().max(self.cut_before).min(self.tail)
     }
 
     /// Bytes that have yet to cross.
@@ -116,26 +134,49 @@ impl Machine {
         self.outlook.full_in_seconds(bound.saturating_sub(held + disk))
     }
 
-    /// What of the bound on the lag a write with a payload of `bytes` waits for. A DR without a copy cannot lag.
-    pub(super) fn lag_wait(&self, bytes: u64) -> Option<&'static str> {
+    /// Whether a write that changes `bytes` waits because of the bound on the lag. A DR without a copy cannot lag.
+    pub(super) fn lag_wait(&mut self, bytes: u64) -> bool {
+        self.lag_waits = self.lag_exceeded(bytes);
+        self.lag_waits.is_some()
+    }
+
+    fn lag_exceeded(&mut self, bytes: u64) -> Option<&'static str> {
         let LagMax { writes, bytes: bytes_max, seconds } = self.options.lag_max?;
         if self.options.overflow != Overflow::Pace || self.options.standalone || self.lacks_copy() {
             return None;
         }
-        let floor = self.floor().min(self.tail);
+        let floor = self.lag_floor();
+        while self.cleared.front().is_some_and(|(last, _)| *last <= floor) {
+            self.cleared.pop_front();
+        }
         if floor == self.tail || planted(Bug::LagUnbounded) {
             return None;
         }
-        let lag_bytes = self.lag_bytes();
-        let age_ns = self.ages.at(floor.next()).map_or(0, |sample| self.now.mono_ns.saturating_sub(sample.mono_ns));
+        let lag_bytes = self.lag_bytes() + self.cleared.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        // How old it is what an earlier incarnation took is not known: the clock may have been set.
+        let old = |most: u64| {
+            let sample = self.ages.at(floor.next()).filter(|_| floor.next() >= self.first);
+            sample.is_none_or(|at| self.now.mono_ns.saturating_sub(at.mono_ns) >= most.saturating_mul(1_000_000_000))
+        };
         if writes.is_some_and(|most| self.tail.0 - floor.0 >= most) {
             Some("the lag in writes is at primary.lag_max")
         } else if bytes_max.is_some_and(|most| lag_bytes > 0 && lag_bytes + bytes > most) {
             Some("the lag in bytes is at primary.lag_max")
-        } else if seconds.is_some_and(|most| age_ns >= most.saturating_mul(1_000_000_000)) {
+        } else if seconds.is_some_and(old) {
             Some("the lag in seconds is at primary.lag_max")
         } else {
             None
+        }
+    }
+
+    /// A record without payload that changes bytes: those count as well, where the lag is bounded in bytes.
+    pub(super) fn note_cleared(&mut self, record: &OrderRecord) {
+        let counts = self.options.lag_max.is_some_and(|most| most.bytes.is_some()) && record.payload_bytes() == 0;
+        let Some(extent) = record.extent().filter(|_| counts) else { return };
+        let full = self.cleared.len() >= CLEARED_MAX;
+        match self.cleared.back_mut().filter(|_| full) {
+            Some((last, bytes)) => (*last, *bytes) = (record.seq, *bytes + extent.length),
+            None => self.cleared.push_back((record.seq, extent.length)),
         }
     }
 
@@ -149,33 +190,70 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ids::{Chain, Epoch, Volume};
     use crate::core::modes::{Protect, Require};
+    use crate::core::op::Op;
     use crate::primary::link::tests::fresh;
 
     const SECOND: u64 = 1_000_000_000;
+
+    fn a_trim() -> OrderRecord {
+        let (seq, epoch, volume) = (Seq(0), Epoch(1), Volume(0));
+        let (offset, length, time_ns, payload_crc, flags) = (0, 0, 0, 0, 0);
+        OrderRecord { seq, epoch, volume, op: Op::Trim, flags, offset, length, time_ns, chain: Chain(0), payload_crc }
+    }
 
     fn bounded(writes: Option<u64>, bytes: Option<u64>, seconds: Option<u64>) -> Machine {
         let (mut machine, _) = fresh(Protect::Async, Require::Any, false);
         machine.options.overflow = Overflow::Pace;
         machine.options.lag_max = Some(LagMax { writes, bytes, seconds });
         (machine.dr.synced, machine.dr.last_heard_ns) = (true, 1);
-        (machine.tail, machine.dr.cut) = (Seq(100), Seq(90));
+        (machine.first, machine.tail, machine.dr.cut) = (Seq(2), Seq(100), Seq(90));
         machine
     }
 
     #[test]
     fn writes_wait_at_a_lag_of_so_many_writes() {
-        assert_eq!(bounded(Some(11), None, None).lag_wait(512), None);
-        assert!(bounded(Some(10), None, None).lag_wait(512).is_some_and(|why| why.contains("writes")));
+        assert_eq!(bounded(Some(11), None, None).lag_exceeded(512), None);
+        assert!(bounded(Some(10), None, None).lag_exceeded(512).is_some_and(|why| why.contains("writes")));
     }
 
     #[test]
     fn a_write_waits_where_it_would_make_the_lag_too_many_bytes_unless_there_is_none() {
         let mut machine = bounded(None, Some(8192), None);
-        assert_eq!(machine.lag_wait(1 << 20), None, "longer than the bound, but alone");
+        assert_eq!(machine.lag_exceeded(1 << 20), None, "longer than the bound, but alone");
         machine.held.bytes = 4096;
-        assert_eq!(machine.lag_wait(4096), None);
-        assert!(machine.lag_wait(4097).is_some_and(|why| why.contains("bytes")));
+        assert_eq!(machine.lag_exceeded(4096), None);
+        assert!(machine.lag_exceeded(4097).is_some_and(|why| why.contains("bytes")));
+    }
+
+    #[test]
+    fn what_is_cleared_counts_as_bytes_until_dr_has_the_order() {
+        let mut machine = bounded(None, Some(8192), None);
+        let cleared = |seq, length| OrderRecord { seq: Seq(seq), length, ..a_trim() };
+        (91..=200).for_each(|seq| machine.note_cleared(&cleared(seq, 40)));
+        machine.tail = Seq(200);
+        assert!(machine.cleared.len() <= CLEARED_MAX);
+        assert_eq!(machine.lag_exceeded(8192 - 110 * 40), None);
+        assert!(machine.lag_exceeded(8192 - 110 * 40 + 1).is_some());
+        machine.dr.cut = Seq(199);
+        assert!(machine.lag_exceeded(8192).is_some(), "those that were counted together");
+        machine.dr.cut = Seq(200);
+        assert_eq!(machine.lag_exceeded(8192), None);
+    }
+
+    #[test]
+    fn what_an_earlier_incarnation_took_counts_as_too_old_and_is_counted_from_the_cut_that_it_knew() {
+        let mut machine = bounded(Some(20), None, None);
+        (machine.first, machine.dr.cut, machine.dr.last_heard_ns, machine.superblock.peer) =
+            (Seq(95), Seq(0), 0, Owner(7));
+        machine.cut_before = Seq(81);
+        assert_eq!((machine.lag_writes(), machine.lag_exceeded(512)), (Some(19), None));
+        machine.options.lag_max = Some(LagMax { seconds: Some(1000), ..LagMax::default() });
+        assert!(machine.lag_exceeded(512).is_some());
+        machine.cut_before = Seq(0);
+        machine.dr.cut = Seq(94);
+        assert_eq!(machine.lag_exceeded(512), None);
     }
 
     #[test]
@@ -187,25 +265,25 @@ mod tests {
         machine.ages.note(Seq(91), 1 << 60, began + SECOND);
         machine.ages.note(Seq(95), 2, began + 2 * SECOND);
         machine.now.mono_ns = began + 4 * SECOND - 1;
-        assert_eq!(machine.lag_wait(512), None);
+        assert_eq!(machine.lag_exceeded(512), None);
         machine.now.mono_ns += 1;
-        assert!(machine.lag_wait(512).is_some_and(|why| why.contains("seconds")));
+        assert!(machine.lag_exceeded(512).is_some_and(|why| why.contains("seconds")));
         machine.dr.cut = Seq(94);
-        assert_eq!(machine.lag_wait(512), None);
+        assert_eq!(machine.lag_exceeded(512), None);
         machine.dr.cut = machine.tail;
         machine.now.mono_ns += 100 * SECOND;
-        assert_eq!(machine.lag_wait(512), None, "nothing lags");
+        assert_eq!(machine.lag_exceeded(512), None, "nothing lags");
     }
 
     #[test]
     fn the_bound_is_not_for_a_first_sync_and_holds_while_dr_has_yet_to_be_heard_of() {
         let mut machine = bounded(Some(1), None, None);
         machine.dr.synced = false;
-        assert_eq!(machine.lag_wait(512), None);
+        assert_eq!(machine.lag_exceeded(512), None);
         machine.dr.last_heard_ns = 0;
-        assert_eq!(machine.lag_wait(512), None, "there never was one");
+        assert_eq!(machine.lag_exceeded(512), None, "there never was one");
         machine.superblock.peer = Owner(7);
-        assert!(machine.lag_wait(512).is_some());
+        assert!(machine.lag_exceeded(512).is_some());
     }
 
     #[test]

@@ -652,6 +652,7 @@ impl Machine {
         dr.last_ping_ns = 0;
         dr.journal = welcome.journal_seq;
         dr.cut = welcome.cut;
+        self.cut_before = Seq(0);
         dr.applied = welcome.applied;
         dr.synced = welcome.synced;
         dr.blank = welcome.blank;

@@ -349,6 +349,12 @@ pub struct Machine {
     pub(super) cycle_syncing: bool,
     pub(super) cycle_syncs_left: usize,
     pub(super) ages: Ages,
+    /// DR's cut as it was known before this start, until DR says where it stands.
+    pub(super) cut_before: Seq,
+    /// What of the bound on the lag the write waits for whose turn it is.
+    pub(super) lag_waits: Option<&'static str>,
+    /// Bytes that were cleared and of which DR may not have the order, with the last seq of each part.
+    pub(super) cleared: VecDeque<(Seq, u64)>,
     pub(super) outlook: Outlook,
     pub(super) now: Now,
     pub(super) next_conn: u64,
@@ -441,7 +447,10 @@ impl Machine {
             stop_syncs_left: 0,
             cycle_syncing: false,
             cycle_syncs_left: 0,
-            ages: Ages::default(),
+            ages: Ages::recovered(recovered.oldest, now),
+            cut_before: recovered.cut,
+            lag_waits: None,
+            cleared: VecDeque::new(),
             outlook: Outlook::default(),
             now,
             next_conn: 1,

@@ -77,6 +77,9 @@ pub struct Recovered {
     pub fifo: DiskFifo,
     pub lost: Cover,
     pub lost_any: bool,
+    /// DR's cut as far as the watermark knows it, and seq and wall time of the first record after it that the log has.
+    pub cut: Seq,
+    pub oldest: Option<(Seq, u64)>,
     /// To be made durable before the machine starts, one after the other.
     pub format: Vec<Piece>,
     /// What the operator should know.
@@ -174,6 +177,8 @@ fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
         log_first: Seq(1),
         lost: Cover::new(),
         lost_any: false,
+        cut: Seq(0),
+        oldest: None,
         format: vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))],
         notes: Vec::new(),
     };
@@ -237,6 +242,8 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
         fifo,
         lost,
         lost_any,
+        cut: watermark.cut.min(newest.0),
+        oldest: records.iter().find(|record| record.seq > watermark.cut).map(|record| (record.seq, record.time_ns)),
         format: Vec::new(),
         notes: Vec::new(),
     }
@@ -267,6 +274,8 @@ fn resume_after_power_loss(
         fifo,
         lost,
         lost_any: true,
+        cut: Seq(0),
+        oldest: None,
         format: Vec::new(),
         notes: Vec::new(),
     }

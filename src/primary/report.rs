@@ -15,7 +15,7 @@ impl Machine {
     pub fn status(&self, now: Now) -> PrimaryStatus {
         let standing = self.standing();
         // A promoted site serves alone: there is nothing that anybody has yet to get.
-        let cut = if self.options.standalone { self.tail } else { self.dr.cut.min(self.tail) };
+        let cut = if self.options.standalone { self.tail } else { self.dr.cut.max(self.cut_before).min(self.tail) };
         let disk = self.fifo.bytes();
         PrimaryStatus {
             group: self.options.group_name.clone(),
@@ -24,7 +24,7 @@ impl Machine {
             tail_seq: self.tail,
             cut_seq: cut,
             acked_seq: self.acked(),
-            lag_writes: self.tail.0 - cut.0,
+            lag_writes: self.tail.0 - if self.options.standalone { cut.0 } else { self.lag_floor().0 },
             lag_bytes: self.lag_bytes(),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
@@ -93,11 +93,12 @@ impl Machine {
 
     /// Age of the oldest write that is not in DR's cut.
     fn lag_seconds(&self, now: Now) -> f64 {
-        if self.options.standalone || self.dr.cut >= self.tail {
+        let first = self.lag_floor().next();
+        if self.options.standalone || first > self.tail {
             return 0.0;
         }
-        let oldest = self.window.get(self.dr.cut.next()).map(|entry| entry.record.time_ns);
-        let since = oldest.or_else(|| self.ages.wall_ns(self.dr.cut.next())).unwrap_or(now.wall_ns);
+        let oldest = self.window.get(first).map(|entry| entry.record.time_ns);
+        let since = oldest.or_else(|| self.ages.wall_ns(first)).unwrap_or(now.wall_ns);
         seconds(now.wall_ns.saturating_sub(since))
     }
 

@@ -67,7 +67,7 @@ impl Machine {
         if !self.held_requests.is_empty() && self.options.overflow == Overflow::Coalesce && self.closes_batch() {
             return Some("the FIFO is full, and the batch under way is completed first");
         }
-        if let Some(why) = self.held_requests.next_bytes().and_then(|bytes| self.lag_wait(bytes)) {
+        if let Some(why) = self.lag_waits.filter(|_| !self.held_requests.is_empty()) {
             return Some(why);
         }
         let paces = self.options.overflow == Overflow::Pace;
@@ -95,7 +95,7 @@ impl Machine {
 
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
         let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some();
-        let watermark = Watermark { local_done: self.local_done, cut: self.dr.cut, coalescing };
+        let watermark = Watermark { local_done: self.local_done, cut: self.dr.cut.max(self.cut_before), coalescing };
         let bytes = Bytes::copy_from_slice(&watermark.encode());
         let ticket = self.ticket(Pending::Unwatched("intent log"));
         fx.push(disk_write(ticket, File::IntentLog, LogLayout::WATERMARK_AT, vec![bytes], false));

@@ -252,8 +252,8 @@ fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdic
 pub fn check_lag(oracle: &Oracle, cut: Seq, most: LagMax) -> Verdict {
     let lost: Vec<&OrderRecord> =
         oracle.back_from(oracle.tail(), cut).filter(|record| oracle.is_acked(record.seq)).collect();
-    let bytes: u64 = lost.iter().map(|record| record.payload_bytes()).sum();
-    let alone = lost.iter().filter(|record| record.payload_bytes() > 0).count() < 2;
+    let changed: Vec<u64> = lost.iter().filter_map(|record| record.extent()).map(|extent| extent.length).collect();
+    let (bytes, alone) = (changed.iter().sum::<u64>(), changed.len() < 2);
     if most.writes.is_some_and(|most| lost.len() as u64 > most) || most.bytes.is_some_and(|most| bytes > most && !alone)
     {
         let text = format!("{} acknowledged writes, {bytes} bytes, are lost; bound: {most:?}", lost.len());
