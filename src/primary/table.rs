@@ -53,13 +53,17 @@ enum Phase {
 
 #[derive(Clone, Debug)]
 enum AuxOp {
-    ReadHead,
+    ReadHead {
+        sent_ns: u64,
+    },
     WriteHead,
     /// Slots of a damaged table are being zeroed; where to go on.
     Wipe {
         next: u64,
     },
-    FenceBeforeFormat,
+    FenceBeforeFormat {
+        sent_ns: u64,
+    },
     ReadStates {
         offset: u64,
     },
@@ -232,7 +236,7 @@ impl Machine {
         self.aux.gone = false;
         self.aux.fencing = fencing;
         self.aux.region_bytes = size;
-        self.aux_read(AuxOp::ReadHead, 0, HEAD_BYTES, fx);
+        self.read_head(fx);
     }
 
     pub(super) fn aux_failed(&mut self, reason: &str, fenced: bool, fx: &mut Vec<Effect>) {
@@ -298,10 +302,14 @@ impl Machine {
             Err(fail) => return self.aux_reject(&format!("an operation on the table failed: {fail}"), fx),
         };
         match op {
-            AuxOp::ReadHead => self.head_read(&bytes, fx),
+            AuxOp::ReadHead { sent_ns } if self.may_be_taken_since(sent_ns) => self.read_head(fx),
+            AuxOp::ReadHead { .. } => self.head_read(&bytes, fx),
             AuxOp::WriteHead => self.head_ready(fx),
             AuxOp::Wipe { next } => self.wipe(next, fx),
-            AuxOp::FenceBeforeFormat => self.fence_before_format(&bytes, fx),
+            AuxOp::FenceBeforeFormat { sent_ns } if self.may_be_taken_since(sent_ns) => {
+                self.read_fence_before_format(fx)
+            }
+            AuxOp::FenceBeforeFormat { .. } => self.fence_before_format(&bytes, fx),
             AuxOp::ReadStates { offset } => self.states_read(offset, &bytes, fx),
             AuxOp::ReadLastRecord { pos } => self.last_record_read(pos, &bytes),
             AuxOp::Commit { last } => self.commit_done(last),
@@ -379,6 +387,10 @@ impl Machine {
     }
 
     // ---- opening -----------------------------------------------------------------------------
+
+    fn read_head(&mut self, fx: &mut Vec<Effect>) {
+        self.aux_read(AuxOp::ReadHead { sent_ns: self.now.mono_ns }, 0, HEAD_BYTES, fx);
+    }
 
     fn head_read(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {
         if bytes.iter().all(|byte| *byte == 0) {

@@ -9,6 +9,9 @@
 //!
 //! Ours is what our own auxiliary granted to this epoch, or what has this primary in its fence block. The tail at
 //! first sight bounds every record that can be in the table: none is written to it before it is formatted.
+//!
+//! On storage that cannot fence, our fence block is written, here and to a table that is whole, only while a promotion that has
+//! put up its own since the fence was read still waits for our lease: it looks again after that, and finds what we did (I7).
 
 use bytes::Bytes;
 
@@ -18,7 +21,7 @@ use crate::core::machine::Level;
 use crate::core::modes::Protect;
 use crate::format::FormatError;
 use crate::format::table::{FENCE_AT, Fence, RECORDS_AT, TableLayout};
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, LEASE_NS};
 use crate::primary::machine::{Effect, Machine};
 
 /// Bytes of slots zeroed by one write.
@@ -75,11 +78,16 @@ impl Machine {
                 return self.format(fx);
             }
             // Wiping takes a while, and storage that cannot fence would let the head of a taker be overwritten (I7).
-            return self.aux_read(AuxOp::FenceBeforeFormat, FENCE_AT, BLOCK_BYTES as u64, fx);
+            return self.read_fence_before_format(fx);
         }
         let length = WIPE_BYTES.min(layout.payload_at - offset);
         let zeroes = Bytes::from(vec![0; usize::try_from(length).expect("at most a MiB")]);
         self.aux_write(AuxOp::Wipe { next: offset + length }, offset, vec![zeroes], true, fx);
+    }
+
+    pub(super) fn read_fence_before_format(&mut self, fx: &mut Vec<Effect>) {
+        let sent_ns = self.now.mono_ns;
+        self.aux_read(AuxOp::FenceBeforeFormat { sent_ns }, FENCE_AT, BLOCK_BYTES as u64, fx);
     }
 
     /// Everything is wiped: formats, unless somebody has taken the table meanwhile.
@@ -88,6 +96,12 @@ impl Machine {
             Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
             _ => self.format(fx),
         }
+    }
+
+    /// Whether an answer is too old to put our fence block up by (I7): on storage that cannot fence, a promotion may have
+    /// taken the table after it was read, and looked for the last time whether its own block still stands.
+    pub(super) fn may_be_taken_since(&self, sent_ns: u64) -> bool {
+        !self.aux.fencing && self.now.mono_ns > sent_ns + LEASE_NS
     }
 
     /// The layout of a new table. False after refusing a region that is too small.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::modes::Require;
+use crate::limits::LEASE_NS;
 use crate::primary::link::tests::{fresh, primary};
 
 /// Seed 419546: a primary lost its power with a full table that DR had not caught up with. DR's journal took the start that
@@ -54,5 +55,33 @@ fn what_the_ring_has_and_dr_has_not_keeps_its_slot_whatever_the_policy() {
         // Out of reach it keeps nobody waiting; its slots are kept all the same.
         machine.aux.phase = Phase::Idle { retry_ns: 0 };
         assert_eq!((machine.slots_until(), machine.ring_needs_slots()), (pace, false), "{in_ring:?}");
+    }
+}
+
+/// Seed 905473: the head of a blank table had been read before a promotion took it, and was answered after the promotion had
+/// waited the lease out. The primary formatted over the fence, found its own block there, and acknowledged.
+#[test]
+fn a_fence_read_longer_ago_than_the_lease_is_read_again_before_ours_is_written() {
+    let blank = |length: u64| Ok(Bytes::from(vec![0; usize::try_from(length).expect("a few blocks")]));
+    for (fencing, waited_ns, writes) in
+        [(false, LEASE_NS, true), (false, LEASE_NS + 1, false), (true, LEASE_NS + 1, true)]
+    {
+        for before_format in [false, true] {
+            let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+            let mut fx = Vec::new();
+            machine.aux_opened(1 << 20, fencing, &mut fx);
+            if before_format {
+                machine.aux.layout = Some(TableLayout::new(1024, 0));
+                fx.clear();
+                machine.read_fence_before_format(&mut fx);
+            }
+            let Some(Effect::AuxRead { ticket, offset, length }) = fx.pop() else { panic!("the fence is read") };
+            machine.now.mono_ns += waited_ns;
+            machine.aux_done(ticket, blank(length), &mut fx);
+            let wrote = fx.iter().any(|effect| matches!(effect, Effect::AuxWrite { .. }));
+            let reads_again = |effect: &Effect| matches!(effect, Effect::AuxRead { offset: at, .. } if *at == offset);
+            let again = fx.iter().any(reads_again);
+            assert_eq!((wrote, again), (writes, !writes), "{fencing} {waited_ns} {before_format}: {fx:?}");
+        }
     }
 }
