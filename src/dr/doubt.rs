@@ -12,7 +12,7 @@
 //! ```
 //!
 //! What is in doubt stays so, durably (`DAMAGED`), until a checkpoint has passed all of it and the tail of a
-//! writer that came after it was found. Meanwhile a promotion is rehearsed first, and refused without force if
+//! writer that came after it was found. Meanwhile a promotion is rehearsed as a whole first, and refused without force if
 //! its report would not be complete; by force the report says what it cannot know.
 //!
 //! | in doubt | made good by |
@@ -33,7 +33,7 @@ use crate::dr::api::Effect;
 use crate::dr::batch::Batch;
 use crate::dr::foresee::damaged;
 use crate::dr::machine::{After, Machine, Trouble};
-use crate::dr::promote::{Asked, Promotion, unsafe_because};
+use crate::dr::promote::{Promotion, unsafe_because};
 use crate::dr::report::Above;
 use crate::dr::table::TableReader;
 use crate::format::journal::segment_offset;
@@ -413,8 +413,11 @@ impl Machine {
         if promotion.plan && !rehearsal {
             return false;
         }
-        let ticket = promotion.ticket;
         match &report.incomplete {
+            Some(_) if rehearsal && self.doubt.is_none() => {
+                self.looked(now, fx);
+                true
+            }
             // Nothing is damaged: what the policy gave up is said, and no reason to wait.
             Some(text) if self.doubt.is_none() => {
                 fx.push(Effect::Log { level: Level::Warn, text: format!("the loss report is INCOMPLETE: {text}") });
@@ -430,11 +433,7 @@ impl Machine {
                 false
             }
             None if rehearsal => {
-                if promotion.aux_open {
-                    fx.push(Effect::AuxClose);
-                }
-                self.promotion = None;
-                self.promote_now(now, Asked { ticket, plan: false, force, rehearsal: false }, fx);
+                self.looked(now, fx);
                 true
             }
             None => false,

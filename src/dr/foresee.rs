@@ -52,12 +52,15 @@ impl Machine {
         let promotion = self.promotion.as_ref().filter(|it| it.plan && !it.rehearsal)?;
         let doubtful = report.incomplete.as_ref().filter(|_| self.doubt.is_some() && !promotion.force);
         let damaged = doubtful.map(|text| damaged(text, report.cut_seq));
-        damaged.or_else(|| promotion.refused.clone()).or_else(|| {
-            let stopped = self.forced_before(promotion.force).is_some();
-            let stuck = !stopped && self.at_rest() && self.replay.applied() < self.cut;
-            let why = self.troubles.contains_key(&Trouble::Damage) || self.too_small().is_some();
-            (stuck && why).then(|| self.not_reached().text)
-        })
+        damaged.or_else(|| promotion.refused.clone()).or_else(|| self.unreplayable(promotion.force))
+    }
+
+    /// Why what is here cannot be replayed, as things stand.
+    pub(super) fn unreplayable(&self, force: bool) -> Option<String> {
+        let stopped = self.forced_before(force).is_some();
+        let stuck = !stopped && self.at_rest() && self.replay.applied() < self.cut;
+        let why = self.troubles.contains_key(&Trouble::Damage) || self.too_small().is_some();
+        (stuck && why).then(|| self.not_reached().text)
     }
 
     /// The report of a promotion that was interrupted is final: it goes on with that, where it still can.

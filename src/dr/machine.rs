@@ -103,6 +103,8 @@ pub struct Machine {
     pub(super) promotion: Option<Promotion>,
     /// A promotion asked for before this site was ready, or while a plan was made: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
+    /// Why the last promotion that had fenced, or may have, did not go on.
+    pub(super) last_refusal: Option<String>,
     pub(super) report: Option<LossReport>,
     /// Something promised was found lost.
     pub(super) doubt: Option<Doubt>,
@@ -192,6 +194,7 @@ impl Machine {
             sizes: Sizes::found(&superblock, &history),
             promotion: None,
             promote_later: None,
+            last_refusal: None,
             report,
             doubt,
             promises: Promises::found(&superblock, cut),

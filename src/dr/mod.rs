@@ -26,6 +26,7 @@ pub mod intake;
 pub mod journal;
 pub mod keeper;
 pub mod links;
+mod look;
 pub mod machine;
 pub mod promote;
 pub mod receive;

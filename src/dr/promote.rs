@@ -1,13 +1,15 @@
 //! Promotion: fence, read the table, reconcile, fetch, report, replay, serve.
 //!
 //! ```text
-//!   PROMOTING durable ─► open epoch+1 (fences) ─► head ─► fence block ─► lease ─► head again ─► records
+//!   look ─► PROMOTING durable ─► open epoch+1 (fences) ─► head ─► fence block ─► lease ─► head again ─► records
 //!     ─► settle ─► append records ─► states ─► fetch from the ring ─► report durable ─► replay
 //!     ─► checkpoint ─► PROMOTED durable ─► done, serve
+//!   look: what it would be refused for, found out while nobody is fenced ([`super::look`])
 //!   plan: open the read-only view ─► head ─► records ─► states ─► fetch, only to verify ─► done
 //! ```
 //!
 //! Invariants:
+//! - Nobody is fenced by a promotion that is refused for what could be known before: that is looked for first.
 //! - Nothing is fenced before it is durable that a promotion is under way, nothing is served before the
 //!   report, the volumes and the new epoch are (I7, I4). Killed anywhere and called again, it ends the same:
 //!   what it adds goes to journal and spool first, and once the report is stored its cut is final. What was begun by
@@ -28,7 +30,7 @@ use crate::core::machine::{DiskResult, Level, Now};
 use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
-use crate::dr::foresee::{another_site, beyond_reach, without_auxiliary};
+use crate::dr::foresee::{another_site, beyond_reach};
 use crate::dr::history::History;
 use crate::dr::machine::{After, Machine};
 use crate::dr::receive::plausible;
@@ -110,6 +112,8 @@ pub(super) struct Asked {
     pub(super) plan: bool,
     pub(super) force: bool,
     pub(super) rehearsal: bool,
+    /// When it was asked for.
+    pub(super) since_ns: u64,
 }
 
 /// One promotion, or plan of one.
@@ -118,7 +122,7 @@ pub(super) struct Promotion {
     pub(super) ticket: Ticket,
     pub(super) plan: bool,
     pub(super) force: bool,
-    /// A plan that is made to see whether the promotion that was asked for is safe.
+    /// A look whether the promotion that was asked for is safe: a plan, as far as that takes.
     pub(super) rehearsal: bool,
     /// An earlier attempt may have fenced already.
     pub(super) resumed: bool,
@@ -128,8 +132,10 @@ pub(super) struct Promotion {
     /// `read`, `unreachable`, `none`.
     pub(super) aux: &'static str,
     pub(super) aux_open: bool,
-    /// The auxiliary closes older writers itself.
-    pub(super) fencing: bool,
+    /// This attempt has fenced the old writer at the auxiliary, or is about to.
+    pub(super) fence_up: bool,
+    /// It goes on as far as it can without a fence there.
+    pub(super) cut_off: bool,
     pub(super) head: Option<Ticket>,
     pub(super) fence: Option<Ticket>,
     pub(super) table: Option<TableReader>,
@@ -200,13 +206,13 @@ impl Machine {
         if let Some(error) = self.does_not_fit(force) {
             return fx.push(Effect::PromoteDone { ticket, result: Err(error) });
         }
-        let rehearsal = !plan && !force && self.doubt.is_some() && !self.keeper.get().has(PROMOTING);
-        self.promote_now(now, Asked { ticket, plan, force, rehearsal }, fx);
+        let rehearsal = !plan && self.looks_first(force);
+        self.promote_now(now, Asked { ticket, plan, force, rehearsal, since_ns: now.mono_ns }, fx);
     }
 
     /// Begins a promotion, a plan of one, or the rehearsal of one that may not be safe.
     pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
-        let Asked { ticket, rehearsal, .. } = asked;
+        let Asked { ticket, rehearsal, since_ns, .. } = asked;
         let plan = asked.plan || rehearsal;
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
@@ -221,10 +227,11 @@ impl Machine {
             resumed,
             target,
             step: Step::Marking,
-            started_ns: now.mono_ns,
+            started_ns: since_ns,
             aux: "none",
             aux_open: false,
-            fencing: false,
+            fence_up: false,
+            cut_off: false,
             head: None,
             fence: None,
             table: None,
@@ -244,6 +251,7 @@ impl Machine {
             return self.open_table(now, Epoch(0), fx);
         }
         fx.push(Effect::Log { level: Level::Info, text: format!("promotion to epoch {target} begins") });
+        self.last_refusal = None;
         self.close_all(&format!("this site is being promoted to epoch {target}"), fx);
         self.intake.drop_waiting(None);
         self.keeper.change(|it| {
@@ -334,7 +342,8 @@ impl Machine {
 
     pub(super) fn aux_opened(&mut self, _now: Now, size: u64, fencing: bool, fx: &mut Vec<Effect>) {
         let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Opening) else { return };
-        promotion.fencing = fencing;
+        // Our auxiliary closes older writers itself; elsewhere the fence block stops them.
+        promotion.fence_up |= fencing && !promotion.plan;
         if size < RECORDS_AT {
             let text = format!("the status table is {size} bytes long: not one of ours");
             return self.promote_fails(unsafe_because(text), fx);
@@ -348,72 +357,6 @@ impl Machine {
         let Some(promotion) = &mut self.promotion else { return };
         promotion.head = Some(ticket);
         fx.push(Effect::AuxRead { ticket, offset: HEADER_AT, length: RECORDS_AT });
-    }
-
-    pub(super) fn aux_failed(&mut self, now: Now, reason: &str, fenced: bool, fx: &mut Vec<Effect>) {
-        let Some(promotion) = self.promotion.as_mut().filter(|it| it.step == Step::Opening) else { return };
-        promotion.aux_open = false;
-        if fenced {
-            let text = format!("the auxiliary refuses this promotion: {reason}. Another site may have been promoted");
-            return self.promote_fails(unsafe_because(text), fx);
-        }
-        let refused = without_auxiliary(reason);
-        if promotion.force || promotion.plan {
-            promotion.aux = "unreachable";
-            promotion.refused = (!promotion.force).then_some(refused);
-            let text = format!("the auxiliary cannot be reached ({reason}): going on without it");
-            fx.push(Effect::Log { level: Level::Warn, text });
-            return self.fenced(now, fx);
-        }
-        let error = unsafe_because(refused);
-        if promotion.resumed {
-            return self.promote_fails(error, fx);
-        }
-        // Nothing was fenced: replication may go on.
-        promotion.step = Step::Abandoning;
-        promotion.error = Some(error);
-        self.keeper.change(|it| {
-            it.set(PROMOTING, false);
-            it.set(FORCED, false);
-        });
-        self.keeper.then(After::Abandoned);
-    }
-
-    /// It is durable that no promotion is under way any more.
-    pub(super) fn abandoned(&mut self, fx: &mut Vec<Effect>) {
-        let Some(promotion) = self.promotion.take() else { return };
-        let result = Err(promotion.error.unwrap_or_else(|| failed("the promotion was called off")));
-        fx.push(Effect::PromoteDone { ticket: promotion.ticket, result });
-    }
-
-    pub(super) fn aux_closed(&mut self, now: Now, reason: &str, fx: &mut Vec<Effect>) {
-        let Some(promotion) = self.promotion.as_mut().filter(|it| it.aux_open) else { return };
-        promotion.aux_open = false;
-        match promotion.step {
-            Step::Opening => self.aux_failed(now, reason, false, fx),
-            Step::Head
-            | Step::Fencing
-            | Step::Lease(_)
-            | Step::HeadAgain
-            | Step::Records
-            | Step::States
-            | Step::Fetching => {
-                let text =
-                    format!("the auxiliary was lost while its table was being read ({reason}): call promote again");
-                self.promote_fails(failed(text), fx);
-            }
-            _ => {}
-        }
-    }
-
-    /// Ends the attempt; what is durable of it stays, and the next one goes on from there.
-    pub(super) fn promote_fails(&mut self, error: PromoteError, fx: &mut Vec<Effect>) {
-        let Some(promotion) = self.promotion.take() else { return };
-        if promotion.aux_open {
-            fx.push(Effect::AuxClose);
-        }
-        fx.push(Effect::Log { level: Level::Error, text: format!("promotion: {}", error.text) });
-        fx.push(Effect::PromoteDone { ticket: promotion.ticket, result: Err(error) });
     }
 
     pub(super) fn aux_done(&mut self, now: Now, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
@@ -450,7 +393,9 @@ impl Machine {
         let refused = fence.and_then(|fence| another_site(&fence, target, owner));
         if promotion.plan {
             promotion.refused = refused;
-            return self.fenced(now, fx);
+            // By force nothing of the records is a reason to refuse.
+            let enough = promotion.rehearsal && promotion.force;
+            return if enough { self.looked(now, fx) } else { self.fenced(now, fx) };
         }
         if let Some(text) = refused {
             return self.promote_fails(unsafe_because(text), fx);
@@ -467,6 +412,7 @@ impl Machine {
         let ticket = self.desk.ticket();
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fencing;
+        promotion.fence_up = true;
         promotion.fence = Some(ticket);
         let parts = vec![Bytes::copy_from_slice(&Fence { epoch: target, owner }.encode())];
         fx.push(Effect::AuxWrite { ticket, offset: FENCE_AT, parts, fua: true });
@@ -478,7 +424,7 @@ impl Machine {
         let Some(promotion) = &mut self.promotion else { return Ok(()) };
         promotion.aux = "read";
         promotion.table = None;
-        let counts = promotion.plan || promotion.step == Step::HeadAgain;
+        let counts = promotion.plan && !promotion.rehearsal || promotion.step == Step::HeadAgain;
         let header = block(bytes, HEADER_AT);
         promotion.blank = is_zero(header);
         if promotion.blank {
@@ -523,12 +469,13 @@ impl Machine {
     /// The fence stands, as far as one can be had. Answers of the auxiliary and of this site that were given
     /// before it may still be on their way to the old writer, or in the buffers of one that was stopped: it
     /// acknowledges by them until its lease ends, and that is waited for (I7).
-    fn fenced(&mut self, now: Now, fx: &mut Vec<Effect>) {
+    pub(super) fn fenced(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(promotion) = &mut self.promotion else { return };
         if promotion.plan {
             promotion.step = Step::Records;
             return;
         }
+        promotion.cut_off = true;
         if self.options.require == Require::None {
             let text = "require = none: an old primary that is cut off goes on acknowledging; make sure it is down";
             fx.push(Effect::Log { level: Level::Warn, text: text.into() });
@@ -553,7 +500,7 @@ impl Machine {
                 promotion.step = Step::HeadAgain;
                 self.read_head(fx);
             }
-            Step::Records | Step::States if self.table_read(fx) => self.table_done(before, fx),
+            Step::Records | Step::States if self.table_read(fx) => self.table_done(now, before, fx),
             Step::Settling => self.settling(fx),
             Step::Appending if self.journal.idle() => self.appended(fx),
             Step::Fetching => self.fetch_more(now, fx),
@@ -574,10 +521,14 @@ impl Machine {
         table.done()
     }
 
-    fn table_done(&mut self, step: Step, fx: &mut Vec<Effect>) {
+    fn table_done(&mut self, now: Now, step: Step, fx: &mut Vec<Effect>) {
+        let enough = self.look_is_over();
         let Some(promotion) = &mut self.promotion else { return };
         if step == Step::States {
             return self.plan_fetch(fx);
+        }
+        if enough {
+            return self.looked(now, fx);
         }
         if let Some(damaged) = promotion.table.as_ref().map(|it| it.damaged_slots()).filter(|damaged| *damaged > 0) {
             let text = format!("{damaged} slots of the status table are not readable and were left out");

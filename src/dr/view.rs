@@ -96,9 +96,17 @@ impl Machine {
         }
         match &self.promotion {
             Some(promotion) if !promotion.plan => Some(promotion.step.word().into()),
+            Some(promotion) if promotion.rehearsal => {
+                Some("looking, before anybody is fenced, whether it would be refused".into())
+            }
             _ if it.has(PROMOTING) => {
                 let how = if it.has(FORCED) { "; it goes on by force" } else { "" };
-                Some(format!("to epoch {}, interrupted: call promote again{how}", it.target_epoch))
+                let why = self.last_refusal.as_ref().map_or(String::new(), |why| format!(". Last time: {why}"));
+                Some(format!(
+                    "to epoch {}, interrupted: call promote again{how}; until then nobody serves, for the old primary may be \
+                     fenced{why}",
+                    it.target_epoch
+                ))
             }
             None if self.promote_later.is_some() => Some("waiting until it can begin".into()),
             _ => None,

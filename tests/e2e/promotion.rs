@@ -198,3 +198,55 @@ fn a_living_primary_is_fenced_by_a_promotion() -> Result<()> {
     ensure!(after == at_promotion, "{} writes were acknowledged after the promotion (I7)", after - at_promotion);
     group.check(&log, &report, Promise::Acknowledged).map(|_| ())
 }
+
+/// Bytes that are no header, over that of the table under the running auxiliary.
+fn spoil_header(path: &std::path::Path) -> Result<()> {
+    let file = std::fs::File::options().write(true).open(path)?;
+    Ok(std::os::unix::fs::FileExt::write_all_at(&file, &[0xA5; 4096], 0)?)
+}
+
+/// Refused, and the living primary goes on, and DR follows it; then by force.
+fn refused_for_its_table(mut group: Group, table: &std::path::Path) -> Result<()> {
+    let load = group.load(5)?;
+    std::thread::sleep(WHILE);
+    spoil_header(table)?;
+    for _ in 0..2 {
+        let refused = group.site.verb(&["promote"])?;
+        ensure!(refused.exit == 3 && refused.errors.contains("the status table cannot be read"), "{refused:?}");
+        ensure!(!refused.errors.contains("nobody serves"), "nobody is fenced: {refused:?}");
+        let before = load.acked();
+        std::thread::sleep(WHILE);
+        ensure!(load.acked() > before, "nothing is answered after a refusal\n{}", group.site.log(Role::Primary));
+        let (primary, dr) = (group.site.primary()?, group.site.dr()?);
+        ensure!(primary.fenced.is_none() && dr.promotion.is_none(), "{primary:?}, {dr:?}");
+    }
+    let log = load.finish();
+    ensure!(log.ends.is_empty(), "connections ended: {:?}", log.ends);
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let report = group.site.promote(&["--force"])?;
+    ensure!(report.aux == "unreachable" && report.missing.is_empty(), "{report:?}");
+    group.compare_files()
+}
+
+#[test]
+fn a_promotion_that_is_refused_for_the_tables_header_leaves_the_primary_alone() -> Result<()> {
+    let group = Group::started(FAST, "protect = \"order\"")?;
+    let table = group.site.path("aux/table");
+    refused_for_its_table(group, &table)
+}
+
+#[test]
+fn a_promotion_that_is_refused_for_a_table_in_a_file_leaves_the_primary_alone() -> Result<()> {
+    let group = Group::new(FAST, "protect = \"order\"")?;
+    let path = group.site.path("region");
+    std::fs::write(&path, vec![0; 32 << 20])?;
+    let mut plan = group.site.plan.clone();
+    plan.settings.push(("aux", format!("table = \"{}\"", path.display())));
+    let mut group = group;
+    group.site = farshore::cli::demo::site::Site::new(plan)?;
+    group.site.start(Role::Dr)?;
+    group.site.start(Role::Primary)?;
+    group.site.settle(LONG)?;
+    refused_for_its_table(group, &path)
+}

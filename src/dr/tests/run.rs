@@ -61,6 +61,10 @@ pub struct Trial {
     /// The region of the auxiliary, if it can be reached.
     pub region: Option<Vec<u8>>,
     region_ops: Vec<Effect>,
+    /// Epochs that the region was asked for with: 0 is the view that fences nobody.
+    pub opened: Vec<Epoch>,
+    /// It closes older writers itself.
+    pub fencing: bool,
     storing: Option<Ticket>,
     /// Bytes that the store of a volume can have at most, and those that were asked to grow.
     pub room_bytes: u64,
@@ -100,6 +104,8 @@ impl Trial {
             said: Vec::new(),
             region: None,
             region_ops: Vec::new(),
+            opened: Vec::new(),
+            fencing: true,
             storing: None,
             room_bytes: u64::MAX,
             growing: Vec::new(),
@@ -172,7 +178,12 @@ impl Trial {
             }
             Effect::PromoteDone { result, .. } => self.outcome = Some(result),
             Effect::Serve { epoch, tail, .. } => self.served = Some((epoch, tail)),
-            aux => self.region_ops.push(aux),
+            aux => {
+                if let Effect::AuxOpen { epoch, .. } = &aux {
+                    self.opened.push(*epoch);
+                }
+                self.region_ops.push(aux);
+            }
         }
     }
 
@@ -309,7 +320,7 @@ impl Trial {
         match op {
             Effect::AuxOpen { .. } => {
                 let size = region.len() as u64;
-                self.step(Input::AuxOpened { size, fencing: true });
+                self.step(Input::AuxOpened { size, fencing: self.fencing });
             }
             Effect::AuxRead { ticket, offset, length } => {
                 let bytes = Bytes::copy_from_slice(&region[offset as usize..(offset + length) as usize]);
