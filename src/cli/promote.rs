@@ -158,7 +158,11 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
         writeln!(out, "  INCOMPLETE       {text}")?;
     }
     let Some((first, last)) = &lost.span else {
-        let none = if report.incomplete.is_some() { "not known: see INCOMPLETE" } else { "nothing" };
+        let none = match &report.incomplete {
+            Some(_) => "not known: see INCOMPLETE",
+            None if report.aux == "read" => "nothing",
+            None => "nothing that DR knows of",
+        };
         return writeln!(out, "  lost             {none}");
     };
     writeln!(out, "  lost             {} writes, {}", lost.writes, human_size(lost.bytes))?;
