@@ -36,9 +36,9 @@ use self::certified::Certified;
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
-#[cfg(not(feature = "psk"))]
 use super::clock;
 use crate::core::machine::Now;
+#[cfg(not(feature = "psk"))]
 use crate::core::modes::NO_SHARED_KEYS;
 pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
