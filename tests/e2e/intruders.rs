@@ -41,7 +41,7 @@ fn transmitting(place: &str) -> Result<TcpStream> {
 }
 
 #[test]
-fn r4b_idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
+fn idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
     let (group, place) = with_port()?;
     let idle = (0..256).map(|_| transmitting(&place)).collect::<Result<Vec<_>>>()?;
     group.write(Role::Primary, "db", 0, 1).context("by the unix socket")?;
@@ -56,7 +56,7 @@ fn r4b_idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
 }
 
 #[test]
-fn r4b_writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
+fn writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
     let (group, place) = with_port()?;
     let mut trickles = Vec::new();
     for (cookie, length) in (0..120u64).zip([512 << 10, 64 << 10, 128 << 10].into_iter().cycle()) {
@@ -77,7 +77,7 @@ fn r4b_writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
 }
 
 #[test]
-fn r4b_a_file_that_was_written_to_between_a_stop_and_a_start_is_told() -> Result<()> {
+fn a_file_that_was_written_to_between_a_stop_and_a_start_is_told() -> Result<()> {
     let mut group = Group::started(FAST, "")?;
     group.write(Role::Primary, "db", 0, 1)?;
     group.site.settle(LONG)?;
@@ -111,7 +111,7 @@ fn touch(path: &Path) -> Result<()> {
 }
 
 #[test]
-fn r4b_a_directory_below_one_that_is_missing_is_not_made() -> Result<()> {
+fn a_directory_below_one_that_is_missing_is_not_made() -> Result<()> {
     let mut group = Group::new(FAST, "")?;
     let config = group.site.config();
     let text = std::fs::read_to_string(&config)?;
