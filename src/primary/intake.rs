@@ -182,7 +182,7 @@ impl Machine {
         self.tail = record.seq;
         self.chain = record.chain;
         self.ages.note(record.seq, record.time_ns, self.now.mono_ns);
-        self.note_cleared(&record);
+        self.note_changed(&record);
         let dropped = self.mode.drops_payloads();
         let payload = match record.payload_bytes() {
             0 => Payload::None,

@@ -15,8 +15,9 @@ use crate::format::record::OrderRecord;
 const OUTLOOK_NS: u64 = 60_000_000_000;
 /// How often its fill is noted for that.
 const OUTLOOK_STEP_NS: u64 = 1_000_000_000;
-/// Parts in which cleared bytes are remembered.
-const CLEARED_MAX: usize = 64;
+/// Parts in which the bytes of a bound are counted, and how many are kept at the most.
+const PARTS: u64 = 64;
+const PARTS_MAX: usize = 4096;
 /// After how long a rate is told.
 const OUTLOOK_MIN_NS: u64 = 5_000_000_000;
 
@@ -72,6 +73,33 @@ impl Ages {
     /// Wall time of `seq`, or a little before.
     pub(super) fn wall_ns(&self, seq: Seq) -> Option<u64> {
         self.at(seq).map(|sample| sample.wall_ns)
+    }
+}
+
+/// Bytes changed by writes, zeroes and trims that DR may not have, or not without a gap before them: in parts, each with its
+/// last seq.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changed {
+    parts: VecDeque<(Seq, u64)>,
+    bytes: u64,
+}
+
+impl Changed {
+    fn note(&mut self, seq: Seq, length: u64, part: u64) {
+        self.bytes += length;
+        let full = self.parts.len() >= PARTS_MAX;
+        match self.parts.back_mut().filter(|(_, bytes)| full || bytes + length <= part) {
+            Some((last, bytes)) => (*last, *bytes) = (seq, *bytes + length),
+            None => self.parts.push_back((seq, length)),
+        }
+    }
+
+    /// DR has everything up to `floor`.
+    fn forget(&mut self, floor: Seq) {
+        while let Some((_, bytes)) = self.parts.front().filter(|(last, _)| *last <= floor) {
+            self.bytes -= bytes;
+            self.parts.pop_front();
+        }
     }
 }
 
@@ -146,21 +174,19 @@ impl Machine {
             return None;
         }
         let floor = self.lag_floor();
-        while self.cleared.front().is_some_and(|(last, _)| *last <= floor) {
-            self.cleared.pop_front();
-        }
+        self.changed.forget(floor);
         if floor == self.tail || planted(Bug::LagUnbounded) {
             return None;
         }
-        let lag_bytes = self.lag_bytes() + self.cleared.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        // How old it is what an earlier incarnation took is not known: the clock may have been set.
+        // Neither how old it is what an earlier incarnation took is known, for the clock may have been set, nor how much it is.
+        let before = floor.next() < self.first;
         let old = |most: u64| {
-            let sample = self.ages.at(floor.next()).filter(|_| floor.next() >= self.first);
+            let sample = self.ages.at(floor.next()).filter(|_| !before);
             sample.is_none_or(|at| self.now.mono_ns.saturating_sub(at.mono_ns) >= most.saturating_mul(1_000_000_000))
         };
         if writes.is_some_and(|most| self.tail.0 - floor.0 >= most) {
             Some("the lag in writes is at primary.lag_max")
-        } else if bytes_max.is_some_and(|most| lag_bytes > 0 && lag_bytes + bytes > most) {
+        } else if bytes_max.is_some_and(|most| before || self.changed.bytes > 0 && self.changed.bytes + bytes > most) {
             Some("the lag in bytes is at primary.lag_max")
         } else if seconds.is_some_and(old) {
             Some("the lag in seconds is at primary.lag_max")
@@ -169,14 +195,11 @@ impl Machine {
         }
     }
 
-    /// A record without payload that changes bytes: those count as well, where the lag is bounded in bytes.
-    pub(super) fn note_cleared(&mut self, record: &OrderRecord) {
-        let counts = self.options.lag_max.is_some_and(|most| most.bytes.is_some()) && record.payload_bytes() == 0;
-        let Some(extent) = record.extent().filter(|_| counts) else { return };
-        let full = self.cleared.len() >= CLEARED_MAX;
-        match self.cleared.back_mut().filter(|_| full) {
-            Some((last, bytes)) => (*last, *bytes) = (record.seq, *bytes + extent.length),
-            None => self.cleared.push_back((record.seq, extent.length)),
+    /// A record got its seq.
+    pub(super) fn note_changed(&mut self, record: &OrderRecord) {
+        let most = self.options.lag_max.and_then(|most| most.bytes);
+        if let (Some(most), Some(extent)) = (most, record.extent()) {
+            self.changed.note(record.seq, extent.length, most / PARTS);
         }
     }
 
@@ -219,27 +242,21 @@ mod tests {
     }
 
     #[test]
-    fn a_write_waits_where_it_would_make_the_lag_too_many_bytes_unless_there_is_none() {
-        let mut machine = bounded(None, Some(8192), None);
+    fn bytes_count_from_the_first_that_dr_lacks_whatever_has_crossed_after_it() {
+        let mut machine = bounded(None, Some(64 * 1024), None);
         assert_eq!(machine.lag_exceeded(1 << 20), None, "longer than the bound, but alone");
-        machine.held.bytes = 4096;
-        assert_eq!(machine.lag_exceeded(4096), None);
-        assert!(machine.lag_exceeded(4097).is_some_and(|why| why.contains("bytes")));
-    }
-
-    #[test]
-    fn what_is_cleared_counts_as_bytes_until_dr_has_the_order() {
-        let mut machine = bounded(None, Some(8192), None);
-        let cleared = |seq, length| OrderRecord { seq: Seq(seq), length, ..a_trim() };
-        (91..=200).for_each(|seq| machine.note_cleared(&cleared(seq, 40)));
-        machine.tail = Seq(200);
-        assert!(machine.cleared.len() <= CLEARED_MAX);
-        assert_eq!(machine.lag_exceeded(8192 - 110 * 40), None);
-        assert!(machine.lag_exceeded(8192 - 110 * 40 + 1).is_some());
-        machine.dr.cut = Seq(199);
-        assert!(machine.lag_exceeded(8192).is_some(), "those that were counted together");
-        machine.dr.cut = Seq(200);
-        assert_eq!(machine.lag_exceeded(8192), None);
+        let trim = |seq, length| OrderRecord { seq: Seq(seq), length, ..a_trim() };
+        (91..=190).for_each(|seq| machine.note_changed(&trim(seq, 512)));
+        machine.tail = Seq(190);
+        assert_eq!(machine.lag_exceeded(64 * 1024 - 51_200), None);
+        assert!(machine.lag_exceeded(64 * 1024 - 51_200 + 1).is_some_and(|why| why.contains("bytes")));
+        machine.dr.cut = Seq(92);
+        assert_eq!(machine.lag_exceeded(64 * 1024 - 50_176), None, "two of them are a part");
+        machine.dr.cut = Seq(190);
+        assert_eq!(machine.lag_exceeded(64 * 1024), None);
+        assert_eq!(machine.changed.bytes, 0);
+        (0..1 << 16).for_each(|seq| machine.note_changed(&trim(200 + seq, 2048)));
+        assert_eq!((machine.changed.parts.len(), machine.changed.bytes), (PARTS_MAX, 1 << 27));
     }
 
     #[test]
@@ -250,6 +267,8 @@ mod tests {
         machine.cut_before = Seq(81);
         assert_eq!((machine.lag_writes(), machine.lag_exceeded(512)), (Some(19), None));
         machine.options.lag_max = Some(LagMax { seconds: Some(1000), ..LagMax::default() });
+        assert!(machine.lag_exceeded(512).is_some());
+        machine.options.lag_max = Some(LagMax { bytes: Some(1 << 30), ..LagMax::default() });
         assert!(machine.lag_exceeded(512).is_some());
         machine.cut_before = Seq(0);
         machine.dr.cut = Seq(94);

@@ -12,7 +12,7 @@ use super::batch::{Batch, Mode};
 use super::fifo::DiskFifo;
 use super::intake::GATHER_SLACK_NS;
 use super::intent::IntentMap;
-use super::lag::{Ages, Outlook};
+use super::lag::{Ages, Changed, Outlook};
 use super::link::DrLink;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
@@ -353,8 +353,7 @@ pub struct Machine {
     pub(super) cut_before: Seq,
     /// What of the bound on the lag the write waits for whose turn it is.
     pub(super) lag_waits: Option<&'static str>,
-    /// Bytes that were cleared and of which DR may not have the order, with the last seq of each part.
-    pub(super) cleared: VecDeque<(Seq, u64)>,
+    pub(super) changed: Changed,
     pub(super) outlook: Outlook,
     pub(super) now: Now,
     pub(super) next_conn: u64,
@@ -450,7 +449,7 @@ impl Machine {
             ages: Ages::recovered(recovered.oldest, now),
             cut_before: recovered.cut,
             lag_waits: None,
-            cleared: VecDeque::new(),
+            changed: Changed::default(),
             outlook: Outlook::default(),
             now,
             next_conn: 1,
