@@ -99,11 +99,10 @@ impl Machine {
         if promotion.force || promotion.plan {
             promotion.aux = "unreachable";
             promotion.refused = (!promotion.force).then_some(refused);
-            if promotion.rehearsal {
-                return self.fenced(now, fx);
+            if !promotion.rehearsal {
+                let text = format!("the auxiliary cannot be reached ({reason}): going on without it");
+                fx.push(Effect::Log { level: Level::Warn, text });
             }
-            let text = format!("the auxiliary cannot be reached ({reason}): going on without it");
-            fx.push(Effect::Log { level: Level::Warn, text });
             return self.fenced(now, fx);
         }
         let error = match promotion.resumed {

@@ -82,7 +82,8 @@ pub fn claim(path: &Path, holder: &Holder) -> Result<Result<bool, String>, IoFai
 /// Where nothing can be marked.
 fn no_attributes(path: &Path) -> String {
     format!(
-        "{}: its file system keeps no extended attributes, so that it cannot be marked: if it is exchanged for another file,          nobody notices",
+        "{}: its file system keeps no extended attributes, so that it cannot be marked: if it is exchanged for another file, \
+         nobody notices",
         path.display()
     )
 }
@@ -107,10 +108,17 @@ pub fn leave<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     }
 }
 
+/// Says of a file that somebody else has written to since its role stopped, in the log and in `notes` for the status.
+pub fn tell_written(path: &Path, notes: &mut Vec<String>) {
+    if let Some(note) = written_since(path) {
+        tracing::warn!("{note}");
+        notes.push(note);
+    }
+}
+
 /// What to say of a file that somebody else has written to since its role stopped. The note of the stop is taken away: after a
 /// crash there is none, and nothing is said.
-#[must_use]
-pub fn written_since(path: &Path) -> Option<String> {
+fn written_since(path: &Path) -> Option<String> {
     let mut found = [0u8; MARK_BYTES_MAX];
     let length = getxattr(path, STOPPED, &mut found[..]).ok()?;
     let now = stamp(&std::fs::metadata(path).ok()?);
@@ -123,7 +131,9 @@ pub fn written_since(path: &Path) -> Option<String> {
     let same = now == then || now.ends_with(".000000000") && seconds(&now) == seconds(&then);
     (!same).then(|| {
         format!(
-            "{} was written to by somebody else since this role stopped: it is used as it is. If that was not meant (another              volume was copied onto it, say), stop the role and bring the right file back; on DR, with the primary alive,              empty DR's directory and start it, and a new first copy is made; of a primary promote DR instead",
+            "{} was written to by somebody else since this role stopped: it is used as it is. If that was not meant (another \
+             volume was copied onto it, say), stop the role and bring the right file back; on DR, with the primary alive, \
+             empty DR's directory and start it, and a new first copy is made; of a primary promote DR instead",
             path.display()
         )
     })

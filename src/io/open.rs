@@ -87,7 +87,8 @@ pub fn make_dir(dir: &Path) -> Result<Option<String>, IoFail> {
     match std::fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
         Ok(()) => {
             let text = format!(
-                "the directory {} was not there, and was made anew: this is a first start. If this role has run here before,                  stop it, mount the file system that the directory stands on, and start it again",
+                "the directory {} was not there, and was made anew: this is a first start. If this role has run here before, \
+                 stop it, mount the file system that the directory stands on, and start it again",
                 dir.display()
             );
             tracing::warn!("{text}");

@@ -150,6 +150,7 @@ const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
 /// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
 const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
 const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
+
 impl Batch {
     /// Bytes on streams and not acknowledged, holes left out.
     fn unacked_bytes(&self) -> u64 {
@@ -463,19 +464,6 @@ impl Machine {
     pub(super) fn orders_unfit(&self) -> bool {
         let unfit = self.dr.headway.left_behind || self.tail.0 + 2 > self.sends_upto().0;
         self.dr.ready() && self.dr.next <= self.tail && unfit
-    }
-
-    /// Orders of writes after `seq` for which DR's journal has room. Part of it is kept for what a promotion finds in the status
-    /// table, for what begins and ends batches, and for what is ordered beside them: while the link is away, and during one
-    /// that nothing else makes room for.
-    fn journal_room_after(&self, seq: Seq) -> u64 {
-        let kept = self.dr.room.kept(self.table_slots());
-        let beside = if self.mode.batch().is_some() { kept / 18 - kept / 72 } else { 0 };
-        self.dr.room.upto.0.saturating_sub(kept - beside).saturating_sub(seq.0)
-    }
-
-    fn journal_room(&self) -> u64 {
-        self.journal_room_after(self.tail)
     }
 
     /// Whether a write has to wait for room in DR's journal, where one waits for it at all; if so, whether it is full.

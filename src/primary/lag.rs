@@ -137,9 +137,14 @@ impl Machine {
         lags.then(|| self.tail.0 - self.lag_floor().0)
     }
 
+    /// DR's cut, as it said last or as it was known before this start.
+    pub(super) fn cut_known(&self) -> Seq {
+        self.dr.cut.max(self.cut_before)
+    }
+
     /// DR has everything up to here, order and payload, as far as is known.
     pub(super) fn lag_floor(&self) -> Seq {
-        self.floor().max(self.cut_before).min(self.tail)
+        self.floor().max(self.cut_known()).min(self.tail)
     }
 
     /// Bytes that have yet to cross.

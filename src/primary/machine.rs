@@ -166,7 +166,8 @@ pub enum Effect {
     },
     /// What became of [`Input::Resize`]. `Ok`: the order is as durable as the mode asks, the volume has the size from now
     /// on, and a start knows it.
-    /// Its seq is in it; none where the volume had that size already. `dr_asked`: whether DR was asked for room; nothing where there is none to ask.
+    /// Its seq is in it; none where the volume had that size already. `dr_asked`: whether DR was asked for room; nothing
+    /// where there is none to ask.
     Resized {
         volume: Volume,
         size: u64,

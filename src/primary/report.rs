@@ -15,7 +15,7 @@ impl Machine {
     pub fn status(&self, now: Now) -> PrimaryStatus {
         let standing = self.standing();
         // A promoted site serves alone: there is nothing that anybody has yet to get.
-        let cut = if self.options.standalone { self.tail } else { self.dr.cut.max(self.cut_before).min(self.tail) };
+        let cut = if self.options.standalone { self.tail } else { self.cut_known().min(self.tail) };
         let disk = self.fifo.bytes();
         PrimaryStatus {
             group: self.options.group_name.clone(),

@@ -95,7 +95,7 @@ impl Machine {
 
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
         let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some();
-        let watermark = Watermark { local_done: self.local_done, cut: self.dr.cut.max(self.cut_before), coalescing };
+        let watermark = Watermark { local_done: self.local_done, cut: self.cut_known(), coalescing };
         let bytes = Bytes::copy_from_slice(&watermark.encode());
         let ticket = self.ticket(Pending::Unwatched("intent log"));
         fx.push(disk_write(ticket, File::IntentLog, LogLayout::WATERMARK_AT, vec![bytes], false));

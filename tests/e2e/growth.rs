@@ -1,6 +1,6 @@
 //! Volumes that grow under load: at both sites, in the order, and across kills and promotions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -147,6 +147,20 @@ fn resize_unasked(group: &mut Group) -> Result<()> {
     Ok(())
 }
 
+/// DR was promoted before the resize, with what the volume held then. That has been decided, also when there is room later.
+fn stands_as_before(group: &mut Group, far_file: &Path, before: &[u8]) -> Result<()> {
+    let stands = |group: &Group, what| -> Result<()> {
+        ensure!(export_bytes(group, Role::Dr, "db")? == 16 * MIB, "another size {what}");
+        ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image {what}");
+        Ok(())
+    };
+    stands(group, "when it was promoted")?;
+    std::fs::File::options().write(true).open(far_file)?.set_len(24 * MIB)?;
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    stands(group, "after a restart")
+}
+
 #[test]
 fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Result<()> {
     let mut group = Group::new(FAST, "protect = \"order\"")?;
@@ -171,20 +185,13 @@ fn by_force_a_promotion_stops_before_a_resize_for_which_there_is_no_room() -> Re
     let lost: Vec<String> = report.missing.iter().map(|write| write.op).collect();
     ensure!(lost == ["resize", "write", "write"], "{report:?}");
     ensure!((plan.cut_seq, plan.missing.len()) == (report.cut_seq, 3), "{plan:?}");
-    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
-    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image");
-    // What stands has been decided, also when there is room later.
-    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
-    group.site.kill(Role::Dr)?;
-    group.site.start(Role::Dr)?;
-    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
-    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image after a restart");
+    stands_as_before(&mut group, &far_file, &before)?;
     far.kill()?;
     Ok(())
 }
 
 /// A DR whose store has no room for a resize that a batch brings: the primary goes on, everything has crossed. The server of
-/// that store, what the volume held before, and the last seq.
+/// that store, its file, and what the volume held before.
 fn held_before_a_batch(group: &mut Group) -> Result<Option<(Child, PathBuf, Vec<u8>)>> {
     let Some((far, far_file, there)) = serve_file(group, "far", 16 * MIB)? else { return Ok(None) };
     group.put_on(Role::Dr, "db", &there, &there)?;
@@ -231,13 +238,7 @@ fn by_force_a_promotion_stops_before_a_batch_for_whose_resize_there_is_no_room()
     let report = group.site.promote(&["--force"])?;
     ensure!((plan.cut_seq, &plan.missing) == (report.cut_seq, &report.missing), "{plan:?} and {report:?}");
     ensure!(report.missing.iter().any(|write| write.op == "resize") && plan.refused.is_none(), "{report:?}");
-    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
-    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image");
-    std::fs::File::options().write(true).open(&far_file)?.set_len(24 * MIB)?;
-    group.site.kill(Role::Dr)?;
-    group.site.start(Role::Dr)?;
-    ensure!(export_bytes(&group, Role::Dr, "db")? == 16 * MIB);
-    ensure!(group.site.client(Role::Dr, "db")?.read_all()? == before, "another image after a restart");
+    stands_as_before(&mut group, &far_file, &before)?;
     far.kill()?;
     Ok(())
 }

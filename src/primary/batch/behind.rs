@@ -21,6 +21,18 @@ pub(super) const STALL_NS: u64 = 10_000_000_000;
 /// Batches in a row whose begin ahead of orders counts as getting on.
 const LEAPS_MAX: u32 = 3;
 
+/// Records that DR's journal keeps free at its end, from whom. What a promotion finds in the status table always has room
+/// there; beyond it what begins and ends batches, and what is ordered beside them: while the link is away, and during a batch
+/// that nothing else makes room for.
+struct Kept {
+    /// From writes that wait for room, and from them during a batch.
+    from_writes: u64,
+    from_writes_beside: u64,
+    /// From orders that are sent, and from the begin and the end of a batch.
+    from_orders: u64,
+    from_own: u64,
+}
+
 /// How DR gets on, measured by those who wait for it.
 #[derive(Clone, Debug, Default)]
 pub(in crate::primary) struct Headway {
@@ -51,18 +63,38 @@ impl Machine {
         if self.dr.headway.left_behind {
             return self.dr.next.prev();
         }
-        let upto = self.dr.room.upto;
-        let kept = self.dr.room.kept(self.table_slots());
-        let (table, own_part) = (kept - kept / 9, kept / 18);
+        let (upto, kept) = (self.dr.room.upto, self.kept());
         // What is left to a batch would only take the room of what is written during it.
-        let beside = if self.lost_any() { kept } else { table + own_part };
-        let orders = Seq(upto.0.saturating_sub(beside));
+        let from_orders = if self.lost_any() { kept.from_writes } else { kept.from_orders };
+        let orders = Seq(upto.0.saturating_sub(from_orders));
         // What begins or ends a batch makes room when nothing else does: orders that waited may have left it none but what is
         // kept for it. Of a DR without a copy all of it: that one is not promoted, and lets go of everything before a begin.
         let begin = self.mode.batch().map(|batch| batch.begin);
         let own = begin.or_else(|| self.closing.as_ref().and_then(|batch| batch.end));
-        let most = if begin.is_some() && !self.dr.synced { upto } else { Seq(upto.0.saturating_sub(table)) };
+        let most = if begin.is_some() && !self.dr.synced { upto } else { Seq(upto.0.saturating_sub(kept.from_own)) };
         own.filter(|own| *own == self.dr.next).map_or(orders, |own| orders.max(own.min(most)))
+    }
+
+    fn kept(&self) -> Kept {
+        let all = self.dr.room.kept(self.table_slots());
+        let (eighth, half) = (all / 9, all / 18);
+        Kept {
+            from_writes: all,
+            from_writes_beside: all - (half - all / 72),
+            from_orders: all - eighth + half,
+            from_own: all - eighth,
+        }
+    }
+
+    /// Orders of writes after `seq` for which DR's journal has room.
+    pub(super) fn journal_room_after(&self, seq: Seq) -> u64 {
+        let kept = self.kept();
+        let from_writes = if self.mode.batch().is_some() { kept.from_writes_beside } else { kept.from_writes };
+        self.dr.room.upto.0.saturating_sub(from_writes).saturating_sub(seq.0)
+    }
+
+    pub(super) fn journal_room(&self) -> u64 {
+        self.journal_room_after(self.tail)
     }
 
     /// What DR says of its room.

@@ -100,10 +100,7 @@ fn open_volume(
     if let Some(note) = &verdict.note {
         tracing::warn!("{note}");
     }
-    if let Some(note) = mark::written_since(path) {
-        tracing::warn!("{note}");
-        notes.push(note);
-    }
+    mark::tell_written(path, notes);
     let options = OpenOptions {
         path: path.to_path_buf(),
         create: verdict.make,

@@ -56,10 +56,7 @@ pub(super) fn open(
     if let Some(note) = &verdict.note {
         tracing::warn!("{note}");
     }
-    if let Some(note) = mark::written_since(path) {
-        tracing::warn!("{note}");
-        notes.push(note);
-    }
+    mark::tell_written(path, notes);
     let direct = match direct {
         config::Direct::Auto => Direct::Auto,
         config::Direct::Never => Direct::Never,
