@@ -176,6 +176,8 @@ pub const DR_APPENDS_INFLIGHT_MAX: usize = 4;
 pub const DR_APPEND_BLOCKS_MAX: usize = 16;
 /// Bytes of payload DR keeps in memory between receipt and apply; the rest is read back from the spool.
 pub const DR_CACHE_BYTES_MAX: u64 = 8 << 20;
+/// The same where volumes stand on NBD servers, which take memory of their own.
+pub const DR_CACHE_BESIDE_SERVERS_BYTES_MAX: u64 = 2 << 20;
 /// Largest window of unacknowledged payload a DR site grants, bytes: a line of 1 Gbit/s and 190 ms holds as much.
 pub const DR_WINDOW_BYTES_MAX: u64 = 24 << 20;
 /// Writes to volumes in flight while DR applies, and their bytes (of the last one up to a piece more).
@@ -228,14 +230,22 @@ pub const BACKING_STATUS_ANSWER_BYTES_MAX: u32 = 4 + (8 << 20);
 /// Requests on the wire to the server of a volume, and their payload, both ways, from which on the next one waits, bytes.
 pub const BACKING_REQUESTS_MAX: usize = 64;
 pub const BACKING_WIRE_BYTES_MAX: u64 = 8 << 20;
-/// Bytes of changes on NBD servers that no flush covers, of all volumes of a group; of one, at the least.
+/// Bytes of changes on NBD servers that no flush covers, of all volumes of a group on the primary and on DR; of one, at the
+/// least.
 pub const BACKING_KEPT_BYTES_MAX: u64 = 16 << 20;
-pub const BACKING_KEPT_BYTES_MIN: u64 = 1 << 20;
+pub const DR_BACKING_KEPT_BYTES_MAX: u64 = 8 << 20;
+pub const BACKING_KEPT_BYTES_MIN: u64 = 256 << 10;
 
 const _: () = assert!(
     DR_WINDOW_BYTES_MAX + DR_CACHE_BYTES_MAX + DR_APPLY_BYTES_MAX + 2 * PAYLOAD_PIECE_BYTES_MAX
         <= DR_MEMORY_BYTES * 3 / 4,
     "what DR has not acknowledged, keeps and applies leaves a quarter of the bound"
+);
+const _: () = assert!(
+    DR_BACKING_KEPT_BYTES_MAX <= DR_CACHE_BYTES_MAX
+        && DR_CACHE_BESIDE_SERVERS_BYTES_MAX <= DR_CACHE_BYTES_MAX / 4
+        && BACKING_KEPT_BYTES_MIN * VOLUMES_MAX as u64 <= BACKING_KEPT_BYTES_MAX,
+    "volumes on servers take little more, however many they are"
 );
 const _: () = assert!(
     DR_APPLY_BYTES_MAX + PAYLOAD_PIECE_BYTES_MAX < DR_WRITING_BYTES_LOW && DR_WRITING_BYTES_LOW < DR_WRITING_BYTES_HIGH,

@@ -24,7 +24,7 @@ use crate::core::machine::{DiskKind, IoFail, Now};
 use crate::core::sparing::Sparing;
 use crate::io::tls::Connector;
 use crate::io::{Event, FileId, Preallocate, Range, Reactor, ReactorOptions};
-use crate::limits::{BACKING_KEPT_BYTES_MAX, BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
+use crate::limits::{BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
 use crate::nbd::client::ExportInfo;
 use crate::nbd::protocol::{SEND_FUA, SEND_WRITE_ZEROES};
 use crate::nbd::store::{Heard, Said, Store};
@@ -95,8 +95,10 @@ pub struct Short {
 }
 
 /// The volumes of a group that stand on NBD servers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backings {
+    /// Most bytes of changes that no flush covers, of all together.
+    kept_bytes_max: u64,
     remotes: Vec<Remote>,
     events: Vec<Event>,
     closing: bool,
@@ -131,6 +133,19 @@ struct Remote {
 }
 
 impl Backings {
+    /// None yet. `kept_bytes_max`: what all together may keep of changes that no flush covers, bytes.
+    #[must_use]
+    pub fn new(kept_bytes_max: u64) -> Backings {
+        Backings {
+            kept_bytes_max,
+            remotes: Vec::new(),
+            events: Vec::new(),
+            closing: false,
+            stopping: false,
+            stop_told: false,
+        }
+    }
+
     /// Whether a file is a volume on a server, of anybody.
     #[must_use]
     pub fn owns(file: FileId) -> bool {
@@ -183,7 +198,7 @@ impl Backings {
 
     /// Takes a volume on; its connection is made by the next `tick`.
     fn add(&mut self, now: Now, volumes: usize, opening: Opening<'_>) -> usize {
-        let kept = (BACKING_KEPT_BYTES_MAX / volumes.max(1) as u64).max(BACKING_KEPT_BYTES_MIN);
+        let kept = (self.kept_bytes_max / volumes.max(1) as u64).max(BACKING_KEPT_BYTES_MIN);
         let index = self.remotes.len();
         self.remotes.push(Remote {
             volume: opening.volume.to_owned(),
@@ -650,7 +665,7 @@ impl fmt::Display for Offers {
 pub fn probe(opening: Opening<'_>, within_ns: u64) -> Result<Offers, OpenError> {
     let options = ReactorOptions { arena_bytes: 8 << 20, ..ReactorOptions::default() };
     let mut reactor = Reactor::new(options).map_err(|error| OpenError::Unreachable(error.to_string()))?;
-    let mut backings = Backings::default();
+    let mut backings = Backings::new(BACKING_KEPT_BYTES_MIN);
     let index = backings.add(reactor.now(), 1, opening);
     backings.await_server(&mut reactor, index, within_ns)?;
     let store = &backings.remotes[index].store;

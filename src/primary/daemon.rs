@@ -34,7 +34,7 @@ use crate::core::peer::Role;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
-use crate::limits::{BATCH_LOOK_BYTES, INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
+use crate::limits::{BACKING_KEPT_BYTES_MAX, BATCH_LOOK_BYTES, INTENT_NEIGHBOURS, REQUESTS_INFLIGHT_MAX};
 use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::ended::Ended;
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
@@ -114,7 +114,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         fifo_disk_bytes: primary.fifo.disk,
         log_slots: aux.slots,
     };
-    let mut opened = files::open(&mut reactor, Backings::default(), config, &setup)?;
+    let mut opened = files::open(&mut reactor, Backings::new(BACKING_KEPT_BYTES_MAX), config, &setup)?;
     let expect = files::expect(config, &setup, &opened)?;
     let mut recovered = recovery::recover(&expect, &opened.views())
         .map_err(|error| Refused(error.to_string()))

@@ -33,7 +33,7 @@ use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
-use crate::limits::DR_CACHE_BYTES_MAX;
+use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
 const SUPERBLOCK: &str = "superblock";
@@ -119,7 +119,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         journal_bytes: reactor.file_size(journal),
         table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
         spool_bytes: reactor.file_size(spool),
-        cache_bytes: DR_CACHE_BYTES_MAX,
+        cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
         protect: config.group.protect,
         ack: config.group.ack,
         require: config.group.require,

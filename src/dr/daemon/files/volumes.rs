@@ -13,6 +13,7 @@ use crate::core::machine::IoFail;
 use crate::core::peer::Role;
 use crate::format::superblock::{MARKED, PROMOTED, Superblock};
 use crate::io::{Direct, FileId, OpenOptions, Reactor, mark};
+use crate::limits::DR_BACKING_KEPT_BYTES_MAX;
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
 
@@ -27,7 +28,7 @@ pub fn open(
     promotable: bool,
 ) -> anyhow::Result<(Vec<FileId>, Backings, Vec<String>)> {
     each_its_own(config, dr)?;
-    let (mut files, mut backings, mut notes) = (Vec::new(), Backings::default(), Vec::new());
+    let (mut files, mut backings, mut notes) = (Vec::new(), Backings::new(DR_BACKING_KEPT_BYTES_MAX), Vec::new());
     for (((volume, &size), backing), holder) in config.volumes.iter().zip(sizes).zip(&dr.backing).zip(holders) {
         if volume.size != size {
             let (name, says) = (&volume.name, volume.size);
