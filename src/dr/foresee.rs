@@ -73,6 +73,10 @@ impl Machine {
             let here = view.unbroken_from(self.cut, view.tail());
             report.refused = (here < cut).then(|| beyond_reach(cut, here));
         }
+        let unreplayed = report.refused.is_none() && self.replay.applied() < cut;
+        if let Some(text) = self.unreplayable(false).filter(|_| unreplayed) {
+            report.refused = Some(text);
+        }
         report
     }
 

@@ -532,6 +532,11 @@ impl World {
             self.director.force = true;
             return Ok(());
         }
+        // Who has no room for a resize waits for it, or does not.
+        if !plan && error.text.contains("; --force promotes") && self.noise.chance(30) {
+            self.director.force = true;
+            return Ok(());
+        }
         if !error.refused_for_safety && !error.text.contains("try again") && !error.text.contains("stopping") {
             return self.fail("I6", format!("promotion failed: {}", error.text));
         }
