@@ -145,7 +145,10 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
     writeln!(out, "  replayed         {} writes", report.replayed)?;
     let aux = match report.aux.as_str() {
         "read" => format!("read; {} payloads fetched from it", report.fetched_from_aux),
-        other => format!("{other}: writes that only it knew are not in this report"),
+        other if report.known_until.is_some() => {
+            format!("{other}: writes that only it knew are not in this report")
+        }
+        other => format!("{other}: it knew of nothing that DR does not know"),
     };
     writeln!(out, "  auxiliary        {aux}")?;
     if let Some(text) = &report.refused {
@@ -157,11 +160,19 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
     if let Some(text) = &report.incomplete {
         writeln!(out, "  INCOMPLETE       {text}")?;
     }
+    if let Some(known) = &report.known_until {
+        let seq = known.seq;
+        let until = match &known.time {
+            Some(time) => format!("{time} (seq {seq})"),
+            None => format!("seq {seq}, taken in at a time that is not known"),
+        };
+        writeln!(out, "  known until      {until}: writes acknowledged after that are lost and cannot be listed")?;
+    }
     let Some((first, last)) = &lost.span else {
         let none = match &report.incomplete {
             Some(_) => "not known: see INCOMPLETE",
-            None if report.aux == "read" => "nothing",
-            None => "nothing that DR knows of",
+            None if report.known_until.is_some() => "nothing that is known of",
+            None => "nothing",
         };
         return writeln!(out, "  lost             {none}");
     };
@@ -251,6 +262,7 @@ impl Notices {
 mod tests {
     use super::*;
     use crate::cluster::losses::MissingWrites;
+    use crate::cluster::status::KnownUntil;
     use crate::core::ids::Seq;
 
     fn write(seq: u64, volume: &str) -> MissingWrite {
@@ -316,9 +328,17 @@ mod tests {
 
     #[test]
     fn no_loss_and_no_auxiliary_are_said_in_words() {
-        let report = PromoteReport { aux: "unreachable".into(), ..Default::default() };
+        let mut report = PromoteReport { aux: "unreachable".into(), ..Default::default() };
         let text = shown(&report, None);
-        assert!(text.contains("lost             nothing"), "{text}");
+        assert!(text.contains("unreachable: it knew of nothing that DR does not know"), "{text}");
+        assert!(text.contains("lost             nothing\n") && !text.contains("known until"), "{text}");
+        report.known_until = Some(KnownUntil { seq: Seq(7), time: Some("2026-11-22T10:00:00Z".into()) });
+        let text = shown(&report, None);
         assert!(text.contains("unreachable: writes that only it knew are not in this report"), "{text}");
+        assert!(text.contains("lost             nothing that is known of\n"), "{text}");
+        let until = "known until      2026-11-22T10:00:00Z (seq 7): writes acknowledged after that are lost and cannot be listed";
+        assert!(text.contains(until), "{text}");
+        report.known_until = Some(KnownUntil { seq: Seq(7), time: None });
+        assert!(shown(&report, None).contains("known until      seq 7, taken in"), "{text}");
     }
 }

@@ -348,12 +348,25 @@ pub struct PromoteReport {
     /// never have been given out, when a primary lost power in between.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<SeqRange>,
+    /// Set where writes may have been acknowledged whose orders reached nobody who could be asked: nothing that was taken in after
+    /// this order is known, and what was is lost and cannot be listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_until: Option<KnownUntil>,
     /// Of a plan: why the promotion would be refused as things stand, in its own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// Of a plan: what the promotion would wait for, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+}
+
+/// The newest order that a report knows of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownUntil {
+    pub seq: Seq,
+    /// When the primary took it in, RFC 3339; not known where nothing came after DR's last checkpoint and its record is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
 }
 
 impl PromoteReport {

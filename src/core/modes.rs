@@ -32,6 +32,19 @@ impl Protect {
         let each = ack == Ack::Write;
         Awaited { aux: each && self != Protect::Async, journal: each && matches!(self, Protect::Order | Protect::Sync) }
     }
+
+    /// Whether DR's journal holds the order of every write that this promises to keep, whatever is out of reach.
+    #[must_use]
+    pub fn tells_dr(self, require: Require) -> bool {
+        require == Require::Both && matches!(self, Protect::Order | Protect::Sync)
+    }
+
+    /// Whether writes are acknowledged while nobody but the primary knows of them, so that the last are not known once it is
+    /// lost.
+    #[must_use]
+    pub fn hides_the_last(self, ack: Ack, require: Require) -> bool {
+        self == Protect::Async || ack == Ack::Flush || require == Require::None
+    }
 }
 
 /// Where the wait takes place: at each write, or at FLUSH and FUA only.

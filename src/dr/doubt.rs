@@ -392,7 +392,7 @@ impl Machine {
                 ));
             }
         }
-        let (unknown, tail) = unknown(cut, doubt.until, above.records(), promotion.table.as_ref());
+        let (unknown, tail) = self.unknown(promotion, cut, doubt.until, above);
         if !unknown.is_empty() {
             let ranges: Vec<String> =
                 unknown.iter().take(NAMED_MAX).map(|range| format!("{} to {}", range.first, range.last)).collect();
@@ -405,59 +405,73 @@ impl Machine {
         (!why.is_empty()).then(|| format!("{} ({})", why.join("; "), doubt.reason))
     }
 
-    /// A report that is not complete ends a promotion without force; a rehearsal whose report is complete is
-    /// followed by the promotion. Whether there is nothing more to do with this report.
-    pub(super) fn rehearsed(&mut self, now: Now, report: &PromoteReport, fx: &mut Vec<Effect>) -> bool {
+    /// A report that damage here leaves incomplete ends a promotion without force; any other rehearsal is followed by the
+    /// promotion. Whether there is nothing more to do with this report. `doubtful`: what in it is not for want of the table.
+    pub(super) fn rehearsed(
+        &mut self,
+        now: Now,
+        report: &PromoteReport,
+        doubtful: Option<&str>,
+        fx: &mut Vec<Effect>,
+    ) -> bool {
         let Some(promotion) = &self.promotion else { return false };
         let (rehearsal, force) = (promotion.rehearsal, promotion.force);
         if promotion.plan && !rehearsal {
             return false;
         }
-        match &report.incomplete {
-            Some(_) if rehearsal && self.doubt.is_none() => {
-                self.looked(now, fx);
-                true
-            }
-            // Nothing is damaged: what the policy gave up is said, and no reason to wait.
-            Some(text) if self.doubt.is_none() => {
-                fx.push(Effect::Log { level: Level::Warn, text: format!("the loss report is INCOMPLETE: {text}") });
-                false
-            }
-            Some(text) if !force => {
-                let text = damaged(text, report.cut_seq);
-                self.promote_fails(unsafe_because(text), fx);
-                true
-            }
-            Some(text) => {
-                fx.push(Effect::Log { level: Level::Error, text: format!("promoted by force, INCOMPLETE: {text}") });
-                false
-            }
-            None if rehearsal => {
-                self.looked(now, fx);
-                true
-            }
-            None => false,
+        let damage = doubtful.filter(|_| self.doubt.is_some());
+        if let Some(text) = damage.filter(|_| !force) {
+            let text = damaged(text, report.cut_seq);
+            self.promote_fails(unsafe_because(text), fx);
+            return true;
         }
+        if rehearsal {
+            self.looked(now, fx);
+            return true;
+        }
+        // Where nothing is damaged, what the policy gave up, or the operator left out, is said, and no reason to wait.
+        let (level, how) = match damage {
+            Some(_) => (Level::Error, "promoted by force, INCOMPLETE"),
+            None => (Level::Warn, "the loss report is INCOMPLETE"),
+        };
+        if let Some(text) = &report.incomplete {
+            fx.push(Effect::Log { level, text: format!("{how}: {text}") });
+        }
+        false
     }
+}
+
+/// The status table, to whom asks what it held.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked<'a> {
+    Read(&'a TableReader),
+    /// It may have held what nobody else did, and was not to be had.
+    Silent,
+    /// It held nothing that DR was not told of as well.
+    Needless,
 }
 
 /// Seqs between `cut` and `until` that no record names and no start of a writer explains; and the last known one.
 /// Where the start itself is not known, seqs that were skipped are among them.
 ///
 /// A writer that has lost its power does not know the last seq before its start, and names none. What came before is in
-/// the status table, but for slots that the writer has used again: what those held is not known either.
+/// the status table, but for slots that the writer has used again: what those held is not known either, nor what a table held
+/// that was not read.
 pub(super) fn unknown(
     cut: Seq,
     until: Seq,
     above: impl Iterator<Item = OrderRecord>,
-    table: Option<&TableReader>,
+    table: Asked<'_>,
 ) -> (Vec<SeqRange>, Seq) {
     let mut unknown = Vec::new();
     let mut at = cut;
     for record in above {
         let seq = record.seq;
         let between = match (record.op, table) {
-            (Op::EpochStart, Some(table)) if record.offset == 0 => table.overwritten(at, seq),
+            (Op::EpochStart, Asked::Read(table)) if record.offset == 0 => table.overwritten(at, seq),
+            (Op::EpochStart, Asked::Silent) if record.offset == 0 => {
+                vec![SeqRange { first: at.next(), last: seq.prev() }]
+            }
             // A start names the last seq before it: those between were never given out.
             (Op::EpochStart, _) => vec![SeqRange { first: at.next(), last: Seq(record.offset).min(seq.prev()) }],
             _ => vec![SeqRange { first: at.next(), last: seq.prev() }],

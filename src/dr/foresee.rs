@@ -48,9 +48,9 @@ pub(super) fn beyond_reach(cut: Seq, here: Seq) -> String {
 
 impl Machine {
     /// Why the promotion of a plan would be refused, as things stand; in the order in which it would find out.
-    pub(super) fn foreseen(&self, report: &PromoteReport) -> Option<String> {
+    pub(super) fn foreseen(&self, report: &PromoteReport, doubtful: Option<&str>) -> Option<String> {
         let promotion = self.promotion.as_ref().filter(|it| it.plan && !it.rehearsal)?;
-        let doubtful = report.incomplete.as_ref().filter(|_| self.doubt.is_some() && !promotion.force);
+        let doubtful = doubtful.filter(|_| self.doubt.is_some() && !promotion.force);
         let damaged = doubtful.map(|text| damaged(text, report.cut_seq));
         damaged.or_else(|| promotion.refused.clone()).or_else(|| self.unreplayable(promotion.force))
     }
@@ -72,6 +72,10 @@ impl Machine {
             view.pass_batches(cut);
             let here = view.unbroken_from(self.cut, view.tail());
             report.refused = (here < cut).then(|| beyond_reach(cut, here));
+        }
+        let unreplayed = report.refused.is_none() && self.replay.applied() < cut;
+        if let Some(text) = self.unreplayable(false).filter(|_| unreplayed) {
+            report.refused = Some(text);
         }
         report
     }

@@ -66,6 +66,8 @@ pub struct History {
     /// Everything up to here has been applied and forgotten.
     floor: Seq,
     floor_chain: Chain,
+    /// When that was taken in, if its record was seen.
+    floor_time_ns: Option<u64>,
     /// A batch was completed there since the writer last started, as far as is known.
     floor_settled: bool,
     /// Seq and chain of the last record.
@@ -116,6 +118,19 @@ impl History {
     #[must_use]
     pub fn tail_chain(&self) -> Chain {
         self.chain
+    }
+
+    /// When the last record was taken in by its writer, nanoseconds since the Unix epoch, if it was seen.
+    #[must_use]
+    pub fn tail_time_ns(&self) -> Option<u64> {
+        self.entries.back().map_or(self.floor_time_ns, |entry| Some(entry.record.time_ns))
+    }
+
+    /// The record of the floor was found after all.
+    pub fn found_floor(&mut self, record: &OrderRecord) {
+        if (record.seq, record.chain) == (self.floor, self.floor_chain) {
+            self.floor_time_ns = Some(record.time_ns);
+        }
     }
 
     /// Chain of the record with this seq, which is in the history or its floor.
@@ -327,6 +342,7 @@ impl History {
     pub fn forget(&mut self, seq: Seq) {
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.record.seq <= seq) {
             self.floor_chain = entry.record.chain;
+            self.floor_time_ns = Some(entry.record.time_ns);
             self.floor_settled = settled_by(entry.record.op).unwrap_or(self.floor_settled);
         }
         while self.missing.first_key_value().is_some_and(|(&missing, _)| missing <= seq) {

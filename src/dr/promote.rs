@@ -195,7 +195,7 @@ pub(super) fn failed(text: impl Into<String>) -> PromoteError {
 impl Machine {
     /// An operator asks for a promotion or a plan.
     pub(super) fn promote(&mut self, now: Now, ticket: Ticket, plan: bool, force: bool, fx: &mut Vec<Effect>) {
-        if let Some(result) = self.promote_at_once(plan) {
+        if let Some(result) = self.promote_at_once(plan, force) {
             fx.push(Effect::PromoteDone { ticket, result });
             return;
         }
@@ -278,7 +278,7 @@ impl Machine {
     }
 
     /// What needs no promotion to be answered.
-    fn promote_at_once(&self, plan: bool) -> Option<Result<PromoteReport, PromoteError>> {
+    fn promote_at_once(&self, plan: bool, force: bool) -> Option<Result<PromoteReport, PromoteError>> {
         let it = self.keeper.get();
         if it.has(PROMOTED) {
             let stored = self.report.as_ref().map(|stored| stored.report.clone());
@@ -298,13 +298,12 @@ impl Machine {
             let text = "no recovery point yet: the first sync has never been completed, there is nothing to promote";
             return Some(Err(unsafe_because(text)));
         }
-        if plan
-            && it.has(PROMOTING)
-            && self.report.as_ref().is_some_and(|it| it.report.epoch == self.keeper.get().target_epoch)
-        {
-            return self.report.as_ref().map(|stored| Ok(self.planned_again(&stored.report)));
-        }
-        None
+        let of_target = |stored: &&LossReport| it.has(PROMOTING) && stored.report.epoch == it.target_epoch;
+        let stored = self.report.as_ref().filter(of_target).filter(|_| plan)?;
+        let planned = self.planned_again(&stored.report);
+        // By force another one would take its place.
+        let anew = planned.refused.is_some() && (force || it.has(FORCED));
+        (!anew).then_some(Ok(planned))
     }
 
     /// It is durable that a promotion is under way: the writer may be fenced.
@@ -543,7 +542,8 @@ impl Machine {
     /// Waits until everything received is durable and applied, so that the cut is what it can be.
     fn settling(&mut self, fx: &mut Vec<Effect>) {
         let quiet = self.journal.idle() && self.intake.idle() && self.committing.is_none() && !self.room_is_coming();
-        let waits = self.replay.applied() < self.cut || self.batch_waits_for_room();
+        // Where it stops before a resize, what lies behind that is not waited for.
+        let waits = self.replay.applied() < self.cut || self.sizes.stops_at.is_none() && self.batch_waits_for_room();
         if quiet && self.committed.is_none() && self.replay.idle() && !waits {
             return self.merge(fx);
         }
@@ -690,12 +690,19 @@ impl Machine {
             }
             self.promote_fails(unsafe_because(text), fx);
         } else if quiet && self.keeper.settled() && self.desk.idle() && self.replay.applied() < cut {
-            let error = self.too_small().map(|_| self.not_reached());
-            error.into_iter().for_each(|error| self.promote_fails(error, fx));
+            if self.too_small().is_none() {
+                return;
+            }
+            let error = self.not_reached();
+            if self.stop_before_resize(fx) {
+                return self.promote_anew(now, &error.text, fx);
+            }
+            self.promote_fails(error, fx);
         }
     }
 
-    /// What the stored report relied on is damaged since, and nobody was told of it: by force another one takes its place.
+    /// What the stored report relied on is damaged since, or does not fit, and nobody was told of it: by force another one takes
+    /// its place.
     fn promote_anew(&mut self, now: Now, why: &str, fx: &mut Vec<Effect>) {
         let text = format!("{why}: the report is made anew");
         fx.push(Effect::Log { level: Level::Error, text });

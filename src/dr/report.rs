@@ -5,25 +5,29 @@
 use std::collections::BTreeMap;
 
 use crate::cluster::losses::{Entry, MissingWrites};
-use crate::cluster::status::{PromoteReport, seconds};
+use crate::cluster::status::{KnownUntil, PromoteReport, rfc3339, seconds};
 use crate::core::ids::{Seq, SeqRange, Ticket};
 use crate::core::machine::{IoFail, Now};
+use crate::core::modes::Protect;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::dr::api::Effect;
-use crate::dr::doubt;
+use crate::dr::api::{Effect, Options};
+use crate::dr::doubt::{self, Asked};
 use crate::dr::history::History;
 use crate::dr::machine::Machine;
 use crate::dr::promote::{BLANK_TABLE, LossReport, Promotion, Step, failed};
 use crate::dr::reconcile::{Known, decide};
 use crate::format::record::OrderRecord;
 
+/// What the text of a report begins with that was made without a table that it needs.
+pub(super) const LEFT_OUT: &str = "the status table was left out";
+
 impl Machine {
     /// Decides what is stored in the report, and has it made durable.
     pub(super) fn report_now(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let mut report = self.make_report(now);
-        report.refused = self.foreseen(&report);
-        if self.rehearsed(now, &report, fx) {
+        let (mut report, doubtful) = self.make_report(now);
+        report.refused = self.foreseen(&report, doubtful.as_deref());
+        if self.rehearsed(now, &report, doubtful.as_deref(), fx) {
             return;
         }
         let ticket = self.desk.ticket();
@@ -64,9 +68,9 @@ impl Machine {
         }
     }
 
-    /// Every write above the cut, and why it is not in the image (I4).
-    fn make_report(&self, now: Now) -> PromoteReport {
-        let Some(promotion) = &self.promotion else { return PromoteReport::default() };
+    /// Every write above the cut, and why it is not in the image (I4); and what is in doubt of that, but for want of a table.
+    fn make_report(&self, now: Now) -> (PromoteReport, Option<String>) {
+        let Some(promotion) = &self.promotion else { return Default::default() };
         // A plan looks at a copy of the history in which what could be fetched is held already.
         let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
         let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
@@ -78,10 +82,15 @@ impl Machine {
         let told = promotion.table.as_ref().map_or(Seq(0), |table| table.told);
         let tail = all.last().max(told);
         let until = self.doubt.as_ref().map_or(tail, |doubt| doubt.until.max(tail));
-        let unknown = doubt::unknown(cut, until, all.records(), promotion.table.as_ref()).0;
+        let unknown = self.unknown(promotion, cut, until, all).0;
         let due = history.above(self.fed).take_while(|entry| entry.record.seq <= cut);
         let due = due.filter(|entry| entry.record.changes_volume()).count() as u64;
-        PromoteReport {
+        let doubtful =
+            self.vouched(promotion, cut, tail, all).or_else(|| given_up(&unknown, promotion.table.is_some()));
+        let newest = all.newest();
+        let left_out = self.leaves_out_table(promotion).then(|| self.without_table(&newest));
+        let incomplete: Vec<String> = doubtful.clone().into_iter().chain(left_out).collect();
+        let report = PromoteReport {
             group: self.options.group_name.clone(),
             epoch: promotion.target,
             cut_seq: cut,
@@ -93,17 +102,60 @@ impl Machine {
             missing: MissingWrites::new(self.options.volumes.iter().map(|(name, _)| name.clone()).collect(), missing),
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
-            incomplete: self.vouched(promotion, cut, tail, all).or_else(|| given_up(&unknown)),
+            incomplete: (!incomplete.is_empty()).then(|| incomplete.join("; ")),
             unknown,
+            known_until: self.goes_on_unknown(promotion).then_some(newest),
             ..PromoteReport::default()
-        }
+        };
+        (report, doubtful)
+    }
+
+    /// Whether orders of acknowledged writes may stand in the status table alone, so that a report needs it.
+    fn needs_table(&self) -> bool {
+        let Options { auxiliary, protect, require, .. } = self.options;
+        auxiliary && !protect.tells_dr(require)
+    }
+
+    /// Whether a table that is needed was left out. (One that is blank was read, and says less: [`BLANK_TABLE`].)
+    fn leaves_out_table(&self, promotion: &Promotion) -> bool {
+        promotion.table.is_none() && !promotion.blank && self.needs_table()
+    }
+
+    /// Whether writes may have been acknowledged behind the last order that is known.
+    fn goes_on_unknown(&self, promotion: &Promotion) -> bool {
+        let Options { protect, ack, require, .. } = self.options;
+        protect.hides_the_last(ack, require) || promotion.table.is_none() && self.needs_table()
+    }
+
+    /// Seqs above the cut of which nothing is known, and the last that is known.
+    pub(super) fn unknown(&self, promotion: &Promotion, cut: Seq, until: Seq, all: Above<'_>) -> (Vec<SeqRange>, Seq) {
+        let table = match &promotion.table {
+            Some(table) => Asked::Read(table),
+            None if self.needs_table() => Asked::Silent,
+            None => Asked::Needless,
+        };
+        doubt::unknown(cut, until, all.records(), table)
+    }
+
+    /// What a report that was made without the table does not know, and since when.
+    fn without_table(&self, newest: &KnownUntil) -> String {
+        let KnownUntil { seq, time } = newest;
+        let when = match self.options.protect {
+            Protect::Order | Protect::Sync => ", which is so only while DR is out of reach or catches up,",
+            Protect::Async | Protect::Near | Protect::Bunker => "",
+        };
+        let taken = time.as_ref().map_or_else(String::new, |time| format!(", taken in at {time}"));
+        format!(
+            "{LEFT_OUT}: writes whose orders had reached the auxiliary and not DR{when} are lost and cannot be listed; the \
+             newest order that is known is seq {seq}{taken}"
+        )
     }
 
     /// What the report cannot vouch for, because of damage here or at the auxiliary.
     fn vouched(&self, promotion: &Promotion, cut: Seq, tail: Seq, all: Above<'_>) -> Option<String> {
         let table = match &promotion.table {
             Some(table) => table.doubt(cut, tail, |seq| all.contains(seq)),
-            None => promotion.blank.then(|| BLANK_TABLE.to_owned()),
+            None => (promotion.blank && self.needs_table()).then(|| BLANK_TABLE.to_owned()),
         };
         let why: Vec<String> = self.incomplete(promotion, cut, all).into_iter().chain(table).collect();
         (!why.is_empty()).then(|| why.join("; "))
@@ -180,6 +232,14 @@ impl<'a> Above<'a> {
         seq > self.cut && (stray || self.history.get(seq).is_some())
     }
 
+    /// The last order of all that are known, be it up to the cut.
+    fn newest(self) -> KnownUntil {
+        let stray = self.strays.and_then(|strays| strays.last_key_value()).map(|(&seq, it)| (seq, Some(it.time_ns)));
+        let known = (self.history.tail(), self.history.tail_time_ns());
+        let (seq, time_ns) = stray.filter(|stray| stray.0 > known.0).unwrap_or(known);
+        KnownUntil { seq, time: time_ns.map(rfc3339) }
+    }
+
     /// The last seq that is known, or the cut.
     fn last(self) -> Seq {
         let stray = self.strays.and_then(|strays| strays.last_key_value()).map_or(self.cut, |(&seq, _)| seq);
@@ -188,13 +248,17 @@ impl<'a> Above<'a> {
 }
 
 /// What an undamaged site says of seqs that it knows nothing of.
-fn given_up(unknown: &[SeqRange]) -> Option<String> {
+fn given_up(unknown: &[SeqRange], read: bool) -> Option<String> {
     let (first, last) = (unknown.first()?.first, unknown.last()?.last);
     let count: u64 = unknown.iter().map(|range| range.last.0 - range.first.0 + 1).sum();
-    Some(format!(
-        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: they had not reached DR, and \
-         the auxiliary's table does not hold their orders: it lost them, or went on without them (overflow = \"coalesce\") \
+    let why = if read {
+        "the auxiliary's table does not hold their orders: it lost them, or went on without them (overflow = \"coalesce\") \
          because it was full or the primary lost its power and wrote on"
+    } else {
+        "the auxiliary's table, which may hold their orders, says nothing"
+    };
+    Some(format!(
+        "up to {count} writes between seqs {first} and {last} are lost and cannot be listed: they had not reached DR, and {why}"
     ))
 }
 
@@ -214,9 +278,9 @@ mod tests {
         let history = History::after(Seq(9), Chain(0));
         let all = Above::new(Seq(10), &strays, &history);
         assert_eq!(all.records().map(|record| record.seq).collect::<Vec<_>>(), [Seq(11)]);
-        assert_eq!(doubt::unknown(Seq(10), Seq(11), all.records(), None).0, []);
+        assert_eq!(doubt::unknown(Seq(10), Seq(11), all.records(), Asked::Needless).0, []);
         let none = Above::new(Seq(11), &strays, &history);
-        assert_eq!(doubt::unknown(Seq(11), Seq(11), none.records(), None).0, []);
+        assert_eq!(doubt::unknown(Seq(11), Seq(11), none.records(), Asked::Needless).0, []);
     }
 
     #[test]
@@ -260,7 +324,7 @@ mod tests {
             old.chain(new).for_each(|record| table.take(record));
             // As a promotion does, before it makes its report.
             let records = std::mem::take(&mut table.records);
-            let found = doubt::unknown(Seq(10), Seq(start + count - 1), records.into_values(), Some(&table)).0;
+            let found = doubt::unknown(Seq(10), Seq(start + count - 1), records.into_values(), Asked::Read(&table)).0;
             let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
             assert_eq!(found, unknown, "{count} records after the start");
         }
@@ -287,7 +351,7 @@ mod tests {
                 (first..end).map(|seq| OrderRecord::sample(seq, if seq == first { Op::EpochStart } else { Op::Write }));
             old.into_iter().chain(new).for_each(|record| table.take(record));
             let records = std::mem::take(&mut table.records);
-            let found = doubt::unknown(Seq(14), Seq(end - 1), records.into_values(), Some(&table)).0;
+            let found = doubt::unknown(Seq(14), Seq(end - 1), records.into_values(), Asked::Read(&table)).0;
             let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
             assert_eq!(found, unknown, "{losses} losses, {count} records after the last");
         }

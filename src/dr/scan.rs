@@ -102,6 +102,7 @@ pub fn scan_journal(
         damage: None,
         base: None,
         anchored: false,
+        floor: None,
         harmless: 0,
         spoiled: 0,
         garbage: Vec::new(),
@@ -110,6 +111,7 @@ pub fn scan_journal(
     };
     let checkpoint = (history.floor(), history.chain_at(history.floor()));
     scan.segments(group, first, checkpoint)?;
+    scan.floor.iter().for_each(|record| history.found_floor(record));
     for number in &scan.headless {
         news.push((Level::Error, format!("the header of segment {number} of the journal is damaged")));
     }
@@ -138,6 +140,8 @@ struct Scan<'a> {
     /// Place of the last record that is not above the checkpoint: what follows goes behind it.
     base: Option<Place>,
     anchored: bool,
+    /// The record of the checkpoint itself.
+    floor: Option<OrderRecord>,
     /// Damaged slots among records that are not needed any more.
     harmless: usize,
     /// Damaged slots behind the last record that was accepted, garbage not among them.
@@ -221,7 +225,10 @@ impl Scan<'_> {
                 let place = Place { block: number * segment_blocks() + block as u64, slot };
                 match OrderRecord::decode(bytes) {
                     Ok(record) if record.seq <= checkpoint.0 => {
-                        self.anchored |= (record.seq, record.chain) == checkpoint;
+                        if (record.seq, record.chain) == checkpoint {
+                            self.anchored = true;
+                            self.floor = Some(record);
+                        }
                         self.base = Some(place);
                         // What is not needed any more may be damaged.
                         let here = |it: &mut (Place, Slot)| {

@@ -19,6 +19,14 @@ fn killed_and_promoted(group: &str, promise: Promise) -> Result<Found> {
     let report = group.site.promote(&[])?;
     ensure!(report.aux == "read", "the auxiliary was {}", report.aux);
     let found = group.check(&log, &report, promise)?;
+    // What is acknowledged before anybody else knows of it may have come after all that is known: that is said, and only then.
+    ensure!(report.incomplete.is_none(), "{:?}", report.incomplete);
+    ensure!(report.known_until.is_some() == (promise != Promise::Acknowledged), "{:?}", report.known_until);
+    for verb in [["loss"].as_slice(), &["promote"]] {
+        let people = group.site.verb(verb)?.out;
+        let said = people.contains("writes acknowledged after that are lost and cannot be listed");
+        ensure!(said == report.known_until.is_some(), "{people}");
+    }
     eprintln!("{found:?}");
     Ok(found)
 }

@@ -82,7 +82,7 @@ fn without_the_auxiliary_it_takes_force() -> Result<()> {
     group.site.kill(Role::Aux)?;
     // A plan is harmless: it says what it could not read.
     let plan = group.site.promote(&["--plan"])?;
-    ensure!(plan.aux == "unreachable");
+    admits_the_table(&plan)?;
     let people = group.site.verb(&["promote", "--plan"])?;
     ensure!(people.out.contains("would not be promoted (nothing was changed)"), "{people:?}");
     ensure!(group.site.promote(&["--plan", "--force"])?.refused.is_none(), "by force it goes on");
@@ -92,9 +92,50 @@ fn without_the_auxiliary_it_takes_force() -> Result<()> {
     ensure!(refused.exit == 3, "it ended with {}: {}", refused.exit, refused.errors);
     ensure!(refused.errors.contains("--force"), "it does not say what to do: {}", refused.errors);
     let report = group.site.promote(&["--force"])?;
-    ensure!(report.aux == "unreachable", "{}", report.aux);
-    // Acknowledged in this mode means in DR's journal as well: what only the auxiliary knows was not.
+    admits_the_table(&report)?;
+    let people = group.site.verb(&["loss"])?;
+    for part in
+        ["INCOMPLETE       the status table was left out", "writes that only it knew are not", "known until      2"]
+    {
+        ensure!(people.out.contains(part), "{part}: {people:?}");
+    }
+    // DR was never out of reach: what only the auxiliary knows was not acknowledged.
     group.check(&log, &report, Promise::Acknowledged).map(|_| ())
+}
+
+/// What the auxiliary alone holds while DR is out of reach is lost without it, and that is said; where nothing is acknowledged
+/// without DR, nothing is.
+#[test]
+fn what_only_a_lost_auxiliary_knew_is_admitted() -> Result<()> {
+    for (group, admits) in [
+        ("protect = \"order\"", true),
+        ("protect = \"near\"", true),
+        ("protect = \"order\"\nrequire = \"both\"", false),
+    ] {
+        let mut group = Group::started(FAST, group)?;
+        let log = group.load_for(1, WHILE)?;
+        group.site.settle(LONG)?;
+        let dr = group.site.dr()?;
+        group.site.kill(Role::Dr)?;
+        let late = group.load(2)?;
+        std::thread::sleep(Duration::from_secs(2));
+        group.site.kill(Role::Primary)?;
+        group.site.kill(Role::Aux)?;
+        let mut log = log;
+        log.merge(late.finish());
+        group.site.start(Role::Dr)?;
+        let report = group.site.promote(&["--force"])?;
+        if admits {
+            admits_the_table(&report)?;
+            ensure!(report.known_until.as_ref().is_some_and(|known| known.seq >= dr.tail_seq), "{report:?}");
+            let found = group.check(&log, &report, Promise::Prefix)?;
+            ensure!(found.unknown > 0, "nothing was acknowledged while DR was away: {found:?}");
+        } else {
+            ensure!(report.incomplete.is_none() && report.known_until.is_none(), "{report:?}");
+            group.check(&log, &report, Promise::Acknowledged)?;
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -222,11 +263,29 @@ fn refused_for_its_table(mut group: Group, table: &std::path::Path) -> Result<()
     }
     let log = load.finish();
     ensure!(log.ends.is_empty(), "connections ended: {:?}", log.ends);
-    group.site.settle(LONG)?;
-    group.compare_files()?;
+    group.settle_and_compare(&log)?;
+    let load = group.load(6)?;
+    std::thread::sleep(WHILE);
     let report = group.site.promote(&["--force"])?;
-    ensure!(report.aux == "unreachable" && report.missing.is_empty(), "{report:?}");
-    group.compare_files()
+    let at_promotion = load.acked();
+    std::thread::sleep(WHILE);
+    ensure!(load.acked() == at_promotion, "acknowledged after the promotion (I7)");
+    let mut log = log;
+    log.merge(load.finish());
+    // The primary acknowledged by the table alone from the moment on at which DR took no more, until it was fenced.
+    admits_the_table(&report)?;
+    group.check(&log, &report, Promise::Prefix).map(|_| ())
+}
+
+/// A report without the table says that it is, and which order is the last that it knows.
+fn admits_the_table(report: &PromoteReport) -> Result<()> {
+    ensure!(report.aux == "unreachable", "{}", report.aux);
+    let known = report.known_until.clone().context("nothing is said of what came later")?;
+    let time = known.time.with_context(|| format!("no time of {known:?}", known = known.seq))?;
+    let text = report.incomplete.clone().unwrap_or_default();
+    ensure!(text.starts_with("the status table was left out: "), "{text}");
+    ensure!(text.contains(&format!("seq {}, taken in at {time}", known.seq)), "{text}");
+    Ok(())
 }
 
 #[test]
@@ -239,7 +298,9 @@ fn a_promotion_that_is_refused_for_the_tables_header_leaves_the_primary_alone() 
 #[test]
 fn a_promotion_that_is_refused_for_a_table_in_a_file_leaves_the_primary_alone() -> Result<()> {
     let group = Group::new(FAST, "protect = \"order\"")?;
-    let path = group.site.path("region");
+    // Where the comparison looks for it.
+    let path = group.site.path("aux/table");
+    std::fs::create_dir_all(group.site.path("aux"))?;
     std::fs::write(&path, vec![0; 32 << 20])?;
     let mut plan = group.site.plan.clone();
     plan.settings.push(("aux", format!("table = \"{}\"", path.display())));

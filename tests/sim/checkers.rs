@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use farshore::core::ids::{Seq, SeqRange, Volume};
-use farshore::core::modes::{LagMax, Protect, Require};
+use farshore::core::modes::{Ack, LagMax, Protect, Require};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
 use farshore::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind};
@@ -167,6 +167,12 @@ pub struct Outcome {
     pub unknown: Vec<SeqRange>,
     /// The report says that it is not complete.
     pub incomplete: bool,
+    /// It says so because the status table was left out.
+    pub without_table: bool,
+    /// It says so because the status table was blank.
+    pub blank: bool,
+    /// The last order that it claims to know of, where it says that others may have come.
+    pub known_until: Option<Seq>,
 }
 
 /// What a promotion can be held to.
@@ -262,6 +268,22 @@ pub fn check_lag(oracle: &Oracle, cut: Seq, most: LagMax) -> Verdict {
     Ok(())
 }
 
+/// I4: a report says that it does not know everything where that is so in this mode, by what could be read, and nowhere else.
+pub fn check_admitted(protect: Protect, ack: Ack, require: Require, outcome: &Outcome) -> Verdict {
+    let everything_at_dr = require == Require::Both && matches!(protect, Protect::Order | Protect::Sync);
+    let without_table = !outcome.aux_read && !everything_at_dr;
+    let blank = outcome.blank && !everything_at_dr;
+    let hidden = protect == Protect::Async || ack == Ack::Flush || require == Require::None;
+    let open = without_table || blank || hidden;
+    let said = (outcome.without_table, outcome.blank, outcome.known_until.is_some());
+    if said == (without_table, blank, open) && (outcome.incomplete || !without_table) {
+        return Ok(());
+    }
+    let text =
+        format!("under {protect:?}/{ack:?}/{require:?} the report admits {said:?}, which does not fit: {outcome:?}");
+    Err(Violation::new("I4", text))
+}
+
 /// I4: the loss report is exactly the volume-changing records in (cut, tail] of the history that ends there,
 /// and every acknowledged write that DR or the table that was read held is in the image or in the report.
 ///
@@ -324,6 +346,13 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
                 "seq {seq}, promised at {} ns and held by {:?}, is neither in the image (cut {}) nor in the report \
                  (tail {})",
                 promise.at_ns, promise.holders, outcome.cut, outcome.tail
+            ));
+        }
+        let beyond = outcome.known_until.is_some_and(|until| seq > until);
+        if seq > outcome.cut && !got.contains_key(&seq) && !unknown(seq) && !beyond {
+            return wrong(format!(
+                "seq {seq}, held by {:?}, is lost, and the report (cut {}, tail {}) neither lists it nor calls it unknown ({:?})",
+                promise.holders, outcome.cut, outcome.tail, outcome.known_until
             ));
         }
         let nothing_lost = match protect {
@@ -446,6 +475,9 @@ mod tests {
             aux_read: true,
             unknown: Vec::new(),
             incomplete: false,
+            without_table: false,
+            blank: false,
+            known_until: None,
         }
     }
 
@@ -469,7 +501,10 @@ mod tests {
         assert!(check(&outcome(2, 3, &[2, 3])).is_err(), "one that is not lost");
         assert!(check(&outcome(1, 2, &[2])).is_err(), "tail too low for what the table held");
         let without_aux = Outcome { aux_read: false, ..outcome(1, 2, &[2]) };
-        assert!(check(&without_aux).is_ok(), "only the table held seq 3");
+        assert!(check(&without_aux).is_err(), "only the table held seq 3, and nothing is said of that");
+        let admitted = Outcome { known_until: Some(Seq(2)), ..without_aux.clone() };
+        assert!(check(&admitted).is_ok());
+        assert!(check(&Outcome { known_until: Some(Seq(3)), ..without_aux }).is_err(), "it claims to know seq 3");
         let mut misplaced = outcome(2, 3, &[3]);
         misplaced.missing[0].offset = 0;
         assert!(check(&misplaced).is_err());
@@ -492,6 +527,32 @@ mod tests {
         let twice = Outcome { unknown: vec![range(3, 3)], ..outcome(1, 3, &[2, 3]) };
         assert!(check(&twice).is_err(), "listed and unknown");
         assert!(check_report(&oracle, Protect::Sync, &outcome(1, 3, &[2, 3]), &reach).is_err(), "sync loses nothing");
+    }
+
+    #[test]
+    fn what_is_not_known_is_admitted_where_it_is_so_and_nowhere_else() {
+        let told = outcome(1, 2, &[2]);
+        let admits = Outcome {
+            aux_read: false,
+            incomplete: true,
+            without_table: true,
+            known_until: Some(Seq(2)),
+            ..told.clone()
+        };
+        let check = |protect, require, o: &Outcome| check_admitted(protect, Ack::Write, require, o).is_ok();
+        for protect in [Protect::Near, Protect::Order, Protect::Bunker, Protect::Sync] {
+            let whole = matches!(protect, Protect::Order | Protect::Sync);
+            for require in [Require::Any, Require::Both] {
+                let certain = whole && require == Require::Both;
+                assert!(check(protect, require, &told) && check(protect, require, &admits) != certain);
+                let silent = Outcome { aux_read: false, ..told.clone() };
+                assert_eq!(check(protect, require, &silent), certain, "{protect:?} {require:?}");
+            }
+        }
+        let last = Outcome { known_until: Some(Seq(2)), ..told.clone() };
+        assert!(check(Protect::Async, Require::Any, &last) && !check(Protect::Async, Require::Any, &told));
+        assert!(!check(Protect::Near, Require::Any, &last), "the table was read");
+        assert!(check_admitted(Protect::Sync, Ack::Flush, Require::Both, &last).is_ok());
     }
 
     #[test]

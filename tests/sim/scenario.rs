@@ -18,6 +18,9 @@ const WATCH_NS: u64 = 12 * SECOND;
 /// How long a process may take to end when asked.
 const STOP_NS: u64 = 90 * SECOND;
 const FOREVER_NS: u64 = 1 << 60;
+/// How a report says that it was made without what the status table holds, or may have held.
+const LEFT_OUT: &str = "the status table was left out";
+const BLANK: &str = "the status table is blank";
 
 /// Where the story stands.
 #[derive(Default)]
@@ -431,7 +434,8 @@ impl World {
         // A table that says nothing is no damage here: the promotion goes on, and all else in the report holds.
         let of_table = |text: &String| {
             let slots = text.split_once(" slots of the status table are damaged: ");
-            text.starts_with("the status table is blank")
+            text.starts_with(BLANK)
+                || text.starts_with(LEFT_OUT)
                 || text.starts_with("up to ")
                 || slots.is_some_and(|(count, _)| count.parse::<u64>().is_ok())
         };
@@ -443,6 +447,7 @@ impl World {
         if vouched {
             self.check_report(plan, &outcome)?;
         }
+        checkers::check_admitted(self.setup.protect, self.setup.ack, self.setup.require, &outcome)?;
         checkers::check_listed(&self.oracle, &outcome)?;
         if plan {
             self.director.planned = true;
@@ -532,6 +537,11 @@ impl World {
             self.director.force = true;
             return Ok(());
         }
+        // Who has no room for a resize waits for it, or does not.
+        if !plan && error.text.contains("; --force promotes") && self.noise.chance(30) {
+            self.director.force = true;
+            return Ok(());
+        }
         if !error.refused_for_safety && !error.text.contains("try again") && !error.text.contains("stopping") {
             return self.fail("I6", format!("promotion failed: {}", error.text));
         }
@@ -567,6 +577,7 @@ impl World {
             })
             .collect();
         let missing = missing?;
+        let says = |what| report.incomplete.as_ref().is_some_and(|text| text.contains(what));
         let bytes: u64 = missing.iter().filter(|l| l.op != "resize").map(|l| l.length).sum();
         if bytes != report.missing_bytes {
             let text = format!("the report says {} bytes are missing and lists {bytes}", report.missing_bytes);
@@ -579,6 +590,9 @@ impl World {
             aux_read: report.aux == "read",
             unknown: report.unknown.clone(),
             incomplete: report.incomplete.is_some(),
+            without_table: says(LEFT_OUT),
+            blank: says(BLANK),
+            known_until: report.known_until.as_ref().map(|known| known.seq),
         })
     }
 

@@ -33,7 +33,7 @@ pub enum Promise {
     Acknowledged,
     /// Every write that an acknowledged FLUSH covers, and every FUA write (`ack = "flush"`).
     Flushed,
-    /// The last instants may be unknown (`async`).
+    /// What came last may be unknown, and then the report says behind which order (`async`; without the status table).
     Prefix,
 }
 
@@ -136,6 +136,7 @@ impl<'a> Oracle<'a> {
             let stopped = first.op == "write" && first.state != "held";
             ensure!(stopped, "I5: the cut stops before {first:?}, which needs no payload or has it");
         }
+        self.admitted(report)?;
         let mut found = Found { unknown: self.unknown.len(), ..Found::default() };
         for (at, one) in self.log.submissions.iter().enumerate() {
             let kept = self.seq_of.get(&at).is_some_and(|seq| *seq <= report.cut_seq);
@@ -152,6 +153,21 @@ impl<'a> Oracle<'a> {
             ensure!(found.kept + found.reported == found.acked, "I4: {found:?} does not add up");
         }
         Ok(found)
+    }
+
+    /// What nobody knows of came behind the last order that the report claims to know: none of it was answered before that was
+    /// asked for.
+    fn admitted(&self, report: &PromoteReport) -> Result<()> {
+        let known = report.known_until.as_ref().map(|known| known.seq);
+        let newest = self.request_of.iter().filter(|(seq, _)| known.is_some_and(|known| **seq <= known));
+        let newest = newest.max_by_key(|(seq, _)| **seq).map(|(_, at)| self.log.submissions[*at].submitted);
+        for at in &self.unknown {
+            let one = &self.log.submissions[*at];
+            ensure!(known.is_some(), "I4: {one:?} has no record, and the report does not say that there may be such");
+            let behind = one.acked.zip(newest).is_none_or(|(acked, newest)| acked >= newest);
+            ensure!(behind, "I4: {one:?} has no record, and came before seq {known:?}, up to which orders are known");
+        }
+        Ok(())
     }
 
     /// The volume after seqs 1..`cut`, on top of `base`.

@@ -65,6 +65,7 @@ impl ReadAt for Store {
     }
 }
 
+#[derive(Clone)]
 pub struct Disk {
     pub files: BTreeMap<File, Store>,
     inflight: Vec<(DiskOp<File>, u64)>,

@@ -38,6 +38,14 @@ fn a_batch_without_room(seed: u64) -> Trial {
     trial
 }
 
+/// Its store grows when it is asked to.
+fn give_room(trial: &mut Trial) {
+    trial.room_bytes = u64::MAX;
+    let store = trial.disk.files.get_mut(&File::Volume(Volume(0))).expect("it has two volumes");
+    store.cache.resize(2 * VOLUME_BYTES as usize, 0);
+    store.stable.resize(2 * VOLUME_BYTES as usize, 0);
+}
+
 fn stands(machine: &Machine) -> (Seq, Seq) {
     (machine.keeper.get().batch, machine.replay.applied())
 }
@@ -121,6 +129,97 @@ fn a_promotion_by_force_that_was_killed_goes_on_by_force_whoever_calls_it_again(
     }
 }
 
+/// A write (seq 3) whose payload the auxiliary's ring has alone, and a resize (seq 4) for which there is no room: that comes up
+/// only when the report, whose recovery point lies behind it, is stored.
+fn refused_behind_its_report(seed: u64) -> Trial {
+    let (mut trial, chain) = synced(seed);
+    trial.room_bytes = VOLUME_BYTES;
+    let write = order(3, Op::Write, chain);
+    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
+    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(4, Op::Resize, write.chain) };
+    let resize = resize.chained(write.chain);
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![write, resize]) });
+    trial.drain_disk();
+    (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+    trial.writer.bunker = true;
+    trial.writer.records = vec![write, resize];
+    trial.writer.data.insert(Seq(3), Bytes::from(vec![7; 4096]));
+    trial.give_region(2);
+    let error = asked(&mut trial, false, false).expect_err("no room");
+    let stored = trial.machine.report.as_ref().map(|stored| stored.report.cut_seq);
+    assert_eq!((stored, stands(&trial.machine).1), (Some(Seq(4)), Seq(3)));
+    for part in ["--force promotes seq 3", "nobody serves", "at once with --force"] {
+        assert!(error.refused_for_safety && error.text.contains(part), "{part}: {error}");
+    }
+    trial
+}
+
+#[test]
+fn by_force_a_report_whose_resize_does_not_fit_is_made_anew() {
+    for seed in 30..36 {
+        let mut trial = refused_behind_its_report(seed);
+        if seed % 2 == 0 {
+            trial.crash(seed % 4 == 0);
+            (0..20).for_each(|_| trial.tick_on());
+        }
+        let plan = asked(&mut trial, true, false).expect("the stored report");
+        assert!(plan.refused.is_some_and(|text| text.contains("--force promotes seq 3")) && plan.cut_seq == Seq(4));
+        let plan = asked(&mut trial, true, true).expect("a plan by force");
+        assert!(asked(&mut trial, false, false).is_err(), "still no room");
+        if seed % 3 == 0 {
+            // Begun by force and killed, it goes on by force.
+            trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: true });
+            trial.drain_disk();
+            trial.crash(true);
+            (0..20).for_each(|_| trial.tick_on());
+        }
+        let report = asked(&mut trial, false, seed % 3 != 0).expect("promoted by force");
+        let lost: Vec<Seq> = report.missing.iter().map(|write| write.seq).collect();
+        assert_eq!((report.cut_seq, report.tail_seq, lost), (Seq(3), Seq(4), vec![Seq(4)]));
+        assert_eq!((plan.cut_seq, plan.refused, plan.missing), (Seq(3), None, report.missing.clone()));
+        trial.room_bytes = u64::MAX;
+        trial.crash(true);
+        (0..20).for_each(|_| trial.tick_on());
+        assert!(trial.machine.keeper.get().has(PROMOTED));
+        assert_eq!(stands(&trial.machine), (Seq(0), Seq(3)), "what was decided stays");
+        assert_eq!(trial.disk.files[&File::Volume(Volume(0))].stable[..4096], [7; 4096], "and what was replayed");
+        assert_eq!(asked(&mut trial, false, false).expect("the stored report").missing, report.missing);
+    }
+}
+
+#[test]
+fn without_force_such_a_report_is_replayed_once_there_is_room() {
+    let mut trial = refused_behind_its_report(36);
+    give_room(&mut trial);
+    (0..20).for_each(|_| trial.tick_on());
+    let report = asked(&mut trial, false, false).expect("promoted");
+    assert_eq!((report.cut_seq, report.missing.len()), (Seq(4), 0));
+}
+
+/// It stopped before the resize and then lost the auxiliary: called again, it waits for nothing behind that.
+#[test]
+fn by_force_what_failed_once_behind_its_stop_goes_on() {
+    let mut trial = a_batch_without_room(37);
+    (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+    trial.give_region(0);
+    trial.tick_on();
+    trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: true });
+    for _ in 0..20_000 {
+        if trial.machine.sizes.stops_at.is_some() {
+            break;
+        }
+        trial.now.mono_ns += 1_000_000;
+        trial.step(Input::Tick);
+        trial.complete_disk();
+        trial.settle_region();
+    }
+    assert_eq!(trial.machine.sizes.stops_at, Some(Seq(2)));
+    trial.step(Input::AuxClosed { reason: "gone".into() });
+    trial.outcome.take().expect("it failed").expect_err("the auxiliary was lost");
+    let report = asked(&mut trial, false, true).expect("promoted by force");
+    assert_eq!((report.cut_seq, report.missing.len()), (Seq(2), 2));
+}
+
 /// A promotion that is asked for at the moment at which a store is tried for the first time.
 #[test]
 fn a_promotion_waits_with_its_fence_until_it_is_known_whether_there_is_room() {
@@ -139,10 +238,7 @@ fn a_promotion_waits_with_its_fence_until_it_is_known_whether_there_is_room() {
 fn in_the_middle_of_a_batch_force_is_refused_too_and_nobody_is_fenced() {
     let mut trial = a_batch_without_room(29);
     trial.tick_on();
-    trial.room_bytes = u64::MAX;
-    let store = trial.disk.files.get_mut(&File::Volume(Volume(0))).expect("it has two volumes");
-    store.cache.resize(2 * VOLUME_BYTES as usize, 0);
-    store.stable.resize(2 * VOLUME_BYTES as usize, 0);
+    give_room(&mut trial);
     for _ in 0..100 {
         if trial.machine.committed.is_some() {
             break;

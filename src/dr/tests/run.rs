@@ -14,6 +14,7 @@ use crate::dr::api::{Effect, File, Input, Lacking, Options, PromoteError};
 use crate::dr::machine::Machine;
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{Found, recover};
+use crate::dr::report::LEFT_OUT;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader};
 use crate::format::superblock::{SYNCED, Superblock, read_slots};
 use crate::format::table::TableLayout;
@@ -39,6 +40,7 @@ pub fn options(auxiliary: bool) -> Options {
     }
 }
 
+#[derive(Clone)]
 pub struct Trial {
     pub rng: Rng,
     pub disk: Disk,
@@ -69,6 +71,13 @@ pub struct Trial {
     /// Bytes that the store of a volume can have at most, and those that were asked to grow.
     pub room_bytes: u64,
     growing: Vec<(Volume, u64)>,
+}
+
+/// What a report cannot vouch for because of damage, be the table left out or not.
+pub fn damage_in(report: &PromoteReport) -> Option<String> {
+    let text = report.incomplete.as_ref()?;
+    let damage = text.split(LEFT_OUT).next()?.trim_end_matches("; ");
+    (!damage.is_empty()).then(|| damage.to_owned())
 }
 
 impl Trial {
@@ -553,7 +562,7 @@ impl Trial {
     /// Promotes, with crashes in between if wanted, and checks image and report against the oracle.
     pub fn promote(&mut self, force: bool, crashes: u64, known_tail: Seq) -> PromoteReport {
         let report = self.try_promote(force, crashes).expect("promoted");
-        assert_eq!(report.incomplete, None);
+        assert_eq!((damage_in(&report), report.incomplete.is_some()), (None, report.aux == "unreachable"));
         self.check_image(report.cut_seq);
         self.check_report(&report, known_tail);
         report
@@ -571,7 +580,10 @@ impl Trial {
                 self.try_promote(true, crashes).expect("by force")
             }
         };
-        let Some(text) = &report.incomplete else {
+        let incomplete = report.incomplete.is_some();
+        assert_eq!(incomplete, self.said.iter().any(|text| text.contains("INCOMPLETE")), "said in the log, too");
+        let Some(text) = damage_in(&report) else {
+            assert_eq!(incomplete, report.aux == "unreachable");
             self.check_image(report.cut_seq);
             self.check_report(&report, known_tail);
             return report;

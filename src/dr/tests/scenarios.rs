@@ -2,7 +2,7 @@
 
 use super::damage::{EVERY_HARM, harm};
 use super::disk::Rng;
-use super::run::Trial;
+use super::run::{Trial, damage_in};
 use crate::core::ids::Seq;
 
 /// Seeds of each trial; more from the environment, for a long night.
@@ -151,7 +151,7 @@ fn harmed(seed: u64) -> Option<bool> {
     }
     let crashes = trial.rng.below(4);
     let report = trial.promote_damaged(crashes, known_tail);
-    Some(report.incomplete.is_some())
+    Some(damage_in(&report).is_some())
 }
 
 #[test]

@@ -33,10 +33,11 @@ pub struct Sending {
     pub end: Option<Seq>,
 }
 
+#[derive(Clone)]
 pub struct Writer {
     pub epoch: Epoch,
     pub records: Vec<OrderRecord>,
-    data: BTreeMap<Seq, Bytes>,
+    pub data: BTreeMap<Seq, Bytes>,
     initial: Image,
     pub image: Image,
     /// Never sent as a stream: left to a batch.
