@@ -147,11 +147,21 @@ fn a_promoted_dr_serves_writes_and_survives_a_kill() -> Result<()> {
     ensure!(again.missing == report.missing && again.epoch == report.epoch, "promoted twice: {again:?}");
     group.site.kill(Role::Dr)?;
     group.site.start(Role::Dr)?;
+    await_export(&group)?;
     group.check(&log, &report, Promise::Acknowledged)?;
     let told = group.site.verb(&["loss", "--json"])?;
     ensure!(told.exit == 0, "loss ended with {}: {}", told.exit, told.errors);
     let told: PromoteReport = serde_json::from_str(&told.out)?;
     ensure!(told.missing == report.missing, "the loss report is another one after a restart");
+    Ok(())
+}
+
+/// A DR that was promoted before answers for itself a little before it serves.
+fn await_export(group: &Group) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(20);
+    while group.site.client(Role::Dr, "db").is_err() {
+        ensure!(Instant::now() < until, "it does not serve\n{}", group.site.log(Role::Dr));
+    }
     Ok(())
 }
 
@@ -164,10 +174,8 @@ fn a_client_of_a_promoted_dr_that_was_killed_is_served_or_not_taken_at_all() -> 
     group.site.promote(&[])?;
     let path = group.site.path("nbd-dr.sock");
     for _ in 0..4 {
+        await_export(&group)?;
         let until = Instant::now() + Duration::from_secs(20);
-        while group.site.client(Role::Dr, "db").is_err() {
-            ensure!(Instant::now() < until, "it does not serve\n{}", group.site.log(Role::Dr));
-        }
         group.site.kill(Role::Dr)?;
         let after = UnixStream::connect(&path).err().map(|error| error.kind());
         ensure!(after == Some(ErrorKind::ConnectionRefused), "the socket of a killed process: {after:?}");
