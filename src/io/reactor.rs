@@ -207,6 +207,11 @@ impl Reactor {
         self.keep(done);
     }
 
+    /// Nobody more is accepted where this connection came from until then, monotonic: newcomers wait to be.
+    pub fn rest(&mut self, conn: Conn, until_ns: u64) {
+        self.net.rest(conn, until_ns);
+    }
+
     /// Where a listener really is (the port that was chosen for port 0).
     #[must_use]
     pub fn listen_address(&self, listener: usize) -> Option<&Address> {

@@ -36,6 +36,8 @@ pub enum Phase {
 pub struct Socket {
     pub conn: Conn,
     pub peer: String,
+    /// Where it came from, by the listener's place in the list.
+    pub listener: Option<usize>,
     pub phase: Phase,
     /// Why the connection ends.
     pub reason: String,
@@ -102,6 +104,7 @@ impl Socket {
         Socket {
             conn,
             peer,
+            listener: None,
             phase,
             reason: String::new(),
             deadline_ns: u64::MAX,

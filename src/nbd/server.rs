@@ -34,7 +34,7 @@ use crate::limits::{
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::Outbox;
-use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place};
+use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place, young_until_ns};
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
 /// The NBD connections of one daemon.
@@ -138,6 +138,12 @@ impl NbdServer {
         client.send(reactor, conn);
         self.clients.insert(conn, client);
         self.count(now);
+        // Whoever would give way next has time for its first words: the others wait to be accepted.
+        if let Some(until_ns) =
+            young_until_ns(&self.seats(now.mono_ns), peer).filter(|until_ns| *until_ns > now.mono_ns)
+        {
+            reactor.rest(conn, until_ns);
+        }
     }
 
     /// Whether places run out, or did in the last seconds: who had them, and since when, nanoseconds since the Unix epoch.
@@ -579,10 +585,11 @@ impl Client {
     fn standing(&self, now_ns: u64) -> Standing {
         let waits = self.session.inflight() > 0 || self.session.blocked();
         let moves = self.used && self.kept > 0 && now_ns < self.moved_ns + SLOW_NS;
-        match (waits || moves, self.used) {
-            (true, _) => Standing::Busy,
-            (false, false) => Standing::Fresh,
-            (false, true) => Standing::Idle { since_ns: self.moved_ns },
+        match (waits || moves, self.used, self.received) {
+            (true, _, _) => Standing::Busy,
+            (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
+            (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
+            (false, true, _) => Standing::Idle { since_ns: self.moved_ns },
         }
     }
 
