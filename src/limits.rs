@@ -114,6 +114,10 @@ pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
 /// Longest request line of a control socket, bytes, newline included; longer ones end the connection.
 pub const CONTROL_REQUEST_BYTES_MAX: usize = 4096;
+/// Connections of a control socket, and how long one may take over a request before it is ended, nanoseconds. Who gives way
+/// when there are more: `io::control`.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+pub const CONTROL_REQUEST_NS: u64 = 10_000_000_000;
 /// What an answer of a control socket is cut into, and what is queued of it at most beside the piece that fills it up.
 pub const CONTROL_PIECE_BYTES: usize = 64 << 10;
 /// Longest answer of a control socket that is held as a whole by who asked; a loss report is read as it comes.

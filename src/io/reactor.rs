@@ -332,6 +332,11 @@ impl Reactor {
         self.net.abort(conn, reason);
     }
 
+    /// Ends an open connection without TLS at that time (monotonic), unless something else is said before; `None`: never.
+    pub fn expire(&mut self, conn: Conn, until_ns: Option<u64>) {
+        self.net.expire(conn, until_ns);
+    }
+
     /// Opens a file, as the options say. Blocks; start-up only.
     pub fn open(&mut self, options: &OpenOptions) -> Result<FileId, IoFail> {
         let opened = open::open(options)?;
