@@ -15,8 +15,11 @@ impl Host<'_, '_, '_> {
     pub(super) fn is_ours(&mut self, role: RoleName, keys: &[&str], dir: &Path, at: usize, path: &Path) -> bool {
         let holder = self.holder(role, dir, at);
         match mark::judge(path, &holder) {
-            Ok(Ok(Verdict { note: Some(note), .. })) => self.findings.note(Weight::Warning, keys, note),
-            Ok(Ok(_)) => {}
+            Ok(Ok(Verdict { note, .. })) => {
+                note.into_iter().chain(mark::written_since(path)).for_each(|note| {
+                    self.findings.note(Weight::Warning, keys, note);
+                });
+            }
             Ok(Err(text)) => {
                 self.findings.refuse(keys, text);
                 return false;
