@@ -6,8 +6,8 @@
 //! | the newcomer | gets |
 //! |---|---|
 //! | there is a place for it | that |
-//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet |
-//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been idle for longest, unless its peer then had fewer than the newcomer's |
+//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest |
+//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck, or else idle, for longest, unless its peer then had fewer than the newcomer's |
 //! | nobody can give way | nothing |
 //!
 //! Of those that have not asked for anything yet the silent ones give way, the oldest first, or those that have said
@@ -15,7 +15,8 @@
 //! are more. So a crowd that says nothing drives out nobody who has begun, and newcomers have the time to begin: who came
 //! less than [`GRACE_NS`] ago is not driven out before others have waited so long (`young_until_ns`).
 //!
-//! Whoever has a request in flight keeps its place.
+//! Whoever has a request in flight keeps its place, unless it is stuck: what is waited for is the client, who goes on
+//! neither with the rest of it nor with taking the answer.
 
 use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
@@ -42,6 +43,10 @@ pub enum Standing {
     },
     /// It has not asked for anything yet; when it said something.
     Begun {
+        since_ns: u64,
+    },
+    /// It does not go on with a request; since when, monotonic nanoseconds.
+    Stuck {
         since_ns: u64,
     },
     /// It has no request in flight; since when, monotonic nanoseconds.
@@ -167,7 +172,7 @@ pub fn young_until_ns(seats: &[Seat], peer: Peer) -> Option<u64> {
     }
     match gives_way(seats, peer, &census)?.standing {
         Standing::Silent { since_ns } | Standing::Begun { since_ns } => Some(since_ns.saturating_add(GRACE_NS)),
-        Standing::Idle { .. } | Standing::Busy => None,
+        Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => None,
     }
 }
 
@@ -176,7 +181,7 @@ fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census) -> Option<&'a S
     let own = census.has(peer);
     let may = |seat: &&Seat| {
         if seat.peer == peer {
-            return matches!(seat.standing, Standing::Silent { .. } | Standing::Begun { .. });
+            return !matches!(seat.standing, Standing::Idle { .. } | Standing::Busy);
         }
         // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
         let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
@@ -188,15 +193,16 @@ fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census) -> Option<&'a S
         *silent.entry(seat.peer).or_insert(0) += match seat.standing {
             Standing::Silent { .. } => 1,
             Standing::Begun { .. } => -1,
-            Standing::Idle { .. } | Standing::Busy => 0,
+            Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => 0,
         };
     }
     let first = |seat: &&Seat| {
         let turn = match seat.standing {
             Standing::Silent { since_ns } => (usize::from(silent[&seat.peer] < 0), since_ns),
             Standing::Begun { since_ns } => (usize::from(silent[&seat.peer] >= 0), since_ns),
-            Standing::Idle { since_ns } => (2, since_ns),
-            Standing::Busy => (3, 0),
+            Standing::Stuck { since_ns } => (2, since_ns),
+            Standing::Idle { since_ns } => (3, since_ns),
+            Standing::Busy => (4, 0),
         };
         (std::cmp::Reverse(census.has(seat.peer)), seat.peer, turn)
     };
@@ -265,6 +271,9 @@ mod tests {
         assert_eq!(place(&full(Standing::Busy), far(3)), Place::Of(Conn(1)));
         assert_eq!(place(&full(idle(8)), far(1)), Place::None, "its own have begun, and one peer has no more");
         assert_eq!(place(&full(silent), far(1)), Place::Of(Conn(2)));
+        let stuck = Standing::Stuck { since_ns: 10 };
+        assert_eq!(place(&full(stuck), far(1)), Place::Of(Conn(2)), "who is waited for in vain");
+        assert_eq!(place(&full(stuck), far(3)), Place::Of(Conn(2)), "also before who is idle");
         let mut busy = full(Standing::Busy);
         busy[0].standing = Standing::Busy;
         assert_eq!(place(&busy, far(3)), Place::Of(Conn(most as u64 + 1)), "of the next one");

@@ -319,6 +319,12 @@ impl Session {
         self.transmission().is_some_and(|transmission| !transmission.is_over())
     }
 
+    /// Whether anything that was asked has yet to be carried out.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.transmission().is_some_and(Transmission::is_asked)
+    }
+
     /// Requests not answered yet, and pieces of them.
     #[must_use]
     pub fn inflight(&self) -> usize {

@@ -281,6 +281,13 @@ impl Transmission {
         self.tasks.len()
     }
 
+    /// Whether anything that was asked has yet to be carried out; all else waits for the client, or for memory.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        let waiting = usize::from(self.body.is_some()) + usize::from(self.reading_waits()) + self.deferred.len();
+        self.tasks.len() > waiting
+    }
+
     /// Bytes of the next payload, or of the piece of one that is arriving, guessed from the last write: 0 when the client
     /// has turned to reading.
     #[must_use]
