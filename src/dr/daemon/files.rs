@@ -274,7 +274,7 @@ fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
     };
     anyhow::bail!(Refused(format!(
         "{} {found}. What was acknowledged here may be lost with it, so this DR does not start. Put the file back; or, \
-         if the primary is alive, empty this directory: a new first copy is made",
+         if the primary is alive, empty this directory and the volumes: a new first copy is made",
         path.display()
     )))
 }
