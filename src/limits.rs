@@ -96,6 +96,10 @@ pub const SERVER_AHEAD_BYTES_MAX: usize = 4 << 20;
 /// part is kept for such.
 pub const SMALL_BYTES: u64 = 64 << 10;
 pub const SERVER_SMALL_KEPT_BYTES: u64 = 2 << 20;
+/// Of a longer one so much has to have arrived before it takes room where others hold many that have not, bytes.
+pub const FIRST_BYTES: u64 = 16 << 10;
+/// How many: of short writes that belong to others.
+pub const SERVER_MANY_BYTES: u64 = 1536 << 10;
 /// Payload of the longest request that is not a long one, bytes.
 pub const LONG_BYTES: u64 = 1 << 20;
 /// How long a client waits for room before the others begin one request at a time, of so many bytes, nanoseconds.

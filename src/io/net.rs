@@ -253,6 +253,10 @@ impl Net {
         self.sockets.get(&conn).is_some_and(|socket| socket.peer_left())
     }
 
+    pub fn waiting_bytes(&self, conn: Conn) -> usize {
+        self.sockets.get(&conn).map_or(0, |socket| socket.waiting_bytes())
+    }
+
     pub fn asker(&self, conn: Conn) -> Asker {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }

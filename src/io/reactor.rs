@@ -298,6 +298,12 @@ impl Reactor {
         self.net.peer_left(conn)
     }
 
+    /// Bytes that the kernel has received and nobody has taken yet.
+    #[must_use]
+    pub fn waiting_bytes(&self, conn: Conn) -> usize {
+        self.net.waiting_bytes(conn)
+    }
+
     /// Who is at the other end of a unix socket.
     #[must_use]
     pub fn asker(&self, conn: Conn) -> Asker {

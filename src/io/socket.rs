@@ -170,6 +170,15 @@ impl Socket {
         found > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
     }
 
+    /// Bytes that wait in the kernel to be received; of TLS, of its records.
+    pub fn waiting_bytes(&self) -> usize {
+        let Some(fd) = &self.fd else { return 0 };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel writes one integer, which lives through the call.
+        let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        if asked == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+    }
+
     /// Whether everything that was sent has left this host's memory: a unix socket's peer has read it, another host's
     /// kernel has it, and the end of the stream too.
     pub fn has_arrived(&self) -> bool {

@@ -433,6 +433,8 @@ impl NbdServer {
         if !congested {
             let held = client.held;
             client.session.set_room(self.starved.narrow(conn, held, &self.budget, now_ns));
+            let many = self.budget.others_hold_many(held);
+            client.session.set_thrift(many.then(|| reactor.waiting_bytes(conn)));
             let rx = reactor.rx(conn);
             if rx.len() > client.kept {
                 client.moved_ns = now_ns;

@@ -20,7 +20,7 @@ use super::batch::Headway;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
 use super::window::{Held, Local, Payload};
-use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
+use crate::core::ids::{Chain, Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
