@@ -173,7 +173,7 @@ fn a_new_dr_copies_over_no_file_that_anybody_has_left() -> Result<()> {
         ensure!(mark_of(&db).as_ref() == Some(old));
         // The way out that is named: one is removed, and of the other one the mark.
         std::fs::remove_file(&db)?;
-        removexattr(&group.site.backing(Role::Dr, "log"), ATTRIBUTE)?;
+        removexattr(group.site.backing(Role::Dr, "log"), ATTRIBUTE)?;
     }
     group.site.start(Role::Dr)?;
     ensure!(old.is_none() || mark_of(&db) != old && mark_of(&db).is_some());

@@ -60,7 +60,7 @@ fn idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
 /// A place that its client does nothing with, in the middle of a request, is one for others some time.
 #[test]
 fn who_does_not_go_on_with_a_request_locks_nobody_of_his_address_out() -> Result<()> {
-    let (group, place) = with_port()?;
+    let (_group, place) = with_port()?;
     let mut stuck = Vec::new();
     for cookie in 0..192u64 {
         let mut stream = transmitting(&place)?;
