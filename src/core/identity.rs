@@ -19,7 +19,8 @@
 //! | none | never set one | marked |
 //! | none | had set one | marked, with a warning |
 //! | that of this directory and volume | | used |
-//! | that of DR's copy, of the same volume, in a file without a byte | DR, new | taken over, with a line in the log |
+//! | that of DR's copy, of the same volume | DR, empty | refused, but for a file without a byte |
+//! | that of DR's copy, of the same volume | DR, from a first start that came to nothing | taken over, with a line in the log |
 //! | another one, of the same volume and a part that can be followed | new | taken over, with a line in the log |
 //! | another one | | refused |
 //! | not readable | | refused |
@@ -127,6 +128,8 @@ pub struct Holder {
     pub mark: Mark,
     /// The directory, for messages.
     pub dir: String,
+    /// Nothing is in it, not even what a first start leaves that came to nothing once its volumes were marked.
+    pub empty: bool,
     /// Its superblock says that its volumes hold something.
     pub begun: bool,
     /// Bytes that the volume has by it, at least.
@@ -204,7 +207,7 @@ impl Holder {
             return Ok(Verdict { mark, ..Verdict::default() });
         }
         let copy = same_volume && !self.begun && (self.mark.part, found.part) == (Part::Dr, Part::Dr);
-        if copy && !nothing {
+        if copy && self.empty && !nothing {
             return Err(self.abandoned(path, &found));
         }
         if copy || same_volume && !self.begun && self.mark.part.follows(found.part) {
@@ -379,10 +382,12 @@ mod tests {
                 seen.push(Seen::Text(mark(part, owner, group, volume).to_string().into_bytes()));
             }
         }
-        for (part, begun, marked) in Part::ALL.into_iter().flat_map(|part| {
-            [(false, false), (false, true), (true, false), (true, true)].map(|(begun, marked)| (part, begun, marked))
-        }) {
-            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), begun, least: 100, marked };
+        let known = [(false, false), (false, true), (true, false), (true, true)].map(|it| (false, it.0, it.1));
+        let all = known.into_iter().chain([(true, false, false)]);
+        for (part, (empty, begun, marked)) in
+            Part::ALL.into_iter().flat_map(|part| all.clone().map(move |it| (part, it)))
+        {
+            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), empty, begun, least: 100, marked };
             let missing = is(&holder.judge("/f", &Store::Missing), true);
             assert_eq!(missing, if begun { Is::Missing } else { Is::Made }, "{holder:?}");
             assert_eq!(holder.judge("/f", &Store::Other), Ok(Verdict::default()));
@@ -400,7 +405,7 @@ mod tests {
                             if promoted { Is::Marked } else { Is::Used }
                         }
                         Some(it) if it.group == "g" && it.volume == "db" && !begun => match (part, it.part) {
-                            (Part::Dr, Part::Dr) if bytes == 0 => Is::TakenOver,
+                            (Part::Dr, Part::Dr) if bytes == 0 || !empty => Is::TakenOver,
                             (Part::Dr, _) | (_, Part::Dr) => Is::Foreign,
                             _ => Is::TakenOver,
                         },

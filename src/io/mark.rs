@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(same(&[Some(&other), None, Some(&path), Some(&link)]), Some((2, 3)));
         assert_eq!(same(&[Some(&other), Some(&path), Some(&dir.join("d")), Some(&dir.join("d"))]), None);
         let mark = Mark { part: Part::Dr, owner: Owner(7), group: "g".into(), volume: "db".into() };
-        let holder = Holder { mark, dir: "/d".into(), begun: true, least: 8192, marked: false };
+        let holder = Holder { mark, dir: "/d".into(), empty: false, begun: true, least: 8192, marked: false };
         if survey(&path).expect("looks") == Store::File(8192, Seen::Impossible) || claim(&path, &holder) != Ok(Ok(true))
         {
             eprintln!("skipped: no attributes on this file system");

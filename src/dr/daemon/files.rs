@@ -81,6 +81,9 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let (dr, _) = config.need_dr()?;
     let dir = &dr.dir;
     let made = make_dir(dir)?;
+    if is_absent(&dir.join(SUPERBLOCK)) {
+        volumes::spare(config, dr)?;
+    }
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     if let Some(known) = superblock::newest(&slots).ok().flatten() {
@@ -257,6 +260,10 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
         exclusive_lock: true,
         ..OpenOptions::default()
     }
+}
+
+fn is_absent(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost
