@@ -96,6 +96,10 @@ pub const SERVER_AHEAD_BYTES_MAX: usize = 4 << 20;
 /// part is kept for such.
 pub const SMALL_BYTES: u64 = 64 << 10;
 pub const SERVER_SMALL_KEPT_BYTES: u64 = 2 << 20;
+/// Of a longer one so much has to have arrived before it takes room where others hold many that have not, bytes.
+pub const FIRST_BYTES: u64 = 16 << 10;
+/// How many: of short writes that belong to others.
+pub const SERVER_MANY_BYTES: u64 = 1536 << 10;
 /// Payload of the longest request that is not a long one, bytes.
 pub const LONG_BYTES: u64 = 1 << 20;
 /// How long a client waits for room before the others begin one request at a time, of so many bytes, nanoseconds.
@@ -114,6 +118,10 @@ pub const HTTP_REQUEST_BYTES_MAX: usize = 8 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 32;
 /// Longest request line of a control socket, bytes, newline included; longer ones end the connection.
 pub const CONTROL_REQUEST_BYTES_MAX: usize = 4096;
+/// Connections of a control socket, and how long one may take over a request before it is ended, nanoseconds. Who gives way
+/// when there are more: `io::control`.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+pub const CONTROL_REQUEST_NS: u64 = 10_000_000_000;
 /// What an answer of a control socket is cut into, and what is queued of it at most beside the piece that fills it up.
 pub const CONTROL_PIECE_BYTES: usize = 64 << 10;
 /// Longest answer of a control socket that is held as a whole by who asked; a loss report is read as it comes.

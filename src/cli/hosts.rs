@@ -186,7 +186,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         if made > 0 && made < enough {
             let text = format!(
                 "was made with {}, which is too little for a status table of {slots} slots: a promotion may find no room for \
-                 its orders. Make the table anew with fewer slots, or empty this directory: a new first copy is made, with \
+                 its orders. Make the table anew with fewer slots, or empty this directory and the volumes: a new first copy is made, with \
                  a journal of {} or more",
                 human_size(made),
                 human_size(enough)

@@ -19,13 +19,15 @@
 //! | none | never set one | marked |
 //! | none | had set one | marked, with a warning |
 //! | that of this directory and volume | | used |
+//! | that of DR's copy, of the same volume | DR, empty | refused, but for a file without a byte |
+//! | that of DR's copy, of the same volume | DR, from a first start that came to nothing | taken over, with a line in the log |
 //! | another one, of the same volume and a part that can be followed | new | taken over, with a line in the log |
 //! | another one | | refused |
 //! | not readable | | refused |
 //!
-//! What can be followed by a new directory: a DR's copy by another DR, which copies all of it anew; a primary's volume by
-//! another primary, and so can that of a promoted DR be. A DR never follows a primary or a promoted DR by itself: its first
-//! copy overwrites what is there.
+//! What can be followed by a new directory: a primary's volume by another primary, and so can that of a promoted DR be. A DR
+//! follows nobody by itself: its first copy overwrites what is there, and a copy whose directory is not to be seen may be
+//! the last one (I6): its file system may only not be mounted.
 //!
 //! Invariants: I5, I8 - a store that lacks what was promised, or that is another's, is found before anything is made,
 //! grown or served.
@@ -73,7 +75,7 @@ impl Part {
     fn follows(self, before: Part) -> bool {
         match self {
             Part::Primary | Part::Promoted => before != Part::Dr,
-            Part::Dr => before == Part::Dr,
+            Part::Dr => false,
         }
     }
 }
@@ -126,6 +128,8 @@ pub struct Holder {
     pub mark: Mark,
     /// The directory, for messages.
     pub dir: String,
+    /// Nothing is in it, not even what a first start leaves that came to nothing once its volumes were marked.
+    pub empty: bool,
     /// Its superblock says that its volumes hold something.
     pub begun: bool,
     /// Bytes that the volume has by it, at least.
@@ -176,7 +180,7 @@ impl Holder {
             Store::Other => Ok(Verdict::default()),
             Store::File(bytes, seen) => {
                 // Whose it is says more than how long it is.
-                let verdict = self.identify(path, seen)?;
+                let verdict = self.identify(path, *bytes, seen)?;
                 if self.begun && *bytes < self.least {
                     return Err(self.short(path, *bytes));
                 }
@@ -185,7 +189,8 @@ impl Holder {
         }
     }
 
-    fn identify(&self, path: &str, seen: &Seen) -> Result<Verdict, String> {
+    fn identify(&self, path: &str, bytes: u64, seen: &Seen) -> Result<Verdict, String> {
+        let nothing = bytes == 0;
         let bytes = match seen {
             Seen::Impossible => return Ok(Verdict::default()),
             Seen::Nothing => {
@@ -201,7 +206,11 @@ impl Holder {
             let mark = self.mark.part == Part::Promoted && found.part == Part::Dr;
             return Ok(Verdict { mark, ..Verdict::default() });
         }
-        if same_volume && !self.begun && self.mark.part.follows(found.part) {
+        let copy = same_volume && !self.begun && (self.mark.part, found.part) == (Part::Dr, Part::Dr);
+        if copy && self.empty && !nothing {
+            return Err(self.abandoned(path, &found));
+        }
+        if copy || same_volume && !self.begun && self.mark.part.follows(found.part) {
             let note = format!("{path} was {}: it is taken over by the new directory {}", found.of(), self.dir);
             return Ok(Verdict { mark: true, note: Some(note), make: false });
         }
@@ -221,7 +230,7 @@ impl Holder {
                     .into()
             }
             Part::Dr => format!(
-                "If it is lost for good and the primary is alive, empty {} and start DR again: a new first copy is made",
+                "If it is lost for good and the primary is alive, empty {} and its volumes and start DR again: a new first copy is made",
                 self.dir
             ),
             Part::Promoted => {
@@ -262,6 +271,18 @@ impl Holder {
             found.of(),
             self.name(),
             take_over(path)
+        )
+    }
+
+    fn abandoned(&self, path: &str, found: &Mark) -> String {
+        format!(
+            "{path} is marked as {}, and {} is a new directory, whose first copy would overwrite it: before that is complete \
+             there would be no recovery point. Is the file system that {} stood on mounted? Mount it and start again. If that \
+             directory is lost for good, and the primary is alive, remove {path} (or its mark alone, `setfattr -x {ATTRIBUTE} \
+             {path}`, of the package attr) and start again: a new first copy is made",
+            found.of(),
+            self.dir,
+            self.dir
         )
     }
 
@@ -361,10 +382,12 @@ mod tests {
                 seen.push(Seen::Text(mark(part, owner, group, volume).to_string().into_bytes()));
             }
         }
-        for (part, begun, marked) in Part::ALL.into_iter().flat_map(|part| {
-            [(false, false), (false, true), (true, false), (true, true)].map(|(begun, marked)| (part, begun, marked))
-        }) {
-            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), begun, least: 100, marked };
+        let known = [(false, false), (false, true), (true, false), (true, true)].map(|it| (false, it.0, it.1));
+        let all = known.into_iter().chain([(true, false, false)]);
+        for (part, (empty, begun, marked)) in
+            Part::ALL.into_iter().flat_map(|part| all.clone().map(move |it| (part, it)))
+        {
+            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), empty, begun, least: 100, marked };
             let missing = is(&holder.judge("/f", &Store::Missing), true);
             assert_eq!(missing, if begun { Is::Missing } else { Is::Made }, "{holder:?}");
             assert_eq!(holder.judge("/f", &Store::Other), Ok(Verdict::default()));
@@ -382,7 +405,7 @@ mod tests {
                             if promoted { Is::Marked } else { Is::Used }
                         }
                         Some(it) if it.group == "g" && it.volume == "db" && !begun => match (part, it.part) {
-                            (Part::Dr, Part::Dr) => Is::TakenOver,
+                            (Part::Dr, Part::Dr) if bytes == 0 || !empty => Is::TakenOver,
                             (Part::Dr, _) | (_, Part::Dr) => Is::Foreign,
                             _ => Is::TakenOver,
                         },

@@ -4,6 +4,9 @@
 //!
 //! Bounded (I9): while an answer is on its way to a client, nothing more is received from it or looked at, and of the
 //! answer no more is made than its queue has room for. So who reads slowly, or not at all, holds up nobody but himself.
+//! Who takes longer than [`CONTROL_REQUEST_NS`] over a request is ended, and of more than [`CONTROL_CONNECTIONS_MAX`]
+//! connections the oldest that has not asked for anything, else the one that has taken nothing of its answer for longest:
+//! never one whose question is being worked on.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -14,7 +17,7 @@ use bytes::Bytes;
 
 use super::{Event, Reactor};
 use crate::core::ids::Conn;
-use crate::limits::{CONTROL_PIECE_BYTES, CONTROL_REQUEST_BYTES_MAX};
+use crate::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_PIECE_BYTES, CONTROL_REQUEST_BYTES_MAX, CONTROL_REQUEST_NS};
 
 /// An answer, made piece by piece.
 type Pieces = Box<dyn Iterator<Item = Bytes> + Send>;
@@ -36,6 +39,12 @@ struct Session {
     answers: VecDeque<Pieces>,
     /// An answer is on its way.
     busy: bool,
+    /// Questions that were taken and not answered.
+    asked: usize,
+    /// When it was accepted, or something of an answer was last sent, monotonic.
+    moved_ns: u64,
+    /// It has a deadline: it owes us a request.
+    owes: bool,
     /// Why it is closed after the last answer.
     ending: Option<String>,
 }
@@ -53,7 +62,10 @@ impl Controls {
     pub fn on_event(&mut self, reactor: &mut Reactor, event: &Event) -> bool {
         match event {
             Event::Accepted { listener, conn, .. } if Some(*listener) == self.listener => {
-                self.sessions.insert(*conn, Session::default());
+                self.make_place(reactor);
+                let moved_ns = reactor.now().mono_ns;
+                self.sessions.insert(*conn, Session { moved_ns, ..Session::default() });
+                self.watch(reactor, *conn);
                 true
             }
             Event::Received { conn } if self.sessions.contains_key(conn) => {
@@ -79,7 +91,10 @@ impl Controls {
             }
             let rx = reactor.rx(conn);
             session.lines.push(&rx.take(rx.len()));
-            if let Some(line) = session.lines.next_line().transpose() {
+            let line = session.lines.next_line().transpose();
+            session.asked += usize::from(line.is_some());
+            self.watch(reactor, conn);
+            if let Some(line) = line {
                 self.ready.push_back(conn);
                 return Some((conn, line));
             }
@@ -87,9 +102,34 @@ impl Controls {
         None
     }
 
+    /// Ends the one that gives way to another, when there are as many as there may be.
+    fn make_place(&mut self, reactor: &mut Reactor) {
+        let open = self.sessions.iter().filter(|(_, session)| session.ending.is_none());
+        if open.clone().count() < CONTROL_CONNECTIONS_MAX {
+            return;
+        }
+        let idle = open.filter(|(_, session)| session.asked == 0);
+        let first = |(conn, session): &(&Conn, &Session)| (session.busy, session.moved_ns, **conn);
+        if let Some(conn) = idle.min_by_key(first).map(|(conn, _)| *conn) {
+            self.sessions.entry(conn).and_modify(|it| it.ending = Some(String::new()));
+            reactor.abort(conn, "a newer connection needs its place");
+        }
+    }
+
+    /// Sees to it that a request comes in time, where nothing else is waited for.
+    fn watch(&mut self, reactor: &mut Reactor, conn: Conn) {
+        let Some(session) = self.sessions.get_mut(&conn) else { return };
+        let owes = session.asked == 0 && !session.busy && session.ending.is_none();
+        if owes != session.owes {
+            session.owes = owes;
+            reactor.expire(conn, owes.then(|| reactor.now().mono_ns + CONTROL_REQUEST_NS));
+        }
+    }
+
     /// Begins to send an answer, as soon as those before it have been sent. Whoever is gone is told nothing.
     pub fn answer(&mut self, reactor: &mut Reactor, conn: Conn, pieces: impl Iterator<Item = Bytes> + Send + 'static) {
         if let Some(session) = self.sessions.get_mut(&conn) {
+            session.asked = session.asked.saturating_sub(1);
             session.answers.push_back(Box::new(pieces));
             self.pump(reactor, conn);
         }
@@ -131,14 +171,19 @@ impl Controls {
             && let Some(answer) = session.answers.front_mut()
         {
             match answer.next() {
-                Some(piece) => reactor.send(conn, piece),
+                Some(piece) => {
+                    session.moved_ns = reactor.now().mono_ns;
+                    reactor.send(conn, piece);
+                }
                 None => drop(session.answers.pop_front()),
             }
         }
         if session.answers.is_empty()
             && let Some(reason) = &session.ending
         {
-            return reactor.close(conn, reason);
+            let reason = reason.clone();
+            reactor.expire(conn, None);
+            return reactor.close(conn, &reason);
         }
         let busy = reactor.queued_bytes(conn) > 0;
         if busy {
@@ -150,6 +195,7 @@ impl Controls {
                 self.ready.push_back(conn);
             }
         }
+        self.watch(reactor, conn);
     }
 }
 
@@ -265,6 +311,37 @@ mod tests {
         drop(slow);
         (0..50).for_each(|_| served.turn());
         assert!(served.controls.is_empty(), "nobody is connected any more");
+        let _ = std::fs::remove_file(path);
+    }
+
+    /// However many say half of something, who asks is answered; whose answer is being made keeps its place.
+    #[test]
+    fn halves_of_requests_stop_nobody() {
+        let path = std::env::temp_dir().join(format!("farshore-halves-{}", std::process::id()));
+        let options = ReactorOptions { arena_bytes: 32 << 20, ..ReactorOptions::default() };
+        let mut reactor = Reactor::new(options).expect("a reactor");
+        let controls = Controls::start(&mut reactor, &path).expect("a path of its own");
+        let mut served = Served { reactor, controls, asked: 0, made: Arc::default() };
+        let mut slow = UnixStream::connect(&path).expect("it listens");
+        slow.write_all(b"s\n").expect("there is room");
+        (0..3).for_each(|_| served.turn());
+        served.controls.sessions.values_mut().for_each(|it| it.asked += 1);
+        let mut halves = Vec::new();
+        for _ in 0..5 * CONTROL_CONNECTIONS_MAX {
+            let mut half = UnixStream::connect(&path).expect("it listens");
+            half.write_all(b"{\"").expect("there is room");
+            halves.push(half);
+            served.turn();
+        }
+        let mut asks = UnixStream::connect(&path).expect("it listens");
+        asks.write_all(b"a\n").expect("there is room");
+        (0..20).for_each(|_| served.turn());
+        assert_eq!(served.asked, 2);
+        asks.set_nonblocking(true).expect("a socket");
+        assert!(asks.read(&mut [0; 9]).is_ok_and(|count| count == 9));
+        (0..50).for_each(|_| served.turn());
+        let open = served.controls.sessions.len();
+        assert!(open <= CONTROL_CONNECTIONS_MAX && served.controls.sessions.values().any(|it| it.asked > 0), "{open}");
         let _ = std::fs::remove_file(path);
     }
 

@@ -110,22 +110,29 @@ pub fn leave<'a>(paths: impl IntoIterator<Item = &'a Path>) {
 
 /// Says of a file that somebody else has written to since its role stopped, in the log and in `notes` for the status.
 pub fn tell_written(path: &Path, notes: &mut Vec<String>) {
-    if let Some(note) = written_since(path) {
+    if let Some(note) = take_note(path) {
         tracing::warn!("{note}");
         notes.push(note);
     }
 }
 
-/// What to say of a file that somebody else has written to since its role stopped. The note of the stop is taken away: after a
-/// crash there is none, and nothing is said.
-fn written_since(path: &Path) -> Option<String> {
+/// As [`written_since`]. The note of the stop is taken away: after a crash there is none, and nothing is said.
+fn take_note(path: &Path) -> Option<String> {
+    let said = written_since(path);
+    match removexattr(path, STOPPED) {
+        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOENT) => {}
+        Err(error) => tracing::debug!("{}: {error}: its attribute {STOPPED} stays", path.display()),
+    }
+    said
+}
+
+/// What to say of a file that somebody else has written to since its role stopped, as long as it has not started again.
+#[must_use]
+pub fn written_since(path: &Path) -> Option<String> {
     let mut found = [0u8; MARK_BYTES_MAX];
     let length = getxattr(path, STOPPED, &mut found[..]).ok()?;
     let now = stamp(&std::fs::metadata(path).ok()?);
     let then = std::str::from_utf8(&found[..length]).ok()?.to_owned();
-    if let Err(error) = removexattr(path, STOPPED) {
-        tracing::debug!("{}: {error}: its attribute {STOPPED} stays", path.display());
-    }
     // An archive may have kept the whole seconds only.
     let seconds = |text: &str| text.split_once('.').map(|(seconds, _)| seconds.to_owned());
     let same = now == then || now.ends_with(".000000000") && seconds(&now) == seconds(&then);
@@ -133,7 +140,7 @@ fn written_since(path: &Path) -> Option<String> {
         format!(
             "{} was written to by somebody else since this role stopped: it is used as it is. If that was not meant (another \
              volume was copied onto it, say), stop the role and bring the right file back; on DR, with the primary alive, \
-             empty DR's directory and start it, and a new first copy is made; of a primary promote DR instead",
+             empty DR's directory and volumes and start it, and a new first copy is made; of a primary promote DR instead",
             path.display()
         )
     })
@@ -183,18 +190,22 @@ mod tests {
         assert_eq!(same(&[Some(&other), None, Some(&path), Some(&link)]), Some((2, 3)));
         assert_eq!(same(&[Some(&other), Some(&path), Some(&dir.join("d")), Some(&dir.join("d"))]), None);
         let mark = Mark { part: Part::Dr, owner: Owner(7), group: "g".into(), volume: "db".into() };
-        let holder = Holder { mark, dir: "/d".into(), begun: true, least: 8192, marked: false };
+        let holder = Holder { mark, dir: "/d".into(), empty: false, begun: true, least: 8192, marked: false };
         if survey(&path).expect("looks") == Store::File(8192, Seen::Impossible) || claim(&path, &holder) != Ok(Ok(true))
         {
             eprintln!("skipped: no attributes on this file system");
         } else {
             assert_eq!(judge(&path, &holder), Ok(Ok(Verdict::default())));
             leave([&*path]);
-            assert_eq!(written_since(&path), None, "as it was left");
-            assert_eq!(written_since(&path), None, "and after a crash nobody knows");
+            assert_eq!(take_note(&path), None, "as it was left");
+            std::fs::write(&path, [1; 512]).expect("written to");
+            assert_eq!(take_note(&path), None, "and after a crash nobody knows");
             leave([&*path]);
             std::fs::copy(&other, &path).expect("a copy onto it");
-            let text = written_since(&path).expect("it is noticed, and the mark is still there");
+            let looked = written_since(&path);
+            let text = take_note(&path).expect("it is noticed, and the mark is still there");
+            assert_eq!(looked.as_ref(), Some(&text), "who looks first takes nothing away");
+            assert_eq!(written_since(&path), None);
             assert!(text.contains("by somebody else"), "{text}");
             File::options().write(true).open(&path).and_then(|file| file.set_len(8192)).expect("grows");
             let swapped = Holder { mark: Mark { volume: "log".into(), ..holder.mark.clone() }, ..holder };

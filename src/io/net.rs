@@ -68,7 +68,7 @@ pub struct Net {
     held: Vec<Conn>,
     /// Connections whose `Closed` was given in the last turn: their bytes can still be read until the next.
     buried: Vec<Conn>,
-    /// Connections with a deadline: connecting or closing.
+    /// Connections with a deadline: connecting or closing, in a TLS handshake, or late with a request.
     pub(super) timed: Vec<Conn>,
     /// Lines about those that were one too many.
     pub(super) turned_away: Sparing,
@@ -253,6 +253,10 @@ impl Net {
         self.sockets.get(&conn).is_some_and(|socket| socket.peer_left())
     }
 
+    pub fn waiting_bytes(&self, conn: Conn) -> usize {
+        self.sockets.get(&conn).map_or(0, |socket| socket.waiting_bytes())
+    }
+
     pub fn asker(&self, conn: Conn) -> Asker {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }
@@ -284,6 +288,17 @@ impl Net {
         }
     }
 
+    /// Ends an open connection then, unless something else is said before; `None`: it may take its time.
+    pub fn expire(&mut self, conn: Conn, until_ns: Option<u64>) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        // The deadline of TLS, or of a close, is another one.
+        if socket.phase == Phase::Open && socket.secure.is_none() {
+            socket.deadline_ns = until_ns.unwrap_or(u64::MAX);
+            self.timed.retain(|timed| *timed != conn);
+            self.timed.extend(until_ns.map(|_| conn));
+        }
+    }
+
     /// Closes an open connection after what can be sent of it.
     pub(super) fn drain(&mut self, conn: Conn, reason: &str) {
         let Some(socket) = self.sockets.get_mut(&conn) else { return };
@@ -291,6 +306,7 @@ impl Net {
         socket.reason = reason.into();
         let waits = socket.patient && !socket.ended;
         socket.deadline_ns = if waits { u64::MAX } else { clock::mono_ns() + CLOSE_NS };
+        self.timed.retain(|timed| *timed != conn);
         self.timed.push(conn);
         mark(socket, &mut self.dirty);
     }
@@ -629,7 +645,8 @@ impl Net {
             } else {
                 let reason = match socket.phase {
                     Phase::Connecting => format!("cannot connect to {}: the name server does not answer", socket.peer),
-                    Phase::Open => "the TLS handshake took too long".into(),
+                    Phase::Open if socket.secure.is_some() => "the TLS handshake took too long".into(),
+                    Phase::Open => "its request took too long".into(),
                     _ => String::new(),
                 };
                 self.abort(conn, &reason);

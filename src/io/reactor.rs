@@ -207,6 +207,11 @@ impl Reactor {
         self.keep(done);
     }
 
+    /// Nobody more is accepted where this connection came from until then, monotonic: newcomers wait to be.
+    pub fn rest(&mut self, conn: Conn, until_ns: u64) {
+        self.net.rest(conn, until_ns);
+    }
+
     /// Where a listener really is (the port that was chosen for port 0).
     #[must_use]
     pub fn listen_address(&self, listener: usize) -> Option<&Address> {
@@ -293,6 +298,12 @@ impl Reactor {
         self.net.peer_left(conn)
     }
 
+    /// Bytes that the kernel has received and nobody has taken yet.
+    #[must_use]
+    pub fn waiting_bytes(&self, conn: Conn) -> usize {
+        self.net.waiting_bytes(conn)
+    }
+
     /// Who is at the other end of a unix socket.
     #[must_use]
     pub fn asker(&self, conn: Conn) -> Asker {
@@ -325,6 +336,11 @@ impl Reactor {
     /// Closes at once.
     pub fn abort(&mut self, conn: Conn, reason: &str) {
         self.net.abort(conn, reason);
+    }
+
+    /// Ends an open connection without TLS at that time (monotonic), unless something else is said before; `None`: never.
+    pub fn expire(&mut self, conn: Conn, until_ns: Option<u64>) {
+        self.net.expire(conn, until_ns);
     }
 
     /// Opens a file, as the options say. Blocks; start-up only.

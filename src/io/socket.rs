@@ -36,6 +36,8 @@ pub enum Phase {
 pub struct Socket {
     pub conn: Conn,
     pub peer: String,
+    /// Where it came from, by the listener's place in the list.
+    pub listener: Option<usize>,
     pub phase: Phase,
     /// Why the connection ends.
     pub reason: String,
@@ -102,6 +104,7 @@ impl Socket {
         Socket {
             conn,
             peer,
+            listener: None,
             phase,
             reason: String::new(),
             deadline_ns: u64::MAX,
@@ -165,6 +168,15 @@ impl Socket {
         // SAFETY: one entry, valid for the call, whose descriptor is open.
         let found = unsafe { libc::poll(&raw mut asked, 1, 0) };
         found > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// Bytes that wait in the kernel to be received; of TLS, of its records.
+    pub fn waiting_bytes(&self) -> usize {
+        let Some(fd) = &self.fd else { return 0 };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel writes one integer, which lives through the call.
+        let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        if asked == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
     }
 
     /// Whether everything that was sent has left this host's memory: a unix socket's peer has read it, another host's

@@ -7,7 +7,7 @@
 //! | lane | payload | takes room | of what comes in |
 //! |---|---|---|---|
 //! | small | up to 64 KiB | once it has arrived: until then it is part of what is received ahead | all that is free |
-//! | short | up to 1 MiB | from its head on, for its memory is there to receive it | not what is kept for small ones |
+//! | short | up to 1 MiB | from its head on, for its memory is there to receive it; where others hold many, once the beginning of its payload is there, too | not what is kept for small ones |
 //! | long | more, in pieces | each piece as a short one | a budget of its own |
 //!
 //! So no number of clients who send one byte after the other keeps small writes waiting, and the few long requests keep
@@ -18,8 +18,8 @@
 //! client after another, and whatever is longer than a piece of it passes in pieces.
 
 use crate::limits::{
-    LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_SMALL_KEPT_BYTES, SERVER_WRITE_BYTES_MAX,
-    SMALL_BYTES,
+    LONG_BYTES, SERVER_LONG_BYTES_MAX, SERVER_MANY_BYTES, SERVER_READ_BYTES_MAX, SERVER_SMALL_KEPT_BYTES,
+    SERVER_WRITE_BYTES_MAX, SMALL_BYTES,
 };
 
 /// One of something for the bytes that go to a client, and one for those that come from it.
@@ -115,6 +115,12 @@ impl Budget {
             read: share(SERVER_READ_BYTES_MAX, 0, read, own.read),
             write: share(SERVER_WRITE_BYTES_MAX, SERVER_SMALL_KEPT_BYTES, write, own.write),
         }
+    }
+
+    /// Whether others hold so many short writes that one which takes its time is to begin before it has room.
+    #[must_use]
+    pub fn others_hold_many(&self, own: Held) -> bool {
+        self.0.write.short - own.write.short > SERVER_MANY_BYTES
     }
 
     /// Whether what keeps a short write waiting are small ones, and not those of its own lane.

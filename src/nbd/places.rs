@@ -6,11 +6,17 @@
 //! | the newcomer | gets |
 //! |---|---|
 //! | there is a place for it | that |
-//! | its own peer has as many as one may have | the oldest of those of its peer that have not asked for anything yet |
-//! | others have the places | one of the peer that has most: the oldest that has not asked for anything yet, else the one that has been idle for longest, unless its peer then had fewer than the newcomer's |
+//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest |
+//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck, or else idle, for longest, unless its peer then had fewer than the newcomer's |
 //! | nobody can give way | nothing |
 //!
-//! Whoever has a request in flight keeps its place.
+//! Of those that have not asked for anything yet the silent ones give way, the oldest first, or those that have said
+//! something (they are in their handshake, or through with it), the one first that has said nothing for longest: whichever
+//! are more. So a crowd that says nothing drives out nobody who has begun, and newcomers have the time to begin: who came
+//! less than [`GRACE_NS`] ago is not driven out before others have waited so long (`young_until_ns`).
+//!
+//! Whoever has a request in flight keeps its place, unless it is stuck: what is waited for is the client, who goes on
+//! neither with the rest of it nor with taking the answer.
 
 use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
@@ -29,10 +35,20 @@ pub enum Peer {
 }
 
 /// What a connection does with its place, from the one that gives way first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It has not asked for anything yet; in the order in which they came.
-    Fresh,
+    /// It has said nothing yet; since when it is there, monotonic nanoseconds.
+    Silent {
+        since_ns: u64,
+    },
+    /// It has not asked for anything yet; when it said something.
+    Begun {
+        since_ns: u64,
+    },
+    /// It does not go on with a request; since when, monotonic nanoseconds.
+    Stuck {
+        since_ns: u64,
+    },
     /// It has no request in flight; since when, monotonic nanoseconds.
     Idle {
         since_ns: u64,
@@ -134,6 +150,9 @@ impl Census {
     }
 }
 
+/// How long a newcomer has at the least to say its first words, nanoseconds.
+pub const GRACE_NS: u64 = 50_000_000;
+
 /// Finds a place for one more connection of `peer`; `seats` in the order in which they were taken.
 #[must_use]
 pub fn place(seats: &[Seat], peer: Peer) -> Place {
@@ -141,17 +160,53 @@ pub fn place(seats: &[Seat], peer: Peer) -> Place {
     if census.has_room(peer) {
         return Place::Free;
     }
+    gives_way(seats, peer, &census).map_or(Place::None, |seat| Place::Of(seat.conn))
+}
+
+/// Until when another newcomer of `peer` is to wait, because whoever would give way to it has hardly come; monotonic.
+#[must_use]
+pub fn young_until_ns(seats: &[Seat], peer: Peer) -> Option<u64> {
+    let census = Census::take(seats.iter().map(|seat| seat.peer));
+    if census.has_room(peer) {
+        return None;
+    }
+    match gives_way(seats, peer, &census)?.standing {
+        Standing::Silent { since_ns } | Standing::Begun { since_ns } => Some(since_ns.saturating_add(GRACE_NS)),
+        Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => None,
+    }
+}
+
+/// Who gives its place to one more of `peer`.
+fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census) -> Option<&'a Seat> {
     let own = census.has(peer);
-    let gives_way = |seat: &&Seat| {
+    let may = |seat: &&Seat| {
         if seat.peer == peer {
-            return seat.standing == Standing::Fresh;
+            return !matches!(seat.standing, Standing::Idle { .. } | Standing::Busy);
         }
         // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
         let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
         fair && seat.standing != Standing::Busy && (seat.peer != Peer::Unix || !census.outside_is_full())
     };
-    let first = |seat: &&Seat| (std::cmp::Reverse(census.has(seat.peer)), seat.peer, seat.standing);
-    seats.iter().filter(gives_way).min_by_key(first).map_or(Place::None, |seat| Place::Of(seat.conn))
+    // Silent ones beyond those of the same peer that have begun.
+    let mut silent: HashMap<Peer, isize> = HashMap::new();
+    for seat in seats {
+        *silent.entry(seat.peer).or_insert(0) += match seat.standing {
+            Standing::Silent { .. } => 1,
+            Standing::Begun { .. } => -1,
+            Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => 0,
+        };
+    }
+    let first = |seat: &&Seat| {
+        let turn = match seat.standing {
+            Standing::Silent { since_ns } => (usize::from(silent[&seat.peer] < 0), since_ns),
+            Standing::Begun { since_ns } => (usize::from(silent[&seat.peer] >= 0), since_ns),
+            Standing::Stuck { since_ns } => (2, since_ns),
+            Standing::Idle { since_ns } => (3, since_ns),
+            Standing::Busy => (4, 0),
+        };
+        (std::cmp::Reverse(census.has(seat.peer)), seat.peer, turn)
+    };
+    seats.iter().filter(may).min_by_key(first)
 }
 
 #[cfg(test)]
@@ -200,6 +255,7 @@ mod tests {
     #[test]
     fn who_has_most_gives_way_to_another_and_never_with_a_request_in_flight() {
         let idle = |since_ns| Standing::Idle { since_ns };
+        let silent = Standing::Silent { since_ns: 0 };
         let most = CONNECTIONS_PEER_MAX;
         let rest = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX - most;
         let full = |standing| {
@@ -207,14 +263,17 @@ mod tests {
                 (1, far(1), idle(9)),
                 (1, far(1), standing),
                 (most - 2, far(1), Standing::Busy),
-                (rest, far(2), Standing::Fresh),
+                (rest, far(2), silent),
             ])
         };
         assert_eq!(place(&full(idle(8)), far(3)), Place::Of(Conn(2)), "idle for longest");
-        assert_eq!(place(&full(Standing::Fresh), far(3)), Place::Of(Conn(2)), "or not begun");
+        assert_eq!(place(&full(silent), far(3)), Place::Of(Conn(2)), "or not begun");
         assert_eq!(place(&full(Standing::Busy), far(3)), Place::Of(Conn(1)));
         assert_eq!(place(&full(idle(8)), far(1)), Place::None, "its own have begun, and one peer has no more");
-        assert_eq!(place(&full(Standing::Fresh), far(1)), Place::Of(Conn(2)));
+        assert_eq!(place(&full(silent), far(1)), Place::Of(Conn(2)));
+        let stuck = Standing::Stuck { since_ns: 10 };
+        assert_eq!(place(&full(stuck), far(1)), Place::Of(Conn(2)), "who is waited for in vain");
+        assert_eq!(place(&full(stuck), far(3)), Place::Of(Conn(2)), "also before who is idle");
         let mut busy = full(Standing::Busy);
         busy[0].standing = Standing::Busy;
         assert_eq!(place(&busy, far(3)), Place::Of(Conn(most as u64 + 1)), "of the next one");
@@ -245,5 +304,31 @@ mod tests {
             assert_eq!(place(&taken, Peer::Unix), Place::Free, "{peers}");
             assert!(Census::take(taken.iter().map(|seat| seat.peer)).run_out().is_some(), "{peers}");
         }
+    }
+    /// Whoever has begun its handshake is not driven out by any number that say nothing, nor the other way round.
+    #[test]
+    fn those_who_say_nothing_and_those_who_say_something_leave_each_other_half() {
+        let begun = |since_ns| Standing::Begun { since_ns };
+        let silent = |since_ns| Standing::Silent { since_ns };
+        for newcomer in [begun as fn(u64) -> Standing, silent] {
+            let others = if newcomer(0) == begun(0) { silent } else { begun };
+            let mut taken = seats(&[(1, Peer::Unix, others(7)), (CONNECTIONS_PEER_MAX - 1, Peer::Unix, newcomer(3))]);
+            for at in 0..1000u64 {
+                let Place::Of(conn) = place(&taken, Peer::Unix) else { panic!("{at}: one of them gives way") };
+                assert_ne!(conn, Conn(1), "{at}");
+                let young = young_until_ns(&taken, Peer::Unix).expect("it will be old enough some time");
+                let old = taken.iter().find(|seat| seat.conn == conn).expect("it is one of them").standing;
+                assert!(matches!(old, Standing::Begun { since_ns } | Standing::Silent { since_ns }
+                    if young == since_ns + GRACE_NS));
+                taken.retain(|seat| seat.conn != conn);
+                taken.push(Seat { conn: Conn(1000 + at), peer: Peer::Unix, standing: newcomer(10 + at) });
+            }
+            // As many of each: then the oldest of one kind gives way, and nobody has more than half for long.
+            let half = CONNECTIONS_PEER_MAX / 2;
+            let even = seats(&[(half, Peer::Unix, begun(1)), (half, Peer::Unix, silent(9))]);
+            assert_eq!(place(&even, Peer::Unix), Place::Of(Conn(half as u64 + 1)));
+            assert_eq!(place(&even[1..], Peer::Unix), Place::Free);
+        }
+        assert_eq!(young_until_ns(&seats(&[(3, Peer::Unix, silent(1))]), Peer::Unix), None, "there is room");
     }
 }

@@ -34,7 +34,7 @@ use crate::limits::{
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::Outbox;
-use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place};
+use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place, young_until_ns};
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
 /// The NBD connections of one daemon.
@@ -96,6 +96,8 @@ struct Client {
     received: u64,
     /// The long ones of the parts that were given to the reactor: where each ends among the bytes given, and its bytes.
     long_parts: VecDeque<(u64, u64)>,
+    /// Since when it is waited for in the middle of a request, monotonic, and how many bytes it had taken and sent by then.
+    stuck: Option<(u64, u64)>,
     /// Since when it is slow, monotonic, and how many bytes it had taken and sent by then.
     slow: Option<(u64, u64)>,
 }
@@ -122,7 +124,7 @@ impl NbdServer {
     ) {
         assert!(mode == TlsMode::Off || acceptor.is_some(), "who offers TLS has certificates");
         let (now, peer) = (reactor.now(), Peer::of(peer));
-        match place(&self.seats(now.mono_ns), peer) {
+        match place(&self.seats(reactor), peer) {
             Place::Free => {}
             Place::Of(other) => self.abort(reactor, other, "a newer NBD connection needs its place"),
             Place::None => return reactor.abort(conn, "too many NBD connections"),
@@ -138,6 +140,10 @@ impl NbdServer {
         client.send(reactor, conn);
         self.clients.insert(conn, client);
         self.count(now);
+        // Whoever would give way next has time for its first words: the others wait to be accepted.
+        if let Some(until_ns) = young_until_ns(&self.seats(reactor), peer).filter(|until_ns| *until_ns > now.mono_ns) {
+            reactor.rest(conn, until_ns);
+        }
     }
 
     /// Whether places run out, or did in the last seconds: who had them, and since when, nanoseconds since the Unix epoch.
@@ -161,12 +167,12 @@ impl NbdServer {
     }
 
     /// Who has a place, in the order in which they came.
-    fn seats(&self, now_ns: u64) -> Vec<Seat> {
-        let open = self.clients.iter().filter(|(_, client)| !client.closing);
-        let seat = |(conn, client): (&Conn, &Client)| Seat {
-            conn: *conn,
-            peer: client.peer,
-            standing: client.standing(now_ns),
+    fn seats(&mut self, reactor: &Reactor) -> Vec<Seat> {
+        let now_ns = reactor.now().mono_ns;
+        let open = self.clients.iter_mut().filter(|(_, client)| !client.closing);
+        let seat = |(conn, client): (&Conn, &mut Client)| {
+            client.look(reactor.queued_bytes(*conn), now_ns);
+            Seat { conn: *conn, peer: client.peer, standing: client.standing(now_ns) }
         };
         let mut seats: Vec<Seat> = open.map(seat).collect();
         seats.sort_by_key(|seat| seat.conn);
@@ -418,12 +424,17 @@ impl NbdServer {
             // Whoever has left may have sent them again on another connection, and written the same place since.
             return self.abort(reactor, conn, "it left while requests of its own waited to begin");
         }
+        if client.stuck.is_some() {
+            client.look(queued, now_ns);
+        }
         let before = client.session.inflight_bytes();
         let mut parsed = Ok(());
         let mut sent = 0;
         if !congested {
             let held = client.held;
             client.session.set_room(self.starved.narrow(conn, held, &self.budget, now_ns));
+            let many = self.budget.others_hold_many(held);
+            client.session.set_thrift(many.then(|| reactor.waiting_bytes(conn)));
             let rx = reactor.rx(conn);
             if rx.len() > client.kept {
                 client.moved_ns = now_ns;
@@ -434,6 +445,7 @@ impl NbdServer {
             sent = client.send(reactor, conn);
         }
         client.account(&mut self.budget, queued + sent);
+        client.look(queued, now_ns);
         let wants = client.session.wants().filter(|_| !congested && parsed.is_ok()).unwrap_or_default();
         let alone = self.starved.is_empty();
         if wants != Ways::default() || !alone {
@@ -551,6 +563,8 @@ const CROWDED_NS: u64 = 10_000_000_000;
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
 /// And for the first time after somebody began to wait.
 const LOOK_SOON_NS: u64 = 1_000_000;
+/// Whoever gets through so many bytes of a request goes on with it.
+const MOVES_BYTES: u64 = 4096;
 /// Of so many queued bytes it is worth being told when they have gone out.
 const TELL_BYTES: usize = 64 << 10;
 
@@ -574,15 +588,31 @@ impl Client {
         bytes
     }
 
-    /// What it does with its place. Who has sent half a request, or taken half an answer, and then nothing more for long,
-    /// is idle.
+    /// Notes whether it is waited for in the middle of a request: whether, and since when, it does not go on. `queued`: bytes
+    /// that it has not taken.
+    fn look(&mut self, queued: usize, now_ns: u64) {
+        let session = &self.session;
+        let sends = session.wants().is_none() && (self.kept > 0 || session.inflight() > 0);
+        let waited_for = session.transmitting() && !session.is_asked() && (queued > 0 || sends);
+        let moved = self.sent - queued as u64 + self.received;
+        self.stuck = match self.stuck {
+            _ if !waited_for => None,
+            Some((since_ns, before)) if moved < before + MOVES_BYTES => Some((since_ns, before)),
+            _ => Some((now_ns, moved)),
+        };
+    }
+
+    /// What it does with its place.
     fn standing(&self, now_ns: u64) -> Standing {
-        let waits = self.session.inflight() > 0 || self.session.blocked();
-        let moves = self.used && self.kept > 0 && now_ns < self.moved_ns + SLOW_NS;
-        match (waits || moves, self.used) {
-            (true, _) => Standing::Busy,
-            (false, false) => Standing::Fresh,
-            (false, true) => Standing::Idle { since_ns: self.moved_ns },
+        let waits = self.session.inflight() > 0 || self.session.blocked() || (self.used && self.stuck.is_some());
+        match (waits, self.used, self.received) {
+            (true, _, _) if self.stuck.is_some_and(|(since_ns, _)| now_ns >= since_ns + SLOW_NS) => {
+                Standing::Stuck { since_ns: self.stuck.map_or(0, |(since_ns, _)| since_ns) }
+            }
+            (true, _, _) => Standing::Busy,
+            (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
+            (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
+            (false, true, _) => Standing::Idle { since_ns: self.moved_ns },
         }
     }
 

@@ -261,6 +261,14 @@ impl Session {
         }
     }
 
+    /// A write that is not small takes its room once the beginning of its payload is there, if `there` is given: in what was
+    /// received, or among so many bytes that wait to be.
+    pub fn set_thrift(&mut self, there: Option<usize>) {
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.set_thrift(there);
+        }
+    }
+
     /// Memory of the payloads in flight, bytes; a write that is not small is from its head on.
     #[must_use]
     pub fn inflight_bytes(&self) -> Held {
@@ -317,6 +325,12 @@ impl Session {
     #[must_use]
     pub fn transmitting(&self) -> bool {
         self.transmission().is_some_and(|transmission| !transmission.is_over())
+    }
+
+    /// Whether anything that was asked has yet to be carried out.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.transmission().is_some_and(Transmission::is_asked)
     }
 
     /// Requests not answered yet, and pieces of them.

@@ -19,8 +19,8 @@ use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::{
-    BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, PIECE_BYTES_MAX, RANGE_BYTES_MAX, SMALL_BYTES,
-    STATUS_STRETCHES_MAX,
+    BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, FIRST_BYTES, PIECE_BYTES_MAX, RANGE_BYTES_MAX,
+    SMALL_BYTES, STATUS_STRETCHES_MAX,
 };
 use crate::nbd::budget::{Held, Share, Ways};
 use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
@@ -41,6 +41,10 @@ pub struct Transmission {
     room: Ways<Share>,
     /// The next request has its room, and waits for its payload (no small one does): how much of `inflight` that is.
     arriving: Option<u64>,
+    /// Bytes that wait to be received, where the beginning of a payload has to be there before it takes room.
+    thrift: Option<usize>,
+    /// The next payload has yet to begin.
+    begins: bool,
     /// Tasks whose next piece is to be asked for.
     resumed: VecDeque<u64>,
     /// The payload of a refused request is passing by.
@@ -114,6 +118,8 @@ impl Transmission {
             inflight: Held::default(),
             room: Ways { read: Share::ALL, write: Share::ALL },
             arriving: None,
+            thrift: None,
+            begins: false,
             resumed: VecDeque::new(),
             skipping: None,
             body: None,
@@ -151,6 +157,7 @@ impl Transmission {
     /// What leaves the stream out of step.
     pub fn step(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
         self.blocked = false;
+        self.begins = false;
         self.wants = None;
         if self.broken {
             return Err(SessionError::ReplyBroken);
@@ -263,6 +270,11 @@ impl Transmission {
         self.room = room;
     }
 
+    /// As the session's.
+    pub fn set_thrift(&mut self, there: Option<usize>) {
+        self.thrift = there;
+    }
+
     /// Memory of the payloads in flight, bytes.
     #[must_use]
     pub fn inflight(&self) -> Held {
@@ -281,12 +293,23 @@ impl Transmission {
         self.tasks.len()
     }
 
+    /// Whether anything that was asked has yet to be carried out; all else waits for the client, or for memory.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        let waiting = usize::from(self.body.is_some()) + usize::from(self.reading_waits()) + self.deferred.len();
+        self.tasks.len() > waiting
+    }
+
     /// Bytes of the next payload, or of the piece of one that is arriving, guessed from the last write: 0 when the client
     /// has turned to reading.
     #[must_use]
     pub fn body_hint(&self) -> usize {
         if let Some(bytes) = self.next_piece() {
             return bytes;
+        }
+        // Its beginning takes no more memory than what comes.
+        if self.begins {
+            return 0;
         }
         if self.reads_since_write < READS_FORGET_WRITES { self.write_bytes as usize } else { 0 }
     }
@@ -339,6 +362,9 @@ impl Transmission {
             if !arrived && asked.payload <= SMALL_BYTES {
                 return Step::Stop;
             }
+            if !arrived && self.has_yet_to_begin(&asked, rx.len() - asked.head) {
+                return Step::Stop;
+            }
             if !self.may_begin(cost) {
                 return Step::Stop;
             }
@@ -374,6 +400,13 @@ impl Transmission {
         let kind = asked.kind(data);
         self.begin(to, bytes, cost, kind, events);
         Step::Again
+    }
+
+    /// Whether a payload, of which `here` bytes were received, has to come nearer before it takes room.
+    fn has_yet_to_begin(&mut self, asked: &Asked, here: usize) -> bool {
+        let Some(there) = self.thrift else { return false };
+        self.begins = ((here + there) as u64) < asked.payload.min(FIRST_BYTES);
+        self.begins
     }
 
     fn begin(&mut self, to: To, bytes: u32, cost: Ways<u64>, mut kind: Kind, events: &mut Vec<Event>) {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
-use crate::limits::{PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
+use crate::limits::{FIRST_BYTES, PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
 use crate::nbd::budget::{Budget, Held, Lanes, Ways};
 use crate::nbd::protocol::*;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, request, write};
@@ -343,6 +343,30 @@ fn a_write_has_its_room_from_its_head_on() {
     assert!(bench.session.blocked(), "its head alone shows that there is no room");
     bench.reply(cookie, Ok(Bytes::new()));
     assert_eq!(bench.session.inflight_bytes(), Held::default());
+}
+
+#[test]
+fn where_others_hold_many_a_write_takes_room_once_its_beginning_is_there() {
+    const BYTES: u64 = 128 << 10;
+    let whole = write(1, 0, &[7; BYTES as usize]);
+    let first = 28 + FIRST_BYTES as usize;
+    for (received, waiting, begins) in
+        [(28, 0, false), (first - 1, 0, false), (first, 0, true), (28, FIRST_BYTES as usize, true), (100, 100, false)]
+    {
+        let mut bench = going(OPT_STRUCTURED_REPLY, Export { block_max: 1 << 20, ..export() });
+        bench.session.set_thrift(Some(waiting));
+        bench.feed(&whole[..received]).unwrap();
+        assert_eq!(bench.session.arriving_bytes(), if begins { BYTES } else { 0 }, "{received} {waiting}");
+        // Until then it is received like anything that nobody expects, and nobody waits for room.
+        assert_eq!(bench.session.body_hint(), if begins { BYTES as usize } else { 0 });
+        assert!(!bench.session.blocked() && bench.session.wants().is_none());
+        // What is not many any more, or all there, needs no beginning.
+        if received > 28 {
+            bench.session.set_thrift(None);
+        }
+        bench.feed(&whole[received..]).unwrap();
+        assert_eq!(bench.requests().len(), 1);
+    }
 }
 
 #[test]

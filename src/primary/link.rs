@@ -5,6 +5,7 @@
 //! by a jump: the begin of a batch that covers everything.
 
 mod backlog;
+mod former;
 mod need;
 mod room;
 
@@ -13,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use self::backlog::Backlog;
+use self::former::Former;
 use self::room::Gap;
 use super::batch::Headway;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
 use super::window::{Held, Local, Payload};
-use crate::core::ids::{Chain, Conn, Owner, Seq, SeqRange};
+use crate::core::ids::{Chain, Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
@@ -124,6 +126,8 @@ pub struct DrLink {
     pub cut: Seq,
     pub applied: Seq,
     pub synced: bool,
+    /// The directory that had the last recovery point, where another one has come in its place.
+    pub(super) former: Option<Former>,
     pub(super) blank: bool,
     pub(super) commits: VecDeque<(Seq, u64)>,
     pub(super) backfill: VecDeque<OrderRecord>,
@@ -180,6 +184,7 @@ impl DrLink {
             cut: Seq(0),
             applied: Seq(0),
             synced: false,
+            former: None,
             blank: false,
             commits: VecDeque::new(),
             backfill: VecDeque::new(),
@@ -585,6 +590,7 @@ impl Machine {
                 self.dr.cut = self.dr.cut.max(cut);
                 self.dr.applied = applied;
                 self.dr.synced = synced;
+                self.dr.former = self.dr.former.filter(|_| !synced);
                 (self.dr.window_bytes, self.dr.spool_live_bytes) = (window_bytes, spool_bytes);
                 self.room_told(room);
                 self.close_batch(fx);
@@ -636,6 +642,7 @@ impl Machine {
         }
         self.dr.gone = false;
         self.dr.asked.clear();
+        let back = self.note_directory(welcome, fx);
         if self.superblock.peer != welcome.owner {
             self.superblock.peer = welcome.owner;
             let reserved = self.superblock.seq;
@@ -643,7 +650,8 @@ impl Machine {
         }
         self.check_batch(welcome.batch, welcome.cut, fx);
         let dr = &mut self.dr;
-        let regressed = welcome.cut < dr.cut;
+        // What went to the other directory meanwhile this one lacks.
+        let regressed = back || welcome.cut < dr.cut;
         let lost = regressed || welcome.gaps || dr.synced && !welcome.synced;
         dr.phase = Phase::Up { conn };
         dr.problem = None;
@@ -718,12 +726,11 @@ impl Machine {
                 welcome.journal_seq, self.tail
             ));
         }
-        let known = self.superblock.peer;
-        if known != Owner(0) && known != welcome.owner && welcome.synced {
+        if !self.may_replace(welcome) {
             return Err(format!(
-                "a second DR ({:016x}) answers, this group replicates to {:016x}; stop one of them, or empty the \
-                 directory of the one that should be filled anew",
-                welcome.owner.0, known.0
+                "a second DR ({:016x}) answers, this group replicates to {:016x}; stop one of them, or empty directory and \
+                 volumes of the one that should be filled anew",
+                welcome.owner.0, self.superblock.peer.0
             ));
         }
         Ok(())

@@ -199,7 +199,9 @@ impl Machine {
             let since = self.refused_since_ns.unwrap_or(now.wall_ns);
             out.push(Degraded::new(text, since, now.wall_ns));
         }
-        if self.dr.ready() && !self.dr.synced {
+        if let Some(former) = &self.dr.former {
+            out.push(Degraded::new(former.text(), former.since_ns, now.wall_ns));
+        } else if self.dr.ready() && !self.dr.synced {
             out.push(Degraded::new(
                 "DR has no complete copy yet: it cannot be promoted",
                 self.dr.since(now),

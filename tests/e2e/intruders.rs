@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::site::Role;
 use farshore::core::address::Address;
 use farshore::nbd::protocol::*;
@@ -55,8 +57,43 @@ fn idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
     Ok(())
 }
 
+/// A place that its client does nothing with, in the middle of a request, is one for others some time.
 #[test]
-fn writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
+fn who_does_not_go_on_with_a_request_locks_nobody_of_his_address_out() -> Result<()> {
+    let (_group, place) = with_port()?;
+    let mut stuck = Vec::new();
+    for cookie in 0..192u64 {
+        let mut stream = transmitting(&place)?;
+        let (command, length, payload) = match cookie % 3 {
+            0 => (CMD_WRITE, 32 << 20, 1000),
+            1 => (CMD_WRITE, 4096, 1000),
+            // More than sockets hold, and never taken.
+            _ => (CMD_READ, 32 << 20, 0),
+        };
+        // One has asked for something before.
+        stream.write_all(&RequestHead::encode(0, CMD_READ, cookie, 0, 512))?;
+        stream.read_exact(&mut [0; REPLY_BYTES + 512])?;
+        stream.write_all(&RequestHead::encode(0, command, cookie, 0, length))?;
+        stream.write_all(&vec![7; payload])?;
+        stuck.push(stream);
+    }
+    let begun = Instant::now();
+    loop {
+        let late = transmitting(&place);
+        if let Ok(mut late) = late {
+            late.write_all(&RequestHead::encode(0, CMD_READ, 1, 0, 4096))?;
+            late.read_exact(&mut [0; REPLY_BYTES + 4096])?;
+            break;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(15), "it is locked out: {late:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(stuck);
+    Ok(())
+}
+
+#[test]
+fn writes_that_trickle_keep_no_other_one_waiting() -> Result<()> {
     let (group, place) = with_port()?;
     let mut trickles = Vec::new();
     for (cookie, length) in (0..120u64).zip([512 << 10, 64 << 10, 128 << 10].into_iter().cycle()) {
@@ -70,6 +107,11 @@ fn writes_that_trickle_keep_no_small_one_waiting() -> Result<()> {
     while begun.elapsed() < Duration::from_secs(3) {
         let before = Instant::now();
         group.write(Role::Primary, "db", 4096, 2)?;
+        let mut client = group.site.client(Role::Primary, "db")?;
+        for length in [128 << 10, 1 << 20] {
+            client.call(Ask::Write { offset: 1 << 20, data: &vec![3; length], fua: false })?;
+        }
+        client.close();
         worst = worst.max(before.elapsed());
     }
     ensure!(worst < Duration::from_secs(1), "a write took {worst:?}");
@@ -99,8 +141,44 @@ fn a_file_that_was_written_to_between_a_stop_and_a_start_is_told() -> Result<()>
     ensure!(!told(&group)?, "after a crash nobody knows");
     group.site.stop(Role::Primary)?;
     touch(&db)?;
+    for _ in 0..2 {
+        let check = group.site.verb(&["check", "--role", "primary"])?;
+        let said = check.out;
+        ensure!(said.contains("written to by somebody else since this role stopped: it is used as it is"), "{said}");
+    }
     group.site.start(Role::Primary)?;
     ensure!(told(&group)?);
+    Ok(())
+}
+
+#[test]
+fn halves_of_requests_on_the_control_socket_stop_nobody() -> Result<()> {
+    let mut group = Group::started(FAST, "")?;
+    group.write(Role::Primary, "db", 0, 1)?;
+    group.site.settle(LONG)?;
+    for role in Role::ALL {
+        let control = group.site.path(&format!("{}.ctl", role.word()));
+        let halves = (0..1500).map(|_| {
+            let mut half = UnixStream::connect(&control)?;
+            // Whoever has given way hears of it here.
+            let _ = half.write_all(b"{\"");
+            Ok(half)
+        });
+        let mut halves = halves.collect::<Result<Vec<_>>>()?;
+        let begun = Instant::now();
+        let status = group.site.verb(&["status", "--json"])?;
+        ensure!(
+            status.exit == 0 && begun.elapsed() < Duration::from_secs(4),
+            "{} {:?}",
+            status.errors,
+            begun.elapsed()
+        );
+        group.write(Role::Primary, "db", 0, 2)?;
+        // The last of them kept its place until it took too long.
+        let mut last = halves.pop().expect("there are many");
+        last.set_read_timeout(Some(Duration::from_secs(20)))?;
+        ensure!(last.read(&mut [0])? == 0 && begun.elapsed() > Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
     Ok(())
 }
 

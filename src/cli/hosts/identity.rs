@@ -1,5 +1,6 @@
 //! Whether what stands where a volume is to be is the volume of this directory: as the role finds it at its start.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Host;
@@ -15,8 +16,11 @@ impl Host<'_, '_, '_> {
     pub(super) fn is_ours(&mut self, role: RoleName, keys: &[&str], dir: &Path, at: usize, path: &Path) -> bool {
         let holder = self.holder(role, dir, at);
         match mark::judge(path, &holder) {
-            Ok(Ok(Verdict { note: Some(note), .. })) => self.findings.note(Weight::Warning, keys, note),
-            Ok(Ok(_)) => {}
+            Ok(Ok(Verdict { note, .. })) => {
+                note.into_iter().chain(mark::written_since(path)).for_each(|note| {
+                    self.findings.note(Weight::Warning, keys, note);
+                });
+            }
             Ok(Err(text)) => {
                 self.findings.refuse(keys, text);
                 return false;
@@ -48,11 +52,16 @@ impl Host<'_, '_, '_> {
                 volume: self.config.volumes[at].name.clone(),
             },
             dir: dir.display().to_string(),
+            empty: is_absent(&dir.join("superblock")),
             begun: known.as_ref().is_some_and(Superblock::has_begun),
             least: sizes.filter_map(|sizes| sizes.get(at).copied()).max().unwrap_or(0),
             marked: known.iter().chain(&since).any(|known| known.has(MARKED)),
         }
     }
+}
+
+fn is_absent(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// The one in force, if it can be read: what is wrong with it the role says.

@@ -81,6 +81,9 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let (dr, _) = config.need_dr()?;
     let dir = &dr.dir;
     let made = make_dir(dir)?;
+    if is_absent(&dir.join(SUPERBLOCK)) {
+        volumes::spare(config, dr)?;
+    }
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     if let Some(known) = superblock::newest(&slots).ok().flatten() {
@@ -259,6 +262,10 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
     }
 }
 
+fn is_absent(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
 /// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost
 /// its end holds less than was promised of it, and nothing in it would say so (I8).
 fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
@@ -274,7 +281,7 @@ fn check_log(path: &Path, made: u64) -> anyhow::Result<()> {
     };
     anyhow::bail!(Refused(format!(
         "{} {found}. What was acknowledged here may be lost with it, so this DR does not start. Put the file back; or, \
-         if the primary is alive, empty this directory: a new first copy is made",
+         if the primary is alive, empty this directory and the volumes: a new first copy is made",
         path.display()
     )))
 }

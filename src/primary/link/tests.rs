@@ -1,7 +1,7 @@
 //! What a primary believes of DR's journal after a welcome.
 
 use super::*;
-use crate::core::ids::{Epoch, GroupId, Volume};
+use crate::core::ids::{Epoch, GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;

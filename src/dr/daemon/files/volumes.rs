@@ -71,11 +71,23 @@ pub fn holders(config: &Config, dr: &DrConfig, known: Option<&Superblock>, owner
             volume: volume.name.clone(),
         },
         dir: dr.dir.display().to_string(),
+        empty: false,
         begun: known.is_some_and(Superblock::has_begun),
         least: least.get(at).copied().unwrap_or(0),
         marked: known.is_some_and(|known| known.has(MARKED)),
     };
     config.volumes.iter().enumerate().map(one).collect()
+}
+
+/// Before anything is made in a directory that has nothing in it: whether somebody has left a copy there.
+pub fn spare(config: &Config, dr: &DrConfig) -> anyhow::Result<()> {
+    for ((volume, backing), holder) in config.volumes.iter().zip(&dr.backing).zip(holders(config, dr, None, Owner(0))) {
+        if let Some(path) = backing.path() {
+            let judged = mark::judge(path, &Holder { empty: true, ..holder })?.map_err(Refused);
+            judged.with_context(|| format!("volume {:?}", volume.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Marks those that are files; whether any of them bears a mark.

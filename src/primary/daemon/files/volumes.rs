@@ -24,6 +24,8 @@ pub(super) fn holders(config: &Config, setup: &Setup<'_>, known: Option<&Superbl
             volume: name.clone(),
         },
         dir: setup.dir.display().to_string(),
+        // Of a primary it makes no difference.
+        empty: false,
         begun: promoted || known.is_some(),
         least: *least,
         marked: known.is_some_and(|known| known.has(MARKED)),
