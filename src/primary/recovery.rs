@@ -519,3 +519,7 @@ fn digests(volumes: &[(String, u64)]) -> Vec<(u64, u64)> {
 fn volume_at(index: usize) -> Volume {
     Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"))
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

@@ -4,7 +4,8 @@
 //! sectors. `writer` is a model of a primary with an oracle of every prefix of its history. `run` drives both
 //! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4). `damage` does
 //! harm to the files between a stop and a start (I8), `flips` to single bits and lengths of them.
-//! `foresee` holds a plan against the promotion that follows, `look` a refusal against what it left untouched; in `room` a store is too small for what a volume grows to.
+//! `foresee` holds a plan against the promotion that follows, `look` a refusal against what it left untouched; in `room` a store is too small for what a volume
+//! grows to; in `starts` a directory is new, or not what its configuration says.
 
 mod batches;
 mod damage;
@@ -17,4 +18,5 @@ mod room;
 mod run;
 mod scan;
 mod scenarios;
+mod starts;
 mod writer;
