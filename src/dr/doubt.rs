@@ -471,3 +471,7 @@ pub(super) fn unknown(
     }
     (unknown, at)
 }
+
+#[cfg(test)]
+#[path = "doubt_tests.rs"]
+mod tests;
