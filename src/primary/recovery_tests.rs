@@ -342,6 +342,8 @@ fn a_resize_of_which_one_slot_is_damaged_is_taken_for_done_and_what_it_added_is_
         let wanted = if damaged { (new, None) } else { (old, Some((Volume(1), new))) };
         assert_eq!((says.volumes[1].1, says.resizing), wanted);
         assert_eq!(says.resized, if damaged { says.seq } else { Seq(0) }, "nobody has passed that");
+        let reserved = if damaged { (1 << 40) + SEQ_RESERVE } else { 1 << 40 };
+        assert_eq!(says.seq, Seq(reserved), "the slot that is lost may have reserved as many once more");
     }
 }
 
@@ -380,6 +382,79 @@ fn a_record_anywhere_in_the_log_keeps_a_directory_from_being_taken_for_new() {
         let found = recover(&directory.expect, &Files { superblock: &slots, map: &none, log: &log, fifo: &none });
         assert_eq!(found.is_ok(), place.is_none(), "at {place:?}");
     }
+}
+
+/// The ring has gone round before DR had it all: then the map says what may differ, and it is copied if it is anything.
+#[test]
+fn where_the_log_does_not_reach_back_to_the_cut_the_map_is_copied() {
+    let size = 4 << 20;
+    for (first, cut, marked) in [(5, 2, true), (5, 2, false), (5, 4, true), (5, 3, true)] {
+        let mut directory = Directory::new(&[size]);
+        let mut page = Page::new(Volume(0), 0);
+        page.set(60);
+        if marked {
+            directory.map.put(MapLayout::new(&[size]).page_offset(Volume(0), 0), &page.encode());
+        }
+        // Marks change nothing, so no record by itself makes anything differ.
+        let mut chain = Chain(0);
+        for record in writes(first, 3, size) {
+            let record = OrderRecord { op: Op::Mark, offset: 0, length: 0, ..record }.chained(chain);
+            chain = record.chain;
+            directory.record(&record);
+        }
+        directory.watermark(7, cut);
+        let found = directory.start();
+        let copied = marked && first > cut + 1;
+        assert_eq!(offsets(&found.lost), if copied { vec![60 * EXTENT] } else { vec![] }, "from {first}, cut {cut}");
+        assert_eq!(found.lost_any, copied, "from {first}, cut {cut}");
+        assert!(!found.notes.iter().any(|note| note.contains("intent map")), "{:?}", found.notes);
+    }
+}
+
+#[test]
+fn a_log_of_another_group_or_with_an_end_that_is_lost_decides_nothing() {
+    let size = 4 << 20;
+    for (group, local_done, behind, believed) in [
+        (GROUP, 3, 0, true),
+        (GroupId(6), 3, 0, false),
+        (GROUP, 4, 0, false),
+        (GROUP, 3, 1, false),
+        (GROUP, 4, 1, false),
+    ] {
+        let mut directory = Directory::new(&[size]);
+        writes(1, 3, size).iter().for_each(|record| directory.record(record));
+        let header = LogHeader { group, owner: Owner(3), boot_id: BOOT, slots: SLOTS };
+        directory.log.put(LogLayout::HEADER_AT, &header.encode());
+        directory.watermark(local_done, 3);
+        directory.log.put(LogLayout { slots: SLOTS }.record_offset(Seq(4)), &[behind]);
+        let found = directory.start();
+        let tail = if believed { Seq(3) } else { directory.superblock.seq };
+        assert_eq!(found.tail, tail, "group {group:?}, done {local_done}, {behind} behind the end");
+        assert_eq!(found.notes.iter().any(|note| note.contains("the intent map decides")), !believed);
+    }
+}
+
+/// Nothing is read, let alone written, of a directory that is another's.
+#[test]
+fn a_directory_of_another_role_group_or_set_of_volumes_is_refused_with_words() {
+    let refused = |change: &dyn Fn(&mut Superblock)| {
+        let mut directory = Directory::new(&[4 << 20, 1 << 20]);
+        change(&mut directory.superblock);
+        directory.slots.put(directory.superblock.offset(), &directory.superblock.encode());
+        let Directory { expect, slots, map, log, fifo, .. } = &directory;
+        recover(expect, &Files { superblock: slots, map, log, fifo }).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(&|_| ()), None);
+    for (change, words) in [
+        (&(|it: &mut Superblock| it.role = Role::Dr) as &dyn Fn(&mut Superblock), "the role dr"),
+        (&|it| it.group_name = "other".into(), "group other"),
+        (&|it| it.volumes.swap(0, 1), "other volumes, of [1048576, 4194304] bytes"),
+        (&|it| it.volumes.truncate(1), "other volumes, of [4194304] bytes"),
+    ] {
+        let text = refused(change).expect("refused");
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(refused(&|it| it.volumes[0].1 = 8 << 20), None, "its sizes the directory knows better");
 }
 
 /// A promoted DR: everything goes on from what it was promoted with, and nothing is to be copied yet.

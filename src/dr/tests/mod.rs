@@ -18,5 +18,6 @@ mod room;
 mod run;
 mod scan;
 mod scenarios;
+mod staged;
 mod starts;
 mod writer;

@@ -36,7 +36,7 @@ impl ReadAt for Memory {
 }
 
 /// A journal whose first segment is 1, with nothing in it.
-fn journal() -> Memory {
+pub fn journal() -> Memory {
     let mut file = Memory(vec![0; (SEGMENTS * SEGMENT_BYTES) as usize]);
     let header =
         SegmentHeader { group: GROUP, number: 1, first_seq: Seq(1), previous_seq: Seq(0), previous_chain: Chain(0) };
@@ -47,13 +47,13 @@ fn journal() -> Memory {
 
 impl Memory {
     /// Puts the records in `places` (seq, block, slot), of one chain, where they stand.
-    fn put(&mut self, places: &[(u64, usize, usize)]) {
+    pub fn put(&mut self, places: &[(u64, usize, usize)]) {
         for &(seq, block, slot) in places {
             self.put_record(&record(seq), block, slot);
         }
     }
 
-    fn put_record(&mut self, record: &OrderRecord, block: usize, slot: usize) {
+    pub fn put_record(&mut self, record: &OrderRecord, block: usize, slot: usize) {
         let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES + slot * RECORD_BYTES;
         self.0[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
     }
@@ -90,7 +90,7 @@ impl Memory {
 }
 
 /// The record of this seq, in a chain from seq 1 on.
-fn record(seq: u64) -> OrderRecord {
+pub fn record(seq: u64) -> OrderRecord {
     let chain = if seq == 1 { Chain(0) } else { record(seq - 1).chain };
     OrderRecord {
         seq: Seq(seq),
@@ -168,13 +168,17 @@ fn an_order_that_a_promotion_appended_again_takes_the_place_of_the_damaged_one()
 
 /// What a start makes of a directory with its checkpoint at `floor`: the seqs that it knows, and whether it is in doubt.
 fn started(journal: &Memory, spooled: RangeInclusive<u64>, floor: u64) -> (Vec<u64>, bool) {
-    let spooled: Vec<OrderRecord> = spooled.map(record).collect();
+    let spooled: Vec<Entry> = spooled.map(|seq| (Kind::Payload, 0, record(seq))).collect();
     let found = recovered(journal, &spooled, |it| (it.seq, it.chain) = (Seq(floor), record(floor).chain));
     let known = found.history.above(Seq(floor)).map(|entry| entry.record.seq.0);
     (known.collect(), found.doubt.is_some())
 }
 
-fn recovered(journal: &Memory, spooled: &[OrderRecord], says: impl FnOnce(&mut Superblock)) -> Recovered {
+/// Of the spool: what it is, the index of a piece, and its record.
+pub type Entry = (Kind, u64, OrderRecord);
+
+/// What a start makes of a journal, entries of the spool one after the other, and a superblock.
+pub fn recovered(journal: &Memory, spooled: &[Entry], says: impl FnOnce(&mut Superblock)) -> Recovered {
     let options = Options { journal_bytes: SEGMENTS * SEGMENT_BYTES, ..options(false) };
     let mut it = Superblock::new(Role::Dr);
     it.group = GROUP;
@@ -187,8 +191,8 @@ fn recovered(journal: &Memory, spooled: &[OrderRecord], says: impl FnOnce(&mut S
     slots[it.offset() as usize..][..BLOCK_BYTES].copy_from_slice(&it.encode());
     let mut spool = Memory(vec![0; options.spool_bytes as usize]);
     let mut pos = 0;
-    for &record in spooled {
-        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record };
+    for &(kind, index, record) in spooled {
+        let header = EntryHeader { pos, kind, index, record };
         spool.0[pos as usize..][..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(it.nonce));
         pos += header.entry_bytes();
     }
@@ -229,7 +233,8 @@ fn a_promotion_that_has_passed_a_batch_is_in_no_doubt_after_a_start() {
     for (promoting, promised, doubted) in
         [(true, 4, false), (true, 2, false), (true, 5, true), (false, 2, false), (false, 4, true)]
     {
-        let found = recovered(&file, &[record(2), after], |it| {
+        let here = [(Kind::Payload, 0, record(2)), (Kind::Payload, 0, after)];
+        let found = recovered(&file, &here, |it| {
             (it.seq, it.chain) = (Seq(1), record(1).chain);
             it.set(SETTLED, true);
             it.set(PROMOTING, promoting);
