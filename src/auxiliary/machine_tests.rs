@@ -123,6 +123,49 @@ fn an_epoch_is_durable_in_both_slots_before_it_is_granted() {
     assert_eq!((writer.epoch, writer.owner), (Epoch(1), Owner(0x11)));
 }
 
+/// What an operator is told: who is connected since when, and how much went over each connection.
+#[test]
+fn status_and_the_list_of_exports_say_what_is_so() {
+    let mut bench = Bench::new();
+    bench.open(1, ONE);
+    bench.settle();
+    bench.open(2, "");
+    bench.open(3, TWO);
+    for cookie in 0..3 {
+        let read = Kind::Read { offset: 0, length: 1000 };
+        bench.input(Input::Request { conn: Conn(2), cookie, kind: read });
+        bench.write(1, cookie, true);
+    }
+    let status = bench.machine.status(Now { mono_ns: 5_000_000_000, wall_ns: 0 });
+    let told = (&*status.group, status.epoch, status.table_bytes, status.reads, status.writes, status.written_bytes);
+    assert_eq!(told, ("orders", Epoch(2), TABLE, 3, 3, 24));
+    let link = |peer: &str, state: &str, sent_bytes, received_bytes| LinkStatus {
+        peer: peer.into(),
+        address: "test".into(),
+        state: state.into(),
+        sent_bytes,
+        received_bytes,
+        seconds: seconds(5_000_000_000),
+        ..LinkStatus::default()
+    };
+    let wanted = [link("primary", "up", 0, 24), link("reader", "up", 3000, 0), link("primary", "connecting", 0, 0)];
+    assert_eq!(format!("{:?}", status.links), format!("{wanted:?}"));
+    let [(name, text)] = &bench.machine.exports()[..] else { panic!("one table") };
+    assert!(name == "orders" && text.contains("epoch 2"), "{name}: {text}");
+    assert_eq!(bench.machine.deadline_ns(), None, "nothing here is a matter of time");
+}
+
+#[test]
+fn a_writer_that_leaves_while_it_waits_takes_nobody_elses_turn() {
+    let mut bench = Bench::new();
+    bench.open(1, ONE);
+    bench.open(2, TWO);
+    bench.open(3, TWO);
+    bench.input(Input::Closed { conn: Conn(2) });
+    bench.settle();
+    assert_eq!(bench.seen(), ["granted 1", "close 1", "granted 3"]);
+}
+
 #[test]
 fn a_restart_at_any_moment_of_a_grant_never_lets_an_older_epoch_in() {
     for completed in 0..=2 {

@@ -209,6 +209,7 @@ mod tests {
         for (offset, block) in new.creation() {
             bytes[offset as usize..][..BLOCK_BYTES].copy_from_slice(&block);
         }
+        assert_eq!((new.superblock.owner, &*new.superblock.group_name), (Owner(1), "orders"));
         let again = judge(&bytes, &[]).unwrap();
         assert_eq!((again.superblock, again.settled, again.fresh), (new.superblock, true, false));
     }

@@ -558,7 +558,7 @@ mod tests {
             ("nbd+unix:///e?socket=/x&socket=/y", "two"),
             ("nbd:///e", "host is missing"),
             ("nbd://h:x/e", "port"),
-            ("nbd://u@h/e", "user"),
+            ("nbd://u@h/e", "write nbds://"),
             ("nbd://h/e?x=1", "query parameter"),
             ("nbd://h/%4", "hex"),
             ("nbd://h/%+1", "hex"),

@@ -31,3 +31,15 @@ impl fmt::Display for Errno {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_name_that_manuals_give_it() {
+        let all = [Errno::Perm, Errno::Io, Errno::NoMem, Errno::Inval, Errno::NoSpc, Errno::Overflow, Errno::NotSup];
+        assert_eq!(all.map(|it| it.to_string()).join(" "), "EPERM EIO ENOMEM EINVAL ENOSPC EOVERFLOW ENOTSUP");
+        assert_eq!(Errno::Shutdown.to_string(), "ESHUTDOWN");
+    }
+}

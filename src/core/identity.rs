@@ -422,4 +422,41 @@ mod tests {
             }
         }
     }
+
+    /// Whoever is refused has to be able to tell which file, whose it is, whose it should be, and what to do next.
+    #[test]
+    fn a_refusal_says_whose_the_file_is_and_what_to_do() {
+        let roles = ["the primary", "DR", "the promoted DR"];
+        let advice =
+            ["do not start this primary: promote DR", "empty /d and start DR again", "restore it from a backup"];
+        for (part, (role, advice)) in Part::ALL.into_iter().zip(roles.into_iter().zip(advice)) {
+            let new =
+                Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), begun: false, least: 100, marked: true };
+            let begun = Holder { begun: true, ..new.clone() };
+            let ours = format!("volume \"db\" of {role} (/d)");
+            for lost in [begun.judge("/f", &Store::Missing), begun.judge("/f", &Store::File(99, Seen::Impossible))] {
+                let text = lost.expect_err("what it held is not there");
+                assert!(text.contains("/f") && text.contains(&ours) && text.contains(advice), "{text}");
+            }
+            let note = new.judge("/f", &Store::File(100, Seen::Nothing)).expect("used").note.expect("with a warning");
+            assert!(note.contains("/f has no mark any more") && note.contains(&ours), "{note}");
+            let told = |holder: &Holder, text: &str| {
+                let told =
+                    holder.judge("/f", &Store::File(100, Seen::Text(text.into()))).expect_err("not to be touched");
+                assert!(told.contains(&ours) && told.contains("setfattr -x user.farshore.volume /f"), "{told}");
+                told
+            };
+            assert!(told(&new, "something else").contains(ATTRIBUTE));
+            for (found, whose) in Part::ALL.into_iter().zip(roles) {
+                let other = mark(found, 0x4d2, "h", "log").to_string();
+                let theirs = format!("volume \"log\" of {whose} of group \"h\" (directory 00000000000004d2)");
+                for holder in [&new, &begun] {
+                    let text = told(holder, &other);
+                    assert!(text.contains(&theirs), "{text}");
+                    let overwrites = !holder.begun && part == Part::Dr;
+                    assert_eq!(text.contains("the first copy would overwrite it"), overwrites, "{text}");
+                }
+            }
+        }
+    }
 }

@@ -101,11 +101,6 @@ impl RangeSet {
         self.ends.is_empty()
     }
 
-    pub fn clear(&mut self) {
-        self.ends.clear();
-        self.bytes = 0;
-    }
-
     /// Takes at most `max_len` bytes off the first range, as (offset, length).
     pub fn pop_front(&mut self, max_len: u64) -> Option<(u64, u64)> {
         let (&at, &to) = self.ends.first_key_value()?;
@@ -115,11 +110,6 @@ impl RangeSet {
         }
         self.remove(at, length);
         Some((at, length))
-    }
-
-    /// Adds every range of `other`.
-    pub fn union(&mut self, other: &RangeSet) {
-        other.iter().for_each(|(offset, length)| self.insert(offset, length));
     }
 
     /// Joins neighbours across the smallest gaps, until half as many ranges are left (I9).
@@ -221,10 +211,6 @@ impl VolumeRanges {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sets.iter().all(RangeSet::is_empty)
-    }
-
-    pub fn clear(&mut self) {
-        self.sets.clear();
     }
 
     /// Takes at most `max_len` bytes off the first range of the first volume that has one.
@@ -400,5 +386,38 @@ mod tests {
         few.iter().for_each(|extent| exact.insert(*extent));
         cover.union(&exact);
         assert_eq!(*cover, exact, "below the bound nothing is added");
+    }
+
+    /// As many ranges as it may have, a cover says exactly.
+    #[test]
+    fn a_cover_joins_nothing_before_its_bound() {
+        let mut cover = Cover::new();
+        for at in 0..COVER_RANGES_MAX as u64 {
+            cover.insert(Extent { volume: Volume(0), offset: 2 * at, length: 1 });
+        }
+        assert_eq!((cover.len(), cover.bytes()), (COVER_RANGES_MAX, COVER_RANGES_MAX as u64));
+        cover.insert(Extent { volume: Volume(1), offset: 0, length: 1 });
+        assert!(cover.len() < COVER_RANGES_MAX);
+    }
+
+    #[test]
+    fn what_is_behind_the_end_of_a_volume_is_left_out_of_a_cover() {
+        let extent = |volume, offset, length| Extent { volume: Volume(volume), offset, length };
+        let mut cover = Cover::new();
+        for it in [extent(0, 0, 300), extent(0, 400, 100), extent(1, 50, 100)] {
+            cover.insert(it);
+        }
+        cover.end_at(Volume(0), 200);
+        assert_eq!(cover.iter().collect::<Vec<_>>(), [extent(0, 0, 200), extent(1, 50, 100)]);
+        cover.end_at(Volume(1), 150);
+        cover.end_at(Volume(7), 0);
+        assert_eq!(cover.into_ranges().bytes(), 300);
+    }
+
+    #[test]
+    fn of_a_volume_without_ranges_only_nothing_is_contained() {
+        let ranges = VolumeRanges::new();
+        let extent = |length| Extent { volume: Volume(3), offset: 5, length };
+        assert!(ranges.contains(extent(0)) && !ranges.contains(extent(1)) && !ranges.intersects(extent(1)));
     }
 }

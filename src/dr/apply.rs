@@ -13,7 +13,7 @@ use crate::core::ids::{Extent, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::RangeSet;
+use crate::core::ranges::{RangeSet, VolumeRanges};
 use crate::dr::api::Effect;
 use crate::dr::batch::{Stage, chunk_action, unmaps};
 use crate::dr::history::Entry;
@@ -144,34 +144,7 @@ impl Machine {
         let Some(covered) = self.committed.as_ref().and_then(|committed| committed.direct.as_ref()) else {
             return Some(step);
         };
-        let extent = match &step.action {
-            Action::Nothing | Action::Resize { added: None, .. } => return Some(step),
-            Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => *extent,
-            Action::Write { record, .. } => record.extent()?,
-        };
-        if !covered.intersects(extent) {
-            return Some(step);
-        }
-        let mut open = RangeSet::new();
-        open.insert(extent.offset, extent.length);
-        let within = covered.volume(extent.volume);
-        for (offset, length) in within.iter().flat_map(|set| set.iter()) {
-            open.remove(offset, length);
-        }
-        for (offset, length) in open.iter() {
-            let part = Extent { offset, length, ..extent };
-            let action = match &step.action {
-                Action::Zero { unmap, .. } => Action::Zero { extent: part, unmap: *unmap },
-                Action::Resize { .. } => Action::Zero { extent: part, unmap: true },
-                Action::Write { item, record, data, .. } => {
-                    let skip = offset - extent.offset;
-                    Action::Write { item: *item, record: *record, data: data.clone(), skip, length }
-                }
-                Action::Nothing => Action::Nothing,
-            };
-            self.pieces.push_back(Step { action, reached: step.reached, tag: None });
-        }
-        self.pieces.push_back(Step { action: Action::Nothing, reached: step.reached, tag: None });
+        self.pieces.extend(outside_of(covered, step));
         self.pieces.pop_front()
     }
 
@@ -255,6 +228,97 @@ impl Machine {
         self.need(vec![SeqRange { first: seq, last: seq }], fx);
         for stream in self.links.streams() {
             self.close(stream, "a damaged payload has to be sent again first", fx);
+        }
+    }
+}
+
+/// The same step with what is covered left out, in parts if need be.
+fn outside_of(covered: &VolumeRanges, step: Step) -> Vec<Step> {
+    let extent = match &step.action {
+        Action::Nothing | Action::Resize { added: None, .. } => None,
+        Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => Some(*extent),
+        Action::Write { record, .. } => record.extent(),
+    };
+    let Some(extent) = extent.filter(|extent| covered.intersects(*extent)) else { return vec![step] };
+    let mut open = RangeSet::new();
+    open.insert(extent.offset, extent.length);
+    for (offset, length) in covered.volume(extent.volume).iter().flat_map(|set| set.iter()) {
+        open.remove(offset, length);
+    }
+    let part = |(offset, length)| match &step.action {
+        Action::Write { item, record, data, .. } => {
+            let skip = offset - extent.offset;
+            Action::Write { item: *item, record: *record, data: data.clone(), skip, length }
+        }
+        Action::Zero { unmap, .. } => Action::Zero { extent: Extent { offset, length, ..extent }, unmap: *unmap },
+        Action::Resize { .. } | Action::Nothing => {
+            Action::Zero { extent: Extent { offset, length, ..extent }, unmap: true }
+        }
+    };
+    let actions = open.iter().map(part).chain([Action::Nothing]);
+    actions.map(|action| Step { action, reached: step.reached, tag: None }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::ids::Volume;
+    use crate::format::record::OrderRecord;
+
+    const SIZE: usize = 100;
+
+    /// What a step does to each byte of a volume: 0 nothing, 1 zeroes, 2 + n the byte n of its payload.
+    fn paint(volume: &mut [usize; SIZE], step: &Step) {
+        match &step.action {
+            Action::Nothing | Action::Resize { added: None, .. } => {}
+            Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => {
+                volume[extent.offset as usize..][..extent.length as usize].fill(1);
+            }
+            Action::Write { record, skip, length, .. } => {
+                for at in *skip..skip + length {
+                    volume[(record.offset + at) as usize] = 2 + at as usize;
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// The chunks of a first sync are newer than what was written before it began, whatever that was.
+        #[test]
+        fn what_came_before_a_first_sync_changes_every_byte_outside_of_its_chunks_and_none_within(
+            kind in 0..3u8,
+            (offset, length) in (0..90u64, 1..10u64),
+            chunks in prop::collection::vec((0..2u16, 0..95u64, 1..5u64), 0..20),
+        ) {
+            let volume = Volume(1);
+            let extent = Extent { volume, offset, length };
+            let record = OrderRecord { volume, offset, length, ..OrderRecord::sample(3, Op::Write) };
+            let action = match kind {
+                0 => Action::write(Item::Payload(Seq(3)), record, Data::Spool(0)),
+                1 => Action::Zero { extent, unmap: false },
+                _ => Action::Resize { volume, size: offset + length, added: Some(extent) },
+            };
+            let step = Step { action, reached: Seq(3), tag: None };
+            let (mut whole, mut wanted, mut got) = ([0; SIZE], [0; SIZE], [0; SIZE]);
+            paint(&mut whole, &step);
+            let mut covered = VolumeRanges::new();
+            chunks.iter().for_each(|&(of, offset, length)| covered.insert(Extent { volume: Volume(of), offset, length }));
+            for (at, byte) in whole.iter().enumerate() {
+                let newer = covered.contains(Extent { volume, offset: at as u64, length: 1 });
+                wanted[at] = if newer { 0 } else { *byte };
+            }
+            let parts = outside_of(&covered, step);
+            parts.iter().for_each(|part| paint(&mut got, part));
+            prop_assert_eq!(got, wanted);
+            prop_assert!(!parts.is_empty() && parts.iter().all(|part| part.reached == Seq(3)));
+            for part in &parts {
+                let end = part.action.needs().map(|(of, end)| (of == volume, end));
+                prop_assert!(end.is_none_or(|(ours, end)| ours && offset < end && end <= offset + length));
+            }
+            let unmapped = parts.iter().any(|it| matches!(it.action, Action::Zero { unmap: true, .. }));
+            prop_assert!(kind == 2 || !unmapped, "what may not become a hole becomes none");
         }
     }
 }

@@ -485,3 +485,7 @@ pub(super) fn unknown(
     }
     (unknown, at)
 }
+
+#[cfg(test)]
+#[path = "doubt_tests.rs"]
+mod tests;

@@ -680,4 +680,105 @@ mod tests {
         assert_eq!(history.take(old), Ok(Intake::Known));
         assert_eq!(history.next_after(Seq(0)).expect("there").record.seq, Seq(4));
     }
+
+    /// What a list of its own knows of each record above the floor: bytes of its payload in the spool (0: it has none), and
+    /// whether that is here.
+    type List = BTreeMap<u64, (u64, bool)>;
+
+    /// Seqs in ascending order as ranges of neighbours.
+    fn ranges_of(seqs: impl Iterator<Item = u64>) -> Vec<SeqRange> {
+        let mut ranges: Vec<SeqRange> = Vec::new();
+        for seq in seqs.map(Seq) {
+            match ranges.last_mut() {
+                Some(range) if range.last.0 + 1 == seq.0 => range.last = seq,
+                _ => ranges.push(SeqRange { first: seq, last: seq }),
+            }
+        }
+        ranges
+    }
+
+    fn missing_is_as_listed(history: &History, list: &List, low: u64, high: u64) {
+        let missing =
+            || list.iter().filter(|(_, (bytes, here))| *bytes > 0 && !here).map(|(seq, (bytes, _))| (*seq, *bytes));
+        let above = || missing().filter(|(seq, _)| *seq > low);
+        assert_eq!(history.missing_len(), missing().count());
+        assert_eq!(history.missing_total(), missing().map(|(_, bytes)| bytes).sum::<u64>());
+        assert_eq!(history.missing_above(Seq(low)), above().count());
+        assert_eq!(history.first_missing_above(Seq(low)), above().next().map(|(seq, _)| Seq(seq)));
+        assert_eq!(history.is_missing(Seq(high)), missing().any(|(seq, _)| seq == high));
+        let ranges = ranges_of(above().map(|(seq, _)| seq));
+        for limit in 1..4 {
+            let wanted: Vec<SeqRange> = ranges.iter().copied().take(limit).collect();
+            assert_eq!(history.missing_ranges_above(Seq(low), limit), wanted);
+        }
+        let between = || above().filter(|(seq, _)| *seq < high).map(|(_, bytes)| bytes);
+        let (sum, longest) = (between().sum(), between().max().unwrap_or(0));
+        assert_eq!(history.missing_bytes(Seq(low), Seq(high), u64::MAX), (sum, longest));
+        for enough in [0, sum / 2, sum] {
+            let (got, _) = history.missing_bytes(Seq(low), Seq(high), enough);
+            assert!(got == sum || enough < got && got < sum, "{got} of {sum} when {enough} is enough");
+        }
+    }
+
+    fn here_is_as_listed(history: &History, list: &List, low: u64, high: u64) {
+        let all = history.have_above(Seq(low), usize::MAX);
+        for limit in 1..4 {
+            assert_eq!(history.have_above(Seq(low), limit), all[..limit.min(all.len())]);
+        }
+        assert!(all.iter().all(|range| list.get(&range.first.0).is_some_and(|it| it.1)), "each begins with a payload");
+        for (&seq, &(bytes, here)) in list.range(low + 1..) {
+            let told = all.iter().filter(|range| range.first.0 <= seq && seq <= range.last.0).count();
+            assert!(told == usize::from(here) || bytes == 0 && told < 2, "seq {seq}: {all:?}");
+        }
+        let next = list.range(low + 1..).next().map(|(seq, _)| Seq(*seq));
+        assert_eq!(history.next_after(Seq(low)).map(|entry| entry.record.seq), next);
+        assert_eq!(history.get(Seq(high)).is_some(), list.contains_key(&high));
+        let complete = list.range(low + 1..).take_while(|(seq, it)| **seq <= high && (it.0 == 0 || it.1)).last();
+        assert_eq!(history.unbroken_from(Seq(low), Seq(high)), Seq(complete.map_or(low, |(seq, _)| *seq)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_here_and_what_is_missing_is_as_a_list_says(
+            steps in proptest::collection::vec((0..7u8, proptest::prelude::any::<u8>()), 1..40),
+            from in 0..60u64,
+            length in 0..60u64,
+        ) {
+            let (mut history, mut list) = (History::after(Seq(0), Chain(0)), List::new());
+            for (what, number) in steps {
+                let number = u64::from(number);
+                let (tail, chain) = (history.tail(), history.tail_chain());
+                let pick = Seq(history.floor().0 + number % (tail.0 - history.floor().0 + 1));
+                let next = match what {
+                    0..=1 => OrderRecord { length: (1 + number) * 512, ..record(tail.0 + 1, Op::Write, 0, chain) },
+                    2 => record(tail.0 + 1, Op::Trim, 0, chain),
+                    3 => record(tail.0 + 1 + number % 3, Op::EpochStart, tail.0, chain),
+                    4 | 5 => {
+                        if let Some(it) = list.get_mut(&pick.0).filter(|it| it.0 > 0) {
+                            history.hold(pick, 4096);
+                            it.1 = true;
+                        }
+                        continue;
+                    }
+                    _ if number % 2 == 0 => {
+                        history.lose(pick);
+                        list.entry(pick.0).and_modify(|it| it.1 = false);
+                        continue;
+                    }
+                    _ => {
+                        history.forget(pick);
+                        list = list.split_off(&(pick.0 + 1));
+                        continue;
+                    }
+                };
+                let next = OrderRecord { chain: Chain(0), ..next }.chained(chain);
+                assert_eq!(history.take(next), Ok(Intake::New));
+                list.insert(next.seq.0, (if what < 2 { entry_bytes(next.length) } else { 0 }, false));
+            }
+            assert_eq!(history.len(), list.len());
+            let low = history.floor().0 + from;
+            missing_is_as_listed(&history, &list, low, low + length);
+            here_is_as_listed(&history, &list, low, low + length);
+        }
+    }
 }

@@ -330,10 +330,7 @@ fn place(
                 // Applied, or its order never became durable here: then it was not acknowledged either.
                 None => false,
             },
-            Kind::Chunk => {
-                (Some(seq) == open || seq == superblock.batch && seq.0 != 0)
-                    && !chunks.contains_key(&(seq, header.index))
-            }
+            Kind::Chunk => (Some(seq) == open || seq == superblock.batch) && !chunks.contains_key(&(seq, header.index)),
         };
         if !needed {
             continue;

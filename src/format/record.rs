@@ -229,4 +229,18 @@ mod tests {
             assert_eq!((end.extent(), end.end()), (None, None), "it is about no volume");
         }
     }
+
+    /// Spoiled or garbage: a spoiled record was promised, garbage was not.
+    #[test]
+    fn what_remains_of_a_record_shows_its_seq_and_whether_it_ever_was_one() {
+        let whole = OrderRecord::sample(7, Op::Trim).encode();
+        assert_eq!(OrderRecord::remains(&whole), (Seq(7), true));
+        for (at, value, shaped) in
+            [(20, 0xff, true), (63, 0xff, true), (14, 0, false), (14, 99, false), (52, 1, false), (59, 1, false)]
+        {
+            let mut spoiled = whole;
+            spoiled[at] = value;
+            assert_eq!(OrderRecord::remains(&spoiled), (Seq(7), shaped), "byte {at}");
+        }
+    }
 }

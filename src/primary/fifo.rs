@@ -381,3 +381,7 @@ fn starts_lap(
     let bytes = read(lap % size, ENTRY_HEADER_BYTES)?;
     Ok(EntryHeader::decode(&bytes, nonce).is_ok_and(|header| header.pos == lap && header.record.seq > last))
 }
+
+#[cfg(test)]
+#[path = "fifo_tests.rs"]
+mod tests;

@@ -448,7 +448,7 @@ fn read_map(
 fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>) -> Result<Option<Log>, RecoveryError> {
     let io = |source| RecoveryError::Io { file: "intent log", source };
     let header = match LogHeader::decode(&file.read_at(LogLayout::HEADER_AT, BLOCK_BYTES).map_err(io)?) {
-        Ok(header) if header.group == superblock.group && header.slots > 0 => header,
+        Ok(header) if header.group == superblock.group => header,
         _ => {
             notes.push("the intent log is missing or damaged; the intent map decides".into());
             return Ok(None);
@@ -519,3 +519,7 @@ fn digests(volumes: &[(String, u64)]) -> Vec<(u64, u64)> {
 fn volume_at(index: usize) -> Volume {
     Volume(u16::try_from(index).expect("at most VOLUMES_MAX volumes"))
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

@@ -7,7 +7,9 @@ use farshore::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, PAGE_
 use farshore::format::journal::{SEGMENT_RECORDS, SegmentHeader, SegmentRecords, segment_offset};
 use farshore::format::record::OrderRecord;
 use farshore::format::spool::{self, EntryHeader, Kind, decode_entry, encode_entry, entry_bytes};
-use farshore::format::superblock::{self, Role, Superblock};
+use farshore::format::superblock::{
+    self, BLANK, CLEAN, DAMAGED, DIRECT, FORCED, MARKED, PROMOTED, PROMOTING, Role, SETTLED, SYNCED, Superblock,
+};
 use farshore::format::table::{Fence, Heartbeat, NO_PAYLOAD, SlotState, State, TableHeader, TableLayout};
 use farshore::format::{FormatError, is_zero};
 use farshore::limits::{
@@ -427,4 +429,39 @@ fn intent_log_watermark() {
     let golden =
         sparse(4096, &[(0, "465348494c4f475701000000000000000500000000000000090000000000000001"), (508, "c99d1eec")]);
     check(&value, &value.encode(), &golden, Watermark::decode);
+}
+
+/// The tables in the docs of both, over all their inputs.
+#[test]
+fn a_superblock_says_whether_its_volumes_hold_something_and_from_when_on_their_length_counts() {
+    let flags = [SYNCED, PROMOTING, PROMOTED, CLEAN, DIRECT, BLANK, DAMAGED, SETTLED, MARKED, FORCED];
+    for role in [Role::Primary, Role::Auxiliary, Role::Dr] {
+        for (group, seq, flags) in [0, 1].into_iter().flat_map(|group| {
+            [0, 1].into_iter().flat_map(move |seq| flags.into_iter().chain([0]).map(move |it| (group, seq, it)))
+        }) {
+            let it = Superblock { group: GroupId(group), seq: Seq(seq), flags, ..Superblock::new(role) };
+            let it = Superblock { volumes: vec![(1, 512), (2, 1024)], ..it };
+            let holds = [SYNCED, PROMOTING, PROMOTED, DIRECT].contains(&flags);
+            assert_eq!(it.has_begun(), role != Role::Dr || group + seq > 0 || holds, "{it:?}");
+            let counts = role != Role::Dr || [SYNCED, PROMOTING, PROMOTED].contains(&flags);
+            assert_eq!(it.least_bytes(), if counts { [512, 1024] } else { [0, 0] }, "{it:?}");
+        }
+    }
+    assert_eq!([Role::Primary, Role::Auxiliary, Role::Dr].map(Role::word), ["primary", "aux", "dr"]);
+}
+
+#[test]
+fn pages_of_an_intent_map_are_the_same_where_place_and_bits_are() {
+    let page = |volume, index, bit| {
+        let mut page = Page::new(Volume(volume), index);
+        page.set(bit);
+        page
+    };
+    let one = page(1, 2, 3);
+    assert!(one == page(1, 2, 3));
+    assert!([page(0, 2, 3), page(1, 0, 3), page(1, 2, 4)].iter().all(|other| *other != one));
+    let (mut none, mut all) = (page(1, 2, 3), Page::new(Volume(1), 2));
+    none.clear(3);
+    all.set_range(0, PAGE_BITS - 1);
+    assert!(none == Page::new(Volume(1), 2) && all == Page::full(Volume(1), 2), "however they came to be");
 }

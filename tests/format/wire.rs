@@ -245,21 +245,27 @@ fn long_lists_go_out_as_several_messages() {
     assert_eq!(read.text, "é".repeat(REFUSE_TEXT_BYTES_MAX / 2));
 }
 
-/// What a configuration allows is never refused at the other end: a bound that is one too small would cut a site off.
-#[test]
-fn the_longest_message_of_each_kind_is_read_as_it_was_written() {
+/// The longest messages of the kinds whose length varies.
+fn longest() -> Vec<Message> {
     let name = "n".repeat(NAME_BYTES_MAX);
     let (Message::Hello(hello), _) = golden().swap_remove(0) else { panic!("the hello") };
     let volumes = vec![(name.clone(), 4096); VOLUMES_MAX];
     let (Message::Welcome(welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
     let have: Vec<SeqRange> = (0..LIST_ITEMS_MAX as u64).map(|it| range(2 * it + 1, 2 * it + 1)).collect();
     let text = "x".repeat(REFUSE_TEXT_BYTES_MAX);
-    for message in [
+    vec![
         Message::Hello(Hello { group_name: name, volumes, ..hello }),
         Message::Welcome(Welcome { have, ..welcome }),
-        Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text }),
+        Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text: text.clone() }),
         Message::ChunksDurable { batch: Seq(3), indexes: (0..LIST_ITEMS_MAX as u64).collect() },
-    ] {
+        Message::StoreRoom(StoreRoom { volume: Volume(1), holds: true, size: 1024, has: 512, text }),
+    ]
+}
+
+/// What a configuration allows is never refused at the other end: a bound that is one too small would cut a site off.
+#[test]
+fn the_longest_message_of_each_kind_is_read_as_it_was_written() {
+    for message in longest() {
         let read = decode(&mut rope_of(&bytes_of(&message)));
         assert!(read == Ok(Some(message)), "{:?}", read.err());
     }
@@ -274,6 +280,15 @@ fn each_flag_of_a_welcome_is_read_by_itself() {
         let message = Message::Welcome(Welcome { synced, blank, gaps, ..welcome });
         assert_eq!(decode(&mut rope_of(&bytes_of(&message))), Ok(Some(message)));
     }
+}
+
+/// What writes leave free for a batch grows with the status table, and never takes more than half of a small journal.
+#[test]
+fn of_a_small_journal_half_is_kept_free_at_the_most() {
+    let kept = |records, slots| JournalRoom { upto: Seq(1), records }.kept(slots);
+    assert_eq!([kept(10, 1024), kept(11, 1024), kept(0, 1024)], [5, 5, 0]);
+    let whole = kept(u64::MAX, 1024);
+    assert!(whole > 0 && kept(2 * whole, 1024) == whole && kept(2 * whole - 2, 1024) == whole - 1);
 }
 
 /// The version of the frames.
@@ -301,6 +316,26 @@ fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
         }
     }
     assert!(decode(&mut rope_of(&forged(LINK, 12, 8, 1, &[0; 9]))).is_err(), "a ping has no data");
+    let fixed = golden().into_iter().map(|(message, _)| message).filter(|it| matches!(it, Message::Chunk { .. }));
+    for message in longest().into_iter().chain(fixed) {
+        let bytes = bytes_of(&message);
+        let body_len = u32::from_le_bytes(bytes[8..12].try_into().expect("four"));
+        let head = |body_len| decode(&mut rope_of(&forged(LINK, bytes[5], body_len, 0, &[])));
+        assert_eq!(head(body_len), Ok(None), "it may come");
+        assert!(matches!(head(body_len + 1), Err(FormatError::Field { .. })), "kind {}", bytes[5]);
+    }
+}
+
+#[test]
+fn flags_and_reserved_bytes_of_a_frame_are_zero() {
+    for at in [6, 7, 20, 27] {
+        let mut bytes = forged(LINK, 12, 8, 0, &[0; 8]);
+        bytes[at] = 1;
+        let crc = crc32fast::hash(&bytes[..28]);
+        bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        let read = decode(&mut rope_of(&bytes));
+        assert!(matches!(read, Err(FormatError::Field { .. })), "byte {at}: {read:?}");
+    }
 }
 
 #[test]

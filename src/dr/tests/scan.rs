@@ -10,12 +10,12 @@ use crate::core::machine::{IoFail, ReadAt};
 use crate::core::op::Op;
 use crate::dr::api::Options;
 use crate::dr::history::History;
-use crate::dr::recovery::{Found, recover};
+use crate::dr::recovery::{Found, Recovered, recover};
 use crate::dr::scan::{FoundJournal, News, scan_journal};
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, sized_nonce};
-use crate::format::superblock::{Role, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest};
+use crate::format::superblock::{PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest};
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 
 const GROUP: GroupId = GroupId(5);
@@ -36,7 +36,7 @@ impl ReadAt for Memory {
 }
 
 /// A journal whose first segment is 1, with nothing in it.
-fn journal() -> Memory {
+pub fn journal() -> Memory {
     let mut file = Memory(vec![0; (SEGMENTS * SEGMENT_BYTES) as usize]);
     let header =
         SegmentHeader { group: GROUP, number: 1, first_seq: Seq(1), previous_seq: Seq(0), previous_chain: Chain(0) };
@@ -47,13 +47,13 @@ fn journal() -> Memory {
 
 impl Memory {
     /// Puts the records in `places` (seq, block, slot), of one chain, where they stand.
-    fn put(&mut self, places: &[(u64, usize, usize)]) {
+    pub fn put(&mut self, places: &[(u64, usize, usize)]) {
         for &(seq, block, slot) in places {
             self.put_record(&record(seq), block, slot);
         }
     }
 
-    fn put_record(&mut self, record: &OrderRecord, block: usize, slot: usize) {
+    pub fn put_record(&mut self, record: &OrderRecord, block: usize, slot: usize) {
         let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES + slot * RECORD_BYTES;
         self.0[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
     }
@@ -90,7 +90,7 @@ impl Memory {
 }
 
 /// The record of this seq, in a chain from seq 1 on.
-fn record(seq: u64) -> OrderRecord {
+pub fn record(seq: u64) -> OrderRecord {
     let chain = if seq == 1 { Chain(0) } else { record(seq - 1).chain };
     OrderRecord {
         seq: Seq(seq),
@@ -168,6 +168,17 @@ fn an_order_that_a_promotion_appended_again_takes_the_place_of_the_damaged_one()
 
 /// What a start makes of a directory with its checkpoint at `floor`: the seqs that it knows, and whether it is in doubt.
 fn started(journal: &Memory, spooled: RangeInclusive<u64>, floor: u64) -> (Vec<u64>, bool) {
+    let spooled: Vec<Entry> = spooled.map(|seq| (Kind::Payload, 0, record(seq))).collect();
+    let found = recovered(journal, &spooled, |it| (it.seq, it.chain) = (Seq(floor), record(floor).chain));
+    let known = found.history.above(Seq(floor)).map(|entry| entry.record.seq.0);
+    (known.collect(), found.doubt.is_some())
+}
+
+/// Of the spool: what it is, the index of a piece, and its record.
+pub type Entry = (Kind, u64, OrderRecord);
+
+/// What a start makes of a journal, entries of the spool one after the other, and a superblock.
+pub fn recovered(journal: &Memory, spooled: &[Entry], says: impl FnOnce(&mut Superblock)) -> Recovered {
     let options = Options { journal_bytes: SEGMENTS * SEGMENT_BYTES, ..options(false) };
     let mut it = Superblock::new(Role::Dr);
     it.group = GROUP;
@@ -175,20 +186,18 @@ fn started(journal: &Memory, spooled: RangeInclusive<u64>, floor: u64) -> (Vec<u
     it.nonce = sized_nonce(options.nonce, options.spool_bytes);
     it.volumes = options.volumes.iter().map(|(name, size)| (name_digest(name), *size)).collect();
     it.set(SYNCED, true);
-    (it.seq, it.chain) = (Seq(floor), record(floor).chain);
+    says(&mut it);
     let mut slots = vec![0; SUPERBLOCK_BYTES];
     slots[it.offset() as usize..][..BLOCK_BYTES].copy_from_slice(&it.encode());
     let mut spool = Memory(vec![0; options.spool_bytes as usize]);
     let mut pos = 0;
-    for seq in spooled {
-        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: record(seq) };
+    for &(kind, index, record) in spooled {
+        let header = EntryHeader { pos, kind, index, record };
         spool.0[pos as usize..][..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(it.nonce));
         pos += header.entry_bytes();
     }
     let found = Found { superblock: &slots, journal, spool: &spool, blank: false, report: None };
-    let found = recover(found, &options).unwrap_or_else(|error| panic!("{error}"));
-    let known = found.history.above(Seq(floor)).map(|entry| entry.record.seq.0);
-    (known.collect(), found.doubt.is_some())
+    recover(found, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Found by seed 531028: the cut went up to an order that only the spool had. A checkpoint there is one that the next start
@@ -208,4 +217,33 @@ fn an_order_that_was_torn_before_a_jump_of_the_writer_is_not_known_from_its_payl
     damaged.put(&[(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 1, 3)]);
     damaged.0[segment_offset(1, SEGMENTS) as usize + BLOCK_BYTES + 2 * RECORD_BYTES + 20] ^= 1;
     assert_eq!(started(&damaged, 2..=5, 1), (vec![2, 3, 4], true), "what is damaged is");
+}
+
+/// It had passed the begin of a batch that nobody was left to complete, and had applied what follows: a start in its middle
+/// finds what was promised, and goes on.
+#[test]
+fn a_promotion_that_has_passed_a_batch_is_in_no_doubt_after_a_start() {
+    let begin = OrderRecord { seq: Seq(3), op: Op::BatchBegin, length: 0, payload_crc: 0, ..record(1) };
+    let begin = begin.chained(record(2).chain);
+    let after = OrderRecord { seq: Seq(4), ..record(1) }.chained(begin.chain);
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1)]);
+    file.put_record(&begin, 1, 2);
+    file.put_record(&after, 1, 3);
+    for (promoting, promised, doubted) in
+        [(true, 4, false), (true, 2, false), (true, 5, true), (false, 2, false), (false, 4, true)]
+    {
+        let here = [(Kind::Payload, 0, record(2)), (Kind::Payload, 0, after)];
+        let found = recovered(&file, &here, |it| {
+            (it.seq, it.chain) = (Seq(1), record(1).chain);
+            it.set(SETTLED, true);
+            it.set(PROMOTING, promoting);
+            it.target_epoch = Epoch(if promoting { 2 } else { 0 });
+            it.promised_cut = Seq(promised);
+        });
+        assert_eq!(found.doubt.is_some(), doubted, "promoting {promoting}, up to {promised}");
+        let passed = promoting && promised > 2;
+        let reached = found.history.unbroken_from(Seq(1), Seq(9));
+        assert_eq!(reached, Seq(if passed { 4 } else { 2 }), "promoting {promoting}, up to {promised}");
+    }
 }
