@@ -127,6 +127,9 @@ fn what_init_writes_is_good_and_never_overwrites() {
     assert_eq!(code(&output), 3);
     assert!(err(&output).contains("is not overwritten"), "{}", err(&output));
     assert_eq!(std::fs::read(&path).expect("still there"), before);
+    let output = farshore(&["init", "g", "--output", &dir.text("none/new.toml")]);
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).contains("does not exist: make it first"), "{}", err(&output));
 }
 
 #[test]
