@@ -140,7 +140,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let running = self.running("primary", &primary.control);
         let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
-        self.directory(RoleName::Primary, &primary.dir, reserved);
+        self.directory(RoleName::Primary, &primary.dir, reserved, running);
         let known = Known::of(&primary.dir, running.then_some(&primary.control));
         self.backing(RoleName::Primary, &known, &primary.backing);
         self.table(RoleName::Primary, running);
@@ -152,7 +152,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
 
     fn dr(&mut self, dr: &DrConfig) {
         let running = self.running("dr", &dr.control);
-        self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool);
+        self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool, running);
         self.journal(dr);
         self.journal_beside_table(dr);
         self.spool(dr);
@@ -224,7 +224,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn aux(&mut self, own: &OwnAux) {
         let running = self.running("aux", &own.control);
         let (slots, payload) = self.config.aux.as_ref().map_or((0, 0), |aux| (aux.slots, aux.payload));
-        self.directory(RoleName::Aux, &own.dir, slots * 96 + payload);
+        self.directory(RoleName::Aux, &own.dir, slots * 96 + payload, running);
         if !running {
             self.address(&["aux", "listen"], &own.listen);
             let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.clone());
@@ -251,7 +251,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     }
 
     /// The directory of a role: there and writable, or able to be made.
-    fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64) {
+    fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64, running: bool) {
         let keys = [role.word(), "dir"];
         self.alone(role, &keys, dir);
         match nearest(dir) {
@@ -278,6 +278,9 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
                 self.findings.note(Weight::Ok, &keys, text);
                 self.need(&found, reserved.saturating_sub(allocated_under(dir)), 0);
+                if !missing && !running {
+                    self.judged(role, dir);
+                }
             }
         }
     }

@@ -105,9 +105,14 @@ fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
         text = format!("{text}; {}", denied_advice());
     }
     tracing::error!("{text}");
-    let exit = error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED);
+    let exit = exit_status(&error);
     // The log has said it, with group and role; a second line would only repeat it.
     Err(Failure { exit, text: String::new() })
+}
+
+/// The exit status that a role ends with for an error.
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED)
 }
 
 /// The exit status that one cause of a failure asks for.

@@ -24,15 +24,15 @@ use anyhow::Context;
 use crate::cluster::config::{Backing, Config};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
-use crate::core::machine::IoFail;
+use crate::core::machine::{IoFail, ReadAt as _};
 use crate::dr::api::Lacking;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
-use crate::dr::recovery::{Found, Recovered, recover};
+use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, make_dir, mark};
 use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
@@ -83,9 +83,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let made = make_dir(dir)?;
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
-    if let Some(known) = superblock::newest(&slots).ok().flatten() {
-        check_log(&dir.join(JOURNAL), known.journal_bytes)?;
-    }
+    check_logs(dir, &slots)?;
     let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
     resize::resize(reactor, dir, dr.spool.next_multiple_of(PIECE_BYTES), &slots, superblock)?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
@@ -113,20 +111,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
-    let options = Options {
-        group_name: config.group.name.clone(),
-        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
-        journal_bytes: reactor.file_size(journal),
-        table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
-        spool_bytes: reactor.file_size(spool),
-        cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
-        protect: config.group.protect,
-        ack: config.group.ack,
-        require: config.group.require,
-        auxiliary: true,
-        owner,
-        nonce: entropy::random()?,
-    };
+    let options = options(config, (reactor.file_size(journal), reactor.file_size(spool)), &backings, owner)?;
     let (report, report_damaged) = match load_report(dir) {
         Ok(report) => (report, None),
         Err(error) => {
@@ -169,6 +154,47 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         made,
     };
     Ok((files, recovered, options))
+}
+
+/// Whether a start would take the directory as it is; opens nothing for writing, and makes nothing. It is to be asked while no
+/// DR runs there.
+///
+/// # Errors
+/// What [`open`] would say.
+pub fn judge(config: &Config) -> anyhow::Result<()> {
+    let (dr, _) = config.need_dr()?;
+    let slots = Still::of(&dr.dir.join(SUPERBLOCK), SUPERBLOCK_BYTES as u64)?.read_at(0, SUPERBLOCK_BYTES)?;
+    check_logs(&dr.dir, &slots)?;
+    let known = superblock::newest(&slots).ok().flatten();
+    let as_made = |path: &Path, asked: u64| match std::fs::metadata(path).map_or(0, |data| data.len()) {
+        0 => asked.next_multiple_of(PIECE_BYTES),
+        made => made,
+    };
+    let journal_bytes = as_made(&dr.dir.join(JOURNAL), dr.journal);
+    let spool_bytes = as_made(&resize::stands(&dr.dir, known.as_ref()), dr.spool);
+    let options = options(config, (journal_bytes, spool_bytes), &Backings::new(0), Owner::default())?;
+    recovery::judge(&slots, &Still::of(&dr.dir.join(JOURNAL), journal_bytes)?, &options)
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| format!("the directory {}", dr.dir.display()))?;
+    Ok(())
+}
+
+fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {
+    let (journal_bytes, spool_bytes) = logs;
+    Ok(Options {
+        group_name: config.group.name.clone(),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        journal_bytes,
+        table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
+        spool_bytes,
+        cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
+        protect: config.group.protect,
+        ack: config.group.ack,
+        require: config.group.require,
+        auxiliary: true,
+        owner,
+        nonce: entropy::random()?,
+    })
 }
 
 impl Files {
@@ -257,6 +283,13 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
         exclusive_lock: true,
         ..OpenOptions::default()
     }
+}
+
+/// Both logs of a directory whose superblock says that it has been used.
+fn check_logs(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
+    let Some(known) = superblock::newest(slots).ok().flatten() else { return Ok(()) };
+    check_log(&dir.join(JOURNAL), known.journal_bytes)?;
+    check_log(&resize::stands(dir, Some(&known)), nonce_bytes(known.nonce))
 }
 
 /// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost
