@@ -138,6 +138,8 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     Missing,
+    /// A symbolic link, and what it leads to, which is not there.
+    Dangling(String),
     /// Bytes, and the mark.
     File(u64, Seen),
     /// A device, whose size is judged when it is opened, and anything else that is no file.
@@ -172,6 +174,10 @@ impl Holder {
     pub fn judge(&self, path: &str, store: &Store) -> Result<Verdict, String> {
         match store {
             Store::Missing if self.begun => Err(self.missing(path)),
+            Store::Dangling(target) => Err(format!(
+                "{path} is a symbolic link to {target}, which is not there, and no file is made at the end of a link: mount \
+                 what it leads to (activate the device), or name the file itself in the configuration"
+            )),
             Store::Missing => Ok(Verdict { make: true, mark: true, note: None }),
             Store::Other => Ok(Verdict::default()),
             Store::File(bytes, seen) => {
