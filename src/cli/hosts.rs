@@ -16,8 +16,8 @@ use nix::unistd::{AccessFlags, access};
 
 use super::arguments::RoleName;
 use super::check::{Findings, Weight};
-use super::client;
-use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use super::{client, strangers};
+use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig, own_files};
 use crate::cluster::control::Request;
 use crate::cluster::size::{exact_size, human_size};
 use crate::cluster::status::Status;
@@ -278,6 +278,12 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
                 self.findings.note(Weight::Ok, &keys, text);
                 self.need(&found, reserved.saturating_sub(allocated_under(dir)), 0);
+                if let Some(text) = strangers::tell(self.config, peer(role), dir) {
+                    self.findings.note(Weight::Warning, &keys, text);
+                }
+                for own in own_files(peer(role)).iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
+                    self.alone(role, &keys, &own);
+                }
                 if !missing && !running {
                     self.judged(role, dir);
                 }

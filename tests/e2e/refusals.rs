@@ -265,7 +265,8 @@ fn check_says_of_a_damaged_directory_what_the_start_says() -> Result<()> {
     let mut refused = 0;
     for role in Role::ALL {
         let (dir, kept) = (group.site.path(role.word()), group.site.path("kept"));
-        let files: Vec<_> = std::fs::read_dir(&dir)?.map(|file| file.map(|file| file.file_name())).collect::<Result<_, _>>()?;
+        let files: Vec<_> =
+            std::fs::read_dir(&dir)?.map(|file| file.map(|file| file.file_name())).collect::<Result<_, _>>()?;
         let files = files.into_iter().filter(|name| !name.to_string_lossy().contains("control"));
         for (name, how) in files.flat_map(|name| DAMAGES.map(|how| (name.clone(), how))) {
             let what = format!("{}/{}, {how}", role.word(), name.display());
@@ -284,7 +285,12 @@ fn check_says_of_a_damaged_directory_what_the_start_says() -> Result<()> {
                 group.site.ended(role)?.code().context("it was not killed")?
             };
             let said = &check.out;
-            ensure!(check.exit == start, "{what}: check {}, start {start}:\n{said}\n{}", check.exit, group.site.log(role));
+            ensure!(
+                check.exit == start,
+                "{what}: check {}, start {start}:\n{said}\n{}",
+                check.exit,
+                group.site.log(role)
+            );
             refused += u32::from(start == 3);
             copy_dir(&kept, &dir)?;
         }
