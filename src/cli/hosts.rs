@@ -1,5 +1,6 @@
 //! What `farshore check` looks at on a host: kernel, directories, volumes, addresses, space.
 
+mod filling;
 mod identity;
 mod places;
 
@@ -160,6 +161,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.backing(RoleName::Dr, &known, &dr.backing);
         self.table(RoleName::Dr, running);
         if !running {
+            self.filling(dr);
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
             dr.metrics.iter().for_each(|address| self.address(&["dr", "metrics"], address));

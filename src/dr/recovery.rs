@@ -18,6 +18,7 @@ use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
 use crate::core::planted::segment_bytes;
+use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage, covered};
 use crate::dr::doubt::{Doubt, Seen};
@@ -79,6 +80,25 @@ impl Recovered {
     #[must_use]
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+}
+
+impl Recovered {
+    /// What a start writes to the volumes by itself, before anybody sends anything: payloads as far as they are whole, and a
+    /// batch that was being applied. Of a directory that is not whole nothing is said.
+    #[must_use]
+    pub fn to_apply(&self) -> VolumeRanges {
+        let mut ranges = VolumeRanges::new();
+        if self.damage.is_some() || self.doubt.is_some() || !self.superblock.has(SYNCED) {
+            return ranges;
+        }
+        let after = self.committed.as_ref().map_or(self.superblock.seq, |it| it.end);
+        let cut = self.history.unbroken_from(after, self.history.tail());
+        let staged = self.committed.iter().flat_map(|it| it.chunks.values()).map(|chunk| chunk.record);
+        let payloads = self.history.above(self.superblock.seq).take_while(|entry| entry.record.seq <= cut);
+        let payloads = payloads.filter(|entry| entry.payload.is_some()).map(|entry| entry.record);
+        staged.chain(payloads).filter_map(|record| record.extent()).for_each(|extent| ranges.insert(extent));
+        ranges
     }
 }
 

@@ -20,11 +20,13 @@ use std::io::{BufWriter, ErrorKind, IntoInnerError};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bytes::Bytes;
 
 use crate::cluster::config::{Backing, Config};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt as _};
+use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Lacking;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
@@ -163,6 +165,33 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
 /// What [`open`] would say.
 pub fn judge(config: &Config) -> anyhow::Result<()> {
     let (dr, _) = config.need_dr()?;
+    let Seen { slots, journal, options, .. } = look(config)?;
+    recovery::judge(&slots, &journal, &options)
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| format!("the directory {}", dr.dir.display()))?;
+    Ok(())
+}
+
+/// What a start would write to the volumes by itself, of a directory that [`judge`] has nothing against.
+///
+/// # Errors
+/// It cannot be told.
+pub fn to_apply(config: &Config) -> anyhow::Result<VolumeRanges> {
+    let Seen { slots, journal, spool, options } = look(config)?;
+    let found = Found { superblock: &slots, journal: &journal, spool: &spool, blank: false, report: None };
+    Ok(recover(found, &options)?.to_apply())
+}
+
+/// A directory that no DR runs in, read and left as it is.
+struct Seen {
+    slots: Bytes,
+    journal: Still,
+    spool: Still,
+    options: Options,
+}
+
+fn look(config: &Config) -> anyhow::Result<Seen> {
+    let (dr, _) = config.need_dr()?;
     let slots = Still::of(&dr.dir.join(SUPERBLOCK), SUPERBLOCK_BYTES as u64)?.read_at(0, SUPERBLOCK_BYTES)?;
     check_logs(&dr.dir, &slots)?;
     let known = superblock::newest(&slots).ok().flatten();
@@ -170,13 +199,10 @@ pub fn judge(config: &Config) -> anyhow::Result<()> {
         0 => asked.next_multiple_of(PIECE_BYTES),
         made => made,
     };
-    let journal_bytes = as_made(&dr.dir.join(JOURNAL), dr.journal);
-    let spool_bytes = as_made(&resize::stands(&dr.dir, known.as_ref()), dr.spool);
-    let options = options(config, (journal_bytes, spool_bytes), &Backings::new(0), Owner::default())?;
-    recovery::judge(&slots, &Still::of(&dr.dir.join(JOURNAL), journal_bytes)?, &options)
-        .map_err(|error| Refused(error.to_string()))
-        .with_context(|| format!("the directory {}", dr.dir.display()))?;
-    Ok(())
+    let (journal, spool) = (dr.dir.join(JOURNAL), resize::stands(&dr.dir, known.as_ref()));
+    let logs = (as_made(&journal, dr.journal), as_made(&spool, dr.spool));
+    let options = options(config, logs, &Backings::new(0), Owner::default())?;
+    Ok(Seen { slots, journal: Still::of(&journal, logs.0)?, spool: Still::of(&spool, logs.1)?, options })
 }
 
 fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {
