@@ -127,6 +127,9 @@ fn what_init_writes_is_good_and_never_overwrites() {
     assert_eq!(code(&output), 3);
     assert!(err(&output).contains("is not overwritten"), "{}", err(&output));
     assert_eq!(std::fs::read(&path).expect("still there"), before);
+    let output = farshore(&["init", "g", "--output", &dir.text("none/new.toml")]);
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).contains("does not exist: make it first"), "{}", err(&output));
 }
 
 #[test]
@@ -538,6 +541,79 @@ fn check_finds_places_that_cannot_work() {
         assert_eq!(code(&output), exit, "{words}: {}", out(&output));
         assert!(out(&output).contains(words), "{words}: {}", out(&output));
     }
+}
+
+/// What would make a start fail is an error of `check`, whichever role is asked for, and no role starts with it.
+#[test]
+fn places_that_two_things_would_use_are_errors_of_the_configuration() {
+    let dir = Directory::new();
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    let data = dir.text("data");
+    let listen = text.lines().find(|line| line.starts_with("listen") && line.contains("orders.sock")).expect("written");
+    let backing = |path: &str| text.replace(&format!("{data}/db.img"), path);
+    let of_primary = |key: &str, value: &str| text.replacen("[primary]", &format!("[primary]\n{key} = {value}"), 1);
+    for (changed, words) in [
+        (backing(&format!("{data}/primary/superblock")), "keeps in primary.dir"),
+        (backing(&format!("{data}/primary//./fifo")), "keeps in primary.dir"),
+        (backing(&dir.text("data/primary.ctl")), "each needs its own"),
+        (of_primary("metrics", &format!("\"unix:{data}/orders.sock\"")), "primary.listen: "),
+        (text.replace(&format!("{data}/primary\""), "/\""), "is the root of the whole system"),
+        (text.replace(listen, "listen = [\"127.0.0.1:7\", \"0.0.0.0:7\"]"), "each needs its own"),
+    ] {
+        assert_ne!(changed, text, "{words}");
+        let config = dir.write("changed.toml", &changed);
+        for role in ["primary", "aux", "dr"] {
+            let output = on(&["check", "--role", role], &config);
+            assert_eq!(code(&output), 2, "{words}, {role}: {}", out(&output));
+            assert!(out(&output).contains(words), "{words}: {}", out(&output));
+        }
+        let output = on(&["primary"], &config);
+        assert_eq!(code(&output), 2, "{words}: {}", err(&output));
+        assert!(err(&output).contains(words), "{words}: {}", err(&output));
+    }
+    // Two hosts may use one name, also through a tunnel.
+    let shared = text.replace(&format!("{data}/aux\""), &format!("{data}/primary\""));
+    assert_ne!(shared, text);
+    let output = on(&["check", "--role", "primary"], &dir.write("shared.toml", &shared));
+    let said = out(&output);
+    assert!(
+        code(&output) == 0 && said.contains("aux.dir: ") && said.contains("if both roles run on one host"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_no_volume_to_be_made() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    std::os::unix::fs::symlink(dir.0.join("unmounted/db.img"), dir.0.join("data/db.img")).expect("links");
+    for output in [on(&["check", "--role", "primary"], &config), on(&["primary"], &config)] {
+        let said = out(&output) + &err(&output);
+        assert_eq!(code(&output), 3, "{said}");
+        assert!(said.contains("is a symbolic link to") && said.contains("which is not there"), "{said}");
+    }
+    assert!(!dir.0.join("unmounted").exists());
+}
+
+#[test]
+fn files_of_somebody_else_in_the_directory_of_a_role_are_told_of() {
+    let dir = Directory::new();
+    let config = dir.configured();
+    std::fs::create_dir(dir.0.join("data/aux")).expect("writable");
+    dir.write("data/aux/lost+found", "");
+    let output = on(&["check", "--role", "aux"], &config);
+    assert!(code(&output) == 0 && !out(&output).contains("are not farshore's"), "{}", out(&output));
+    dir.write("data/aux/photo.jpg", "");
+    let output = on(&["check", "--role", "aux"], &config);
+    assert!(code(&output) == 0 && out(&output).contains("not farshore's (photo.jpg)"), "{}", out(&output));
+    let role = command(&["aux", "--config", &config.to_string_lossy()]).stderr(Stdio::piped()).spawn();
+    let mut child = Running(role.expect("the binary of this build runs"));
+    assert_eq!(code(&status_within(&config, "aux")), 0);
+    child.0.kill().expect("it runs");
+    let log = std::io::read_to_string(child.0.stderr.take().expect("piped")).expect("text");
+    assert!(log.contains("not farshore's (photo.jpg)"), "{log}");
+    let output = on(&["check", "--role", "aux"], &config);
+    assert!(!out(&output).contains("not farshore's"), "it has begun: {}", out(&output));
 }
 
 #[test]

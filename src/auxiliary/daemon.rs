@@ -18,7 +18,7 @@ use crate::cluster::metrics;
 use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
-use crate::core::machine::{Level, Machine};
+use crate::core::machine::{Level, Machine, ReadAt as _};
 use crate::core::modes::TlsMode;
 use crate::core::peer::Role;
 use crate::format::superblock::SUPERBLOCK_BYTES;
@@ -26,7 +26,7 @@ use crate::format::table::TableLayout;
 use crate::io::control::Controls;
 use crate::io::http::{Asked, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Versions};
-use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, make_dir, notify};
+use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, Still, make_dir, notify};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::ended::Ended;
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -328,11 +328,7 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     };
     let file = reactor.open(&options)?;
     let slots = reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?;
-    let (head, bytes) = table_head(&dir.join(TABLE))?;
-    let recovered = recover(&slots, &head, group, Owner(random()?))
-        .and_then(|recovered| check_length(&head, bytes).map(|()| recovered))
-        .map_err(|error| Refused(error.to_string()))
-        .with_context(|| dir.display().to_string())?;
+    let recovered = judged(dir, &slots, group)?;
     recovered.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     for (offset, block) in recovered.creation() {
         reactor.write_sync(file, offset, &block)?;
@@ -340,6 +336,23 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     // The file's name has to survive a loss of power as its contents do: the epoch in force is in it (I7).
     std::fs::File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))?;
     Ok((file, recovered))
+}
+
+/// Whether a start would take the directory as it is; opens nothing for writing, and makes nothing.
+///
+/// # Errors
+/// What the start would say.
+pub fn judge(dir: &Path, group: &str) -> anyhow::Result<()> {
+    let slots = Still::of(&dir.join(SUPERBLOCK), SUPERBLOCK_BYTES as u64)?.read_at(0, SUPERBLOCK_BYTES)?;
+    judged(dir, &slots, group).map(|_| ())
+}
+
+fn judged(dir: &Path, slots: &[u8], group: &str) -> anyhow::Result<Recovered> {
+    let (head, bytes) = table_head(&dir.join(TABLE))?;
+    recover(slots, &head, group, Owner(random()?))
+        .and_then(|recovered| check_length(&head, bytes).map(|()| recovered))
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| dir.display().to_string())
 }
 
 /// The first block of the table, empty when there is none yet, and how long the file is.

@@ -25,7 +25,8 @@ pub enum Verb {
     Init(Init),
     /// Validate a configuration: keys, sizes, addresses, permissions, space, ports
     #[command(after_help = "Example:\n  farshore check --config farshore.toml --role dr\n\n\
-        Without --role, the roles whose addresses belong to this host are checked. Exit status 0 or 2.")]
+        Without --role, the roles whose addresses belong to this host are checked. Exit status: 0 good, 2 something
+        is wrong, 3 a role would refuse to start for safety (the exit status that it would have).")]
     Check(Check),
     /// Make a private CA, and a certificate for each role of a group
     #[command(

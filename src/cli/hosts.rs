@@ -1,5 +1,6 @@
 //! What `farshore check` looks at on a host: kernel, directories, volumes, addresses, space.
 
+mod filling;
 mod identity;
 mod places;
 
@@ -16,8 +17,8 @@ use nix::unistd::{AccessFlags, access};
 
 use super::arguments::RoleName;
 use super::check::{Findings, Weight};
-use super::client;
-use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use super::{client, strangers};
+use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig, own_files};
 use crate::cluster::control::Request;
 use crate::cluster::size::{exact_size, human_size};
 use crate::cluster::status::Status;
@@ -140,7 +141,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let running = self.running("primary", &primary.control);
         let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
-        self.directory(RoleName::Primary, &primary.dir, reserved);
+        self.directory(RoleName::Primary, &primary.dir, reserved, running);
         let known = Known::of(&primary.dir, running.then_some(&primary.control));
         self.backing(RoleName::Primary, &known, &primary.backing);
         self.table(RoleName::Primary, running);
@@ -152,7 +153,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
 
     fn dr(&mut self, dr: &DrConfig) {
         let running = self.running("dr", &dr.control);
-        self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool);
+        self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool, running);
         self.journal(dr);
         self.journal_beside_table(dr);
         self.spool(dr);
@@ -160,6 +161,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         self.backing(RoleName::Dr, &known, &dr.backing);
         self.table(RoleName::Dr, running);
         if !running {
+            self.filling(dr);
             self.address(&["dr", "listen"], &dr.listen);
             dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
             dr.metrics.iter().for_each(|address| self.address(&["dr", "metrics"], address));
@@ -224,7 +226,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn aux(&mut self, own: &OwnAux) {
         let running = self.running("aux", &own.control);
         let (slots, payload) = self.config.aux.as_ref().map_or((0, 0), |aux| (aux.slots, aux.payload));
-        self.directory(RoleName::Aux, &own.dir, slots * 96 + payload);
+        self.directory(RoleName::Aux, &own.dir, slots * 96 + payload, running);
         if !running {
             self.address(&["aux", "listen"], &own.listen);
             let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.clone());
@@ -251,7 +253,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     }
 
     /// The directory of a role: there and writable, or able to be made.
-    fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64) {
+    fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64, running: bool) {
         let keys = [role.word(), "dir"];
         self.alone(role, &keys, dir);
         match nearest(dir) {
@@ -278,6 +280,15 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
                 self.findings.note(Weight::Ok, &keys, text);
                 self.need(&found, reserved.saturating_sub(allocated_under(dir)), 0);
+                if let Some(text) = strangers::tell(self.config, peer(role), dir) {
+                    self.findings.note(Weight::Warning, &keys, text);
+                }
+                for own in own_files(peer(role)).iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
+                    self.alone(role, &keys, &own);
+                }
+                if !missing && !running {
+                    self.judged(role, dir);
+                }
             }
         }
     }

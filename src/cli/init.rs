@@ -20,6 +20,11 @@ pub fn run(options: &Init, out: &mut dyn Write) -> Result<(), Failure> {
                 "{} exists and is not overwritten; remove it first or choose another --output",
                 path.display()
             )),
+            std::io::ErrorKind::NotFound => Failure::failed(format!(
+                "{}: the directory that the file is to be written to does not exist: make it first (mkdir -p), or choose another \
+                 --output",
+                path.display()
+            )),
             _ => Failure::failed(format!("{}: {error}", path.display())),
         })?;
     let failed = |error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));

@@ -43,12 +43,15 @@ fn located(path: &Path, what: What) -> PathBuf {
     if !path.is_dir() {
         return path.into();
     }
-    path.join(match what {
+    let name = match what {
         What::Journal => "journal",
         What::Table => "table",
+        // A primary has its disk FIFO instead.
+        What::Spool if !path.join("spool").exists() && path.join("fifo").exists() => "fifo",
         What::Spool => "spool",
         What::Superblock => "superblock",
-    })
+    };
+    path.join(name)
 }
 
 /// A file opened for reading.

@@ -30,6 +30,7 @@ pub mod relay;
 mod resize;
 mod role;
 mod status;
+mod strangers;
 mod view;
 
 use std::io::Write;

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use super::arguments::Role;
 use super::failure::{EXIT_USAGE, Failure};
-use super::{files, logs};
+use super::{files, logs, strangers};
 use crate::auxiliary;
 use crate::cluster::config::{Config, ConfigError};
 use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
+use crate::core::peer;
 use crate::dr;
 use crate::io::open::denied as denied_advice;
 use crate::io::tls::TlsError;
@@ -21,6 +22,7 @@ pub fn aux(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (_, own) = config.need_aux()?;
     logs::start(&config.group.name, "aux")?;
+    strangers(&config, peer::Role::Aux, &own.dir);
     let metrics = config.aux.as_ref().and_then(|aux| aux.metrics.as_ref());
     directories([own.control.as_path()], [&own.listen].into_iter().chain(metrics))?;
     ended(auxiliary::daemon::run(&config))
@@ -31,6 +33,7 @@ pub fn dr(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (own, _) = config.need_dr()?;
     logs::start(&config.group.name, "dr")?;
+    strangers(&config, peer::Role::Dr, &own.dir);
     directories([own.control.as_path()], own.export.iter().chain([&own.listen]).chain(&own.metrics))?;
     ended(run_dr(&config))
 }
@@ -65,8 +68,16 @@ pub fn primary(options: &Role) -> Result<(), Failure> {
     let config = files::load(&options.config.config)?;
     let (own, _, _) = config.need_primary()?;
     logs::start(&config.group.name, "primary")?;
+    strangers(&config, peer::Role::Primary, &own.dir);
     directories([own.control.as_path()], own.listen.iter().chain(&own.metrics))?;
     ended(primary::daemon::run(&config))
+}
+
+/// Warns of files of somebody else in a directory that is to be a role's.
+fn strangers(config: &Config, role: peer::Role, dir: &Path) {
+    if let Some(text) = strangers::tell(config, role, dir) {
+        tracing::warn!("{text}");
+    }
 }
 
 /// Makes the directories in which sockets are going to stand.
@@ -105,9 +116,14 @@ fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
         text = format!("{text}; {}", denied_advice());
     }
     tracing::error!("{text}");
-    let exit = error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED);
+    let exit = exit_status(&error);
     // The log has said it, with group and role; a second line would only repeat it.
     Err(Failure { exit, text: String::new() })
+}
+
+/// The exit status that a role ends with for an error.
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(exit_of).unwrap_or(EXIT_FAILED)
 }
 
 /// The exit status that one cause of a failure asks for.

@@ -4,6 +4,7 @@
 //! One file describes a group for all its hosts; each role reads its own section and what it needs of the others
 //! (their addresses). Pure: whether a path exists or a port is free is for `farshore check`.
 
+mod places;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
 use crate::core::peer::{Paths, PeerName, Role};
+
+pub use self::places::own_files;
 
 /// A group as its file describes it. What `parse` returns has been checked as far as text can be.
 #[derive(Clone, Debug, PartialEq)]

@@ -153,6 +153,10 @@ impl<'a> Reader<'a> {
         self.error_at(self.line_in(s, key), &s.dotted(key), text);
     }
 
+    pub(super) fn warn_at(&mut self, line: usize, key: &str, text: impl Into<String>) {
+        self.warnings.push(ConfigError { path: self.path.into(), line, key: key.into(), text: text.into() });
+    }
+
     pub(super) fn warn(&mut self, s: &Section<'_>, key: &str, text: impl Into<String>) {
         let line = self.line_in(s, key);
         self.warnings.push(ConfigError { path: self.path.into(), line, key: s.dotted(key), text: text.into() });

@@ -184,6 +184,24 @@ impl Address {
     }
 }
 
+/// Whether two listeners at these addresses would be in each other's way: the same port, of the same address or of all of them.
+#[must_use]
+pub fn is_one_port(one: &Address, other: &Address) -> bool {
+    let (Address::Tcp(one), Address::Tcp(other)) = (one.in_one_spelling(), other.in_one_spelling()) else {
+        return false;
+    };
+    let (Some((one, port)), Some((other, same))) = (one.rsplit_once(':'), other.rsplit_once(':')) else { return false };
+    let number = |host: &str| host.trim_start_matches('[').trim_end_matches(']').parse::<::core::net::IpAddr>().ok();
+    let all = match (number(one), number(other)) {
+        (Some(one), Some(other)) => {
+            one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified())
+        }
+        _ => false,
+    };
+    // 0 is a port that is free, whichever.
+    port == same && port != "0" && (one == other || all)
+}
+
 macro_rules! text_conversions {
     ($name:ident) => {
         impl TryFrom<String> for $name {
@@ -438,6 +456,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().expect(text).is_local(), local, "{text}");
         }
+    }
+
+    #[test]
+    fn listeners_are_in_each_others_way_on_one_port_of_one_address_or_of_all() {
+        let one = |a: &str, b: &str| is_one_port(&a.parse().expect(a), &b.parse().expect(b));
+        assert!(one("127.0.0.1:80", "127.0.0.1:080") && one("0.0.0.0:80", "127.0.0.1:80") && one("h:80", "H.:80"));
+        assert!(!one("127.0.0.1:80", "127.0.0.1:81") && !one("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!one("0.0.0.0:80", "[::]:80"), "that is for the system to say");
+        assert!(!one("127.0.0.1:0", "127.0.0.1:0") && !one("unix:/a", "unix:/a"));
     }
 
     #[test]

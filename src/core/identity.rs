@@ -142,6 +142,8 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     Missing,
+    /// A symbolic link, and what it leads to, which is not there.
+    Dangling(String),
     /// Bytes, and the mark.
     File(u64, Seen),
     /// A device, whose size is judged when it is opened, and anything else that is no file.
@@ -176,6 +178,10 @@ impl Holder {
     pub fn judge(&self, path: &str, store: &Store) -> Result<Verdict, String> {
         match store {
             Store::Missing if self.begun => Err(self.missing(path)),
+            Store::Dangling(target) => Err(format!(
+                "{path} is a symbolic link to {target}, which is not there, and no file is made at the end of a link: mount \
+                 what it leads to (activate the device), or name the file itself in the configuration"
+            )),
             Store::Missing => Ok(Verdict { make: true, mark: true, note: None }),
             Store::Other => Ok(Verdict::default()),
             Store::File(bytes, seen) => {
@@ -430,8 +436,8 @@ mod tests {
         let advice =
             ["do not start this primary: promote DR", "empty /d and start DR again", "restore it from a backup"];
         for (part, (role, advice)) in Part::ALL.into_iter().zip(roles.into_iter().zip(advice)) {
-            let new =
-                Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), begun: false, least: 100, marked: true };
+            let (ours, dir) = (mark(part, 1, "g", "db"), "/d".into());
+            let new = Holder { mark: ours, dir, empty: false, begun: false, least: 100, marked: true };
             let begun = Holder { begun: true, ..new.clone() };
             let ours = format!("volume \"db\" of {role} (/d)");
             for lost in [begun.judge("/f", &Store::Missing), begun.judge("/f", &Store::File(99, Seen::Impossible))] {

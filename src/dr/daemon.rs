@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use anyhow::{Context, bail};
 
 use self::files::Files;
+pub use self::files::{judge, to_apply};
 use self::links::Links;
 use super::machine::{Effect, Input, Machine, PromoteError};
 use super::promote::LossReport;

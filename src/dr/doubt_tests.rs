@@ -85,7 +85,7 @@ proptest! {
                 payload_crc: 0,
             });
         }
-        let (ranges, last) = unknown(Seq(cut), Seq(until), records.iter().copied(), None);
+        let (ranges, last) = unknown(Seq(cut), Seq(until), records.iter().copied(), Asked::Needless);
         prop_assert_eq!(last, Seq(at));
         prop_assert!(ranges.iter().all(|range| range.first <= range.last));
         prop_assert!(ranges.windows(2).all(|pair| pair[0].last < pair[1].first));

@@ -18,13 +18,14 @@ use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
 use crate::core::planted::segment_bytes;
+use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage, covered};
 use crate::dr::doubt::{Doubt, Seen};
 use crate::dr::history::History;
 use crate::dr::journal::Start;
 use crate::dr::promote::LossReport;
-use crate::dr::scan::{FoundEntry, News, ScanError, scan_journal, scan_spool};
+use crate::dr::scan::{FoundEntry, FoundJournal, News, ScanError, scan_journal, scan_spool};
 use crate::dr::spool::Spool;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
@@ -82,19 +83,32 @@ impl Recovered {
     }
 }
 
+impl Recovered {
+    /// What a start writes to the volumes by itself, before anybody sends anything: payloads as far as they are whole, and a
+    /// batch that was being applied. Of a directory that is not whole nothing is said.
+    #[must_use]
+    pub fn to_apply(&self) -> VolumeRanges {
+        let mut ranges = VolumeRanges::new();
+        if self.damage.is_some() || self.doubt.is_some() || !self.superblock.has(SYNCED) {
+            return ranges;
+        }
+        let after = self.committed.as_ref().map_or(self.superblock.seq, |it| it.end);
+        let cut = self.history.unbroken_from(after, self.history.tail());
+        let staged = self.committed.iter().flat_map(|it| it.chunks.values()).map(|chunk| chunk.record);
+        let payloads = self.history.above(self.superblock.seq).take_while(|entry| entry.record.seq <= cut);
+        let payloads = payloads.filter(|entry| entry.payload.is_some()).map(|entry| entry.record);
+        staged.chain(payloads).filter_map(|record| record.extent()).for_each(|extent| ranges.insert(extent));
+        ranges
+    }
+}
+
 /// Reads superblock, journal and spool; writes nothing.
 pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, RecoverError> {
-    check_options(options)?;
-    let mut news = News::new();
     let segments = options.journal_bytes / segment_bytes();
-    let Some(mut superblock) = read_superblock(&found, &mut news)? else {
-        return fresh(&found, options, segments, news);
+    let (judged, mut news) = judge(found.superblock, found.journal, options)?;
+    let Some(Judged { mut superblock, mut history, journal, news_before }) = judged else {
+        return Ok(fresh(&found, options, segments, news));
     };
-    check_identity(&superblock, options)?;
-    let news_before = news.len();
-    let mut history = History::after(superblock.seq, superblock.chain).settled(superblock.has(SETTLED));
-    let first = superblock.journal_segment.max(1);
-    let journal = scan_journal(found.journal, superblock.group, segments, first, &mut history, &mut news)?;
     let (entries, torn) =
         scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
     if journal.damage.is_some() || superblock.has(DAMAGED) {
@@ -143,6 +157,40 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     })
 }
 
+/// A directory that a start may go on from: its superblock in force, and what its journal holds.
+pub struct Judged {
+    superblock: Superblock,
+    history: History,
+    journal: FoundJournal,
+    /// How many of the news are about the superblock.
+    news_before: usize,
+}
+
+/// Whether a start may go on from a directory, as `farshore check` asks beforehand; `None` for a new one. All that keeps
+/// [`recover`] from succeeding, but for disks that fail.
+pub fn judge(
+    superblock: &[u8],
+    journal: &dyn ReadAt,
+    options: &Options,
+) -> Result<(Option<Judged>, News), RecoverError> {
+    check_options(options)?;
+    let mut news = News::new();
+    let Some(superblock) = read_superblock(superblock, journal, &mut news)? else {
+        if journal_is_empty(journal)? {
+            return Ok((None, news));
+        }
+        let text = "the superblock is empty but the journal is not: the superblock was lost; restore it, or give DR a \
+                    new directory";
+        return Err(RecoverError(text.into()));
+    };
+    check_identity(&superblock, options)?;
+    let news_before = news.len();
+    let mut history = History::after(superblock.seq, superblock.chain).settled(superblock.has(SETTLED));
+    let (segments, first) = (options.journal_bytes / segment_bytes(), superblock.journal_segment.max(1));
+    let journal = scan_journal(journal, superblock.group, segments, first, &mut history, &mut news)?;
+    Ok((Some(Judged { superblock, history, journal, news_before }), news))
+}
+
 fn check_options(options: &Options) -> Result<(), RecoverError> {
     let (journal, spool) = (options.journal_bytes, options.spool_bytes);
     if !journal.is_multiple_of(segment_bytes()) || journal < 2 * segment_bytes() {
@@ -159,12 +207,12 @@ fn check_options(options: &Options) -> Result<(), RecoverError> {
 }
 
 /// The superblock in force, or none in a directory to which nothing was ever promised.
-fn read_superblock(found: &Found<'_>, news: &mut News) -> Result<Option<Superblock>, RecoverError> {
-    if is_zero(found.superblock) {
+fn read_superblock(slots: &[u8], journal: &dyn ReadAt, news: &mut News) -> Result<Option<Superblock>, RecoverError> {
+    if is_zero(slots) {
         return Ok(None);
     }
-    let Some(bytes) = found.superblock.get(..SUPERBLOCK_BYTES) else {
-        let got = found.superblock.len();
+    let Some(bytes) = slots.get(..SUPERBLOCK_BYTES) else {
+        let got = slots.len();
         return Err(RecoverError(format!(
             "the superblock is {got} bytes long, expected {SUPERBLOCK_BYTES}: truncated"
         )));
@@ -178,7 +226,7 @@ fn read_superblock(found: &Found<'_>, news: &mut News) -> Result<Option<Superblo
             Ok(slots.newest)
         }
         // Generation 1 goes to the second slot, and promises nothing: hellos are accepted after it.
-        Err(_) if is_zero(&bytes[..BLOCK_BYTES]) && journal_is_empty(found)? => {
+        Err(_) if is_zero(&bytes[..BLOCK_BYTES]) && journal_is_empty(journal)? => {
             news.push((Level::Warn, "the first superblock was never completed: starting afresh".into()));
             Ok(None)
         }
@@ -188,14 +236,12 @@ fn read_superblock(found: &Found<'_>, news: &mut News) -> Result<Option<Superblo
     }
 }
 
-fn journal_is_empty(found: &Found<'_>) -> Result<bool, RecoverError> {
-    let length = BLOCK_BYTES.min(usize::try_from(found.journal.size()).unwrap_or(BLOCK_BYTES));
+fn journal_is_empty(journal: &dyn ReadAt) -> Result<bool, RecoverError> {
+    let length = BLOCK_BYTES.min(usize::try_from(journal.size()).unwrap_or(BLOCK_BYTES));
     // The first segment stands at 1 MiB.
     for at in [0, segment_bytes()] {
-        let block = found
-            .journal
-            .read_at(at, length)
-            .map_err(|fail| RecoverError::from(ScanError::Io { what: "the journal", fail }))?;
+        let read = journal.read_at(at, length);
+        let block = read.map_err(|fail| RecoverError::from(ScanError::Io { what: "the journal", fail }))?;
         if !is_zero(&block) {
             return Ok(false);
         }
@@ -203,12 +249,7 @@ fn journal_is_empty(found: &Found<'_>) -> Result<bool, RecoverError> {
     Ok(true)
 }
 
-fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) -> Result<Recovered, RecoverError> {
-    if !journal_is_empty(found)? {
-        let text = "the superblock is empty but the journal is not: the superblock was lost; restore it, or give DR a \
-                    new directory";
-        return Err(RecoverError(text.into()));
-    }
+fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) -> Recovered {
     let mut superblock = Superblock::new(Role::Dr);
     superblock.group_name.clone_from(&options.group_name);
     superblock.owner = options.owner;
@@ -218,7 +259,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
     superblock.set(BLANK, found.blank);
     superblock.journal_bytes = options.journal_bytes;
     news.push((Level::Info, format!("new directory for group {:?}", options.group_name)));
-    Ok(Recovered {
+    Recovered {
         superblock,
         fresh: true,
         history: History::after(Seq(0), Chain(0)),
@@ -231,7 +272,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
         news,
         damage: None,
         doubt: None,
-    })
+    }
 }
 
 fn volumes(options: &Options) -> Vec<(u64, u64)> {

@@ -25,7 +25,10 @@ pub fn survey(path: &Path) -> Result<Store, IoFail> {
     let data = match std::fs::metadata(path) {
         Ok(data) => data,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(Store::Missing);
+            return Ok(match std::fs::read_link(path) {
+                Ok(target) => Store::Dangling(target.display().to_string()),
+                Err(_) => Store::Missing,
+            });
         }
         Err(error) => return Err(fail(error)),
     };
@@ -184,6 +187,9 @@ mod tests {
         let (path, link, other) = (dir.join("a"), dir.join("b"), dir.join("c"));
         assert_eq!(survey(&path).expect("looks"), Store::Missing);
         assert_eq!(survey(&dir).expect("looks"), Store::Other);
+        std::os::unix::fs::symlink(dir.join("nowhere"), dir.join("dangling")).expect("links");
+        let dangling = survey(&dir.join("dangling")).expect("looks");
+        assert!(matches!(&dangling, Store::Dangling(target) if target.ends_with("nowhere")), "{dangling:?}");
         File::create(&path).and_then(|file| file.set_len(8192)).expect("makes");
         File::create(&other).expect("makes");
         std::os::unix::fs::symlink(&path, &link).expect("links");

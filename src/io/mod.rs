@@ -47,4 +47,4 @@ pub mod vector;
 pub use extents::Range;
 pub use open::{Direct, OpenOptions, Preallocate, make_dir};
 pub use reactor::{Event, FileId, Reactor, ReactorOptions, Stopper};
-pub use reader::FileReader;
+pub use reader::{FileReader, Still};

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -37,6 +37,50 @@ impl ReadAt for FileReader {
         let (run, _) = self.arena.allocate(length + 2 * self.align);
         read(&self.file, self.align, offset, length, run)
             .map_err(|error| failed_at(&self.path, "cannot read", offset, length as u64, &error))
+    }
+}
+
+/// A file as it is, whether or not it is there: opened for reading only, and changed by nothing that looks at it.
+pub struct Still {
+    file: Option<File>,
+    path: PathBuf,
+    size: u64,
+}
+
+impl Still {
+    /// The file at `path`; a shorter one, or none, is as one that has been grown to `least` bytes with zeroes.
+    ///
+    /// # Errors
+    /// It is there and cannot be opened.
+    pub fn of(path: &Path, least: u64) -> Result<Still, IoFail> {
+        let fail = |error: io::Error| failed(path, "cannot open", &error);
+        let file = match File::open(path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(fail(error)),
+        };
+        let found = file.as_ref().map_or(Ok(0), |file| file.metadata().map(|data| data.len())).map_err(fail)?;
+        Ok(Still { file, path: path.into(), size: found.max(least) })
+    }
+}
+
+impl ReadAt for Still {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, IoFail> {
+        let mut bytes = vec![0; length];
+        let mut done = 0;
+        while let Some(file) = self.file.as_ref().filter(|_| done < length) {
+            match file.read_at(&mut bytes[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed_at(&self.path, "cannot read", offset, length as u64, &error)),
+            }
+        }
+        Ok(bytes.into())
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use anyhow::{Context, bail};
 
 use self::files::Opened;
+pub use self::files::judge;
 use self::links::DrConns;
 use self::listing::Looking;
 use self::resize::Resizing;

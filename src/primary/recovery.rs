@@ -31,6 +31,7 @@ use super::fifo::{self, DiskFifo};
 use super::intent::IntentMap;
 use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
+use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::Cover;
 use crate::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, Page, Watermark, sizes_digest};
@@ -111,18 +112,10 @@ pub enum RecoveryError {
 pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, RecoveryError> {
     let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
     let mut notes = Vec::new();
-    let (mut superblock, damaged) = match read_superblock(files.superblock, &mut notes) {
-        Ok(Some(found)) => found,
-        Ok(None) => return Ok(fresh(expect, &sizes)),
-        // No record leaves, and no block changes, before the first superblock is durable.
-        Err(_) if never_written(files)? => {
-            let mut recovered = fresh(expect, &sizes);
-            recovered.notes.push("the first superblock was never completed: starting afresh".into());
-            return Ok(recovered);
-        }
-        Err(error) => return Err(error),
+    let judged = judge(&expect.group_name, &expect.volumes, files.superblock, files.log, &mut notes)?;
+    let Some((mut superblock, damaged)) = judged else {
+        return Ok(Recovered { notes, ..fresh(expect, &sizes) });
     };
-    check_superblock(expect, &superblock)?;
     note_sizes(expect, &superblock, &mut notes);
     let unsure = superblock.resizing.filter(|_| damaged);
     let added = unsure.map(|(volume, size)| take_for_done(&mut superblock, volume, size));
@@ -133,11 +126,20 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     let exact = !failed && (superblock.has(superblock::CLEAN) || same_boot);
     let (end, last) = scan_fifo(expect, &superblock, files.fifo)?;
     let fifo = DiskFifo::resume(expect.fifo_disk_bytes, superblock.nonce, superblock.spool_pos, end, last);
+    let whole = log.is_some();
     let mut recovered = match log.filter(|_| exact) {
         Some(log) => resume_exact(superblock, log, intent, fifo, last),
         None => {
-            let why = if failed { "a disk failed this primary" } else { "the machine lost power or was restarted" };
-            notes.push(format!("{why}: what its intent log says is not relied upon"));
+            match (failed, whole) {
+                (true, _) => {
+                    notes.push("a disk failed this primary: what its intent log says is not relied upon".into());
+                }
+                (false, true) => notes.push(
+                    "the machine lost power or was restarted: what the intent log says is not relied upon".into(),
+                ),
+                // It has been said what is wrong with the log.
+                (false, false) => {}
+            }
             resume_after_power_loss(expect, superblock, intent, fifo, &mut notes)
         }
     };
@@ -153,6 +155,31 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     }
     recovered.notes = notes;
     Ok(recovered)
+}
+
+/// Whether a start may go on from the directory, as `farshore check` asks beforehand: the superblock in force and whether its
+/// other slot is damaged, or `None` for a directory that has never been used. All that keeps [`recover`] from succeeding, but
+/// for disks that fail.
+pub fn judge(
+    group_name: &str,
+    volumes: &[(String, u64)],
+    superblock: &dyn ReadAt,
+    log: &dyn ReadAt,
+    notes: &mut Vec<String>,
+) -> Result<Option<(Superblock, bool)>, RecoveryError> {
+    match read_superblock(superblock, notes) {
+        Ok(Some(found)) => {
+            check_superblock(group_name, volumes, &found.0)?;
+            Ok(Some(found))
+        }
+        Ok(None) => Ok(None),
+        // No record leaves, and no block changes, before the first superblock is durable.
+        Err(_) if never_written(superblock, log)? => {
+            notes.push("the first superblock was never completed: starting afresh".into());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A directory that has never been used.
@@ -258,9 +285,16 @@ fn resume_after_power_loss(
 ) -> Recovered {
     let reserved = superblock.seq;
     let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
+    // A stop that was clean has flushed everything.
+    let gone = match superblock.has(superblock::CLEAN) {
+        true => "",
+        false => {
+            ": what was acknowledged and not flushed before may be gone, if the machine lost power, and then is gone at DR as \
+             well"
+        }
+    };
     notes.push(format!(
-        "seqs go on after {tail}, and every extent of the intent map is copied as the volumes have it now: what was \
-         acknowledged and not flushed before may be gone, and then is gone at DR as well"
+        "seqs go on after {tail}, and every extent of the intent map is copied as the volumes have it now{gone}"
     ));
     let lost = intent.ranges();
     Recovered {
@@ -326,37 +360,37 @@ fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<
 
 /// Whether the intent log has no record and one slot of the superblock is still blank: the directory of a primary
 /// that died when it was made.
-fn never_written(files: &Files<'_>) -> Result<bool, RecoveryError> {
+fn never_written(superblock: &dyn ReadAt, log: &dyn ReadAt) -> Result<bool, RecoveryError> {
     let io = |file| move |source| RecoveryError::Io { file, source };
-    let slots = files.superblock.read_at(0, SUPERBLOCK_BYTES).map_err(io("superblock"))?;
+    let slots = superblock.read_at(0, SUPERBLOCK_BYTES).map_err(io("superblock"))?;
     if !slots.chunks(BLOCK_BYTES).any(is_zero) {
         return Ok(false);
     }
     let piece = 1 << 20;
-    for offset in (LogLayout::RECORDS_AT..files.log.size()).step_by(piece) {
-        let length = usize::try_from((files.log.size() - offset).min(piece as u64)).expect("at most a MiB");
-        if !is_zero(&files.log.read_at(offset, length).map_err(io("intent log"))?) {
+    for offset in (LogLayout::RECORDS_AT..log.size()).step_by(piece) {
+        let length = usize::try_from((log.size() - offset).min(piece as u64)).expect("at most a MiB");
+        if !is_zero(&log.read_at(offset, length).map_err(io("intent log"))?) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn check_superblock(expect: &Expect, superblock: &Superblock) -> Result<(), RecoveryError> {
+fn check_superblock(group_name: &str, volumes: &[(String, u64)], superblock: &Superblock) -> Result<(), RecoveryError> {
     let mismatch =
         |what, found: String, expected: String, advice| Err(RecoveryError::Mismatch { what, found, expected, advice });
     if superblock.role != Role::Primary {
         let advice = "give each role a directory of its own";
         return mismatch("the role", superblock.role.word().into(), "primary".into(), advice);
     }
-    if superblock.group_name != expect.group_name {
+    if superblock.group_name != group_name {
         let advice = "give each group a directory of its own";
-        return mismatch("group", superblock.group_name.clone(), expect.group_name.clone(), advice);
+        return mismatch("group", superblock.group_name.clone(), group_name.into(), advice);
     }
     let names = |volumes: &[(u64, u64)]| volumes.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-    if names(&superblock.volumes) != names(&digests(&expect.volumes)) {
+    if names(&superblock.volumes) != names(&digests(volumes)) {
         let found = describe_sizes(superblock.volumes.iter().map(|(_, size)| *size));
-        let wanted = describe_sizes(expect.volumes.iter().map(|(_, size)| *size));
+        let wanted = describe_sizes(volumes.iter().map(|(_, size)| *size));
         let advice = "names and order of volumes cannot change; put the configuration back";
         return mismatch("other volumes, of", found, wanted, advice);
     }
@@ -447,40 +481,92 @@ fn read_map(
 
 fn read_log(file: &dyn ReadAt, superblock: &Superblock, notes: &mut Vec<String>) -> Result<Option<Log>, RecoveryError> {
     let io = |source| RecoveryError::Io { file: "intent log", source };
-    let header = match LogHeader::decode(&file.read_at(LogLayout::HEADER_AT, BLOCK_BYTES).map_err(io)?) {
-        Ok(header) if header.group == superblock.group => header,
-        _ => {
-            notes.push("the intent log is missing or damaged; the intent map decides".into());
-            return Ok(None);
-        }
+    let mut no_use = |what: &str, at: u64| {
+        notes.push(format!(
+            "the intent log (intent.log) {what}, at offset {at}: it counts for nothing, the intent map decides"
+        ));
+        Ok(None)
     };
-    let Ok(watermark) = Watermark::decode(&file.read_at(LogLayout::WATERMARK_AT, BLOCK_BYTES).map_err(io)?) else {
-        notes.push("the watermark of the intent log is damaged; the intent map decides".into());
-        return Ok(None);
+    let block = file.read_at(LogLayout::HEADER_AT, BLOCK_BYTES).map_err(io)?;
+    let header = match LogHeader::decode(&block) {
+        Ok(header) if header.group == superblock.group => header,
+        _ if is_zero(&block) => return no_use("has no header: it is missing, or was emptied", LogLayout::HEADER_AT),
+        Ok(_) => return no_use("has the header of another one", LogLayout::HEADER_AT),
+        Err(error) => return no_use(&format!("has a damaged header ({error})"), LogLayout::HEADER_AT),
+    };
+    let watermark = match Watermark::decode(&file.read_at(LogLayout::WATERMARK_AT, BLOCK_BYTES).map_err(io)?) {
+        Ok(watermark) => watermark,
+        Err(error) => return no_use(&format!("has a damaged watermark ({error})"), LogLayout::WATERMARK_AT),
     };
     let layout = LogLayout { slots: header.slots };
-    let sizes = superblock.sizes_to_be();
-    let mut records = Vec::new();
-    let piece = 1 << 20;
-    let mut offset = LogLayout::RECORDS_AT;
-    let end = LogLayout::RECORDS_AT + header.slots * RECORD_BYTES as u64;
-    while offset < end.min(file.size()) {
-        let length = usize::try_from((end - offset).min(piece)).expect("at most a MiB");
-        let bytes = file.read_at(offset, length).map_err(io)?;
-        let found = bytes.chunks_exact(RECORD_BYTES).filter_map(|raw| OrderRecord::decode(raw).ok());
-        records.extend(found.filter(|record| inside(record, &sizes)));
-        offset += length as u64;
-    }
-    let Some(records) = newest_run(records) else { return Ok(None) };
+    let (records, damaged) = read_records(file, layout, &superblock.sizes_to_be())?;
+    let Some(records) = newest_run(records) else {
+        return no_use("holds no record that can be read", LogLayout::RECORDS_AT);
+    };
     let newest = records.last().map_or(Seq(0), |record| record.seq);
-    let next = file.read_at(layout.record_offset(newest.next()), RECORD_BYTES).map_err(io)?;
+    let at = layout.record_offset(newest.next());
+    let next = file.read_at(at, RECORD_BYTES).map_err(io)?;
     if watermark.local_done > newest || !is_zero(&next) && OrderRecord::decode(&next).is_err() {
         // Seqs that were given out are never given out again: what the log forgot is not to be guessed.
-        let at = layout.record_offset(newest.next());
-        notes.push(format!("the intent log is damaged behind seq {newest}, at offset {at}; the intent map decides"));
-        return Ok(None);
+        return no_use(&format!("is damaged, or was cut off, behind seq {newest}"), at);
     }
-    Ok(Some(Log { layout, boot_id: header.boot_id, watermark, records }))
+    let log = Log { layout, boot_id: header.boot_id, watermark, records };
+    notes.extend(log.gap(damaged));
+    Ok(Some(log))
+}
+
+/// Every record that can be read, and where the first one stands that cannot.
+fn read_records(
+    file: &dyn ReadAt,
+    layout: LogLayout,
+    sizes: &[u64],
+) -> Result<(Vec<OrderRecord>, Option<u64>), RecoveryError> {
+    let (mut records, mut damaged) = (Vec::new(), None);
+    let piece = 1 << 20;
+    let mut offset = LogLayout::RECORDS_AT;
+    let end = (LogLayout::RECORDS_AT + layout.slots * RECORD_BYTES as u64).min(file.size());
+    while offset < end {
+        let length = usize::try_from((end - offset).min(piece)).expect("at most a MiB");
+        let bytes = file.read_at(offset, length).map_err(|source| RecoveryError::Io { file: "intent log", source })?;
+        for (raw, at) in bytes.chunks_exact(RECORD_BYTES).zip((offset..).step_by(RECORD_BYTES)) {
+            match OrderRecord::decode(raw) {
+                Ok(record) if inside(&record, sizes) => records.push(record),
+                Err(_) if is_zero(raw) => {}
+                Ok(_) | Err(_) => damaged = damaged.or(Some(at)),
+            }
+        }
+        offset += length as u64;
+    }
+    Ok((records, damaged))
+}
+
+impl Log {
+    /// What to say of records that are not there any more (I8); `damaged`: where the first one is that cannot be read.
+    fn gap(&self, damaged: Option<u64>) -> Option<String> {
+        let first = self.records.first()?;
+        // So a start after a loss of power begins; and in a full ring the one before it has been written over.
+        let begins = first.op == Op::EpochStart || first.seq == Seq(1);
+        let full = self.records.len() as u64 >= self.layout.slots;
+        let at = match damaged {
+            Some(at) => at,
+            None if begins || full => return None,
+            None => self.layout.record_offset(first.seq.prev()),
+        };
+        let settled = self.watermark.local_done.min(self.watermark.cut);
+        Some(if first.seq > settled.next() {
+            format!(
+                "the intent log (intent.log) is damaged, or was cut off, at offset {at}: of seqs {} to {} it does not say any \
+                 more what they changed, and every extent of the intent map is copied",
+                settled.next(),
+                first.seq.prev()
+            )
+        } else {
+            format!(
+                "the intent log (intent.log) is damaged, or was cut off, at offset {at}, among records that are needed no \
+                 more: they are written over in time"
+            )
+        })
+    }
 }
 
 /// Whether what a record changes is there: one that leaves its volume was never written here.

@@ -233,6 +233,110 @@ fn a_damaged_superblock_is_named() -> Result<()> {
     group.site.start_all()
 }
 
+/// What is done to a file of a role that does not run.
+const DAMAGES: [&str; 5] = ["delete", "empty", "cut", "append", "flip"];
+
+fn damage(path: &std::path::Path, how: &str) -> Result<()> {
+    let bytes = std::fs::metadata(path)?.len();
+    let file = std::fs::File::options().write(true).open(path)?;
+    match how {
+        "delete" => std::fs::remove_file(path)?,
+        "empty" => file.set_len(0)?,
+        "cut" => file.set_len(bytes / 2 + 700)?,
+        "append" => std::os::unix::fs::FileExt::write_all_at(&file, &content(9, 5000), bytes)?,
+        _ => {
+            let mut sound = std::fs::read(path)?;
+            sound.iter_mut().step_by(300).take(200).for_each(|byte| *byte ^= 0x20);
+            std::fs::write(path, sound)?;
+        }
+    }
+    Ok(())
+}
+
+/// `check` judges a directory with what the start judges it with.
+#[test]
+fn check_says_of_a_damaged_directory_what_the_start_says() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    let log = group.load_for(7, WHILE)?;
+    group.settle_and_compare(&log)?;
+    for role in [Role::Primary, Role::Dr, Role::Aux] {
+        group.site.stop(role)?;
+    }
+    let mut refused = 0;
+    for role in Role::ALL {
+        let (dir, kept) = (group.site.path(role.word()), group.site.path("kept"));
+        let files: Vec<_> =
+            std::fs::read_dir(&dir)?.map(|file| file.map(|file| file.file_name())).collect::<Result<_, _>>()?;
+        let files = files.into_iter().filter(|name| !name.to_string_lossy().contains("control"));
+        for (name, how) in files.flat_map(|name| DAMAGES.map(|how| (name.clone(), how))) {
+            let what = format!("{}/{}, {how}", role.word(), name.display());
+            copy_dir(&dir, &kept)?;
+            damage(&dir.join(&name), how)?;
+            let check = group.site.verb(&["check", "--role", role.word()])?;
+            group.site.launch(role)?;
+            let until = Instant::now() + Duration::from_secs(20);
+            while group.site.runs(role) && group.site.status(role).is_err() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let start = if group.site.runs(role) {
+                group.site.kill(role)?;
+                0
+            } else {
+                group.site.ended(role)?.code().context("it was not killed")?
+            };
+            let said = &check.out;
+            ensure!(
+                check.exit == start,
+                "{what}: check {}, start {start}:\n{said}\n{}",
+                check.exit,
+                group.site.log(role)
+            );
+            refused += u32::from(start == 3);
+            copy_dir(&kept, &dir)?;
+        }
+    }
+    ensure!(refused > 10, "only {refused} of them are refused");
+    Ok(())
+}
+
+/// The files in a directory, and nothing else, in another.
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to)?;
+    let done = std::process::Command::new("cp").args(["-a", "--sparse=always"]).arg(from.join(".")).arg(to).status()?;
+    ensure!(done.success(), "cp of {}", from.display());
+    Ok(())
+}
+
+/// I8: what is damaged of the intent log is named, and no loss of power is made up for it.
+#[test]
+fn a_damaged_intent_log_is_named_with_file_and_offset() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"order\"")?;
+    let log = group.load_for(8, WHILE)?;
+    group.settle_and_compare(&log)?;
+    let path = group.site.path("primary").join("intent.log");
+    for (how, words) in [
+        ("block", "intent.log) is damaged, or was cut off, at offset 12288"),
+        ("empty", "has no header: it is missing, or was emptied, at offset 0"),
+    ] {
+        ensure!(group.site.stop(Role::Primary)?.success());
+        match how {
+            "block" => {
+                let file = std::fs::File::options().write(true).open(&path)?;
+                std::os::unix::fs::FileExt::write_all_at(&file, &content(3, 4096), 12288)?;
+            }
+            _ => damage(&path, how)?,
+        }
+        group.site.start(Role::Primary)?;
+        let said = group.site.log(Role::Primary);
+        ensure!(said.contains(words), "{how}: {said}");
+        ensure!(!said.contains("lost power"), "{how}: {said}");
+        group.site.settle(crate::harness::LONG)?;
+        group.compare_files()?;
+    }
+    Ok(())
+}
+
 /// A small filesystem in memory; `None` with a line where this user may not mount one.
 struct Small<'a>(&'a Site);
 
@@ -296,6 +400,11 @@ fn a_full_disk_under_dr_stops_nothing_and_loses_nothing() -> Result<()> {
     ensure!(log.submissions.iter().all(|one| one.failed.is_none()), "the primary failed a write");
     let said = group.site.log(Role::Dr).to_lowercase();
     ensure!(said.contains("space"), "DR does not say that its disk is full: {said}");
+    if !group.site.runs(Role::Dr) {
+        // It would end again at once, and check says so.
+        let check = group.site.verb(&["check", "--role", "dr"])?;
+        ensure!(check.exit == 2 && check.out.contains("wait to be applied to"), "{}: {}", check.exit, check.out);
+    }
     // The operator makes room, and starts DR again if it has ended.
     let grown =
         std::process::Command::new("mount").args(["-o", "remount,size=64m"]).arg(small.0.path("small")).status()?;

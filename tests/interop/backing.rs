@@ -151,7 +151,7 @@ fn a_connection_that_we_end_is_over_at_the_server_before_there_is_another() {
         Reactor::new(ReactorOptions { arena_bytes: 8 << 20, ..ReactorOptions::default() }).expect("a ring");
     let uri = format!("nbd+unix:///?socket={}", socket.display()).parse().expect("a URI");
     let opening = Opening { volume: "v", size: SIZE as u64, uri: &uri, connector: None };
-    let mut backings = Backings::default();
+    let mut backings = Backings::new(farshore::limits::BACKING_KEPT_BYTES_MAX);
     let file = backings.open(&mut reactor, 1, opening).expect("it is there");
     let mut client = Client { reactor, backings, file, degraded: Vec::new() };
     client.ask(1, write(1));

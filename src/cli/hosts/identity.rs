@@ -1,4 +1,4 @@
-//! Whether what stands where a volume is to be is the volume of this directory: as the role finds it at its start.
+//! Whether the directory of a role, and what stands where a volume is to be, can be used: as the role finds it at its start.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -6,12 +6,34 @@ use std::path::Path;
 use super::Host;
 use crate::cli::arguments::RoleName;
 use crate::cli::check::Weight;
+use crate::cli::role::exit_status;
+use crate::cluster::control::EXIT_REFUSED;
 use crate::core::identity::{Holder, Mark, Part, Verdict};
 use crate::core::ids::Owner;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, Superblock};
 use crate::io::mark;
+use crate::{auxiliary, dr, primary};
 
 impl Host<'_, '_, '_> {
+    /// Notes what a start would say of a directory that is there.
+    pub(super) fn judged(&mut self, role: RoleName, dir: &Path) {
+        let promoted = || superblock(&dir.join("superblock")).is_some_and(|known| known.has(PROMOTED));
+        let judged = match role {
+            RoleName::Aux => auxiliary::daemon::judge(dir, &self.config.group.name),
+            RoleName::Primary => primary::daemon::judge(self.config, dir, false),
+            RoleName::Dr => dr::daemon::judge(self.config).and_then(|()| match promoted() {
+                true => primary::daemon::judge(self.config, dir, true),
+                false => Ok(()),
+            }),
+        };
+        let keys = [role.word(), "dir"];
+        match judged {
+            Ok(()) => {}
+            Err(error) if exit_status(&error) == EXIT_REFUSED => self.findings.refuse(&keys, format!("{error:#}")),
+            Err(error) => self.findings.note(Weight::Error, &keys, format!("{error:#}")),
+        }
+    }
+
     /// Notes what is wrong with a volume's file, or worth knowing; whether the role would open it.
     pub(super) fn is_ours(&mut self, role: RoleName, keys: &[&str], dir: &Path, at: usize, path: &Path) -> bool {
         let holder = self.holder(role, dir, at);

@@ -30,6 +30,16 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
         let text = format!("the file has {} bytes, a superblock has {SUPERBLOCK_BYTES}", bytes.len());
         return printer.damage(bytes.len() as u64, &text);
     }
+    if file.bytes > SUPERBLOCK_BYTES as u64 {
+        let found = file.bytes;
+        let text = format!(
+            "the file has {found} bytes, a superblock has {SUPERBLOCK_BYTES}: another file, or something was appended to it"
+        );
+        printer.damage(SUPERBLOCK_BYTES as u64, &text)?;
+        if is_zero(&bytes) {
+            return printer.damage(0, "no superblock: nothing but zeroes where its two slots would stand");
+        }
+    }
     let slots: Vec<_> = bytes.chunks(BLOCK_BYTES).map(|slot| (is_zero(slot), Superblock::decode(slot))).collect();
     let newest = slots.iter().filter_map(|(_, slot)| slot.as_ref().ok()).map(|slot| slot.generation).max();
     for (index, (zero, slot)) in slots.iter().enumerate() {

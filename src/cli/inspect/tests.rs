@@ -116,6 +116,37 @@ fn a_superblock_shows_what_is_in_force_and_what_is_damaged() {
 }
 
 #[test]
+fn a_file_that_is_no_superblock_is_not_called_one_that_was_never_written() {
+    let dir = Directory::new("no-superblock");
+    let (lines, sound) = inspect(What::Superblock, &dir.write("fresh", &[0; 8192]));
+    assert!(sound && lines[0]["text"] == json!("never written"));
+    // As a journal begins.
+    let (lines, sound) = inspect(What::Superblock, &dir.write("journal", &vec![0; 1 << 20]));
+    assert!(!sound);
+    assert_eq!(kinds(&lines), ["DAMAGE", "DAMAGE"]);
+    assert!(damages(&lines)[1].1.contains("no superblock"), "{lines:?}");
+    let appended = [superblock(), vec![7; 5000]].concat();
+    let (lines, sound) = inspect(What::Superblock, &dir.write("superblock", &appended));
+    assert!(!sound && damages(&lines)[0].1.contains("13192 bytes"), "{lines:?}");
+    assert!(lines.iter().any(|line| line["in_force"] == json!(true)), "{lines:?}");
+}
+
+#[test]
+fn in_the_directory_of_a_primary_the_spool_is_its_disk_fifo() {
+    let dir = Directory::new("fifo");
+    dir.write("superblock", &superblock());
+    let (header, mut parts) =
+        (EntryHeader { pos: 0, kind: Kind::Payload, index: 0, record: history(1)[0] }, Vec::new());
+    encode_entry(&header, NONCE, payload(header.record.seq.0), &mut parts);
+    let mut bytes = parts.concat();
+    bytes.resize(1 << 20, 0);
+    dir.write("fifo", &bytes);
+    let (lines, sound) = inspect(What::Spool, &dir.0);
+    assert!(sound, "{lines:?}");
+    assert_eq!(kinds(&lines), ["payload", "note"]);
+}
+
+#[test]
 fn a_journal_goes_on_behind_damage_and_ends_where_an_older_life_begins() {
     let dir = Directory::new("journal");
     let mut bytes = journal();

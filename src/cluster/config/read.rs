@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{
     AuxConfig, Backing, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig,
-    TablePlace, Tls, VolumeConfig, tls,
+    TablePlace, Tls, VolumeConfig, places, tls,
 };
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
@@ -46,6 +46,8 @@ pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>>
     let slots = aux.as_ref().map_or(0, |aux| aux.slots);
     let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some(), slots));
     tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
+    let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    places::check(&mut r, text, primary.as_ref(), aux.as_ref(), dr.as_ref(), &names);
     if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {
         r.error_at(0, "", "no role is described: add [primary], [aux] and [dr] (`farshore init` shows how)");
     }
@@ -146,7 +148,7 @@ fn primary(
     tls: &Tls,
     psk: bool,
 ) -> Option<PrimaryConfig> {
-    let dir = path(r, s, "dir", "the directory of the intent log, the FIFO and the superblock");
+    let dir = directory(r, s, "the directory of the intent log, the FIFO and the superblock");
     let backing = backing(r, s, volumes, tls);
     let listen = addresses(r, s, "listen", "where NBD clients connect");
     let fifo = fifo(r, s);
@@ -223,7 +225,7 @@ fn aux(r: &mut Reader<'_>, s: &Section<'_>, protect: Protect) -> Option<AuxConfi
         }
         return Some(AuxConfig { own: None, slots, payload, table, metrics });
     }
-    let dir = path(r, s, "dir", "the directory of the status table");
+    let dir = directory(r, s, "the directory of the status table");
     let listen = r.required(s, "listen", "where primary and DR connect").and_then(|text| address(r, s, "listen", text));
     let control = control(r, s, dir.as_deref());
     let reached = reached(r, s, listen.as_ref());
@@ -288,7 +290,7 @@ fn dr(
     psk: bool,
     slots: u64,
 ) -> Option<DrConfig> {
-    let dir = path(r, s, "dir", "the directory of the journal, the spool and the superblock");
+    let dir = directory(r, s, "the directory of the journal, the spool and the superblock");
     let backing = backing(r, s, volumes, tls);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
     let reached = reached(r, s, listen.as_ref());
@@ -417,6 +419,20 @@ fn path(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<Pa
         return None;
     }
     Some(PathBuf::from(text))
+}
+
+/// The directory of a role, which nothing else is in.
+fn directory(r: &mut Reader<'_>, s: &Section<'_>, what: &str) -> Option<PathBuf> {
+    let dir = path(r, s, "dir", what)?;
+    if places::is_root(&dir) {
+        let text = format!(
+            "{} is the root of the whole system; give the role a directory of its own, for example /var/lib/farshore/primary",
+            dir.display()
+        );
+        r.error(s, "dir", text);
+        return None;
+    }
+    Some(dir)
 }
 
 /// The control socket; in `dir` unless said otherwise.

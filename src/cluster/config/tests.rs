@@ -191,15 +191,27 @@ fn two_volumes_on_one_export_are_refused_in_any_spelling() {
 fn several_volumes_keep_their_order_and_need_their_backing() {
     let text = with("size = \"1GiB\"", "size = \"1GiB\"\n[[volume]]\nname = \"log\"\nsize = \"64MiB\"")
         .replace("db.img\" }", "db.img\", log = \"/dev/vg/log\" }")
-        .replace("db-dr.img\" }", "db-dr.img\", log = \"/dev/vg/log\" }");
+        .replace("db-dr.img\" }", "db-dr.img\", log = \"/dev/vg/log-dr\" }");
     let config = parse(&text, "f").expect("two volumes");
     let names: Vec<&str> = config.volumes.iter().map(|v| v.name.as_str()).collect();
     assert_eq!(names, ["db", "log"]);
-    assert_eq!(config.dr.expect("dr").backing[1], Backing::File("/dev/vg/log".into()));
+    assert_eq!(config.dr.expect("dr").backing[1], Backing::File("/dev/vg/log-dr".into()));
     assert!(complaint(&text.replace(", log = \"/dev/vg/log\" }   #", " }   #")).contains("\"log\""));
     let twice = text.replace("name = \"log\"", "name = \"db\"");
     let errors = parse(&twice, "f").expect_err("a name twice");
     assert!(errors.iter().any(|e| e.text.contains("earlier volume")), "{errors:?}");
+}
+
+#[test]
+fn hosts_of_their_own_may_have_the_same_names_and_one_host_may_not() {
+    let text = with("dir     = \"/var/lib/farshore/dr\"", "dir     = \"/var/lib/farshore/primary\"")
+        .replace("/run/farshore/dr.ctl", "/run/farshore/primary.ctl")
+        .replace("db-dr.img", "db.img");
+    let errors = parse(&text, "f").expect_err("all of them on loopback");
+    let keys: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
+    assert_eq!(keys, ["dr.dir", "dr.backing.db", "dr.control"], "{errors:?}");
+    let apart = format!("tls = \"off\"\n{}", text.replace("127.0.0.1:10830", "192.0.2.1:10830"));
+    parse(&apart, "f").expect("each on a host of its own");
 }
 
 #[test]

@@ -20,19 +20,21 @@ use std::io::{BufWriter, ErrorKind, IntoInnerError};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bytes::Bytes;
 
 use crate::cluster::config::{Backing, Config};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
-use crate::core::machine::IoFail;
+use crate::core::machine::{IoFail, ReadAt as _};
+use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Lacking;
 use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
-use crate::dr::recovery::{Found, Recovered, recover};
+use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, make_dir, mark};
 use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
@@ -86,9 +88,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     }
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
-    if let Some(known) = superblock::newest(&slots).ok().flatten() {
-        check_log(&dir.join(JOURNAL), known.journal_bytes)?;
-    }
+    check_logs(dir, &slots)?;
     let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
     resize::resize(reactor, dir, dr.spool.next_multiple_of(PIECE_BYTES), &slots, superblock)?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
@@ -116,20 +116,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
-    let options = Options {
-        group_name: config.group.name.clone(),
-        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
-        journal_bytes: reactor.file_size(journal),
-        table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
-        spool_bytes: reactor.file_size(spool),
-        cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
-        protect: config.group.protect,
-        ack: config.group.ack,
-        require: config.group.require,
-        auxiliary: true,
-        owner,
-        nonce: entropy::random()?,
-    };
+    let options = options(config, (reactor.file_size(journal), reactor.file_size(spool)), &backings, owner)?;
     let (report, report_damaged) = match load_report(dir) {
         Ok(report) => (report, None),
         Err(error) => {
@@ -172,6 +159,71 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         made,
     };
     Ok((files, recovered, options))
+}
+
+/// Whether a start would take the directory as it is; opens nothing for writing, and makes nothing. It is to be asked while no
+/// DR runs there.
+///
+/// # Errors
+/// What [`open`] would say.
+pub fn judge(config: &Config) -> anyhow::Result<()> {
+    let (dr, _) = config.need_dr()?;
+    let Seen { slots, journal, options, .. } = look(config)?;
+    recovery::judge(&slots, &journal, &options)
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| format!("the directory {}", dr.dir.display()))?;
+    Ok(())
+}
+
+/// What a start would write to the volumes by itself, of a directory that [`judge`] has nothing against.
+///
+/// # Errors
+/// It cannot be told.
+pub fn to_apply(config: &Config) -> anyhow::Result<VolumeRanges> {
+    let Seen { slots, journal, spool, options } = look(config)?;
+    let found = Found { superblock: &slots, journal: &journal, spool: &spool, blank: false, report: None };
+    Ok(recover(found, &options)?.to_apply())
+}
+
+/// A directory that no DR runs in, read and left as it is.
+struct Seen {
+    slots: Bytes,
+    journal: Still,
+    spool: Still,
+    options: Options,
+}
+
+fn look(config: &Config) -> anyhow::Result<Seen> {
+    let (dr, _) = config.need_dr()?;
+    let slots = Still::of(&dr.dir.join(SUPERBLOCK), SUPERBLOCK_BYTES as u64)?.read_at(0, SUPERBLOCK_BYTES)?;
+    check_logs(&dr.dir, &slots)?;
+    let known = superblock::newest(&slots).ok().flatten();
+    let as_made = |path: &Path, asked: u64| match std::fs::metadata(path).map_or(0, |data| data.len()) {
+        0 => asked.next_multiple_of(PIECE_BYTES),
+        made => made,
+    };
+    let (journal, spool) = (dr.dir.join(JOURNAL), resize::stands(&dr.dir, known.as_ref()));
+    let logs = (as_made(&journal, dr.journal), as_made(&spool, dr.spool));
+    let options = options(config, logs, &Backings::new(0), Owner::default())?;
+    Ok(Seen { slots, journal: Still::of(&journal, logs.0)?, spool: Still::of(&spool, logs.1)?, options })
+}
+
+fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {
+    let (journal_bytes, spool_bytes) = logs;
+    Ok(Options {
+        group_name: config.group.name.clone(),
+        volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
+        journal_bytes,
+        table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
+        spool_bytes,
+        cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
+        protect: config.group.protect,
+        ack: config.group.ack,
+        require: config.group.require,
+        auxiliary: true,
+        owner,
+        nonce: entropy::random()?,
+    })
 }
 
 impl Files {
@@ -264,6 +316,13 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
 
 fn is_absent(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+/// Both logs of a directory whose superblock says that it has been used.
+fn check_logs(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
+    let Some(known) = superblock::newest(slots).ok().flatten() else { return Ok(()) };
+    check_log(&dir.join(JOURNAL), known.journal_bytes)?;
+    check_log(&resize::stands(dir, Some(&known)), nonce_bytes(known.nonce))
 }
 
 /// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost

@@ -16,11 +16,11 @@ use crate::core::machine::IoFail;
 use crate::core::peer::Role;
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES, Superblock};
-use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, entropy, make_dir, mark};
+use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, Still, entropy, make_dir, mark};
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
 use crate::primary::machine::File;
-use crate::primary::recovery::{Expect, Files};
+use crate::primary::recovery::{self, Expect, Files};
 
 /// Where things are and how large.
 pub struct Setup<'a> {
@@ -126,9 +126,7 @@ pub fn open(
     setup: &Setup<'_>,
 ) -> anyhow::Result<Opened> {
     make_dir(setup.dir)?;
-    // A promoted DR keeps them beside its own.
-    let prefix = if setup.promoted.is_some() { "promoted." } else { "" };
-    let path = |name: &str| setup.dir.join(format!("{prefix}{name}"));
+    let path = |name: &str| named(setup.dir, setup.promoted.is_some(), name);
     let kept = |path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate| OpenOptions {
         path,
         create: true,
@@ -191,6 +189,27 @@ pub fn open(
         notes,
         readers,
     })
+}
+
+/// Whether a start would take a primary's directory, or that of a promoted DR, as it is; opens nothing for writing, and makes
+/// nothing. It is to be asked while the role does not run there.
+///
+/// # Errors
+/// What [`open`] and the recovery after it would say.
+pub fn judge(config: &Config, dir: &Path, promoted: bool) -> anyhow::Result<()> {
+    let path = |name: &str| named(dir, promoted, name);
+    lost_superblock(&path)?;
+    let volumes: Vec<_> = config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect();
+    let (superblock, log) = (Still::of(&path("superblock"), 0)?, Still::of(&path("intent.log"), 0)?);
+    recovery::judge(&config.group.name, &volumes, &superblock, &log, &mut Vec::new())
+        .map_err(|error| Refused(error.to_string()))
+        .with_context(|| format!("the directory {}", dir.display()))?;
+    Ok(())
+}
+
+/// A file in a directory: a promoted DR keeps those of its new life beside its own.
+fn named(dir: &Path, promoted: bool, name: &str) -> PathBuf {
+    dir.join(format!("{}{name}", if promoted { "promoted." } else { "" }))
 }
 
 /// Sizes of the volumes, bytes.

@@ -10,7 +10,7 @@
 //! has the size that the superblock in force tells by its nonce (I6).
 
 use std::fs::File as StdFile;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -33,13 +33,12 @@ pub fn resize(
     superblock_file: FileId,
 ) -> anyhow::Result<()> {
     let (path, copied) = (dir.join(SPOOL), dir.join(COPY));
-    let length = |path: &Path| std::fs::metadata(path).map_or(0, |data| data.len());
     let Some(known) = superblock::newest(slots).ok().flatten() else {
         return Ok(());
     };
     let made = nonce_bytes(known.nonce);
     if copied.exists() {
-        if length(&copied) == made && length(&path) != made {
+        if stands(dir, Some(&known)) == copied {
             std::fs::rename(&copied, &path).with_context(|| format!("renaming {}", copied.display()))?;
             sync_dir(dir)?;
         } else {
@@ -67,6 +66,17 @@ pub fn resize(
         }
     }
     Ok(())
+}
+
+/// Where the spool of a directory is: a copy that the superblock speaks of may not have its name yet.
+pub fn stands(dir: &Path, known: Option<&Superblock>) -> PathBuf {
+    let (path, copied) = (dir.join(SPOOL), dir.join(COPY));
+    let made = known.map_or(0, |known| nonce_bytes(known.nonce));
+    if made > 0 && length(&copied) == made && length(&path) != made { copied } else { path }
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |data| data.len())
 }
 
 /// Makes the copy, durably; how many entries it has, or `None` after saying why there is none.
