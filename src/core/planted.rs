@@ -150,6 +150,8 @@ bugs! {
     RingBeyondSpool,
     /// The primary writes its superblock again while it is being written.
     SuperblocksOverlap,
+    /// The payload of a write that failed for want of space stays queued, and no batch begins.
+    FailedStaysQueued,
 }
 
 /// Whether this mistake is to be made here.

@@ -264,6 +264,8 @@ pub struct World {
     pub promise_full: bool,
     /// Whether the mode was in full force when the primary's last turn ended.
     pub full_at_turn: bool,
+    /// A write to a volume of the primary is being refused for want of space.
+    pub volume_refused: bool,
 
     pub recording: bool,
     /// Of all that happened, while recording.
@@ -381,6 +383,7 @@ impl World {
             serving: false,
             promise_full: false,
             full_at_turn: false,
+            volume_refused: false,
             recording,
             happened: Xxh3::new(),
             history: VecDeque::new(),

@@ -278,6 +278,9 @@ impl World {
         let prefix = checkers::Prefix::of(&self.oracle, tail);
         prefix.check(&views).map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
         prefix.check(&self.dr_images())?;
+        if self.dr_images() != views {
+            return self.fail("I2", "both sides are level, and their volumes differ");
+        }
         self.director.phase = Phase::Over;
         Ok(())
     }

@@ -378,6 +378,18 @@ impl Setup {
         self.faults.sort_by_key(|(at, _)| *at);
     }
 
+    /// Volumes of the primary that are full for a while, in most moods.
+    pub fn fill_volumes(&mut self, rng: &mut Rng) {
+        if matches!(self.mood, Mood::Brim | Mood::Hollow) || !rng.chance(6) {
+            return;
+        }
+        for _ in 0..rng.range(1, 3) {
+            let at = rng.below(self.horizon_ns);
+            self.faults.push((at, Fault::VolumesFull { for_ns: rng.scale(1, 1000) * MS }));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
+    }
+
     /// Damage under a running role, in any mood.
     pub fn spoil(&mut self, rng: &mut Rng) {
         if self.mood == Mood::Brim || !rng.chance(8) {

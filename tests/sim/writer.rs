@@ -355,6 +355,7 @@ impl World {
         self.after(think_ns, Event::Ask { client: asked.client, run });
         if !ok {
             self.oracle.failed(asked.number);
+            self.oracle.requests[asked.number].half |= self.volume_refused;
             return Ok(());
         }
         if self.promoted_at_ns.is_some() {
