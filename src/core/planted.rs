@@ -152,6 +152,8 @@ bugs! {
     SuperblocksOverlap,
     /// The payload of a write that failed for want of space stays queued, and no batch begins.
     FailedStaysQueued,
+    /// Where the queue overflows, writes of `bunker` do not wait for room in the payload ring.
+    RingOverflows,
 }
 
 /// Whether this mistake is to be made here.

@@ -19,15 +19,18 @@ impl Machine {
         let copied = self.dr.caught_up() && matches!(self.mode, Mode::Stream) && self.closing.is_none();
         let (aux_whole, journal_whole) = (self.aux.skipped <= self.floor(), self.dr.skipped <= self.dr.cut);
         let aux_held = if aux_whole { self.aux.durable } else { self.aux.held };
-        // A promotion goes past a batch that never came, but not the first one after a start.
-        let passable = self.settled_start || !self.catches_up();
         Standing {
             aux: (aux_whole && self.aux.in_reach()).then_some(self.aux.durable),
-            aux_payload: (aux_whole && self.aux.keeps_payloads() && passable).then_some(self.aux.durable),
+            aux_payload: (aux_whole && self.aux.keeps_payloads() && self.ring_passable()).then_some(self.aux.durable),
             journal: (journal_whole && self.dr.caught_up()).then_some(self.dr.journal),
             copied: copied.then_some(self.copied),
             held: aux_held.max(self.journal_held()),
         }
+    }
+
+    /// A promotion goes past a batch that never came, but not the first one after a start.
+    pub(super) fn ring_passable(&self) -> bool {
+        self.settled_start || !self.catches_up()
     }
 
     /// Everything up to here is in DR's journal, without a hole that no batch has closed yet.

@@ -1,8 +1,10 @@
 //! Which slots of the table may be taken.
 
 use super::*;
+use crate::core::ids::Conn;
 use crate::core::modes::Require;
 use crate::limits::LEASE_NS;
+use crate::primary::batch::Mode;
 use crate::primary::link::tests::{fresh, primary};
 
 /// Seed 419546: a primary lost its power with a full table that DR had not caught up with. DR's journal took the start that
@@ -83,5 +85,42 @@ fn a_fence_read_longer_ago_than_the_lease_is_read_again_before_ours_is_written()
             let again = fx.iter().any(reads_again);
             assert_eq!((wrote, again), (writes, !writes), "{fencing} {waited_ns} {before_format}: {fx:?}");
         }
+    }
+}
+
+/// A primary of `bunker` or another mode whose table is in use, as is DR's journal.
+fn in_use(protect: Protect) -> Machine {
+    let (mut machine, _) = fresh(protect, Require::Any, false);
+    let layout = TableLayout::new(1024, 1 << 20);
+    (machine.aux.layout, machine.aux.phase, machine.aux.caught_up) = (Some(layout), Phase::Ready, true);
+    machine.dr.phase = crate::primary::link::Phase::Up { conn: Conn(1) };
+    (machine.dr.caught_up, machine.dr.synced, machine.tail) = (true, true, Seq(200));
+    machine
+}
+
+/// Where the queue overflowed, writes went past a ring that was full, and were acknowledged with their order only.
+#[test]
+fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() {
+    for (overflow, passable, waits) in [
+        (Overflow::Coalesce, true, true),
+        (Overflow::Coalesce, false, false),
+        (Overflow::Pace, true, true),
+        (Overflow::Pace, false, true),
+        (Overflow::Refuse, true, true),
+    ] {
+        let mut machine = in_use(Protect::Bunker);
+        machine.options.overflow = overflow;
+        machine.mode = if passable { Mode::Stream } else { Mode::Coalescing };
+        machine.aux.ring_live.push_back((Seq(150), 0));
+        machine.aux.ring_pos = (1 << 20) - 4096;
+        assert_eq!(machine.ring_wait(4096), waits, "{overflow:?} {passable}");
+        // Something is missing from it: what comes now is to be there all the same, or it would always be so.
+        machine.aux.hole = Seq(150);
+        assert_eq!(machine.ring_wait(4096), waits, "{overflow:?} {passable}");
+        machine.aux.ring_live.clear();
+        assert!(!machine.ring_wait(4096) && !machine.ring_wait((1 << 20) - 4096), "an empty ring takes what fits");
+        machine.aux.ring_live.push_back((Seq(150), 0));
+        machine.aux.phase = Phase::Idle { retry_ns: 0 };
+        assert!(!machine.ring_wait(4096), "out of reach it keeps nobody waiting");
     }
 }
