@@ -33,6 +33,26 @@ impl Machine {
         self.settled_start || !self.catches_up()
     }
 
+    /// What may have been acknowledged, by this process or by one before it: not all before it need be.
+    pub(super) fn owed(&self) -> Seq {
+        self.allowed.max(self.protected.min(self.tail)).max(self.first.prev())
+    }
+
+    /// The places that have everything that was acknowledged, or DR has it: while one of those that the mode wants is not
+    /// among them, less than the mode is in force, although replies wait for all of it again (I3).
+    pub(super) fn covering(&self) -> Standing {
+        let (at, owed, floor) = (self.standing(), self.owed(), self.floor());
+        let covers = |seq: &Seq| owed <= floor.max(*seq) || planted(Bug::InForceEarly);
+        let whole = |seq: &Seq| covers(seq) && !self.table_overrun();
+        Standing {
+            aux: at.aux.filter(whole),
+            aux_payload: at.aux_payload.filter(whole),
+            journal: at.journal.filter(covers),
+            copied: at.copied.filter(covers),
+            held: at.held,
+        }
+    }
+
     /// Everything up to here is in DR's journal, without a hole that no batch has closed yet.
     pub(super) fn journal_held(&self) -> Seq {
         if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held }
@@ -87,6 +107,7 @@ impl Machine {
     pub(super) fn settle(&mut self, fx: &mut Vec<Effect>) {
         let old = self.protected;
         self.acked = self.acked();
+        self.allowed = self.owed();
         self.protected = if self.options.standalone {
             policy::EVERYTHING
         } else {

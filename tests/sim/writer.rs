@@ -88,6 +88,7 @@ impl World {
         machine.step(now, input, &mut effects);
         // What is answered within a turn was decided at the end of the one before.
         self.promise_full = self.full_at_turn && full_before && machine.in_full();
+        let back_in_force = turn_ends && !self.full_at_turn && machine.in_full();
         if turn_ends {
             self.full_at_turn = machine.in_full();
             self.ring_excused = !self.full_at_turn && (self.ring_excused || ring_is_away(machine, now));
@@ -100,6 +101,9 @@ impl World {
             let run = self.host(Node::Primary).run;
             let delay_ns = self.rng.below(20_000);
             self.after(delay_ns, Event::EndOfTurn { run });
+        }
+        if back_in_force {
+            self.check_in_force()?;
         }
         self.primary_effects(effects)
     }

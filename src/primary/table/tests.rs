@@ -124,3 +124,32 @@ fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() 
         assert!(!machine.ring_wait(4096), "out of reach it keeps nobody waiting");
     }
 }
+
+/// After an outage `sync` was said to be in force while thousands of writes, acknowledged with less, had yet to cross.
+#[test]
+fn a_mode_is_in_force_again_when_everything_acknowledged_below_it_is_covered() {
+    for (protect, aux, journal, copied, full, mode) in [
+        (Protect::Sync, 200, 200, 149, false, "order"),
+        (Protect::Sync, 200, 149, 149, false, "near"),
+        (Protect::Sync, 200, 200, 150, true, "sync"),
+        (Protect::Order, 200, 149, 0, false, "near"),
+        (Protect::Order, 149, 200, 0, false, "journal only"),
+        (Protect::Order, 150, 150, 0, true, "order"),
+        (Protect::Near, 149, 150, 0, false, "journal only"),
+        (Protect::Near, 150, 0, 0, true, "near"),
+        (Protect::Bunker, 149, 150, 0, false, "journal only"),
+        (Protect::Bunker, 150, 0, 0, true, "bunker"),
+    ] {
+        let mut machine = in_use(protect);
+        machine.allowed = Seq(150);
+        (machine.aux.durable, machine.dr.journal, machine.copied) = (Seq(aux), Seq(journal), Seq(copied));
+        let status = machine.status(Now::default());
+        assert_eq!((machine.in_full(), status.mode.as_str()), (full, mode), "{protect:?} {aux} {journal} {copied}");
+        assert_eq!(status.degraded.iter().any(|it| it.what.contains("is not in force")), !full, "{protect:?}");
+        // What was acknowledged before this start counts as well, and what DR has needs no other place.
+        (machine.allowed, machine.first) = (Seq(0), Seq(151));
+        assert_eq!(machine.in_full(), full, "{protect:?} {aux} {journal} {copied}");
+        machine.dr.cut = Seq(150);
+        assert!(machine.in_full(), "{protect:?}");
+    }
+}
