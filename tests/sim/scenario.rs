@@ -131,6 +131,9 @@ impl World {
                 if matches!(hazard, Fault::KillAtCommit { .. }) || at_commit && self.setup.mood == Mood::Hollow {
                     self.top_up(900);
                 }
+                if matches!(hazard, Fault::VolumesFull { .. }) {
+                    self.top_up(150);
+                }
                 self.hazard(hazard);
             }
         }
