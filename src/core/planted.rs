@@ -150,6 +150,12 @@ bugs! {
     RingBeyondSpool,
     /// The primary writes its superblock again while it is being written.
     SuperblocksOverlap,
+    /// The payload of a write that failed for want of space stays queued, and no batch begins.
+    FailedStaysQueued,
+    /// The mode is said to be in force while something that was acknowledged below it is not covered.
+    InForceEarly,
+    /// Where the queue overflows, writes of `bunker` do not wait for room in the payload ring.
+    RingOverflows,
 }
 
 /// Whether this mistake is to be made here.

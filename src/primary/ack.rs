@@ -19,14 +19,37 @@ impl Machine {
         let copied = self.dr.caught_up() && matches!(self.mode, Mode::Stream) && self.closing.is_none();
         let (aux_whole, journal_whole) = (self.aux.skipped <= self.floor(), self.dr.skipped <= self.dr.cut);
         let aux_held = if aux_whole { self.aux.durable } else { self.aux.held };
-        // A promotion goes past a batch that never came, but not the first one after a start.
-        let passable = self.settled_start || !self.catches_up();
         Standing {
             aux: (aux_whole && self.aux.in_reach()).then_some(self.aux.durable),
-            aux_payload: (aux_whole && self.aux.keeps_payloads() && passable).then_some(self.aux.durable),
+            aux_payload: (aux_whole && self.aux.keeps_payloads() && self.ring_passable()).then_some(self.aux.durable),
             journal: (journal_whole && self.dr.caught_up()).then_some(self.dr.journal),
             copied: copied.then_some(self.copied),
             held: aux_held.max(self.journal_held()),
+        }
+    }
+
+    /// A promotion goes past a batch that never came, but not the first one after a start.
+    pub(super) fn ring_passable(&self) -> bool {
+        self.settled_start || !self.catches_up()
+    }
+
+    /// What may have been acknowledged, by this process or by one before it: not all before it need be.
+    pub(super) fn owed(&self) -> Seq {
+        self.allowed.max(self.protected.min(self.tail)).max(self.first.prev())
+    }
+
+    /// The places that have everything that was acknowledged, or DR has it: while one of those that the mode wants is not
+    /// among them, less than the mode is in force, although replies wait for all of it again (I3).
+    pub(super) fn covering(&self) -> Standing {
+        let (at, owed, floor) = (self.standing(), self.owed(), self.floor());
+        let covers = |seq: &Seq| owed <= floor.max(*seq) || planted(Bug::InForceEarly);
+        let whole = |seq: &Seq| covers(seq) && !self.table_overrun();
+        Standing {
+            aux: at.aux.filter(whole),
+            aux_payload: at.aux_payload.filter(whole),
+            journal: at.journal.filter(covers),
+            copied: at.copied.filter(covers),
+            held: at.held,
         }
     }
 
@@ -84,6 +107,7 @@ impl Machine {
     pub(super) fn settle(&mut self, fx: &mut Vec<Effect>) {
         let old = self.protected;
         self.acked = self.acked();
+        self.allowed = self.owed();
         self.protected = if self.options.standalone {
             policy::EVERYTHING
         } else {

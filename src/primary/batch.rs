@@ -345,7 +345,7 @@ impl Machine {
             if matches!(entry.payload, Payload::Queued | Payload::Sent) {
                 self.held -= entry.held();
                 entry.payload = Payload::Dropped;
-                if entry.local == super::window::Local::Done && ring.is_none_or(|from| entry.record.seq < from) {
+                if entry.local.ended() && ring.is_none_or(|from| entry.record.seq < from) {
                     entry.data = Bytes::new();
                 }
                 seqs.push(entry.record.seq);
@@ -357,6 +357,22 @@ impl Machine {
             extents.into_iter().for_each(|extent| self.lose(extent));
         }
         seqs
+    }
+
+    /// Leaves one payload to a batch: no stream takes what is not on the local disk, and a batch does not begin while anything
+    /// waits for one.
+    pub(super) fn drop_payload(&mut self, seq: Seq) {
+        let ring = self.owes_ring(seq);
+        let entry = self.window.get_mut(seq).expect("it is in the window until its local write is done");
+        if planted(Bug::FailedStaysQueued) || !matches!(entry.payload, Payload::Queued | Payload::Sent) {
+            return;
+        }
+        self.held -= entry.held();
+        entry.payload = Payload::Dropped;
+        if !ring {
+            entry.data = Bytes::new();
+        }
+        self.dr.forget_sent_seqs(&[seq]);
     }
 
     /// Begins a batch when it can, sends its pieces, ends it.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::machine::{Effect, File, Machine, Pending, disk_write};
+use super::machine::{Effect, File, Machine, Pending, Stopping, disk_write};
 use super::window::{Held, Local, Payload};
 use crate::core::ids::Seq;
 use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
@@ -258,6 +258,8 @@ impl Machine {
         // Nothing before it is in memory: the search does not begin at the front each time.
         let skipped = u64::from(planted(Bug::SpillUnordered));
         let from = Seq(self.spill_next.max(self.window.first()).0 + skipped);
+        // What the auxiliary's ring has yet to get stays in memory for it, unless everything is put away at a stop.
+        let ring = self.ring_from().filter(|_| self.stopping == Stopping::No);
         for entry in self.window.from_mut(from) {
             if !matches!(entry.payload, Payload::Queued | Payload::Sent) {
                 continue;
@@ -268,6 +270,7 @@ impl Machine {
             let at_start = self.fifo.tail.is_multiple_of(self.fifo.size.max(1));
             let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
             if entry.local != Local::Done
+                || ring.is_some_and(|from| entry.record.seq >= from)
                 || !self.fifo.fits(entry_bytes)
                 || held.bytes >= SPILL_BYTES
                 || (wraps && start.is_some())

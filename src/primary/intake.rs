@@ -112,8 +112,8 @@ impl Machine {
         if (self.options.overflow != Overflow::Coalesce || self.ring_needs_slots()) && self.table_full() {
             return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
         }
-        if self.options.overflow != Overflow::Coalesce && !self.payload_ring_has_room(bytes) {
-            return if self.options.overflow == Overflow::Pace { Room::Wait } else { Room::No };
+        if self.ring_wait(bytes) {
+            return if self.options.overflow == Overflow::Refuse { Room::No } else { Room::Wait };
         }
         if self.ring_owed_bytes() + bytes > self.options.fifo_memory_bytes.max(bytes) {
             return Room::Wait;

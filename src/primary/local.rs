@@ -7,6 +7,7 @@ use super::window::Local;
 use crate::core::errno::Errno;
 use crate::core::ids::{Extent, Seq, Ticket, Volume};
 use crate::core::machine::{DiskResult, IoFail, Level};
+use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 
 impl Machine {
@@ -64,7 +65,7 @@ impl Machine {
             if let Some(req) = entry.req.take() {
                 fx.push(Effect::Reply { req, result: Err(errno) });
             }
-            self.local_failed(extent, &fail, fx);
+            self.local_failed(seq, extent, &fail, fx);
         }
         let mut started = Vec::new();
         self.inflight[usize::from(extent.volume.0)].finish(seq, &mut started);
@@ -82,18 +83,23 @@ impl Machine {
     /// What has left the window is on the disk: records of our own do not wait there for the ones before them.
     pub(super) fn advance_local_done(&mut self) {
         self.local_done = self.local_done.max(self.window.first().prev());
-        while self.window.get(self.local_done.next()).is_some_and(|e| matches!(e.local, Local::Done | Local::Failed)) {
+        while self.window.get(self.local_done.next()).is_some_and(|e| e.local.ended()) {
             self.local_done = self.local_done.next();
         }
     }
 
     /// The block's content is unknown now: what the disk holds is read back and replicated as a batch.
-    pub(super) fn local_failed(&mut self, extent: Extent, fail: &IoFail, fx: &mut Vec<Effect>) {
+    fn local_failed(&mut self, seq: Seq, extent: Extent, fail: &IoFail, fx: &mut Vec<Effect>) {
         let name = self.options.volumes[usize::from(extent.volume.0)].0.clone();
         let text = format!("volume {name}: write of {} bytes at {} failed: {fail}", extent.length, extent.offset);
-        if matches!(fail, IoFail::NoSpace(_)) {
+        let resizes = self.window.get(seq).is_some_and(|entry| entry.record.op == Op::Resize);
+        if matches!(fail, IoFail::NoSpace(_)) && resizes {
+            // Whatever stood there before would be part of the volume.
+            self.disk_failed(format!("{text}; make room in its store and start again: the resize goes on then"), fx);
+        } else if matches!(fail, IoFail::NoSpace(_)) {
             fx.push(Effect::Log { level: Level::Error, text });
             self.coalesce("a local write failed", fx);
+            self.drop_payload(seq);
             self.lose(extent);
         } else {
             self.disk_failed(format!("{text}; mend the backing store and start again"), fx);

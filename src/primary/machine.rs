@@ -314,6 +314,8 @@ pub struct Machine {
     pub(super) protected: Seq,
     /// Everything up to here was acknowledged once, whatever peers have been lost since.
     pub(super) acked: Seq,
+    /// Up to here something may have been.
+    pub(super) allowed: Seq,
     /// Replies were withheld for the lease: the whole window has to be looked at again.
     pub(super) withheld: bool,
     pub(super) held_requests: Waiting<(Req, Volume, Kind)>,
@@ -422,6 +424,7 @@ impl Machine {
             watermark_saved: (Seq(0), Seq(0)),
             protected: NOTHING,
             acked: Seq(0),
+            allowed: Seq(0),
             withheld: false,
             held_requests: Waiting::default(),
             flushes: Vec::new(),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::ids::SeqRange;
+use crate::core::machine::IoFail;
 use crate::format::wire::Welcome;
 use crate::limits::PAYLOAD_PIECE_BYTES_MAX;
 use crate::primary::link::tests::{ROOM, fresh};
@@ -115,6 +116,25 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
     assert!(bench.machine.catches_up());
     let covers = |extent: Extent| extent.offset <= 4096 && 8192 <= extent.offset + extent.length;
     assert!(bench.machine.lost.iter().any(covers), "{:?}", bench.machine.lost);
+}
+
+/// The payload stayed queued for a stream, which takes only what is on the local disk; and no batch begins while anything is
+/// queued. Nothing crossed any more until the next start.
+#[test]
+fn a_write_that_failed_for_want_of_space_is_left_to_a_batch_and_holds_nothing_up() {
+    let of_volume = |op: &DiskOp<File>| matches!(op.file, File::Volume(_));
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    bench.write(0, 4096);
+    bench.complete(|op| !of_volume(op));
+    let at = bench.waiting.iter().position(of_volume).expect("its intent is durable");
+    let ticket = bench.waiting.remove(at).ticket;
+    bench.input(Input::Disk { ticket, result: Err(IoFail::NoSpace("full".into())) });
+    bench.complete(|_| true);
+    let told = |effect: &Effect| matches!(effect, Effect::Reply { result: Err(Errno::NoSpc), .. });
+    assert!(bench.effects.iter().any(told));
+    assert_eq!((bench.machine.held, bench.machine.lost.bytes()), (Held::default(), 4096));
+    assert!(bench.machine.lost_any() && bench.machine.window.is_empty());
 }
 
 /// A machine whose FIFO has so much memory; what waits for room waits until the link has taken something.

@@ -13,7 +13,6 @@ impl Machine {
     /// Where this primary stands. Addresses, clients and received bytes are the shell's to fill in.
     #[must_use]
     pub fn status(&self, now: Now) -> PrimaryStatus {
-        let standing = self.standing();
         // A promoted site serves alone: there is nothing that anybody has yet to get.
         let cut = if self.options.standalone { self.tail } else { self.cut_known().min(self.tail) };
         let disk = self.fifo.bytes();
@@ -30,7 +29,7 @@ impl Machine {
             protect: word(self.options.protect).into(),
             mode: if self.options.standalone {
                 "alone".into()
-            } else if policy::in_full(self.options.protect, standing) {
+            } else if self.in_full() {
                 word(self.options.protect).into()
             } else {
                 self.mode_in_force()
@@ -71,10 +70,11 @@ impl Machine {
         }
     }
 
-    /// Whether replies wait for everything the mode promises; otherwise status says what is degraded.
+    /// Whether replies wait for everything the mode promises, and it holds of everything acknowledged before; otherwise
+    /// status says what is degraded.
     #[must_use]
     pub fn in_full(&self) -> bool {
-        policy::in_full(self.options.protect, self.standing()) && !self.table_overrun()
+        policy::in_full(self.options.protect, self.covering())
     }
 
     /// Whether an ordinary write would be refused now.
@@ -103,7 +103,10 @@ impl Machine {
     }
 
     fn mode_in_force(&self) -> String {
-        let at = self.standing();
+        // What has been acknowledged stands in several places, and no one of them has all of it yet: as those in reach say.
+        let covering = self.covering();
+        let parts = covering.aux.is_none() && covering.journal.is_none();
+        let at = if parts { self.standing() } else { covering };
         match (self.options.require, at.aux.is_some(), at.journal.is_some()) {
             (Require::Both, _, _) => "frozen",
             (_, true, true) => "order",
@@ -164,22 +167,7 @@ impl Machine {
             out.push(Degraded::new(text, since, now.wall_ns));
         }
         out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
-        if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
-            let text = match self.options.require {
-                Require::Both => "bunker: nothing is acknowledged until DR's first batch is complete",
-                _ => {
-                    "bunker is not in force: data is acknowledged with its order only until DR's first batch is complete"
-                }
-            };
-            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
-        }
-        if matches!(self.options.protect, Protect::Sync) && self.catches_up() {
-            let text = match self.options.require {
-                Require::Both => "sync: nothing is acknowledged until DR's batch is complete",
-                _ => "sync is not in force: data is acknowledged before it is at DR until its batch is complete",
-            };
-            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
-        }
+        out.extend(self.below_mode(now));
         if self.batches_given_up > 0 {
             let pace = if self.closes_batch() { ": writes wait for the present one when the FIFO is full" } else { "" };
             let (count, why) = (self.batches_given_up, &self.gave_up_why);
@@ -207,6 +195,36 @@ impl Machine {
                 self.dr.since(now),
                 now.wall_ns,
             ));
+        }
+        out
+    }
+
+    /// Why less than the mode is in force while everything it wants is in reach.
+    fn below_mode(&self, now: Now) -> Vec<Degraded> {
+        let mut out = Vec::new();
+        if self.options.protect == Protect::Bunker && self.catches_up() && !self.settled_start {
+            let text = match self.options.require {
+                Require::Both => "bunker: nothing is acknowledged until DR's first batch is complete",
+                _ => {
+                    "bunker is not in force: data is acknowledged with its order only until DR's first batch is complete"
+                }
+            };
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
+        }
+        if matches!(self.options.protect, Protect::Sync) && self.catches_up() {
+            let text = match self.options.require {
+                Require::Both => "sync: nothing is acknowledged until DR's batch is complete",
+                _ => "sync is not in force: data is acknowledged before it is at DR until its batch is complete",
+            };
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
+        }
+        if policy::in_full(self.options.protect, self.standing()) && !self.in_full() && !self.table_overrun() {
+            let (mode, owed) = (word(self.options.protect), self.owed());
+            let text = format!(
+                "{mode} is not in force: writes up to seq {owed} were acknowledged with less, and are not all where it wants \
+                 them yet; what is written now waits for them"
+            );
+            out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         out
     }

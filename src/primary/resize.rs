@@ -24,7 +24,6 @@ use bytes::Bytes;
 use super::intake::Room;
 use super::link::Phase;
 use super::machine::{Effect, File, Machine, Pending, Says, Stopping, Unresized, disk_write};
-use super::window::Local;
 use crate::cluster::status::{Degraded, HoldsBack};
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::machine::{Level, Now};
@@ -350,7 +349,7 @@ impl Machine {
 
     /// Whether what a record changes is on the local disk.
     fn is_local(&self, seq: Seq) -> bool {
-        self.window.get(seq).is_none_or(|entry| matches!(entry.local, Local::Done | Local::Failed))
+        self.window.get(seq).is_none_or(|entry| entry.local.ended())
     }
 
     /// The header of the intent map tells of the new layout.

@@ -71,15 +71,15 @@ impl Machine {
             return Some(why);
         }
         let paces = self.options.overflow == Overflow::Pace;
-        let bytes = self.held_requests.next_bytes().filter(|_| paces || self.ring_needs_slots())?;
-        if self.table_full() {
+        let bytes = self.held_requests.next_bytes()?;
+        if (paces || self.ring_needs_slots()) && self.table_full() {
             return Some("the status table is full");
+        }
+        if self.ring_wait(bytes) {
+            return Some("the auxiliary's payload ring is full");
         }
         if !paces {
             return None;
-        }
-        if !self.payload_ring_has_room(bytes) {
-            return Some("the auxiliary's payload ring is full");
         }
         let spills = self.may_spill() && self.fifo.has_room(self.held.bytes + bytes);
         let charge = Held::memory_of(bytes) + self.window.overhead();

@@ -69,6 +69,14 @@ pub enum Local {
     Failed,
 }
 
+impl Local {
+    /// The disk has answered, one way or the other.
+    #[must_use]
+    pub fn ended(self) -> bool {
+        matches!(self, Local::Done | Local::Failed)
+    }
+}
+
 /// Where the payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payload {
@@ -116,7 +124,7 @@ impl Entry {
 
     fn settled(&self) -> bool {
         self.req.is_none()
-            && matches!(self.local, Local::Done | Local::Failed)
+            && self.local.ended()
             && !matches!(self.payload, Payload::Queued | Payload::Sent | Payload::Spilling)
             && !self.owed_to_ring()
     }

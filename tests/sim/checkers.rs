@@ -212,15 +212,22 @@ pub struct Prefix<'a> {
     cut: Seq,
     /// Made once for all images that are held against it.
     want: Images,
+    /// Bytes of it that are not known.
+    unsure: Option<Images>,
 }
 
 impl Prefix<'_> {
     pub fn of(oracle: &Oracle, cut: Seq) -> Prefix<'_> {
-        Prefix { oracle, cut, want: oracle.state_after(cut) }
+        Prefix { oracle, cut, want: oracle.state_after(cut), unsure: oracle.unsure_after(cut) }
     }
 
     pub fn check(&self, images: &[&[u8]]) -> Verdict {
         let Prefix { oracle, cut, .. } = *self;
+        if let Some(unsure) = &self.unsure {
+            let known: Images = images.iter().zip(&self.want).zip(unsure).map(known_as).collect();
+            let views: Vec<&[u8]> = known.iter().map(Vec::as_slice).collect();
+            return compare(oracle, cut, &views, &self.want);
+        }
         let verdict = compare(oracle, cut, images, &self.want);
         let start = oracle.record(cut).is_some_and(|record| record.op == Op::EpochStart);
         let before = oracle.back_from(cut, Seq(0)).nth(1).map(|record| record.seq).filter(|_| start);
@@ -229,6 +236,18 @@ impl Prefix<'_> {
             _ => verdict,
         }
     }
+}
+
+/// An image with what is not known of it as it would be right.
+fn known_as(((have, want), unsure): ((&&[u8], &Vec<u8>), &Vec<u8>)) -> Vec<u8> {
+    let mut known = have.to_vec();
+    known
+        .iter_mut()
+        .zip(want)
+        .zip(unsure)
+        .filter(|(_, unsure)| **unsure > 0)
+        .for_each(|((have, want), _)| *have = *want);
+    known
 }
 
 fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdict {

@@ -264,6 +264,10 @@ pub struct World {
     pub promise_full: bool,
     /// Whether the mode was in full force when the primary's last turn ended.
     pub full_at_turn: bool,
+    /// Since `bunker` was last in force, something other than a full ring has kept data out of it.
+    pub ring_excused: bool,
+    /// A write to a volume of the primary is being refused for want of space.
+    pub volume_refused: bool,
 
     pub recording: bool,
     /// Of all that happened, while recording.
@@ -381,6 +385,8 @@ impl World {
             serving: false,
             promise_full: false,
             full_at_turn: false,
+            ring_excused: true,
+            volume_refused: false,
             recording,
             happened: Xxh3::new(),
             history: VecDeque::new(),

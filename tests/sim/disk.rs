@@ -460,6 +460,11 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         std::mem::take(&mut self.settled)
     }
 
+    /// The file of an operation under way.
+    pub fn file_of(&self, operation: u64) -> Option<F> {
+        Some(self.pending[self.place(operation)?].as_ref()?.file)
+    }
+
     /// The range that an operation under way reads.
     pub fn reading(&self, operation: u64) -> Option<(F, u64, u64)> {
         let pending = self.pending[self.place(operation)?].as_ref()?;

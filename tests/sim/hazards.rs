@@ -2,7 +2,8 @@
 //!
 //! | hazard | what has to hold |
 //! |---|---|
-//! | an operation fails (read, write, sync, no space) | the role ends and acknowledges nothing by it; started again it recovers, and everything holds (the primary's volumes have their space: a write refused there is told to its client) |
+//! | an operation fails (read, write, sync, no space) | the role ends and acknowledges nothing by it; started again it recovers, and everything holds |
+//! | the primary's volumes have no space | what is refused is told to its client, the role goes on, and both sides become the same again |
 //! | a disk stalls | everything; only later |
 //! | a bit at rest: DR's journal, spool | what is vouched for is true; else the report is incomplete, or refused without force |
 //! | a bit at rest: one slot of a superblock, any role | everything: the other slot holds |
@@ -39,6 +40,11 @@ impl World {
             }
             Fault::KillAtCommit { down_ns } => self.host_mut(Node::Dr).doom_at_commit = Some(down_ns),
             Fault::DiskFails { node, how, for_ns } => self.disk_will_fail(node, how, self.now_ns + for_ns),
+            Fault::VolumesFull { for_ns } => {
+                let (until_ns, rng) = (self.now_ns + for_ns, self.rng.fork());
+                let others = |file| !matches!(file, primary::machine::File::Volume(_));
+                self.primary_disk.fail(Failing::Full, until_ns, others, false, rng);
+            }
             Fault::DiskStalls { node, volumes_only, for_ns } => {
                 let until_ns = self.now_ns + for_ns;
                 let host = self.host_mut(node);

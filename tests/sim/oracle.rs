@@ -41,6 +41,8 @@ pub struct Request {
     pub acked_ns: Option<u64>,
     /// Acknowledged and made durable on the local disk by FUA or by an acknowledged flush.
     pub settled: bool,
+    /// It was refused for want of space on the volume: there in full, in part or not at all, until a later write.
+    pub half: bool,
     /// What held it at the moment the promise was made (its reply, or the flush that covers it).
     pub promise: Option<Promise>,
 }
@@ -125,6 +127,7 @@ impl Oracle {
             seq: Some(seq),
             acked_ns: Some(now_ns),
             settled: true,
+            half: false,
             promise: None,
         });
         self.requests.len() - 1
@@ -182,6 +185,7 @@ impl Oracle {
             seq: None,
             acked_ns: None,
             settled: false,
+            half: false,
             promise: None,
         });
         self.requests.len() - 1
@@ -349,6 +353,23 @@ impl Oracle {
             }
         }
         images
+    }
+
+    /// Ranges of the state after `cut` that a refused write may have changed, or not: each byte says whether it is known.
+    pub fn unsure_after(&self, cut: Seq) -> Option<Images> {
+        let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);
+        let first = self.chapters[chapter].first.unwrap_or(Seq(0));
+        let requests =
+            || self.by_seq.range(first, cut).filter_map(|(_, entry)| entry.request).map(|n| &self.requests[n]);
+        requests().any(|request| request.half).then(|| {
+            let mut unsure: Images = self.sizes_after(cut).iter().map(|size| vec![0; *size as usize]).collect();
+            for request in requests() {
+                let (offset, length) = request.ask.range().expect("only requests that change a volume have records");
+                let range = offset as usize..(offset + length) as usize;
+                unsure[request.volume.0 as usize][range].fill(u8::from(request.half));
+            }
+            unsure
+        })
     }
 
     /// Size of each volume after seqs 1..=`cut`.

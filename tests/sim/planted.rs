@@ -76,11 +76,17 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::SpoiltMovesUp, 101594),
     (Bug::RingBeyondSpool, 879),
     (Bug::SuperblocksOverlap, 124372),
+    (Bug::InForceEarly, 8504),
+    (Bug::RingOverflows, 100028),
 ];
 
 /// Bugs that show only beside a fault that few seeds draw: they have to be caught within as many seeds that do.
-const RARE: &[(Bug, &str)] =
-    &[(Bug::BatchHollow, "KillAtCommit"), (Bug::BatchNotWithdrawn, "Naming"), (Bug::SpoiltMovesUp, "Applying")];
+const RARE: &[(Bug, &str)] = &[
+    (Bug::BatchHollow, "KillAtCommit"),
+    (Bug::BatchNotWithdrawn, "Naming"),
+    (Bug::SpoiltMovesUp, "Applying"),
+    (Bug::FailedStaysQueued, "VolumesFull"),
+];
 
 struct Caught {
     bug: Bug,

@@ -4,15 +4,17 @@
 use bytes::Bytes;
 use farshore::core::ids::Seq;
 use farshore::core::machine::{DiskKind, DiskOp};
+use farshore::core::modes::Require;
 use farshore::core::op::Op;
 use farshore::dr;
 use farshore::format::spool::{EntryHeader, sized_nonce};
 use farshore::format::superblock;
 use farshore::format::wire::Message;
 
-use crate::checkers::Verdict;
+use crate::checkers::{self, Verdict, Violation};
 use crate::cluster::{DR_NONCE, World};
 use crate::disk::Settled;
+use crate::oracle::Promise;
 use crate::roles::range_of;
 
 impl World {
@@ -61,6 +63,33 @@ impl World {
             }
             _ => Ok(()),
         }
+    }
+
+    /// I3: a mode is in force again only when it holds of everything that was acknowledged below it.
+    ///
+    /// What stands before a gap in the seqs is from before a loss of power, and left to a batch.
+    pub fn check_in_force(&self) -> Verdict {
+        let known = self.synced_told && !self.damaged && !self.astray && !self.aux_spoiled();
+        if !known || self.promoted_at_ns.is_some() {
+            return Ok(());
+        }
+        let mut next = self.oracle.tail().next();
+        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
+            if record.seq.next() < next {
+                break;
+            }
+            next = record.seq;
+            let Some(promise) = self.oracle.request_of(record.seq).and_then(|request| request.promise) else {
+                continue;
+            };
+            let seq = record.seq;
+            let (aux, dr) = (self.holds_at_aux(record), seq <= self.journal_told && self.holds_at_dr(record));
+            let holders = checkers::holders(aux, dr, self.ring.had(seq), self.spool.had(seq));
+            let promise = Promise { holders, full: true, ..promise };
+            checkers::check_promise(self.setup.protect, Require::Both, record, promise)
+                .map_err(|v| Violation::new("I3", format!("the mode is said to be in force again: {}", v.text)))?;
+        }
+        Ok(())
     }
 
     /// DR's cut: what it has told, or says now; what its checkpoint has passed is below it, whether it came to say so or not.

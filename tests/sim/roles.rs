@@ -85,11 +85,18 @@ impl World {
         let now_ns = self.now_ns;
         match node {
             Node::Primary => {
+                let volume = matches!(self.primary_disk.file_of(operation), Some(primary::machine::File::Volume(_)));
                 let Some((ticket, result)) = self.primary_disk.complete(operation, now_ns) else { return Ok(()) };
                 once.into_iter().for_each(|once| self.live_over(once));
                 self.primary_disk.take_settled();
-                let failed = self.failed(node, &result);
-                self.primary_step(primary::machine::Input::Disk { ticket, result })?;
+                // A volume without space refuses the write, and no more comes of it; unless it was to grow.
+                self.volume_refused = volume && matches!(result, Err(IoFail::NoSpace(_)));
+                self.host_mut(node).excused |= self.volume_refused;
+                let failed = !self.volume_refused && self.failed(node, &result);
+                let stepped = self.primary_step(primary::machine::Input::Disk { ticket, result });
+                let refused = std::mem::take(&mut self.volume_refused);
+                self.host_mut(node).excused &= !refused;
+                stepped?;
                 self.check_ended(node, run, failed)
             }
             Node::Aux => {

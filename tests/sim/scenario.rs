@@ -13,6 +13,9 @@ use crate::setup::{AuxFate, Disaster, End, Fault, MS, Moment, Mood, PrimaryFate,
 
 /// How long after the last fault everything may take to be well again, simulated.
 const PATIENCE_NS: u64 = 300 * SECOND;
+/// The same where nothing was wrong but a volume without space: sooner than DR asks for the second time for what it has
+/// not heard of for long, which in the end has anything copied.
+const SOON_NS: u64 = 120 * SECOND;
 /// How long the old primary is watched after a promotion.
 const WATCH_NS: u64 = 12 * SECOND;
 /// How long a process may take to end when asked.
@@ -133,6 +136,9 @@ impl World {
                 let at_commit = matches!(hazard, Fault::Spoil { moment: Moment::Naming | Moment::Applying, .. });
                 if matches!(hazard, Fault::KillAtCommit { .. }) || at_commit && self.setup.mood == Mood::Hollow {
                     self.top_up(900);
+                }
+                if matches!(hazard, Fault::VolumesFull { .. }) {
+                    self.top_up(150);
                 }
                 self.hazard(hazard);
             }
@@ -281,15 +287,20 @@ impl World {
         let prefix = checkers::Prefix::of(&self.oracle, tail);
         prefix.check(&views).map_err(|v| Violation::new("I1", format!("the primary's own volume: {}", v.text)))?;
         prefix.check(&self.dr_images())?;
+        if self.dr_images() != views {
+            return self.fail("I2", "both sides are level, and their volumes differ");
+        }
         self.director.phase = Phase::Over;
         Ok(())
     }
 
     fn not_healed(&self, why: &str) -> Verdict {
-        if self.now_ns <= self.director.deadline_ns {
+        let full = self.setup.faults.iter().any(|(_, fault)| matches!(fault, Fault::VolumesFull { .. }));
+        let patience_ns = if full { SOON_NS } else { PATIENCE_NS };
+        if self.now_ns <= self.director.deadline_ns - PATIENCE_NS + patience_ns {
             return Ok(());
         }
-        self.fail("liveness", format!("{} s after the last fault: {why}", PATIENCE_NS / SECOND))
+        self.fail("liveness", format!("{} s after the last fault: {why}", patience_ns / SECOND))
     }
 
     fn begin_disaster(&mut self, disaster: Disaster) -> Verdict {

@@ -29,6 +29,8 @@ const HOLES_SALT: u64 = 0xb01e_5ee5;
 const ROOM_SALT: u64 = 0x0000_400a_5ced;
 /// Mixed into the seed for what bounds the lag.
 const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
+/// Mixed into the seed for volumes without space.
+const FULL_SALT: u64 = 0x0000_f011_0d15;
 /// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
 const BURST_SALT: u64 = 0x000b_0457_000e;
 
@@ -163,6 +165,10 @@ pub enum Fault {
     DiskFails {
         node: Node,
         how: Failing,
+        for_ns: u64,
+    },
+    /// The volumes of the primary take no writes for want of space; everything else of its disk does.
+    VolumesFull {
         for_ns: u64,
     },
     /// No operation completes on its disk, or on its volumes, for a while.
@@ -376,6 +382,7 @@ impl Setup {
             setup.look_for_holes(&mut Rng::new(seed ^ HOLES_SALT));
             setup.ask_room = Rng::new(seed ^ ROOM_SALT).chance(50);
             setup.bound_lag(&mut Rng::new(seed ^ LAG_SALT));
+            setup.fill_volumes(&mut Rng::new(seed ^ FULL_SALT));
         }
         setup
     }

@@ -378,6 +378,28 @@ impl Setup {
         self.faults.sort_by_key(|(at, _)| *at);
     }
 
+    /// Volumes of the primary that are full for a while, in most moods.
+    pub fn fill_volumes(&mut self, rng: &mut Rng) {
+        if matches!(self.mood, Mood::Brim | Mood::Hollow) || !rng.chance(6) {
+            return;
+        }
+        // After a first sync that is over soon, and with little else that would have everything copied anew.
+        self.planted_percent = 0;
+        self.wan.delay_ns = self.wan.delay_ns.min(20 * MS);
+        self.wan.bytes_per_second = self.wan.bytes_per_second.max(4 << 20);
+        self.horizon_ns = self.horizon_ns.max(rng.range(1500, 3000) * MS);
+        self.faults.retain(|_| rng.chance(20));
+        for _ in 0..rng.range(1, 3) {
+            let at = rng.range(self.horizon_ns / 2, self.horizon_ns);
+            self.faults.push((at, Fault::VolumesFull { for_ns: rng.scale(1, 300) * MS }));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
+        // What is never copied any more shows in the end.
+        if rng.chance(60) {
+            self.end = End::Heal;
+        }
+    }
+
     /// Damage under a running role, in any mood.
     pub fn spoil(&mut self, rng: &mut Rng) {
         if self.mood == Mood::Brim || !rng.chance(8) {

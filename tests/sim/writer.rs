@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use farshore::core::ids::{Seq, Volume};
-use farshore::core::machine::{DiskKind, DiskOp};
-use farshore::core::modes::{Ack, Overflow, Require};
+use farshore::core::machine::{DiskKind, DiskOp, Now};
+use farshore::core::modes::{Ack, Overflow, Protect, Require};
 use farshore::format::intent::{MapHeader, MapLayout, Page};
 use farshore::format::record::OrderRecord;
 use farshore::format::superblock;
@@ -88,8 +88,10 @@ impl World {
         machine.step(now, input, &mut effects);
         // What is answered within a turn was decided at the end of the one before.
         self.promise_full = self.full_at_turn && full_before && machine.in_full();
+        let back_in_force = turn_ends && !self.full_at_turn && machine.in_full();
         if turn_ends {
             self.full_at_turn = machine.in_full();
+            self.ring_excused = !self.full_at_turn && (self.ring_excused || ring_is_away(machine, now));
             let most = self.setup.lag_max.and_then(|most| most.writes).unwrap_or(u64::MAX);
             self.lag_bound = machine.lag_writes().is_some_and(|lag| self.lag_bound || lag <= most);
         }
@@ -99,6 +101,9 @@ impl World {
             let run = self.host(Node::Primary).run;
             let delay_ns = self.rng.below(20_000);
             self.after(delay_ns, Event::EndOfTurn { run });
+        }
+        if back_in_force {
+            self.check_in_force()?;
         }
         self.primary_effects(effects)
     }
@@ -355,6 +360,7 @@ impl World {
         self.after(think_ns, Event::Ask { client: asked.client, run });
         if !ok {
             self.oracle.failed(asked.number);
+            self.oracle.requests[asked.number].half |= self.volume_refused;
             return Ok(());
         }
         if self.promoted_at_ns.is_some() {
@@ -459,8 +465,22 @@ impl World {
         let mut promise = promise;
         promise.holders.aux |= self.aux_rotten.contains(&seq);
         promise.holders.dr |= seq <= self.journal_told && self.dr_rotten.contains(&seq);
+        let in_ring = promise.holders.aux_payload || promise.holders.dr_payload || record.payload_bytes() == 0;
+        if self.setup.protect == Protect::Bunker && !in_ring && !self.ring_excused {
+            let text = format!("seq {seq} is acknowledged without its payload, and the ring was never away");
+            return self.fail("I3", text);
+        }
         checkers::check_promise(self.setup.protect, self.setup.require, &record, promise)
     }
 
     // ---- the shells' common parts ----------------------------------------------------------------
+}
+
+/// Whether data may be acknowledged without the ring that it is to be in: the auxiliary is away or was left behind, or the
+/// first batch after a start is not complete. A ring that is full is no reason.
+fn ring_is_away(machine: &primary::machine::Machine, now: Now) -> bool {
+    let status = machine.status(now);
+    let away =
+        |text: &str| text.starts_with("auxiliary:") || text.contains("first batch") || text.contains("lacks records");
+    status.protect == "bunker" && status.degraded.iter().any(|it| away(&it.what))
 }

@@ -6,7 +6,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::Seq;
-use crate::core::modes::Protect;
+use crate::core::modes::{Overflow, Protect};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{self, EntryHeader, Kind};
@@ -96,14 +96,25 @@ impl Machine {
         self.aux.ring_live.back().is_some_and(|&(seq, _)| seq > self.floor() && seq >= self.log_began)
     }
 
+    /// Whether a payload of `bytes` waits for room in the ring: whatever the policy, as nothing else keeps what `bunker`
+    /// promises. With `coalesce` not before the first batch after a start is complete: until then the ring protects nothing.
+    pub(in crate::primary) fn ring_wait(&self, bytes: u64) -> bool {
+        let coalesces = self.options.overflow == Overflow::Coalesce;
+        let protects = self.ring_passable() && !planted(Bug::RingOverflows);
+        (protects || !coalesces) && !self.payload_ring_has_room(bytes)
+    }
+
     /// Whether the payload ring takes `bytes` more once everything that waits for it is in it. True where there is
     /// no ring in use: that is what `require` is for.
-    pub(in crate::primary) fn payload_ring_has_room(&self, bytes: u64) -> bool {
+    fn payload_ring_has_room(&self, bytes: u64) -> bool {
         let Some(layout) = self.aux.layout.filter(|layout| layout.payload_bytes > 0) else { return true };
-        if self.options.protect != Protect::Bunker || bytes == 0 || !self.aux.in_reach() || self.aux.hole > Seq(0) {
+        if self.options.protect != Protect::Bunker || bytes == 0 || !self.aux.in_reach() {
             return true;
         }
         let entry = spool::entry_bytes(bytes);
+        if entry > layout.payload_bytes {
+            return true;
+        }
         let waiting: u64 = self
             .window
             .from(self.aux.next)
@@ -113,8 +124,8 @@ impl Machine {
         let oldest = self.aux.ring_live.front().map_or(self.aux.ring_pos, |(_, pos)| *pos);
         // An entry never wraps: up to one of them may be skipped at the end of the ring.
         let skipped = spool::entry_bytes(u64::from(PAYLOAD_BYTES_MAX)).min(layout.payload_bytes / 4);
-        let idle = self.aux.ring_live.is_empty() && waiting == 0;
-        idle || self.aux.ring_pos + waiting + entry + skipped - oldest <= self.ring_bound(layout)
+        let skipped = if self.aux.ring_live.is_empty() && waiting == 0 { 0 } else { skipped };
+        self.aux.ring_pos + waiting + entry + skipped - oldest <= self.ring_bound(layout)
     }
 
     /// What of the ring is used: a promotion brings it into DR's spool before it replays anything, beside what is there of

@@ -1,8 +1,10 @@
 //! Which slots of the table may be taken.
 
 use super::*;
+use crate::core::ids::Conn;
 use crate::core::modes::Require;
 use crate::limits::LEASE_NS;
+use crate::primary::batch::Mode;
 use crate::primary::link::tests::{fresh, primary};
 
 /// Seed 419546: a primary lost its power with a full table that DR had not caught up with. DR's journal took the start that
@@ -83,5 +85,71 @@ fn a_fence_read_longer_ago_than_the_lease_is_read_again_before_ours_is_written()
             let again = fx.iter().any(reads_again);
             assert_eq!((wrote, again), (writes, !writes), "{fencing} {waited_ns} {before_format}: {fx:?}");
         }
+    }
+}
+
+/// A primary of `bunker` or another mode whose table is in use, as is DR's journal.
+fn in_use(protect: Protect) -> Machine {
+    let (mut machine, _) = fresh(protect, Require::Any, false);
+    let layout = TableLayout::new(1024, 1 << 20);
+    (machine.aux.layout, machine.aux.phase, machine.aux.caught_up) = (Some(layout), Phase::Ready, true);
+    machine.dr.phase = crate::primary::link::Phase::Up { conn: Conn(1) };
+    (machine.dr.caught_up, machine.dr.synced, machine.tail) = (true, true, Seq(200));
+    machine
+}
+
+/// Where the queue overflowed, writes went past a ring that was full, and were acknowledged with their order only.
+#[test]
+fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() {
+    for (overflow, passable, waits) in [
+        (Overflow::Coalesce, true, true),
+        (Overflow::Coalesce, false, false),
+        (Overflow::Pace, true, true),
+        (Overflow::Pace, false, true),
+        (Overflow::Refuse, true, true),
+    ] {
+        let mut machine = in_use(Protect::Bunker);
+        machine.options.overflow = overflow;
+        machine.mode = if passable { Mode::Stream } else { Mode::Coalescing };
+        machine.aux.ring_live.push_back((Seq(150), 0));
+        machine.aux.ring_pos = (1 << 20) - 4096;
+        assert_eq!(machine.ring_wait(4096), waits, "{overflow:?} {passable}");
+        // Something is missing from it: what comes now is to be there all the same, or it would always be so.
+        machine.aux.hole = Seq(150);
+        assert_eq!(machine.ring_wait(4096), waits, "{overflow:?} {passable}");
+        machine.aux.ring_live.clear();
+        assert!(!machine.ring_wait(4096) && !machine.ring_wait((1 << 20) - 4096), "an empty ring takes what fits");
+        machine.aux.ring_live.push_back((Seq(150), 0));
+        machine.aux.phase = Phase::Idle { retry_ns: 0 };
+        assert!(!machine.ring_wait(4096), "out of reach it keeps nobody waiting");
+    }
+}
+
+/// After an outage `sync` was said to be in force while thousands of writes, acknowledged with less, had yet to cross.
+#[test]
+fn a_mode_is_in_force_again_when_everything_acknowledged_below_it_is_covered() {
+    for (protect, aux, journal, copied, full, mode) in [
+        (Protect::Sync, 200, 200, 149, false, "order"),
+        (Protect::Sync, 200, 149, 149, false, "near"),
+        (Protect::Sync, 200, 200, 150, true, "sync"),
+        (Protect::Order, 200, 149, 0, false, "near"),
+        (Protect::Order, 149, 200, 0, false, "journal only"),
+        (Protect::Order, 150, 150, 0, true, "order"),
+        (Protect::Near, 149, 150, 0, false, "journal only"),
+        (Protect::Near, 150, 0, 0, true, "near"),
+        (Protect::Bunker, 149, 150, 0, false, "journal only"),
+        (Protect::Bunker, 150, 0, 0, true, "bunker"),
+    ] {
+        let mut machine = in_use(protect);
+        machine.allowed = Seq(150);
+        (machine.aux.durable, machine.dr.journal, machine.copied) = (Seq(aux), Seq(journal), Seq(copied));
+        let status = machine.status(Now::default());
+        assert_eq!((machine.in_full(), status.mode.as_str()), (full, mode), "{protect:?} {aux} {journal} {copied}");
+        assert_eq!(status.degraded.iter().any(|it| it.what.contains("is not in force")), !full, "{protect:?}");
+        // What was acknowledged before this start counts as well, and what DR has needs no other place.
+        (machine.allowed, machine.first) = (Seq(0), Seq(151));
+        assert_eq!(machine.in_full(), full, "{protect:?} {aux} {journal} {copied}");
+        machine.dr.cut = Seq(150);
+        assert!(machine.in_full(), "{protect:?}");
     }
 }
