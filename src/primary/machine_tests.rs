@@ -126,7 +126,7 @@ fn a_write_that_failed_for_want_of_space_is_left_to_a_batch_and_holds_nothing_up
     let mut bench = Bench::new();
     bench.complete(|_| true);
     bench.write(0, 4096);
-    bench.complete(|op| !of_volume(op));
+    (0..2).for_each(|_| bench.complete(|op| !of_volume(op)));
     let at = bench.waiting.iter().position(of_volume).expect("its intent is durable");
     let ticket = bench.waiting.remove(at).ticket;
     bench.input(Input::Disk { ticket, result: Err(IoFail::NoSpace("full".into())) });

@@ -33,7 +33,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::TrimNotApplied, 100007),
     (Bug::LocalOverlapped, 100000),
     (Bug::SlotReusedEarly, 100013),
-    (Bug::RingReusedEarly, 100762),
+    (Bug::RingReusedEarly, 8727),
     (Bug::DrAcceptsStaleEpoch, 100017),
     (Bug::AuxAcceptsStaleEpoch, 100016),
     (Bug::AuxKeepsOldWriter, 100016),
@@ -76,6 +76,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::SpoiltMovesUp, 101594),
     (Bug::RingBeyondSpool, 879),
     (Bug::SuperblocksOverlap, 124372),
+    (Bug::FailedStaysQueued, 100011),
     (Bug::InForceEarly, 8504),
     (Bug::RingOverflows, 100028),
 ];

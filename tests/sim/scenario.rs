@@ -271,7 +271,8 @@ impl World {
         let (Some(primary), Some(dr)) = (&self.primary, &self.dr) else { return self.not_healed("a process is down") };
         let (p, d) = (primary.status(primary_now), dr.status(dr_now));
         let tail = primary.tail();
-        let level = p.cut_seq == tail && d.cut_seq == tail && d.applied_seq == tail && d.synced;
+        // A trim that a volume had no room for is no lag: what has to be copied for it may wait for its batch.
+        let level = p.cut_seq == tail && d.cut_seq == tail && d.applied_seq == tail && d.synced && !p.overflow;
         // The last resize may have crossed before the primary's own directory says that it is done.
         let grown = self.oracle.sizes_after(tail) == self.primary_sizes();
         if self.requests_left > 0 || waiting > 0 || !level || !grown {
