@@ -21,8 +21,9 @@ use super::tls::Acceptor;
 use crate::core::address::Address;
 use crate::core::asker::Asker;
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted, as far as the kernel allows (`net.core.somaxconn`): newcomers wait here while others
+/// have their time, and of more the kernel turns some away, or has them try again a second later.
+const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 
 /// A listening socket. The ring never sees it, for it would keep it open when its process is killed: whoever connected
 /// until the kernel has taken the ring apart would be accepted by nobody and reset. What the ring watches only knows of it.
@@ -194,7 +195,7 @@ fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
         remove_stale(path)?;
         bind(fd.as_raw_fd(), &address).map_err(|error| named(path.display(), error.into()))?;
     }
-    listen(&fd, Backlog::new(BACKLOG)?)?;
+    listen(&fd, BACKLOG)?;
     Ok(fd)
 }
 
@@ -252,7 +253,7 @@ fn listen_tcp(host_port: &str) -> io::Result<OwnedFd> {
             let fd = stream_socket(&address)?;
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(fd.as_raw_fd(), &address)?;
-            listen(&fd, Backlog::new(BACKLOG)?)?;
+            listen(&fd, BACKLOG)?;
             Ok(fd)
         };
         match attempt() {
