@@ -340,6 +340,12 @@ impl Machine {
                 self.intake.spool.free(chunk.pos);
             }
         }
+        // No older order is applied beside what the first sync brings: what is due follows when it is complete, outside of that.
+        self.pieces.clear();
+        self.cut = self.replay.applied();
+        self.replay.fall_back(self.cut);
+        self.fed = self.cut;
+        self.checkpoints.not_beyond(self.cut);
         self.synced = false;
         self.promises = Promises { made_ns: self.promises.made_ns, ..Promises::default() };
         self.keeper.change(|it| {
