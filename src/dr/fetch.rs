@@ -98,7 +98,7 @@ impl Machine {
         } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() {
             // What was here and is damaged, the ring may still have.
             if std::mem::take(&mut promotion.fetch_again) && promotion.table.is_some() && !plan {
-                return self.want_states(fx);
+                return self.want_states();
             }
             self.report_now(now, fx);
         }

@@ -634,7 +634,7 @@ impl Machine {
         promotion.view = view;
         promotion.step = Step::Appending;
         if promotion.plan {
-            self.want_states(fx);
+            self.want_states();
         }
     }
 
@@ -649,11 +649,12 @@ impl Machine {
                 format!("{count} orders, damaged in the journal here, are the status table's: seqs {first} to {last}");
             fx.push(Effect::Log { level: Level::Info, text });
         }
-        self.want_states(fx);
+        self.want_states();
     }
 
-    /// Asks for the states of everything that is not going to be in the image by itself.
-    pub(super) fn want_states(&mut self, fx: &mut Vec<Effect>) {
+    /// Asks for the states of everything that is not going to be in the image by itself. They are read by the next step, also
+    /// where there are none: this one has changed something then, whatever it was called from.
+    pub(super) fn want_states(&mut self) {
         let cut = self.cut;
         let Some(promotion) = &mut self.promotion else { return };
         let view = promotion.view.as_ref().unwrap_or(&self.history);
@@ -662,9 +663,6 @@ impl Machine {
             table.want_states(missing.chain(promotion.strays.keys().copied()).collect::<Vec<_>>().into_iter());
         }
         promotion.step = Step::States;
-        if self.table_read(fx) {
-            self.plan_fetch(fx);
-        }
     }
 
     /// Replays to the cut, checkpoints, and takes the epoch.

@@ -398,6 +398,20 @@ impl Trial {
         self.region_op();
     }
 
+    /// Something that DR waits for ends; whether there was anything.
+    pub fn answer(&mut self) -> bool {
+        match (self.disk.busy(), self.region_ops.is_empty()) {
+            (true, false) if self.rng.chance(50) => self.complete_disk(),
+            (_, false) => self.region_op(),
+            (true, true) => self.complete_disk(),
+            (false, true) => {
+                let Some(ticket) = self.storing.take() else { return false };
+                self.step(Input::ReportStored { ticket, result: Ok(()) });
+            }
+        }
+        true
+    }
+
     /// What DR sent on a connection and nobody has read.
     pub fn sent(&self, conn: Conn) -> Vec<Message> {
         self.back.iter().filter(|(to, _)| *to == conn).map(|(_, message)| message.clone()).collect()
