@@ -88,7 +88,9 @@ impl Machine {
                 return;
             }
             if !plan && !self.intake.spool.fits(length) {
-                self.fetch_needs_room(&record, fx);
+                if self.fetch_needs_room(&record, fx) {
+                    self.fetch_more(now, fx);
+                }
                 return;
             }
             let ticket = self.desk.ticket();
@@ -104,17 +106,18 @@ impl Machine {
         }
     }
 
-    /// A full spool that only holds what the order forbids to apply: nothing more can be fetched.
-    fn fetch_needs_room(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) {
+    /// A full spool that only holds what the order forbids to apply: nothing more can be fetched. Whether it is that.
+    fn fetch_needs_room(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) -> bool {
         let waits = !self.intake.idle() || self.replay.applied() > self.history.floor() || !self.keeper.settled();
         if waits {
-            return;
+            return false;
         }
         let text = format!("no room in the spool to fetch the payload of seq {}: the cut stays before it", record.seq);
         fx.push(Effect::Log { level: Level::Error, text });
         if let Some(promotion) = &mut self.promotion {
             promotion.fetch.clear();
         }
+        true
     }
 
     /// A payload came from the ring.

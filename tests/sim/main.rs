@@ -168,6 +168,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (600800, "as 610334, behind a loss of power"),
     (809047, "as 610334, of a DR with a copy; and its history was compared where a batch went ahead of its orders"),
     (905473, "the head of a table was read before a promotion took it, answered after, and written over the fence"),
+    (
+        303100,
+        "a resize that waited for room was zeroed over what a first sync, in place of a damaged copy, had brought",
+    ),
     (1215765, "a promotion looked at the ring again for a damaged payload that a batch had brought by then, and hung"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
