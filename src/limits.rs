@@ -80,6 +80,10 @@ pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 pub const CONNECTION_PAYLOAD_BYTES_MAX: u64 = 16 << 20;
 /// Replies of one NBD connection not yet taken by its client, bytes; above it no more requests are parsed.
 pub const CONNECTION_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Replies without data beside them: above it neither requests nor options are parsed. As much as one connection may have, and
+/// all of a server together, in equal parts; a single answer that is longer passes. They take no room from reads.
+pub const CONNECTION_REPLIES_BYTES_MAX: u64 = 64 << 10;
+pub const SERVER_REPLIES_BYTES_MAX: u64 = 2 << 20;
 /// NBD connections of one server; those of one peer (an address, or unix sockets); and how many of them are kept for unix
 /// sockets. Who gives way when they run out: `nbd::places`.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -290,6 +294,14 @@ const _: () = assert!(
     SERVER_READ_BYTES_MAX + SERVER_WRITE_BYTES_MAX + 2 * SERVER_LONG_BYTES_MAX + SERVER_AHEAD_BYTES_MAX as u64
         <= MEMORY_BESIDE_FIFO_BYTES / 2,
     "what clients hold leaves half of the bound"
+);
+const _: () = assert!(
+    4 * SERVER_REPLIES_BYTES_MAX <= MEMORY_BESIDE_FIFO_BYTES / 8,
+    "replies without data are a small part of the bound, also where each took its part when it was larger"
+);
+const _: () = assert!(
+    SERVER_REPLIES_BYTES_MAX / CONNECTIONS_MAX as u64 >= BLOCK_BYTES as u64,
+    "however many clients there are, each has many requests in flight"
 );
 const _: () = assert!(
     2 * PAYLOAD_PIECE_BYTES_MAX <= SERVER_LONG_BYTES_MAX && PAYLOAD_PIECE_BYTES_MAX <= CONNECTION_PAYLOAD_BYTES_MAX,

@@ -11,7 +11,8 @@
 //! connection is secure. A STARTTLS that succeeds forgets the first two ("STARTTLS": what was negotiated in the clear
 //! may have been negotiated by anybody).
 //!
-//! Invariants: I9 - an option's data is kept only up to a bound, the rest passes by; every option gets one final answer.
+//! Invariants: I9 - an option's data is kept only up to a bound, the rest passes by; no option is looked at while the
+//! answers to those before it are not taken (`Outbox::is_full`), and one answer more is all that comes on top; every option gets one final answer.
 
 use crate::core::modes::TlsMode;
 use crate::core::rope::Rope;
@@ -34,6 +35,8 @@ pub struct Handshake {
     shutdown: bool,
     tls: TlsMode,
     secured: bool,
+    /// An option is there that waits until the client takes its answers.
+    full: bool,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +104,7 @@ impl Handshake {
     /// # Errors
     /// What leaves the stream out of step.
     pub fn step(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
+        self.full = false;
         match &mut self.phase {
             Phase::Flags => self.client_flags(rx),
             Phase::Options => self.option(rx, events, out),
@@ -177,6 +181,12 @@ impl Handshake {
         matches!(self.phase, Phase::Over)
     }
 
+    /// Whether parsing stopped because answers are not taken, with an option left to be parsed.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     fn client_flags(&mut self, rx: &mut Rope) -> Result<Step, SessionError> {
         let mut raw = [0; 4];
         if !rx.peek(&mut raw) {
@@ -195,6 +205,10 @@ impl Handshake {
     fn option(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
         let mut raw = [0; OPTION_BYTES];
         if !rx.peek(&mut raw) {
+            return Ok(Step::Stop);
+        }
+        if out.is_full(0) {
+            self.full = true;
             return Ok(Step::Stop);
         }
         let head = OptionHead::decode(&raw);

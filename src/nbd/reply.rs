@@ -112,6 +112,8 @@ impl Style {
     /// The block status of the context `base:allocation`.
     pub fn status(self, out: &mut Outbox, to: To, stretches: &[Stretch]) {
         let flags = |stretch: &Stretch| if stretch.hole { STATE_HOLE | STATE_ZERO } else { 0 };
+        // As long as a read may be, so it counts as one.
+        let mut data = Vec::with_capacity(16 * stretches.len());
         match self {
             Style::Simple => unreachable!("a block status is asked for with structured replies only"),
             Style::Structured => {
@@ -119,8 +121,8 @@ impl Style {
                 out.put(&ALLOCATION_ID.to_be_bytes());
                 for stretch in stretches {
                     let length = u32::try_from(stretch.length).expect("a request of 32 bits is not overrun");
-                    out.put(&length.to_be_bytes());
-                    out.put(&flags(stretch).to_be_bytes());
+                    data.extend(length.to_be_bytes());
+                    data.extend(flags(stretch).to_be_bytes());
                 }
             }
             Style::Extended => {
@@ -128,11 +130,12 @@ impl Style {
                 out.put(&ALLOCATION_ID.to_be_bytes());
                 out.put(&(stretches.len() as u32).to_be_bytes());
                 for stretch in stretches {
-                    out.put(&stretch.length.to_be_bytes());
-                    out.put(&u64::from(flags(stretch)).to_be_bytes());
+                    data.extend(stretch.length.to_be_bytes());
+                    data.extend(u64::from(flags(stretch)).to_be_bytes());
                 }
             }
         }
+        out.push(data.into());
     }
 
     /// The head of a chunk that is the last of its reply.

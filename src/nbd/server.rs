@@ -12,9 +12,10 @@
 //!
 //! Owns no policy: what exports there are, and what a request does, is the daemon's. Replies of one turn go
 //! out together. Bounds (I9): requests in flight and payload bytes by the session; replies that a client does
-//! not take stop the parsing of its requests; a handshake that takes too long is ended; who has a place, and gives way to
-//! whom, `places` says; what all of them hold has a `budget`, for which they queue, and who holds up the others by
-//! taking next to nothing, or by sending next to nothing of a request that has its room, is cut off.
+//! not take stop the parsing of its requests, those without data soon, for they have no part of the budget; a handshake
+//! that takes too long is ended; who has a place, and gives way to whom, `places` says; what all of them hold has a
+//! `budget`, for which they queue, and who holds up the others by taking
+//! next to nothing, or by sending next to nothing of a request that has its room, is cut off.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -29,11 +30,12 @@ use crate::io;
 use crate::io::Reactor;
 use crate::io::tls::Acceptor;
 use crate::limits::{
-    CONNECTION_QUEUE_BYTES_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS, SERVER_AHEAD_BYTES_MAX,
-    SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART, SMALL_BYTES,
+    CONNECTION_QUEUE_BYTES_MAX, CONNECTION_REPLIES_BYTES_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
+    SERVER_AHEAD_BYTES_MAX, SERVER_REPLIES_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
+    SMALL_BYTES,
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
-use crate::nbd::outbox::Outbox;
+use crate::nbd::outbox::{Outbox, Part, Payloads, Untaken};
 use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place, young_until_ns};
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
@@ -94,8 +96,8 @@ struct Client {
     /// Bytes that were given to the reactor for it, and that it sent itself.
     sent: u64,
     received: u64,
-    /// The long ones of the parts that were given to the reactor: where each ends among the bytes given, and its bytes.
-    long_parts: VecDeque<(u64, u64)>,
+    /// The payloads among what was given to the reactor.
+    untaken: Untaken,
     /// Since when it is waited for in the middle of a request, monotonic, and how many bytes it had taken and sent by then.
     stuck: Option<(u64, u64)>,
     /// Since when it is slow, monotonic, and how many bytes it had taken and sent by then.
@@ -369,11 +371,11 @@ impl NbdServer {
             client.account(&mut self.budget, queued);
             let queued = queued as u64;
             let moved = client.sent - queued + client.received;
-            let long = client.long_queued(queued);
+            let payloads = client.payloads(queued);
             let arriving = client.session.arriving_bytes();
             let (queue, bytes) =
                 if arriving > LONG_BYTES { (&starved.write.long, arriving) } else { (&starved.write.short, arriving) };
-            let short = queued - long + client.session.deferred_bytes();
+            let (short, long) = (payloads.short + client.session.deferred_bytes(), payloads.long);
             let read = &starved.read;
             let held = [(&read.small, short), (&read.short, short), (&read.long, long), (queue, bytes)];
             let holds =
@@ -414,7 +416,9 @@ impl NbdServer {
 
     /// Sends, parses as far as the bounds allow, and closes what has come to its end.
     fn pump(&mut self, reactor: &mut Reactor, conn: Conn, asked: &mut Vec<(Conn, Event)>) {
-        let ahead = SERVER_AHEAD_BYTES_MAX / self.clients.len().max(1);
+        let count = self.clients.len().max(1);
+        let ahead = SERVER_AHEAD_BYTES_MAX / count;
+        let replies_max = CONNECTION_REPLIES_BYTES_MAX.min(SERVER_REPLIES_BYTES_MAX / count as u64);
         let Some(client) = self.clients.get_mut(&conn).filter(|client| !client.closing) else { return };
         client.send(reactor, conn);
         let now_ns = reactor.now().mono_ns;
@@ -435,6 +439,7 @@ impl NbdServer {
             client.session.set_room(self.starved.narrow(conn, held, &self.budget, now_ns));
             let many = self.budget.others_hold_many(held);
             client.session.set_thrift(many.then(|| reactor.waiting_bytes(conn)));
+            client.make_room(queued as u64, replies_max);
             let rx = reactor.rx(conn);
             if rx.len() > client.kept {
                 client.moved_ns = now_ns;
@@ -453,7 +458,7 @@ impl NbdServer {
             // What went out at once nobody was told of: the first look comes soon.
             self.look_ns.get_or_insert(now_ns + if alone { LOOK_SOON_NS } else { LOOK_EVERY_NS });
         }
-        if !alone || queued + sent > TELL_BYTES {
+        if !alone || queued + sent > TELL_BYTES || client.session.full() {
             reactor.tell_sent(conn);
         }
         if client.ahead != ahead {
@@ -483,16 +488,7 @@ impl NbdServer {
             let reason = if client.done { "the client is done" } else { "the export it named was refused" };
             return reactor.close(conn, reason);
         }
-        let hint = (client.session.head_bytes(), client.session.body_hint());
-        if hint != client.hint {
-            client.hint = hint;
-            reactor.hint(conn, hint.0, hint.1);
-        }
-        let paused = congested || client.session.blocked();
-        if paused != client.paused {
-            client.paused = paused;
-            reactor.pause(conn, paused);
-        }
+        client.steer(reactor, conn, congested);
     }
 }
 
@@ -573,10 +569,12 @@ impl Client {
     fn send(&mut self, reactor: &mut Reactor, conn: Conn) -> usize {
         let promises = self.out.take_promises();
         let mut bytes = 0;
-        for part in self.out.drain() {
+        for part in self.out.drain_parts() {
+            let is_payload = matches!(part, Part::Payload(_));
+            let part = part.into_bytes();
             bytes += part.len();
-            if part.len() as u64 > LONG_BYTES {
-                self.long_parts.push_back((self.sent + bytes as u64, part.len() as u64));
+            if is_payload {
+                self.untaken.give(self.sent + bytes as u64, part.len() as u64);
             }
             if promises {
                 reactor.send_leased(conn, part);
@@ -586,6 +584,20 @@ impl Client {
         }
         self.sent += bytes as u64;
         bytes
+    }
+
+    /// Tells the reactor what to expect of it, and whether to receive at all.
+    fn steer(&mut self, reactor: &mut Reactor, conn: Conn, congested: bool) {
+        let hint = (self.session.head_bytes(), self.session.body_hint());
+        if hint != self.hint {
+            self.hint = hint;
+            reactor.hint(conn, hint.0, hint.1);
+        }
+        let paused = congested || self.session.blocked() || self.session.full();
+        if paused != self.paused {
+            self.paused = paused;
+            reactor.pause(conn, paused);
+        }
     }
 
     /// Notes whether it is waited for in the middle of a request: whether, and since when, it does not go on. `queued`: bytes
@@ -604,7 +616,10 @@ impl Client {
 
     /// What it does with its place.
     fn standing(&self, now_ns: u64) -> Standing {
-        let waits = self.session.inflight() > 0 || self.session.blocked() || (self.used && self.stuck.is_some());
+        let session = &self.session;
+        // Whoever was only refused things has not asked for anything, also if it takes none of these answers.
+        let blocked = session.blocked() && (self.used || !session.full());
+        let waits = session.inflight() > 0 || blocked || (self.used && self.stuck.is_some());
         match (waits, self.used, self.received) {
             (true, _, _) if self.stuck.is_some_and(|(since_ns, _)| now_ns >= since_ns + SLOW_NS) => {
                 Standing::Stuck { since_ns: self.stuck.map_or(0, |(since_ns, _)| since_ns) }
@@ -616,21 +631,23 @@ impl Client {
         }
     }
 
-    /// How many of the bytes that were given to the reactor and not taken belong to long replies.
-    fn long_queued(&mut self, queued: u64) -> u64 {
-        let taken = self.sent - queued;
-        while self.long_parts.front().is_some_and(|(end, _)| *end <= taken) {
-            self.long_parts.pop_front();
-        }
-        self.long_parts.iter().map(|(end, bytes)| (end - taken).min(*bytes)).sum()
+    /// How many of the bytes that were given to the reactor and not taken are data.
+    fn payloads(&mut self, queued: u64) -> Payloads {
+        self.untaken.payloads(self.sent - queued)
     }
 
-    /// Tells the budget what it holds.
+    /// Bounds the replies without data: those that it has not taken leave the rest to those that are made.
+    fn make_room(&mut self, queued: u64, replies_max: u64) {
+        let Payloads { short, long } = self.payloads(queued);
+        self.out.set_room(replies_max.saturating_sub(queued - short - long));
+    }
+
+    /// Tells the budget what it holds. Replies without data, which have a bound of their own, take no room from reads.
     fn account(&mut self, budget: &mut Budget, queued: usize) {
-        let long = self.long_queued(queued as u64);
+        let Payloads { short, long } = self.payloads(queued as u64);
         let mut held = self.session.inflight_bytes();
         held.read.long += long;
-        held.read.short += queued as u64 - long;
+        held.read.short += short;
         budget.change(std::mem::replace(&mut self.held, held), held);
     }
 

@@ -179,8 +179,8 @@ impl Session {
         Handshake::greet(out);
     }
 
-    /// Parses what has arrived. Stops at the end of what is complete, at a question to be answered, or at
-    /// the bound of requests in flight: call it again after each of these has changed.
+    /// Parses what has arrived. Stops at the end of what is complete, at a question to be answered, at the bound of
+    /// requests in flight, or where the outbox is full: call it again after each of these has changed.
     ///
     /// # Errors
     /// What leaves the stream out of step.
@@ -304,6 +304,15 @@ impl Session {
     #[must_use]
     pub fn blocked(&self) -> bool {
         self.transmission().is_some_and(Transmission::blocked)
+    }
+
+    /// Whether `advance` stopped because too many bytes of small replies wait, or are owed, with something left to be parsed.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        match &self.phase {
+            Phase::Handshake(handshake) => handshake.is_full(),
+            Phase::Transmission(transmission) => transmission.is_full(),
+        }
     }
 
     /// What the next request needs, when it waits for what other connections hold.

@@ -97,6 +97,53 @@ impl Bench {
         }
     }
 
+    /// Sends the same so many times, and takes answers only once nothing more is parsed: never more than `room` and another
+    /// one wait. How often they were taken.
+    pub fn flood(&mut self, one: &[u8], count: usize, room: u64) -> usize {
+        self.rx.push(Bytes::from(one.repeat(count)));
+        let mut taken = 0;
+        loop {
+            let mut events = Vec::new();
+            self.out.set_room(room);
+            self.session
+                .advance(&mut self.rx, &mut events, &mut self.out)
+                .expect("nothing leaves the stream out of step");
+            if !events.is_empty() {
+                events.into_iter().for_each(|event| self.answer(event));
+                continue;
+            }
+            let bytes: usize = self
+                .out
+                .drain()
+                .map(|part| {
+                    self.sent.extend_from_slice(&part);
+                    part.len()
+                })
+                .sum();
+            assert!(bytes as u64 <= room + 256, "{bytes} bytes wait");
+            if bytes == 0 {
+                assert!(self.rx.is_empty() && !self.session.full() && self.session.inflight() == 0);
+                return taken;
+            }
+            taken += 1;
+        }
+    }
+
+    fn answer(&mut self, event: Event) {
+        let Bench { session, out, .. } = self;
+        match event {
+            Event::Request(Request { cookie, kind: Kind::Status { length, .. } }) => {
+                session.status(cookie, &[Stretch { length, hole: false }], out);
+            }
+            Event::Request(Request { cookie, kind: Kind::Read { length, .. } }) => {
+                session.reply(cookie, Ok(Bytes::from(vec![1; length as usize])), out);
+            }
+            Event::Request(Request { cookie, .. }) => session.reply(cookie, Ok(Bytes::new()), out),
+            Event::List => session.listed(&[("db".to_owned(), "the database".to_owned())], out),
+            other => panic!("a flood asks for nothing like {other:?}"),
+        }
+    }
+
     pub fn reply(&mut self, cookie: u64, result: Result<Bytes, Errno>) {
         self.session.reply(cookie, result, &mut self.out);
         self.out.drain().for_each(|part| self.sent.extend_from_slice(&part));
@@ -266,6 +313,29 @@ fn an_unknown_option_is_skipped_without_being_kept() {
     for _ in 0..10 {
         bench.feed(&[0; 100_000]).unwrap();
         assert!(bench.rx.is_empty());
+    }
+}
+
+/// What is refused, or answered at once, is parsed as far as its answers are taken: each of them comes, and in order.
+#[test]
+fn floods_without_data_are_parsed_as_far_as_answers_are_taken() {
+    const COUNT: usize = 20_000;
+    let mut bench = Bench::new();
+    bench.feed(&client_flags()).unwrap();
+    for (kind, replies) in [(77, 1), (OPT_STARTTLS, 1), (OPT_LIST, 2)] {
+        bench.sent.clear();
+        assert!(bench.flood(&option(kind, b""), COUNT, 4096) >= COUNT * replies * OPTION_REPLY_BYTES / 4352);
+        let said = option_replies(&bench.sent);
+        assert_eq!(said.len(), COUNT * replies);
+        assert!(said.iter().all(|(option, ..)| *option == kind));
+    }
+    for (command, length, data) in
+        [(77, 512, 0), (CMD_READ, 0, 0), (CMD_READ, 1, 1), (CMD_FLUSH, 0, 0), (CMD_TRIM, 8, 0)]
+    {
+        let mut bench = Bench::going(export());
+        let taken = bench.flood(&request(0, command, 5, 0, length), COUNT, 4096);
+        assert_eq!(bench.sent.len(), COUNT * (REPLY_BYTES + data), "command {command}");
+        assert!(taken >= bench.sent.len() / 4352, "{taken} times");
     }
 }
 

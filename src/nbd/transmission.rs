@@ -5,7 +5,8 @@
 //! for in pieces, one after another; its client hears of it once, when all is done or at the first failure. Payloads
 //! longer than a piece are `long`.
 //!
-//! Invariants: I9 - requests and payload bytes in flight are bounded, `step` stops parsing at the bound; a request is
+//! Invariants: I9 - requests and payload bytes in flight are bounded, and replies without data, those that are still owed
+//! among them (`Outbox::is_full`): `step` stops parsing at the bound; a request is
 //! answered exactly once, and the number that answers it is never taken for another one.
 
 mod long;
@@ -25,8 +26,8 @@ use crate::limits::{
 use crate::nbd::budget::{Held, Share, Ways};
 use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
 use crate::nbd::export::Export;
-use crate::nbd::outbox::Outbox;
-use crate::nbd::protocol::{CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLAG_REQ_ONE, CMD_READ, CMD_WRITE};
+use crate::nbd::outbox::{COPY_BYTES_MAX, Outbox};
+use crate::nbd::protocol::{CHUNK_EXTENDED_BYTES, CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLAG_REQ_ONE, CMD_READ, CMD_WRITE};
 use crate::nbd::reply::{Failure, Style, To};
 use crate::nbd::session::{Event, Kind, Request, SessionError, Step, skip};
 use crate::nbd::slots::Slots;
@@ -58,6 +59,10 @@ pub struct Transmission {
     /// It failed where no error can be told.
     broken: bool,
     blocked: bool,
+    /// It stopped there because the client does not take its replies.
+    full: bool,
+    /// Bytes of replies that will be copied into the outbox for what is in flight.
+    owed: u64,
     /// What the next request needs of `room`, when it is not there.
     wants: Option<Ways<u64>>,
     /// The client has said goodbye.
@@ -74,6 +79,20 @@ struct Task {
     /// What it takes of the room.
     cost: Ways<u64>,
     what: What,
+}
+
+impl Task {
+    /// Bytes of its reply that will be copied, about: its head, and the data of a short read or status.
+    fn owes(&self) -> u64 {
+        let data = match self.what {
+            What::Read if self.bytes as usize <= COPY_BYTES_MAX => CHUNK_MORE_BYTES + u64::from(self.bytes),
+            What::Read => CHUNK_MORE_BYTES,
+            What::Status { one: true } => STRETCH_BYTES,
+            What::Status { one: false } => COPY_BYTES_MAX as u64,
+            _ => 0,
+        };
+        CHUNK_EXTENDED_BYTES as u64 + data
+    }
 }
 
 #[derive(Debug)]
@@ -127,6 +146,8 @@ impl Transmission {
             deferred: Vec::new(),
             broken: false,
             blocked: false,
+            full: false,
+            owed: 0,
             wants: None,
             over: false,
             write_bytes: 0,
@@ -156,7 +177,7 @@ impl Transmission {
     /// # Errors
     /// What leaves the stream out of step.
     pub fn step(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, SessionError> {
-        self.blocked = false;
+        (self.blocked, self.full) = (false, false);
         self.begins = false;
         self.wants = None;
         if self.broken {
@@ -182,6 +203,11 @@ impl Transmission {
             return Ok(self.receive_piece(rx, events, out));
         }
         let Some(asked) = Asked::peek(rx, &self.terms)? else { return Ok(Step::Stop) };
+        // What has begun to arrive has its room, and gives it back the sooner.
+        if out.is_full(self.owed) && self.arriving.is_none() {
+            self.full = true;
+            return Ok(self.block());
+        }
         let to = To { cookie: asked.cookie, offset: asked.offset };
         match check(&self.terms, &asked) {
             Verdict::Accepted => return Ok(self.accept(asked, to, rx, events, out)),
@@ -330,6 +356,12 @@ impl Transmission {
         self.blocked
     }
 
+    /// Whether that is because replies without data wait to be taken, or are owed.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
     pub fn wants(&self) -> Option<Ways<u64>> {
@@ -423,12 +455,18 @@ impl Transmission {
             }
             _ => What::Change,
         };
-        let cookie = self.tasks.insert(Task { to, bytes, cost, what });
+        let cookie = self.keep(Task { to, bytes, cost, what });
         events.push(Event::Request(Request { cookie, kind }));
+    }
+
+    fn keep(&mut self, task: Task) -> u64 {
+        self.owed += task.owes();
+        self.tasks.insert(task)
     }
 
     fn retire(&mut self, cookie: u64) -> Task {
         let task = self.tasks.remove(cookie).expect("a request is answered once, by the cookie it came with");
+        self.owed -= task.owes();
         self.give_back(task.cost);
         task
     }
@@ -495,6 +533,10 @@ fn cost(asked: &Asked) -> Ways<u64> {
     }
 }
 
+/// What a chunk with data, or of a hole, says beside its head, bytes.
+const CHUNK_MORE_BYTES: u64 = 12;
+/// Answer to a block status of one stretch, beside its head, bytes: the number of its context, and what counts stretches.
+const STRETCH_BYTES: u64 = 8 + 16;
 /// Longest answer to a block status, bytes: 16 for a stretch where headers are extended.
 const STATUS_BYTES: u64 = 16 * STATUS_STRETCHES_MAX as u64;
 

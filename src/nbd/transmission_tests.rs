@@ -6,6 +6,7 @@ use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::limits::{FIRST_BYTES, PIECE_BYTES_MAX, SERVER_READ_BYTES_MAX, SERVER_WRITE_BYTES_MAX};
 use crate::nbd::budget::{Budget, Held, Lanes, Ways};
+use crate::nbd::outbox::Part;
 use crate::nbd::protocol::*;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, request, write};
 use crate::nbd::session::{Event, Export, Kind, Request, SessionError};
@@ -129,6 +130,43 @@ fn what_carries_no_data_is_a_simple_reply_or_an_extended_one() {
     }
     let none = |cookie| Said::Chunk(cookie, REPLY_NONE, vec![]);
     assert_eq!(said(&mut bench, &[0, 512]), [none(1), none(2)]);
+}
+
+/// Block status of one stretch, refused requests and holes are as short as any reply without data: as many wait.
+#[test]
+fn floods_of_short_chunks_are_parsed_as_far_as_they_are_taken() {
+    for (flags, command, length) in [
+        (0, CMD_BLOCK_STATUS, 4096),
+        (CMD_FLAG_REQ_ONE, CMD_BLOCK_STATUS, 4096),
+        (0, 77, 0),
+        (0, CMD_READ, 1),
+        (0, CMD_READ, 0),
+    ] {
+        let mut bench = structured();
+        let taken = bench.flood(&request(flags, command, 5, 0, length), 5000, 8192);
+        let said = said(&mut bench, &[]);
+        assert!(said.len() == 5000 && said.iter().all(|said| matches!(said, Said::Chunk(5, ..))));
+        assert!(taken >= 5000 * CHUNK_BYTES / 8448, "{taken} times");
+
+        let mut bench = extended(export());
+        bench.flood(&long(flags, command, 5, 0, u64::from(length)), 5000, 8192);
+        assert_eq!(self::said(&mut bench, &[0]).len(), 5000);
+    }
+}
+
+/// An answer that is longer than all that may wait passes, and is data: as long as a read, it has the room of one.
+#[test]
+fn a_long_block_status_passes() {
+    let mut bench = structured();
+    bench.out.set_room(1024);
+    bench.rx.push(Bytes::from(request(0, CMD_BLOCK_STATUS, 5, 0, 1 << 20)));
+    bench.advance().unwrap();
+    let asked = only(&mut bench);
+    let stretches: Vec<Stretch> = (0..2048).map(|at| Stretch { length: 512, hole: at % 2 == 0 }).collect();
+    bench.session.status(asked.cookie, &stretches, &mut bench.out);
+    assert!(!bench.out.is_full(0));
+    let parts: Vec<Part> = bench.out.drain_parts().collect();
+    assert!(matches!(&parts[1], Part::Payload(data) if data.len() == 8 * 2048));
 }
 
 /// Refused requests: what they are, the error, and where, in both styles with chunks.

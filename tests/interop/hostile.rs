@@ -207,3 +207,95 @@ fn over_tls_hostile_clients_stop_nobody_and_hold_little() {
     greedy.kill().and_then(|()| greedy.wait()).expect("it ends");
     nothing_is_degraded(&group);
 }
+
+/// How a flood begins, and what it says again and again.
+type Flood = (fn(&Group) -> std::io::Result<UnixStream>, Vec<u8>);
+
+fn handshaking(group: &Group) -> std::io::Result<UnixStream> {
+    Ok(Raw::connect(&group.socket())?.into_stream())
+}
+
+fn structured(group: &Group) -> std::io::Result<UnixStream> {
+    Ok(Raw::extended(&group.socket(), "db")?.into_stream())
+}
+
+/// Says it again and again, on each as much as is received; whoever was cut off is left alone.
+fn pour(streams: &mut [UnixStream], bytes: &[u8], duration: Duration) {
+    let end = Instant::now() + duration;
+    let mut said = vec![0; streams.len()];
+    while Instant::now() < end {
+        for (stream, said) in streams.iter_mut().zip(&mut said) {
+            while let Ok(now) = stream.write(&bytes[*said..])
+                && Instant::now() < end
+            {
+                *said = (*said + now) % bytes.len();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whoever asks for what is answered without data, and takes none of it, holds little, and keeps no read waiting.
+#[test]
+fn floods_without_data_hold_little_and_keep_nobody_waiting() {
+    let group = Group::start().expect("a group starts");
+    let data = noise(1, 64 << 10);
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+    let quiet = resident(&group);
+    raise_the_limit();
+    let ask = |command, length| RequestHead::encode(0, command, 5, 0, length).to_vec();
+    let floods: [(&str, Flood); 5] = [
+        ("options that nobody knows", (handshaking, OptionHead::encode(77, 0).to_vec())),
+        ("lists", (handshaking, OptionHead::encode(OPT_LIST, 0).to_vec())),
+        ("requests that are refused", (transmitting, ask(77, 512))),
+        ("reads of nothing", (transmitting, ask(CMD_READ, 0))),
+        ("block status", (structured, RequestHead::encode_extended(0, CMD_BLOCK_STATUS, 5, 0, 4096).to_vec())),
+    ];
+    for (what, (begin, one)) in floods {
+        let mut streams = Vec::new();
+        for _ in 0..150 {
+            let stream = begin(&group).expect("there are places for so many");
+            stream.set_nonblocking(true).expect("a socket");
+            streams.push(stream);
+        }
+        let over = AtomicBool::new(false);
+        let (served, most) = std::thread::scope(|scope| {
+            let beside = scope.spawn(|| {
+                let (mut served, mut most) = (0, 0);
+                while !over.load(Ordering::Relaxed) {
+                    somebody_is_served(&group, &data, Duration::from_secs(5));
+                    (served, most) = (served + 1, resident(&group).max(most));
+                }
+                (served, most)
+            });
+            pour(&mut streams, &one.repeat(4000), Duration::from_secs(4));
+            over.store(true, Ordering::Relaxed);
+            beside.join().expect("honest clients are served meanwhile")
+        });
+        println!("{what}: {} MiB (at rest {}), {served} were served meanwhile", most / MIB, quiet / MIB);
+        assert!(served > 4 && most < quiet + 32 * MIB);
+    }
+    somebody_is_served(&group, &data, Duration::from_secs(10));
+}
+
+/// Whoever takes its answers late gets each of them, in order.
+#[test]
+fn answers_that_are_taken_late_all_come_in_order() {
+    const COUNT: u64 = 100_000;
+    let group = Group::start().expect("a group starts");
+    let mut stream = transmitting(&group).expect("a connection");
+    stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    let mut asks = stream.try_clone().expect("a descriptor");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let heads = (0..COUNT).flat_map(|cookie| RequestHead::encode(0, CMD_READ, cookie, 0, 0));
+            asks.write_all(&heads.collect::<Vec<u8>>()).expect("all of it is received in the end");
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        for cookie in 0..COUNT {
+            let mut head = [0; REPLY_BYTES];
+            stream.read_exact(&mut head).expect("an answer to each");
+            assert_eq!((be32(&head, 4), be64(&head, 8)), (0, cookie));
+        }
+    });
+}

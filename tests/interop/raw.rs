@@ -44,6 +44,11 @@ impl Raw {
         Ok(raw)
     }
 
+    /// What is left to be said is said elsewhere.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     /// Every answer to an option.
     pub fn option(&mut self, option: u32, data: &[u8]) -> Result<Vec<(u32, Vec<u8>)>> {
         self.stream.write_all(&OptionHead::encode(option, data.len() as u32))?;

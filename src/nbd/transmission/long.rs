@@ -112,7 +112,7 @@ impl Transmission {
         }
         rx.skip(asked.head);
         let what = What::Whole(Box::default());
-        let whole = self.tasks.insert(Task { to, bytes: 0, cost: Ways::default(), what });
+        let whole = self.keep(Task { to, bytes: 0, cost: Ways::default(), what });
         let Asked { offset, length, .. } = *asked;
         self.body = Some(Body { whole, to, offset, left: length, fua: asked.fua() });
         Step::Again
@@ -142,7 +142,7 @@ impl Transmission {
             let Body { whole, to, offset, fua, .. } = body;
             self.whole(whole).pieces += 1;
             let task = Task { to: To { offset, ..to }, bytes: 0, cost, what: What::Piece { whole } };
-            let cookie = self.tasks.insert(task);
+            let cookie = self.keep(task);
             events.push(Event::Request(Request { cookie, kind: Kind::Write { offset, data, fua } }));
             (body.offset, body.left) = (offset + length, body.left - length);
         }
@@ -206,7 +206,7 @@ impl Transmission {
     pub(super) fn begin_reading(&mut self, asked: &Asked, to: To, cost: Ways<u64>, events: &mut Vec<Event>) {
         let Asked { offset, length, .. } = *asked;
         let first = piece_bytes(offset, length);
-        let cookie = self.tasks.insert(Task { to, bytes: first as u32, cost, what: What::Reading });
+        let cookie = self.keep(Task { to, bytes: first as u32, cost, what: What::Reading });
         self.reading = Some(Reading {
             cookie,
             to,
