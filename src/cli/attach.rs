@@ -318,6 +318,9 @@ fn connect_as(uri: &NbdUri, shape: &Shape, read_only: bool) -> Result<(OwnedFd, 
     if info.size < shape.size {
         return Err(format!("the export has {} bytes now, and had {}", info.size, shape.size));
     }
+    if info.block_min > shape.block {
+        return Err(format!("the server wants blocks of {} now, and the device has {}", info.block_min, shape.block));
+    }
     let flags = info.flags | if read_only { READ_ONLY } else { 0 };
     if flags & READ_ONLY != shape.flags & READ_ONLY {
         return Err("the export has become read-only, or writable".into());

@@ -1,9 +1,9 @@
 //! The client's side of one NBD connection, pure: bytes in, answers out, requests pipelined by cookie.
 //!
 //! ```text
-//!   Greeting ──► [Structuring ──► Selecting] ──► Going (OPT_GO) ──► Ready
-//!     │  ▲        of a volume only                 │ unsupported       ▲
-//!     │  │                                         └──► Naming ────────┘   (OPT_EXPORT_NAME, for servers of before 2016)
+//!   Greeting ──► [Structuring ──► Selecting] ──► Going (OPT_GO) ──► [Probing] ──► Ready
+//!     │  ▲        of a volume only                 │ unsupported                    ▲
+//!     │  │                                         └──► Naming ─────────────────────┘   (OPT_EXPORT_NAME, for servers of before 2016)
 //!     ▼  └── the connection is secure
 //!   Upgrading (OPT_STARTTLS) ──► Securing
 //! ```
@@ -13,6 +13,11 @@
 //! without where the server has none; for the rest they would only be longer, and a server must not send any. Extended
 //! headers are not asked for. Servers that refuse to go without them, or without TLS, are told apart in words; who was
 //! told to use TLS never goes without.
+//!
+//! Block sizes are always asked for ("Block size constraints"): some servers name theirs to nobody else, and enforce them
+//! all the same. A largest payload is kept to. A smallest block above 1 may be enforced, or be only what suits the server,
+//! which takes any length (qemu-nbd on a device of 4096-byte sectors, nbdkit with its `allow` policy): a read of one byte
+//! (`Probing`) tells, and only a server that refuses it with EINVAL insists.
 //!
 //! Invariants: I8 - bytes that are no NBD reply end the connection with words, never with a guess; every
 //! request is answered by exactly one `Done`, also when the connection ends (`abandon`).
@@ -37,7 +42,7 @@ pub struct ExportInfo {
     pub size: u64,
     /// Transmission flags, `protocol::READ_ONLY` and so on.
     pub flags: u16,
-    /// Offsets and lengths must be multiples of it.
+    /// Offsets and lengths must be multiples of it: 1 also where the server prefers more and does not insist.
     pub block_min: u32,
     /// Longest payload of one request, bytes.
     pub block_max: u32,
@@ -88,7 +93,6 @@ pub struct ClientSession {
     info: Option<ExportInfo>,
     block_min: u32,
     block_max: u32,
-    ask_block_size: bool,
     no_zeroes: bool,
     /// TLS is wanted, and nothing without it.
     tls: bool,
@@ -109,6 +113,8 @@ enum Phase {
     Selecting,
     Going,
     Naming,
+    /// Whether the server insists on its smallest block is being tried.
+    Probing,
     Ready,
     Ended,
 }
@@ -136,7 +142,6 @@ impl ClientSession {
             info: None,
             block_min: 1,
             block_max: PAYLOAD_BYTES_MAX,
-            ask_block_size: false,
             no_zeroes: false,
             tls: false,
             allocation: false,
@@ -172,6 +177,7 @@ impl ClientSession {
         loop {
             let step = match self.phase {
                 Phase::Ready => self.reply(rx, events)?,
+                Phase::Probing => self.probe_reply(rx, events, out)?,
                 Phase::Greeting => self.greeting(rx, out)?,
                 Phase::Going | Phase::Upgrading | Phase::Structuring | Phase::Selecting => {
                     self.option_reply(rx, events, out)?
@@ -238,7 +244,7 @@ impl ClientSession {
     /// Says goodbye, if the server is still listening.
     pub fn disconnect(&mut self, out: &mut Outbox) {
         match self.phase {
-            Phase::Ready => out.put(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)),
+            Phase::Ready | Phase::Probing => out.put(&RequestHead::encode(0, CMD_DISC, 0, 0, 0)),
             Phase::Going | Phase::Upgrading | Phase::Structuring | Phase::Selecting => {
                 out.put(&OptionHead::encode(OPT_ABORT, 0))
             }
@@ -249,6 +255,10 @@ impl ClientSession {
 
     /// The connection is gone: the cookies of requests that were never answered, in no order.
     pub fn abandon(&mut self) -> Vec<u64> {
+        if self.phase == Phase::Probing {
+            // The probe is nobody's request.
+            self.inflight.take_all();
+        }
         self.phase = Phase::Ended;
         self.inflight.take_all().into_iter().map(|request| request.cookie).collect()
     }
@@ -268,6 +278,7 @@ impl ClientSession {
             Phase::Securing => "in the TLS handshake",
             Phase::Structuring | Phase::Selecting | Phase::Going => "while the export was asked for",
             Phase::Naming => "when the export was named: it may have none of that name",
+            Phase::Probing => "on a read of less than the smallest block that it named",
             Phase::Ready => "while in use",
             Phase::Ended => "after the end",
         }
@@ -336,16 +347,14 @@ impl ClientSession {
         self.phase = Phase::Selecting;
     }
 
-    /// Asks for the export. Block sizes are asked for only when the server insists: a client that asked
-    /// must obey them, one that did not may send any size.
+    /// Asks for the export, and for its block sizes.
     fn go(&mut self, out: &mut Outbox) {
-        let infos: &[u16] = if self.ask_block_size { &[INFO_BLOCK_SIZE] } else { &[] };
-        let length = 4 + self.export.len() + 2 + 2 * infos.len();
+        let length = 4 + self.export.len() + 2 + 2;
         out.put(&OptionHead::encode(OPT_GO, length as u32));
         out.put(&(self.export.len() as u32).to_be_bytes());
         out.put(self.export.as_bytes());
-        out.put(&(infos.len() as u16).to_be_bytes());
-        infos.iter().for_each(|info| out.put(&info.to_be_bytes()));
+        out.put(&1u16.to_be_bytes());
+        out.put(&INFO_BLOCK_SIZE.to_be_bytes());
         self.phase = Phase::Going;
     }
 
@@ -450,13 +459,13 @@ impl ClientSession {
             REP_ACK => {
                 let mut info = self.info.ok_or(ClientError::Info("it ends without size and flags"))?;
                 (info.block_min, info.block_max) = (self.block_min, self.block_max);
-                self.ready(info, events);
+                if info.block_min > 1 && info.size > PROBE_OFFSET {
+                    self.probe(info, out);
+                } else {
+                    self.ready(info, events);
+                }
             }
             REP_ERR_UNSUP => self.name_export(out),
-            REP_ERR_BLOCK_SIZE_REQD if !self.ask_block_size => {
-                self.ask_block_size = true;
-                self.go(out);
-            }
             code if code & REP_ERROR_BIT != 0 => {
                 // The soft way out, which the specification asks of a client that is turned away.
                 out.put(&OptionHead::encode(OPT_ABORT, 0));
@@ -493,13 +502,41 @@ impl ClientSession {
                 if !min.is_power_of_two() || min > 1 << 16 || max < min {
                     return Err(ClientError::Info("block sizes contradict one another"));
                 }
-                // A volunteered minimum binds only who asked; the maximum is a matter of survival.
-                self.block_min = if self.ask_block_size { min } else { 1 };
+                self.block_min = min;
                 self.block_max = max.min(PAYLOAD_BYTES_MAX) & !(min - 1);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Reads one byte from the middle of a block.
+    fn probe(&mut self, info: ExportInfo, out: &mut Outbox) {
+        self.info = Some(info);
+        self.phase = Phase::Probing;
+        let number = self.inflight.insert(InFlight { cookie: 0, length: 1, asked: Asked::read(PROBE_OFFSET, 1) });
+        out.put(&RequestHead::encode(0, CMD_READ, number, PROBE_OFFSET, 1));
+    }
+
+    /// The answer to the probe: EINVAL is what the specification has for a request that breaks a size constraint. Any
+    /// other error is no verdict on sizes, and comes again where it matters.
+    fn probe_reply(&mut self, rx: &mut Rope, events: &mut Vec<Event>, out: &mut Outbox) -> Result<Step, ClientError> {
+        let step = self.reply(rx, events)?;
+        if !self.inflight.is_empty() {
+            return Ok(step);
+        }
+        let Some(Event::Done { result, .. }) = events.pop() else { unreachable!("a read is answered by one event") };
+        let info = self.info.expect("it was there before the probe");
+        match result {
+            Err(Errno::Inval) => self.ready(info, events),
+            Err(Errno::Shutdown) => {
+                self.disconnect(out);
+                let (code, text) = (REP_ERR_SHUTDOWN, refusal_word(REP_ERR_SHUTDOWN).to_owned());
+                events.push(Event::Refused { code, text });
+            }
+            Ok(_) | Err(_) => self.ready(ExportInfo { block_min: 1, ..info }, events),
+        }
+        Ok(Step::Again)
     }
 
     fn export_name_reply(&mut self, rx: &mut Rope, events: &mut Vec<Event>) -> Result<Step, ClientError> {
@@ -573,6 +610,9 @@ impl ClientSession {
         Ok(Step::Again)
     }
 }
+
+/// Where one byte is read to learn whether a server insists on whole blocks.
+const PROBE_OFFSET: u64 = 1;
 
 /// What a refusal without a text means.
 fn refusal_word(code: u32) -> &'static str {

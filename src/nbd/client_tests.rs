@@ -14,6 +14,7 @@ struct Server {
     rx: Rope,
     out: Outbox,
     disk: Vec<u8>,
+    block_min: u32,
     refusal: Option<Refusal>,
     granted: bool,
     /// Answers of a turn go out in reverse.
@@ -27,6 +28,7 @@ impl Server {
             rx: Rope::new(),
             out: Outbox::new(),
             disk: vec![0; SIZE],
+            block_min: 1,
             refusal: None,
             granted: false,
             reverse: true,
@@ -89,7 +91,7 @@ impl Server {
             description: String::new(),
             size: SIZE as u64,
             read_only: false,
-            block_min: 1,
+            block_min: self.block_min,
             block_preferred: 4096,
             block_max: 32 << 20,
             multi_conn: true,
@@ -245,35 +247,86 @@ fn an_old_server_is_asked_the_old_way() {
     assert!(client.session.stage().contains("named"));
 }
 
+/// An answer to GO with these block sizes, for an export of 64 KiB.
+fn sized(min: u32, max: u32) -> Vec<u8> {
+    let sizes = [&INFO_BLOCK_SIZE.to_be_bytes()[..], &min.to_be_bytes(), &[0, 0, 16, 0], &max.to_be_bytes()].concat();
+    [
+        &OptionReplyHead::encode(OPT_GO, REP_INFO, 12)[..],
+        &[0, 0],
+        &[0, 0, 0, 0, 0, 1, 0, 0, 0, 1],
+        &OptionReplyHead::encode(OPT_GO, REP_INFO, 14),
+        &sizes,
+        &OptionReplyHead::encode(OPT_GO, REP_ACK, 0),
+    ]
+    .concat()
+}
+
+/// A client that has been greeted, and what it asked for.
+fn greeted() -> (Client, Vec<u8>) {
+    let mut client = Client::new("");
+    client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
+    let sent = client.sent();
+    (client, sent)
+}
+
 #[test]
-fn block_sizes_bind_only_when_the_server_insists() {
-    let sizes = |min: u32, max: u32| {
-        let data =
-            [&INFO_BLOCK_SIZE.to_be_bytes()[..], &min.to_be_bytes(), &[0, 0, 16, 0], &max.to_be_bytes()].concat();
-        [&OptionReplyHead::encode(OPT_GO, REP_INFO, 14)[..], &data].concat()
-    };
-    let export =
-        [&OptionReplyHead::encode(OPT_GO, REP_INFO, 12)[..], &[0; 2], &[0, 0, 0, 0, 0, 1, 0, 0, 0, 1]].concat();
-    let ack = OptionReplyHead::encode(OPT_GO, REP_ACK, 0).to_vec();
-
-    let mut client = Client::new("");
-    client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
-    client.feed(&[export.clone(), sizes(512, 1 << 20), ack.clone()].concat()).unwrap();
+fn block_sizes_are_asked_for_and_the_largest_payload_is_kept_to() {
+    let (mut client, sent) = greeted();
+    assert_eq!(sent[4..], [&OptionHead::encode(OPT_GO, 8)[..], &[0, 0, 0, 0, 0, 1, 0, 3]].concat());
+    client.feed(&sized(1, 1 << 20)).unwrap();
     let info = ExportInfo { size: 65536, flags: 1, block_min: 1, block_max: 1 << 20 };
-    assert_eq!(client.events, [Event::Ready(info)]);
+    assert_eq!((client.events.pop(), client.sent()), (Some(Event::Ready(info)), vec![]), "nothing is to be tried");
 
-    let mut client = Client::new("");
-    client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
-    client.sent();
+    let (mut client, _) = greeted();
+    assert!(matches!(client.feed(&sized(3, 1 << 20)), Err(ClientError::Info(_))));
+    let (mut client, _) = greeted();
     client.feed(&OptionReplyHead::encode(OPT_GO, REP_ERR_BLOCK_SIZE_REQD, 0)).unwrap();
-    assert_eq!(client.sent(), [&OptionHead::encode(OPT_GO, 8)[..], &[0, 0, 0, 0, 0, 1, 0, 3]].concat());
-    client.feed(&[sizes(4096, u32::MAX), export, ack].concat()).unwrap();
-    let info = ExportInfo { size: 65536, flags: 1, block_min: 4096, block_max: PAYLOAD_BYTES_MAX };
-    assert_eq!(client.events.pop(), Some(Event::Ready(ExportInfo { size: 65536, ..info })));
+    assert!(matches!(client.events[..], [Event::Refused { code: REP_ERR_BLOCK_SIZE_REQD, .. }]));
+}
 
-    let mut client = Client::new("");
-    client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
-    assert!(matches!(client.feed(&sizes(3, 1 << 20)), Err(ClientError::Info(_))));
+#[test]
+fn a_smallest_block_binds_where_less_is_refused() {
+    const EPERM: u32 = 1;
+    const EIO: u32 = 5;
+    const EINVAL: u32 = 22;
+    for (error, block_min) in [(0, 1), (EPERM, 1), (EIO, 1), (EINVAL, 4096)] {
+        let (mut client, _) = greeted();
+        client.feed(&sized(4096, u32::MAX)).unwrap();
+        let sent = client.sent();
+        let number = be64(&sent, 8);
+        assert_eq!(sent, RequestHead::encode(0, CMD_READ, number, 1, 1));
+        assert_eq!(client.events, [], "whether it insists is not known yet");
+        let data: &[u8] = if error == 0 { &[7] } else { &[] };
+        client.feed(&[&ReplyHead::encode(error, number)[..], data].concat()).unwrap();
+        let block_max = PAYLOAD_BYTES_MAX & !4095;
+        let info = ExportInfo { size: 65536, flags: 1, block_min, block_max };
+        assert_eq!(client.events, [Event::Ready(info)], "{error}");
+        assert_eq!((client.session.info(), client.session.inflight()), (Some(info), 0));
+    }
+}
+
+#[test]
+fn a_server_that_leaves_while_its_blocks_are_tried_is_no_verdict_and_nobodys_request() {
+    const ESHUTDOWN: u32 = 108;
+    let (mut client, _) = greeted();
+    client.feed(&sized(512, u32::MAX)).unwrap();
+    let number = be64(&client.sent(), 8);
+    client.feed(&ReplyHead::encode(ESHUTDOWN, number)).unwrap();
+    assert!(matches!(client.events[..], [Event::Refused { code: REP_ERR_SHUTDOWN, .. }]));
+
+    let (mut client, _) = greeted();
+    client.feed(&sized(512, u32::MAX)).unwrap();
+    assert!(client.session.stage().contains("smallest block"));
+    assert!(client.session.abandon().is_empty());
+}
+
+#[test]
+fn our_own_server_with_whole_blocks_is_found_to_insist() {
+    let mut server = Server::new();
+    server.block_min = 512;
+    let mut client = Client { session: ClientSession::of_volume("orders", false), ..Client::new("") };
+    converse(&mut client, &mut server, 9);
+    assert!(matches!(client.events[..], [Event::Ready(ExportInfo { block_min: 512, .. })]), "{:?}", client.events);
 }
 
 #[test]

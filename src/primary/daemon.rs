@@ -50,7 +50,7 @@ const READ_TICKET: u64 = 1 << 63;
 /// That of a look at what has storage.
 const LISTING_TICKET: Ticket = Ticket(u64::MAX);
 const HOLES_TICKET: Ticket = Ticket(u64::MAX - 1);
-/// How long last replies may take at a stop, nanoseconds.
+/// How long last replies may take at a stop or at the end of a role, nanoseconds.
 const STOP_NS: u64 = 2_000_000_000;
 /// How often is looked, at a stop, for who has taken them, nanoseconds.
 const STOP_LOOK_NS: u64 = 10_000_000;
@@ -585,6 +585,7 @@ impl Shell {
                 if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
                     tracing::error!("the next start is not told of this failure: {error}");
                 }
+                self.last_answers("the primary ends: its disk failed");
                 bail!("{text}")
             }
             Effect::Stopped => self.stopped = true,
@@ -719,6 +720,26 @@ impl Shell {
         self.give_up_resizes();
         self.stop_by_ns = Some(self.reactor.now().mono_ns + DRAIN_NS);
         self.step(Input::Stop)
+    }
+
+    /// Sends clients what they are answered already, the error that ends the role among it, for a bounded time. Whatever
+    /// else happens meanwhile is left to the next start.
+    fn last_answers(&mut self, why: &str) {
+        self.nbd.flush(&mut self.reactor, &mut self.asked);
+        self.nbd.close_all(&mut self.reactor, why);
+        let until_ns = self.reactor.now().mono_ns + STOP_NS;
+        let mut events = Vec::new();
+        while !self.nbd.is_empty() && self.reactor.now().mono_ns < until_ns {
+            self.reactor.hurry();
+            let look_ns = until_ns.min(self.reactor.now().mono_ns + STOP_LOOK_NS);
+            // Nothing more can be said where the ring fails, and why the role ends is known.
+            if self.reactor.turn(Some(look_ns), &mut events).is_err() {
+                return;
+            }
+            for event in events.drain(..) {
+                self.nbd.on_event(&mut self.reactor, &event, &mut self.asked);
+            }
+        }
     }
 
     /// Lets the last replies go out, for a bounded time.

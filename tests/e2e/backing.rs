@@ -461,6 +461,80 @@ fn a_server_that_does_not_fit_is_refused_with_what_to_do() -> Result<()> {
     Ok(())
 }
 
+/// nbdkit with 16 MiB of memory behind a filter, with what that is told.
+fn filtered(group: &Group, filter: &str, told: &[&str]) -> Result<Option<Server>> {
+    if let Some(tool) = find_program("nbdkit")
+        && !Command::new(tool).args(["--dump-plugin", filter, "memory"]).output()?.status.success()
+    {
+        eprintln!("skipped: nbdkit has no {filter}");
+        return Ok(None);
+    }
+    let socket = group.site.path("filtered.sock");
+    let mut words: Vec<String> = ["nbdkit", "-f", "-t", "1", "-U"].map(String::from).into();
+    words.push(socket.display().to_string());
+    words.extend([filter, "memory", "16M"].map(String::from));
+    words.extend(told.iter().map(|word| (*word).to_owned()));
+    Server::start(words, socket)
+}
+
+#[test]
+fn a_server_that_insists_on_whole_blocks_is_refused_before_anything_is_written() -> Result<()> {
+    for role in [Role::Primary, Role::Dr] {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let policy = ["blocksize-minimum=4096", "blocksize-error-policy=error"];
+        let Some(server) = filtered(&group, "--filter=blocksize-policy", &policy)? else { return Ok(()) };
+        group.put_on(role, "db", &server.address(), &server.address())?;
+        let words = "insists on whole blocks of 4096 bytes";
+        let checked = group.site.verb(&["check", "--role", role.word()])?;
+        ensure!(checked.exit != 0 && checked.out.contains(words), "check: {}{}", checked.out, checked.errors);
+        group.site.launch(role)?;
+        let status = group.site.ended(role)?;
+        let log = group.site.log(role);
+        ensure!(status.code() == Some(3) && log.contains(words), "{status}\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn block_sizes_that_a_server_can_be_used_with_are_kept_to() -> Result<()> {
+    let policies: [&[&str]; 2] =
+        [&["blocksize-minimum=4096"], &["blocksize-maximum=65536", "blocksize-error-policy=error"]];
+    for policy in policies {
+        let mut group = Group::new(FAST, "protect = \"order\"")?;
+        let Some(server) = filtered(&group, "--filter=blocksize-policy", policy)? else { return Ok(()) };
+        group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
+        group.site.start_all()?;
+        let mut client = group.site.client(Role::Primary, "db")?;
+        client.timeout(Some(LONG))?;
+        client.call(Ask::Write { offset: 512, data: &[1; 512], fua: false })?;
+        client.call(Ask::Write { offset: MIB, data: &vec![2; MIB as usize], fua: true })?;
+        group.site.settle(LONG)?;
+        // The server itself would refuse to be read in pieces as long as those of the test.
+        let (here, there) = (client.read_all()?, group.image(Role::Dr, "db")?);
+        ensure!(here == there && here[512..1024] == [1; 512] && here[1 << 20..2 << 20].iter().all(|byte| *byte == 2));
+        client.close();
+    }
+    Ok(())
+}
+
+#[test]
+fn the_client_is_answered_the_error_of_its_write_before_the_role_ends() -> Result<()> {
+    let mut group = Group::new(FAST, "protect = \"order\"")?;
+    let told = ["error-pwrite=EPERM", "error-pwrite-rate=100%"];
+    let Some(server) = filtered(&group, "--filter=error", &told)? else { return Ok(()) };
+    group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
+    group.site.start_all()?;
+    let mut client = group.site.client(Role::Primary, "db")?;
+    client.timeout(Some(LONG))?;
+    let asked = client.call(Ask::Write { offset: 0, data: &[1; 4096], fua: false });
+    let said = asked.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    let status = group.site.ended(Role::Primary)?;
+    let log = group.site.log(Role::Primary);
+    ensure!(said.contains("os error 5"), "{said:?}, {status}\n{log}");
+    ensure!(status.code() == Some(1) && log.contains("mend the backing store"), "{status}\n{log}");
+    Ok(())
+}
+
 /// nbdkit with a file and a cache that only a flush empties, which answers EIO to writes while there is a file `inject`.
 fn forgetful(group: &Group, bytes: u64) -> Result<Option<Server>> {
     let path = |name: &str| group.site.path(name).display().to_string();

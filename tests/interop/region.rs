@@ -72,20 +72,45 @@ fn nbdkit_without_fua_is_flushed_instead() {
     exercise(&uri(&socket, ""));
 }
 
-#[test]
-fn a_server_that_insists_on_whole_blocks_is_named() {
-    let Some(mut nbdkit) = tool("nbdkit") else { return };
-    let scratch = Scratch::new();
+/// nbdkit with 32 MiB and a policy of block sizes.
+fn nbdkit_with_blocks(scratch: &Scratch, policy: &[&str]) -> Option<(Process, TableTarget)> {
+    let mut nbdkit = tool("nbdkit")?;
+    let probe =
+        tool("nbdkit")?.args(["--dump-plugin", "--filter=blocksize-policy", "memory"]).output().expect("nbdkit");
+    if !probe.status.success() {
+        eprintln!("skipped: nbdkit has no blocksize-policy filter");
+        return None;
+    }
     let socket = scratch.path("s");
-    let policy = ["blocksize-minimum=4096", "blocksize-error-policy=error"];
     nbdkit.arg("-f").arg("-U").arg(&socket).args(["--filter=blocksize-policy", "memory", "32M"]).args(policy);
-    let _server = Process(nbdkit.stderr(Stdio::null()).spawn().expect("nbdkit"));
+    let server = Process(nbdkit.stderr(Stdio::null()).spawn().expect("nbdkit"));
     wait_for(&socket);
-    let (mut driver, _) = Driver::opened(&uri(&socket, ""), 1, 7);
-    driver.write(0, &[1; 4096], true).expect("a whole block");
-    let Err(IoFail::Other(text)) = driver.write(64, &[1; 64], true) else { panic!("less than a block") };
-    assert!(text.contains("whole blocks"), "{text}");
-    driver.close();
+    Some((server, uri(&socket, "")))
+}
+
+#[test]
+fn a_server_that_insists_on_whole_blocks_is_named_before_it_is_used() {
+    let scratch = Scratch::new();
+    let policy = ["blocksize-minimum=4096", "blocksize-error-policy=error"];
+    let Some((_server, target)) = nbdkit_with_blocks(&scratch, &policy) else { return };
+    let mut driver = Driver::open(&target, 1, 7);
+    let RegionEvent::Failed { text, fenced } = driver.event() else { panic!("a table writes less than a block") };
+    assert!(!fenced && text.contains("whole blocks"), "{text}");
+}
+
+#[test]
+fn a_server_that_names_whole_blocks_and_takes_less_carries_the_table() {
+    let scratch = Scratch::new();
+    let Some((_server, target)) = nbdkit_with_blocks(&scratch, &["blocksize-minimum=4096"]) else { return };
+    exercise(&target);
+}
+
+#[test]
+fn the_largest_payload_of_a_server_is_kept_to() {
+    let scratch = Scratch::new();
+    let policy = ["blocksize-maximum=65536", "blocksize-error-policy=error"];
+    let Some((_server, target)) = nbdkit_with_blocks(&scratch, &policy) else { return };
+    exercise(&target);
 }
 
 #[test]
