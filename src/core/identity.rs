@@ -433,8 +433,11 @@ mod tests {
     #[test]
     fn a_refusal_says_whose_the_file_is_and_what_to_do() {
         let roles = ["the primary", "DR", "the promoted DR"];
-        let advice =
-            ["do not start this primary: promote DR", "empty /d and start DR again", "restore it from a backup"];
+        let advice = [
+            "do not start this primary: promote DR",
+            "empty /d and its volumes and start DR again",
+            "restore it from a backup",
+        ];
         for (part, (role, advice)) in Part::ALL.into_iter().zip(roles.into_iter().zip(advice)) {
             let (ours, dir) = (mark(part, 1, "g", "db"), "/d".into());
             let new = Holder { mark: ours, dir, empty: false, begun: false, least: 100, marked: true };

@@ -146,8 +146,6 @@ bugs! {
     SpoiltMovesUp,
     /// A first sync is carried on without what was written since it began.
     CarriedWithoutWrites,
-    /// More data is acknowledged for the payload ring than a promotion has room to fetch.
-    RingBeyondSpool,
     /// The primary writes its superblock again while it is being written.
     SuperblocksOverlap,
     /// The payload of a write that failed for want of space stays queued, and no batch begins.

@@ -74,7 +74,6 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::ResizeForgotten, 100003),
     (Bug::ResizeUnzeroed, 100076),
     (Bug::SpoiltMovesUp, 101594),
-    (Bug::RingBeyondSpool, 879),
     (Bug::SuperblocksOverlap, 124372),
     (Bug::FailedStaysQueued, 100011),
     (Bug::InForceEarly, 8504),

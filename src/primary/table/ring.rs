@@ -130,9 +130,8 @@ impl Machine {
 
     /// What of the ring is used: a promotion brings it into DR's spool before it replays anything, beside what is there of
     /// a batch. What does not fit would protect nothing.
-    fn ring_bound(&self, layout: TableLayout) -> u64 {
-        let left = self.spool_left().filter(|_| !planted(Bug::RingBeyondSpool));
-        left.map_or(layout.payload_bytes, |left| left.min(layout.payload_bytes))
+    pub(super) fn ring_bound(&self, layout: TableLayout) -> u64 {
+        self.spool_left().map_or(layout.payload_bytes, |left| left.min(layout.payload_bytes))
     }
 
     /// From which seq on the payload ring has yet to get what is written; `None` where it takes nothing.

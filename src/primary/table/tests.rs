@@ -125,6 +125,21 @@ fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() 
     }
 }
 
+/// Seed 879: the ring held more than a promotion had room to fetch, and it was acknowledged for it.
+#[test]
+fn of_the_ring_no_more_is_used_than_a_promotion_has_room_to_fetch() {
+    let mut machine = in_use(Protect::Bunker);
+    machine.aux.ring_live.push_back((Seq(150), 0));
+    machine.aux.ring_pos = 384 << 10;
+    for (spool_bytes, waits) in [(0, false), (8 << 20, false), (512 << 10, true), (64 << 10, true)] {
+        machine.dr.spool_bytes = spool_bytes;
+        assert_eq!(machine.ring_wait(4096), waits, "{spool_bytes}");
+        let layout = machine.aux.layout.expect("set");
+        let left = machine.spool_left().unwrap_or(u64::MAX);
+        assert_eq!(machine.ring_bound(layout), left.min(layout.payload_bytes));
+    }
+}
+
 /// After an outage `sync` was said to be in force while thousands of writes, acknowledged with less, had yet to cross.
 #[test]
 fn a_mode_is_in_force_again_when_everything_acknowledged_below_it_is_covered() {
