@@ -85,10 +85,7 @@ fn directories<'a>(
     controls: impl IntoIterator<Item = &'a Path>,
     addresses: impl IntoIterator<Item = &'a Address>,
 ) -> Result<(), Failure> {
-    let sockets = addresses.into_iter().filter_map(|address| match address {
-        Address::Unix(path) => Some(path.as_path()),
-        Address::Tcp(_) => None,
-    });
+    let sockets = addresses.into_iter().filter_map(Address::path);
     for socket in controls.into_iter().chain(sockets) {
         let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) else { continue };
         std::fs::create_dir_all(parent).map_err(|error| {

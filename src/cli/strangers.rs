@@ -46,16 +46,10 @@ fn explained(config: &Config, role: Role, dir: &Path) -> BTreeSet<OsString> {
         Role::Dr => config.dr.iter().flat_map(|it| it.export.iter().chain([&it.listen]).chain(&it.metrics)).collect(),
         Role::Aux | Role::Client => Vec::new(),
     };
-    paths.extend(addresses.into_iter().filter_map(|address| match address {
-        Address::Unix(path) => Some(path.as_path()),
-        Address::Tcp(_) => None,
-    }));
+    paths.extend(addresses.into_iter().filter_map(Address::path));
     if let Some(own) = config.aux.as_ref().and_then(|aux| aux.own.as_ref()) {
         paths.extend([own.dir.as_path(), own.control.as_path()]);
-        paths.extend(match &own.listen {
-            Address::Unix(path) => Some(path.as_path()),
-            Address::Tcp(_) => None,
-        });
+        paths.extend(own.listen.path());
     }
     if let Some(primary) = &config.primary {
         paths.extend([primary.dir.as_path(), primary.control.as_path()]);

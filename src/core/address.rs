@@ -5,7 +5,7 @@
 //! all of it but abstract sockets, vsock and SSH, which are recognised and refused in words.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -172,6 +172,15 @@ impl Address {
         };
         let port = port.parse::<u16>().map_or_else(|_| port.to_owned(), |port| port.to_string());
         Address::Tcp(format!("[{host}]:{port}"))
+    }
+
+    /// Of a unix socket.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Address::Unix(path) => Some(path),
+            Address::Tcp(_) => None,
+        }
     }
 
     /// Whether what goes there stays on this host: a unix socket, or a loopback address.

@@ -45,6 +45,6 @@ pub mod tls;
 pub mod vector;
 
 pub use extents::Range;
-pub use open::{Direct, OpenOptions, Preallocate, make_dir};
+pub use open::{Direct, OpenOptions, Preallocate, is_absent, make_dir};
 pub use reactor::{Event, FileId, Reactor, ReactorOptions, Stopper};
 pub use reader::{FileReader, Still};

@@ -78,6 +78,12 @@ pub struct Opened {
 const FILE_MODE: u32 = 0o640;
 const DIR_MODE: u32 = 0o750;
 
+/// Whether there is certainly nothing of this name, not even a link; what cannot be looked at may be there.
+#[must_use]
+pub fn is_absent(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Makes the directory of a role where there is none, and nothing above it: what a file system that is not mounted would hold
 /// is not made beside it. If it was made, what there is to say about that.
 ///

@@ -1,6 +1,5 @@
 //! Whether the directory of a role, and what stands where a volume is to be, can be used: as the role finds it at its start.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Host;
@@ -11,7 +10,7 @@ use crate::cluster::control::EXIT_REFUSED;
 use crate::core::identity::{Holder, Mark, Part, Verdict};
 use crate::core::ids::Owner;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, Superblock};
-use crate::io::mark;
+use crate::io::{is_absent, mark};
 use crate::{auxiliary, dr, primary};
 
 impl Host<'_, '_, '_> {
@@ -80,10 +79,6 @@ impl Host<'_, '_, '_> {
             marked: known.iter().chain(&since).any(|known| known.has(MARKED)),
         }
     }
-}
-
-fn is_absent(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// The one in force, if it can be read: what is wrong with it the role says.

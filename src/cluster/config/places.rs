@@ -1,5 +1,6 @@
 //! Places that two things of one role would use: told by their names alone, so that nothing starts with them. Two roles may
-//! use the same names on two hosts, also where a tunnel makes the link between them look local: that is warned of. What several names lead to is looked at by `farshore check` and at the start.
+//! use the same names on two hosts, also where a tunnel makes the link between them look local: that is warned of. What several names
+//! lead to is looked at by `farshore check` and at the start.
 
 use std::path::{Component, Path, PathBuf};
 

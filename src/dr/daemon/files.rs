@@ -34,7 +34,7 @@ use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, make_dir, mark};
+use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, is_absent, make_dir, mark};
 use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
@@ -312,10 +312,6 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
         exclusive_lock: true,
         ..OpenOptions::default()
     }
-}
-
-fn is_absent(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Both logs of a directory whose superblock says that it has been used.
