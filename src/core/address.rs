@@ -239,11 +239,16 @@ fn tcp_uri(rest: &str, secure: bool) -> Result<NbdUri, &'static str> {
         return Err("?socket= belongs to nbd+unix://");
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-    let host_port = match authority.strip_suffix(':') {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if has_port => (host, port),
+        _ => (authority, ""),
+    };
+    // A name may be written with percent signs, an address in brackets not (RFC 3986, section 3.2.2).
+    let host = if host.starts_with('[') { host.to_owned() } else { percent_decode(host)? };
+    let host_port = match port {
         // An empty port is the default one (RFC 3986, section 3.2.3).
-        Some(host) => format!("{host}:{NBD_PORT}"),
-        _ if has_port => authority.to_owned(),
-        _ => format!("{authority}:{NBD_PORT}"),
+        "" => format!("{host}:{NBD_PORT}"),
+        port => format!("{host}:{port}"),
     };
     check_host_port(&host_port)?;
     Ok(NbdUri { address: Address::Tcp(host_port), export, tls })
@@ -368,6 +373,9 @@ fn check_socket_path(path: &str) -> Result<(), &'static str> {
     match path {
         "" => Err("the path of the socket is missing"),
         path if path.contains('\0') => Err("the path of the socket contains a zero byte"),
+        path if path.starts_with('@') => {
+            Err("a socket in the abstract namespace is not supported; a file of such a name is written ./@name")
+        }
         path if path.len() > SOCKET_PATH_BYTES_MAX => Err("the path of the socket is longer than 107 bytes"),
         _ => Ok(()),
     }
@@ -386,7 +394,7 @@ fn check_host_port(text: &str) -> Result<(), &'static str> {
     if bare.is_empty() {
         return Err("the host is missing (0.0.0.0 or [::] listens on every address)");
     }
-    if bare.contains(|c: char| c.is_whitespace() || c.is_control() || "/[]@?#".contains(c)) {
+    if bare.contains(|c: char| c.is_whitespace() || c.is_control() || "/[]@?#%".contains(c)) {
         return Err("the host contains a character that no host name has");
     }
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err() {
@@ -441,6 +449,31 @@ mod tests {
             assert!(zone.parse::<NbdUri>().is_err_and(|error| error.why.contains("zone")), "{zone}");
         }
         assert!("[fe80::1%2]:10809".parse::<Address>().is_err_and(|error| error.why.contains("zone")));
+    }
+
+    #[test]
+    fn a_host_may_be_written_with_percent_signs() {
+        let plain: NbdUri = "nbd://store.example:7/x".parse().expect("plain");
+        for text in ["nbd://store%2Eexample:7/x", "nbd://%73tore.%65xample:7/x"] {
+            assert_eq!(text.parse::<NbdUri>().expect(text), plain);
+        }
+        assert_eq!(
+            "nbd://store%2Eexample".parse::<NbdUri>().expect("without port").address.to_string(),
+            "store.example:10809"
+        );
+        for text in ["nbd://a%3A1/x", "nbd://a%2Fb/x", "nbd://a%2/x", "nbd://a%00/x", "nbd://a%25b/x"] {
+            assert!(text.parse::<NbdUri>().is_err(), "{text}");
+        }
+        assert!("a%2eb:1".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn an_abstract_socket_is_not_taken_for_a_file() {
+        for text in ["unix:@x", "unix:@"] {
+            assert!(text.parse::<Address>().is_err_and(|error| error.why.contains("abstract")), "{text}");
+        }
+        assert!("nbd+unix:///?socket=@x".parse::<NbdUri>().is_err_and(|error| error.why.contains("abstract")));
+        assert!("unix:./@x".parse::<Address>().is_ok());
     }
 
     #[test]
@@ -636,7 +669,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_export_and_socket_round_trips(export in "[^\0]{0,30}", socket in "[^\0]{1,25}", port in 0u16..) {
+        fn any_export_and_socket_round_trips(export in "[^\0]{0,30}", socket in "[^\0@][^\0]{0,24}", port in 0u16..) {
             let unix = Address::Unix(socket.into());
             for address in [unix, Address::Tcp(format!("[::1]:{port}")), Address::Tcp(format!("host:{port}"))] {
                 assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));

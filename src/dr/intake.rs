@@ -221,7 +221,7 @@ impl Intake {
             Item::Chunk { index, .. } => (Kind::Chunk, index),
         };
         let mut parts = Vec::with_capacity(3);
-        encode_entry(&EntryHeader { pos, kind, index, record }, self.nonce, data, &mut parts);
+        encode_entry(&EntryHeader { pos, kind, index, record, skipped: 0 }, self.nonce, data, &mut parts);
         let offset = pos % self.spool.size();
         let ticket = desk.disk(fx, File::Spool, DiskKind::Write { offset, parts, durable: false });
         self.writes.insert(ticket, item);

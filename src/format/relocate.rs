@@ -76,23 +76,26 @@ pub fn plan(entries: &[Place], floor: u64, size: u64) -> Option<(Vec<u64>, u64)>
     Some((positions, end))
 }
 
-/// Copies each entry to its new position; `write` gets offsets of the new file.
+/// Copies each entry to its new position, as [`plan`] has it from this floor on; `write` gets offsets of the new file.
 pub fn copy(
     from: (&dyn ReadAt, Log),
     to: Log,
     entries: &[Place],
+    floor: u64,
     positions: &[u64],
     write: &mut WriteAt<'_>,
 ) -> Result<(), MoveError> {
     let (file, log) = from;
+    let mut end = floor;
     for (entry, &pos) in entries.iter().zip(positions) {
         let length = usize::try_from(entry.bytes).expect("an entry fits memory");
         let bytes = file.read_at(entry.pos % log.size, length)?;
         let (header, data) =
             decode_entry(&bytes, log.nonce).map_err(|source| MoveError::Damaged { pos: entry.pos, source })?;
         let mut parts = Vec::with_capacity(3);
-        encode_entry(&EntryHeader { pos, ..header }, to.nonce, data, &mut parts);
+        encode_entry(&EntryHeader { pos, skipped: pos - end, ..header }, to.nonce, data, &mut parts);
         write(pos % to.size, &parts)?;
+        end = pos + entry.bytes;
     }
     Ok(())
 }
@@ -147,8 +150,9 @@ mod tests {
                 payload_crc: crc32fast::hash(&data),
             };
             let pos = place(end, log.size, entry_bytes(length));
+            let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record, skipped: pos - end };
             let mut parts = Vec::new();
-            encode_entry(&EntryHeader { pos, kind: Kind::Payload, index: 0, record }, log.nonce, data, &mut parts);
+            encode_entry(&header, log.nonce, data, &mut parts);
             put(&mut file, pos % log.size, &parts);
             end = pos + entry_bytes(length);
         }
@@ -170,7 +174,7 @@ mod tests {
                 put(&mut grown.0, offset, parts);
                 Ok(())
             };
-            copy((&file, old), new, &entries, &positions, &mut write).expect("sound");
+            copy((&file, old), new, &entries, floor, &positions, &mut write).expect("sound");
             let found = places(&grown, new, floor, new_end).expect("sound");
             assert_eq!(found.len(), lengths.len(), "{size}");
             for (index, (place, length)) in found.iter().zip(lengths).enumerate() {
@@ -226,7 +230,7 @@ mod tests {
         let (mut file, end) = fill(old, 0, &[600, 100]);
         let entries = places(&file, old, 0, end).expect("sound");
         file.0[200] ^= 1;
-        let moved = copy((&file, old), Log { size: 16384, nonce: 5 }, &entries, &[0, 1024], &mut |_, _| Ok(()));
+        let moved = copy((&file, old), Log { size: 16384, nonce: 5 }, &entries, 0, &[0, 1024], &mut |_, _| Ok(()));
         assert!(matches!(moved, Err(MoveError::Damaged { pos: 0, .. })));
     }
 }

@@ -14,12 +14,14 @@
 //! | 16 | 8 | pos |
 //! | 24 | 8 | index of the chunk in its batch, 0 for a payload |
 //! | 32 | 64 | order record |
-//! | 96 | 28 | reserved |
+//! | 96 | 8 | bytes passed over before this entry, in a log that has nothing else between two entries; otherwise 0 |
+//! | 104 | 20 | reserved |
 //! | 124 | 4 | CRC-32 over the log's nonce and bytes 0..124 |
 //! | 128 | | data: the record's payload, verified by the record's payload checksum |
 //!
 //! The nonce makes the bytes of any other log, or of this file's earlier life, no entry of this one; the
-//! position does the same for the earlier rounds of this log.
+//! position does the same for the earlier rounds of this log. What was passed over tells a reader of the disk FIFO the
+//! place where the writer went on at the start from one where an entry is damaged.
 
 use bytes::Bytes;
 
@@ -37,7 +39,8 @@ const WHAT: &str = "log entry";
 const MAGIC: [u8; 8] = *b"FSHENTRY";
 const VERSION: u16 = 1;
 const RECORD_AT: usize = 32;
-const RESERVED_AT: usize = RECORD_AT + RECORD_BYTES;
+const SKIPPED_AT: usize = RECORD_AT + RECORD_BYTES;
+const RESERVED_AT: usize = SKIPPED_AT + 8;
 const CRC_AT: usize = ENTRY_HEADER_BYTES - 4;
 static PADDING: [u8; ENTRY_ALIGN_BYTES as usize] = [0; ENTRY_ALIGN_BYTES as usize];
 
@@ -60,6 +63,9 @@ pub struct EntryHeader {
     /// Index of the chunk in its batch; 0 for a payload.
     pub index: u64,
     pub record: OrderRecord,
+    /// Bytes between the end of the entry before and `pos`, where that entry would have wrapped; 0 in a log whose
+    /// places are taken in any order.
+    pub skipped: u64,
 }
 
 impl EntryHeader {
@@ -73,6 +79,7 @@ impl EntryHeader {
         put_u64(&mut out, 16, self.pos);
         put_u64(&mut out, 24, self.index);
         put(&mut out, RECORD_AT, &self.record.encode());
+        put_u64(&mut out, SKIPPED_AT, self.skipped);
         let crc = seeded_crc(nonce, &out[..CRC_AT]);
         put(&mut out, CRC_AT, &crc.to_le_bytes());
         out
@@ -106,7 +113,8 @@ impl EntryHeader {
         reserved_zero(WHAT, &bytes[11..16])?;
         reserved_zero(WHAT, &bytes[RESERVED_AT..CRC_AT])?;
         let (pos, index) = (u64_at(bytes, 16), u64_at(bytes, 24));
-        let record = OrderRecord::decode(&bytes[RECORD_AT..RESERVED_AT])?;
+        let record = OrderRecord::decode(&bytes[RECORD_AT..SKIPPED_AT])?;
+        let skipped = u64_at(bytes, SKIPPED_AT);
         let op_fits = record.op == Op::Write || (kind == Kind::Chunk && record.op == Op::WriteZeroes);
         if !op_fits || record.payload_bytes() > u64::from(PAYLOAD_BYTES_MAX) {
             return Err(field(format!("{} of {} bytes has no place in it", record.op.word(), record.length)));
@@ -114,7 +122,10 @@ impl EntryHeader {
         if !pos.is_multiple_of(ENTRY_ALIGN_BYTES) {
             return Err(field(format!("position {pos} is not a multiple of {ENTRY_ALIGN_BYTES}")));
         }
-        Ok(EntryHeader { pos, kind, index, record })
+        if !skipped.is_multiple_of(ENTRY_ALIGN_BYTES) || skipped > pos {
+            return Err(field(format!("{skipped} bytes before position {pos} cannot have been passed over")));
+        }
+        Ok(EntryHeader { pos, kind, index, record, skipped })
     }
 
     /// Bytes of data that follow the header.

@@ -15,8 +15,9 @@ use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{self, ENTRY_HEADER_BYTES, EntryHeader, Kind};
+use crate::limits::{ENTRY_ALIGN_BYTES, PAYLOAD_BYTES_MAX};
 
-/// Bytes spilled by one write, and bytes of spills in flight.
+/// Bytes of the log that one spill writes, and that spills in flight write: as many, and one entry more.
 const SPILL_BYTES: u64 = 1 << 20;
 const SPILLS_BYTES_MAX: u64 = 8 << 20;
 /// Bytes of the log fetched ahead of shipping.
@@ -44,6 +45,8 @@ pub struct DiskFifo {
     saved: u64,
     /// Appends under way: the position after each, and whether it has completed.
     appends: VecDeque<(u64, bool)>,
+    /// Where the writer last went on at the start of the file, and from where: there is only one between `head` and `tail`.
+    turn: Option<Turn>,
     /// Seq of the last payload appended.
     pub last: Seq,
     reading: bool,
@@ -59,12 +62,13 @@ impl DiskFifo {
     /// An empty log of `size` bytes (0: none) that goes on at `pos`.
     #[must_use]
     pub fn new(size: u64, nonce: u64, pos: u64) -> DiskFifo {
-        DiskFifo::resume(size, nonce, pos, pos, Seq(0))
+        DiskFifo::resume(size, nonce, pos, &Scanned::empty(pos))
     }
 
-    /// A log that holds the entries between two positions.
+    /// A log that holds the entries from `head` on that were found.
     #[must_use]
-    pub fn resume(size: u64, nonce: u64, head: u64, tail: u64, last: Seq) -> DiskFifo {
+    pub fn resume(size: u64, nonce: u64, head: u64, found: &Scanned) -> DiskFifo {
+        let Scanned { end: tail, last, turn, .. } = *found;
         DiskFifo {
             size,
             nonce,
@@ -74,6 +78,7 @@ impl DiskFifo {
             tail,
             saved: head,
             appends: VecDeque::new(),
+            turn,
             last,
             reading: false,
             need: 0,
@@ -129,11 +134,16 @@ impl DiskFifo {
             && spool::place(self.tail, self.size, entry_bytes) + entry_bytes - self.saved <= self.size
     }
 
-    /// Places one entry; returns where its bytes go in the file.
-    fn place(&mut self, entry_bytes: u64) -> u64 {
+    /// Places the payload of a record; returns its header, which says where it goes in the file.
+    fn place(&mut self, record: OrderRecord) -> EntryHeader {
+        let entry_bytes = spool::entry_bytes(record.payload_bytes());
         let pos = spool::place(self.tail, self.size, entry_bytes);
+        let skipped = pos - self.tail;
+        if skipped > 0 {
+            self.turn = Some(Turn { from: self.tail, to: pos });
+        }
         self.tail = pos + entry_bytes;
-        pos
+        EntryHeader { pos, kind: Kind::Payload, index: 0, record, skipped }
     }
 
     /// Forgets everything that is on disk: a batch covers it.
@@ -193,17 +203,17 @@ impl DiskFifo {
         let start = pos;
         self.need = 0;
         while pos < start + bytes.len() as u64 {
+            // The next entry would have wrapped. What stands here is of an earlier round.
+            if let Some(turn) = self.turn.filter(|turn| turn.from == pos) {
+                self.read = turn.to;
+                return Ok(());
+            }
             let rest = bytes.slice(usize::try_from(pos - start).expect("inside the buffer")..);
             if rest.len() < ENTRY_HEADER_BYTES {
                 break;
             }
             let header = match EntryHeader::decode(&rest[..ENTRY_HEADER_BYTES], self.nonce) {
                 Ok(header) if header.pos == pos => header,
-                // The writer skipped to the start of the file because the next entry would have wrapped.
-                _ if pos.next_multiple_of(self.size) <= self.written && !pos.is_multiple_of(self.size) => {
-                    self.read = pos.next_multiple_of(self.size);
-                    return Ok(());
-                }
                 Ok(header) => return Err(format!("entry of position {} found at {pos}", header.pos)),
                 Err(why) => return Err(format!("at position {pos}: {why}")),
             };
@@ -251,7 +261,7 @@ impl Machine {
 
     /// One write of the oldest payloads in memory to the disk FIFO. False when nothing can be spilled now.
     fn spill_one(&mut self, fx: &mut Vec<Effect>) -> bool {
-        if self.spilling.bytes >= SPILLS_BYTES_MAX {
+        if self.fifo.tail - self.fifo.written >= SPILLS_BYTES_MAX {
             return false;
         }
         let (mut parts, mut seqs, mut held, mut start) = (Vec::new(), Vec::new(), Held::default(), None);
@@ -272,14 +282,13 @@ impl Machine {
             if entry.local != Local::Done
                 || ring.is_some_and(|from| entry.record.seq >= from)
                 || !self.fifo.fits(entry_bytes)
-                || held.bytes >= SPILL_BYTES
+                || start.is_some_and(|start| self.fifo.tail - start >= SPILL_BYTES)
                 || (wraps && start.is_some())
             {
                 break;
             }
-            let pos = self.fifo.place(entry_bytes);
-            start.get_or_insert(pos);
-            let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: entry.record };
+            let header = self.fifo.place(entry.record);
+            start.get_or_insert(header.pos);
             spool::encode_entry(&header, self.fifo.nonce, entry.data.clone(), &mut parts);
             entry.payload = Payload::Spilling;
             seqs.push(entry.record.seq);
@@ -340,49 +349,113 @@ impl Machine {
     }
 }
 
-/// Scans a disk FIFO at a restart: the entries from `head` on that are whole and in seq order.
-///
-/// Returns the position after the last one, its seq, and what ended the scan if it was damage.
-pub fn scan(
-    size: u64,
-    nonce: u64,
-    head: u64,
-    read: &mut dyn FnMut(u64, usize) -> Result<Bytes, IoFail>,
-) -> Result<(u64, Seq), IoFail> {
-    let (mut pos, mut last) = (head, Seq(0));
-    while size > 0 && pos - head < size {
-        let at = pos % size;
-        let header = read(at, ENTRY_HEADER_BYTES)
-            .map(|bytes| EntryHeader::decode(&bytes, nonce).ok().filter(|header| header.pos == pos))?;
-        let Some(header) = header.filter(|h| h.record.seq > last && at + h.entry_bytes() <= size) else {
-            let lap = pos.next_multiple_of(size);
-            if at == 0 || lap - head >= size || !starts_lap(size, nonce, lap, last, read)? {
-                break;
-            }
-            pos = lap;
-            continue;
-        };
-        let length = usize::try_from(header.data_bytes()).unwrap_or(usize::MAX);
-        let data = read(at + ENTRY_HEADER_BYTES as u64, length)?;
-        if header.verify_data(&data).is_err() {
-            break;
-        }
-        last = header.record.seq;
-        pos += header.entry_bytes();
-    }
-    Ok((pos, last))
+/// A place where the writer went on at the start of the file: positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub from: u64,
+    pub to: u64,
 }
 
-/// Whether the entry at the start of a lap goes on where the scan stands.
-fn starts_lap(
+/// What a disk FIFO holds, as a start finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scanned {
+    /// Position after the last entry.
+    pub end: u64,
+    /// Its seq, 0 without one.
+    pub last: Seq,
+    pub turn: Option<Turn>,
+    /// What is wrong at `end`, where something damaged ended the scan and not the end of the log.
+    pub damage: Option<String>,
+}
+
+impl Scanned {
+    /// A log without entries.
+    #[must_use]
+    pub fn empty(pos: u64) -> Scanned {
+        Scanned { end: pos, last: Seq(0), turn: None, damage: None }
+    }
+}
+
+/// Reads bytes of the file: offset, length.
+pub type Read<'a> = dyn FnMut(u64, usize) -> Result<Bytes, IoFail> + 'a;
+
+/// How far behind the last whole entry a crash may leave others: several spills are under way at once, and the disk
+/// completes them in any order. They stay there until they are written over, also beyond a clean stop that comes first.
+/// What a spill passes over at the end of the file is shorter than an entry.
+const TORN_BYTES_MAX: u64 = SPILLS_BYTES_MAX + SPILL_BYTES + 2 * ENTRY_BYTES_MAX;
+const ENTRY_BYTES_MAX: u64 = spool::entry_bytes(PAYLOAD_BYTES_MAX as u64);
+
+/// Scans a disk FIFO at a restart: the entries from `head` on that are whole and in seq order.
+pub fn scan(size: u64, nonce: u64, head: u64, read: &mut Read<'_>) -> Result<Scanned, IoFail> {
+    let mut found = Scanned::empty(head);
+    while size > 0 && found.end - head < size {
+        let pos = found.end;
+        let Err(why) = next(size, nonce, &mut found, read)? else { continue };
+        let lap = pos.next_multiple_of(size);
+        if pos != lap && lap - head < size && turns(size, nonce, Turn { from: pos, to: lap }, found.last, read)? {
+            found.turn = Some(Turn { from: pos, to: lap });
+            found.end = lap;
+            continue;
+        }
+        let from = pos + TORN_BYTES_MAX;
+        let upto = (from + 2 * ENTRY_BYTES_MAX).min(head + size);
+        if let Some(behind) = first_entry(size, nonce, from, upto, found.last, read)? {
+            found.damage = Some(format!("{why}; an entry stands at position {behind}, behind it"));
+        }
+        break;
+    }
+    Ok(found)
+}
+
+/// Takes the entry at `found.end`, or says why there is none.
+fn next(size: u64, nonce: u64, found: &mut Scanned, read: &mut Read<'_>) -> Result<Result<(), String>, IoFail> {
+    let (pos, at) = (found.end, found.end % size);
+    let header = match EntryHeader::decode(&read(at, ENTRY_HEADER_BYTES)?, nonce) {
+        Ok(header) if header.pos == pos && header.record.seq > found.last && at + header.entry_bytes() <= size => {
+            header
+        }
+        Ok(header) => return Ok(Err(format!("at offset {at} stands the entry of position {}", header.pos))),
+        Err(why) => return Ok(Err(format!("at offset {at}: {why}"))),
+    };
+    let length = usize::try_from(header.data_bytes()).unwrap_or(usize::MAX);
+    let data = read(at + ENTRY_HEADER_BYTES as u64, length)?;
+    if let Err(why) = header.verify_data(&data) {
+        return Ok(Err(format!("at offset {at}, seq {}: {why}", header.record.seq)));
+    }
+    found.last = header.record.seq;
+    found.end = pos + header.entry_bytes();
+    Ok(Ok(()))
+}
+
+/// Whether the entry at the start of a lap goes on exactly where the scan stands.
+fn turns(size: u64, nonce: u64, turn: Turn, last: Seq, read: &mut Read<'_>) -> Result<bool, IoFail> {
+    let bytes = read(turn.to % size, ENTRY_HEADER_BYTES)?;
+    Ok(EntryHeader::decode(&bytes, nonce)
+        .is_ok_and(|header| header.pos == turn.to && header.record.seq > last && header.skipped == turn.to - turn.from))
+}
+
+/// Position of the first entry of this log between two positions that is newer than `last`.
+fn first_entry(
     size: u64,
     nonce: u64,
-    lap: u64,
+    from: u64,
+    upto: u64,
     last: Seq,
-    read: &mut dyn FnMut(u64, usize) -> Result<Bytes, IoFail>,
-) -> Result<bool, IoFail> {
-    let bytes = read(lap % size, ENTRY_HEADER_BYTES)?;
-    Ok(EntryHeader::decode(&bytes, nonce).is_ok_and(|header| header.pos == lap && header.record.seq > last))
+    read: &mut Read<'_>,
+) -> Result<Option<u64>, IoFail> {
+    let mut pos = from;
+    while pos < upto {
+        let piece = READ_BYTES.min(upto - pos).min(size - pos % size);
+        let bytes = read(pos % size, usize::try_from(piece).expect("a read is short"))?;
+        for sector in bytes.chunks(ENTRY_ALIGN_BYTES as usize) {
+            let header = sector.get(..ENTRY_HEADER_BYTES).and_then(|head| EntryHeader::decode(head, nonce).ok());
+            if header.is_some_and(|header| header.pos == pos && header.record.seq > last) {
+                return Ok(Some(pos));
+            }
+            pos += ENTRY_ALIGN_BYTES;
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::fifo::{self, DiskFifo};
+use super::fifo::{self, DiskFifo, Scanned};
 use super::intent::IntentMap;
 use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
@@ -124,8 +124,12 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     let failed = superblock.boot_id == superblock::NO_BOOT;
     let same_boot = log.as_ref().is_some_and(|log| log.boot_id == expect.boot_id);
     let exact = !failed && (superblock.has(superblock::CLEAN) || same_boot);
-    let (end, last) = scan_fifo(expect, &superblock, files.fifo)?;
-    let fifo = DiskFifo::resume(expect.fifo_disk_bytes, superblock.nonce, superblock.spool_pos, end, last);
+    let found = scan_fifo(expect, &superblock, files.fifo)?;
+    let fifo = DiskFifo::resume(expect.fifo_disk_bytes, superblock.nonce, superblock.spool_pos, &found);
+    if let Some(why) = found.damage.filter(|_| exact) {
+        notes.push(format!("the disk FIFO is damaged {why}: what it held from there on is copied as a batch (I8)"));
+    }
+    let last = found.last;
     let whole = log.is_some();
     let mut recovered = match log.filter(|_| exact) {
         Some(log) => resume_exact(superblock, log, intent, fifo, last),
@@ -591,7 +595,7 @@ fn newest_run(mut records: Vec<OrderRecord>) -> Option<Vec<OrderRecord>> {
     Some(records.split_off(first))
 }
 
-fn scan_fifo(expect: &Expect, superblock: &Superblock, file: &dyn ReadAt) -> Result<(u64, Seq), RecoveryError> {
+fn scan_fifo(expect: &Expect, superblock: &Superblock, file: &dyn ReadAt) -> Result<Scanned, RecoveryError> {
     let size = if file.size() == 0 { 0 } else { expect.fifo_disk_bytes };
     let mut read = |offset, length| file.read_at(offset, length);
     fifo::scan(size, superblock.nonce, superblock.spool_pos, &mut read)

@@ -197,7 +197,7 @@ fn what_the_disk_fifo_holds_is_copied_only_where_the_local_disk_may_differ() {
             chain = record.chain;
             directory.record(&record);
             if (3..=6).contains(&record.seq.0) {
-                let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record };
+                let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record, skipped: 0 };
                 let mut parts = Vec::new();
                 encode_entry(&header, NONCE, vec![7; 512].into(), &mut parts);
                 let bytes = parts.concat();

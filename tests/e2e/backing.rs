@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
+use crate::listens::listens;
 
 const WHILE: Duration = Duration::from_millis(500);
 
@@ -80,8 +81,8 @@ impl Server {
         command.args(&self.command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().with_context(|| format!("starting {:?}", self.command))?);
         let until = Instant::now() + LONG;
-        while !self.socket.exists() {
-            ensure!(Instant::now() < until, "{:?} makes no socket", self.command);
+        while !listens(&self.socket) {
+            ensure!(Instant::now() < until, "{:?} does not listen", self.command);
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())

@@ -11,6 +11,7 @@ use farshore::cluster::status::{PromoteReport, Resized, Status};
 use farshore::core::address::Address;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
+use crate::listens::listens;
 
 const WHILE: Duration = Duration::from_millis(600);
 
@@ -271,8 +272,10 @@ fn a_promotion_by_force_that_was_killed_goes_on_by_force() -> Result<()> {
         .arg(group.site.config())
         .stderr(std::process::Stdio::null())
         .spawn()?;
-    let fencing = |status: &Status| matches!(status, Status::Dr(it) if it.promotion.is_some());
-    group.site.wait(Role::Dr, "a promotion", fencing)?;
+    // Behind what is looked at beforehand and its mark in the superblock: what was killed before never began.
+    let begun = |how: &str| !["looking", "waiting until", "fencing"].iter().any(|word| how.starts_with(word));
+    let fenced = |status: &Status| matches!(status, Status::Dr(it) if it.promotion.as_deref().is_some_and(begun));
+    group.site.wait(Role::Dr, "a promotion that has fenced", fenced)?;
     group.site.kill(Role::Dr)?;
     asker.wait()?;
     group.site.start(Role::Dr)?;
@@ -331,8 +334,8 @@ fn serve_file(group: &Group, name: &str, bytes: u64) -> Result<Option<(Child, Pa
     std::fs::File::create(&file)?.set_len(bytes)?;
     let child = Command::new(program).args(["-f", "-t", "1", "-U"]).arg(&socket).arg("file").arg(&file).spawn()?;
     let until = Instant::now() + LONG;
-    while !socket.exists() {
-        ensure!(Instant::now() < until, "nbdkit makes no socket");
+    while !listens(&socket) {
+        ensure!(Instant::now() < until, "nbdkit does not listen");
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(Some((child, file, Address::Unix(socket))))

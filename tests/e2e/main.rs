@@ -7,6 +7,8 @@ mod harness;
 mod identity;
 mod intruders;
 mod journal;
+#[path = "../common/listens.rs"]
+mod listens;
 mod long;
 mod losses;
 mod metrics;

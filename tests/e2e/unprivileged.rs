@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::site::{Plan, Role, Scratch, Site};
 
 use crate::harness::{FAST, MIB, small};
+use crate::listens::listens;
 
 const NOBODY: u32 = 65534;
 
@@ -189,7 +190,7 @@ fn a_role_of_somebody_else_is_not_asked() -> Result<()> {
         .context("starting the auxiliary as root")?;
     let socket = user.dir.join("data/aux.ctl");
     let until = std::time::Instant::now() + Duration::from_secs(10);
-    while !socket.exists() && std::time::Instant::now() < until {
+    while !listens(&socket) && std::time::Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
     let asked = user.said(&["status", "--role", "aux"], &config, 1, &["aux.ctl", "as the user of the role or as root"]);

@@ -204,7 +204,7 @@ fn records_of_a_segment_skip_to_the_next_block_and_end_at_a_zero_one() {
 
 #[test]
 fn spool_entry_with_data() {
-    let header = EntryHeader { pos: 0x10200, kind: Kind::Payload, index: 0, record: write_record() };
+    let header = EntryHeader { pos: 0x10200, kind: Kind::Payload, index: 0, record: write_record(), skipped: 0 };
     let golden = sparse(
         512,
         &[
@@ -221,7 +221,7 @@ fn spool_entry_with_data() {
 
 #[test]
 fn spool_entry_without_data() {
-    let header = EntryHeader { pos: 0x200, kind: Kind::Chunk, index: 7, record: zeroes_record() };
+    let header = EntryHeader { pos: 0x200, kind: Kind::Chunk, index: 7, record: zeroes_record(), skipped: 0 };
     let golden = sparse(
         512,
         &[
@@ -253,7 +253,7 @@ fn check_entry(header: &EntryHeader, data: &'static [u8], golden: &[u8]) {
 #[test]
 fn an_entry_holds_only_what_can_be_in_it() {
     let decode = |kind, record| {
-        EntryHeader::decode(&EntryHeader { pos: 0, kind, index: 0, record }.encode(NONCE), NONCE).is_ok()
+        EntryHeader::decode(&EntryHeader { pos: 0, kind, index: 0, record, skipped: 0 }.encode(NONCE), NONCE).is_ok()
     };
     let sized = |length| OrderRecord { length, ..write_record() };
     assert!(decode(Kind::Payload, sized(32 << 20)) && decode(Kind::Chunk, sized(1)));
@@ -261,8 +261,25 @@ fn an_entry_holds_only_what_can_be_in_it() {
     assert!(!decode(Kind::Payload, zeroes_record()));
     assert!(decode(Kind::Chunk, zeroes_record()));
     assert!(!decode(Kind::Chunk, OrderRecord { op: Op::Trim, ..zeroes_record() }));
-    let askew = EntryHeader { pos: 511, kind: Kind::Payload, index: 0, record: write_record() };
+    let askew = EntryHeader { pos: 511, kind: Kind::Payload, index: 0, record: write_record(), skipped: 0 };
     assert!(EntryHeader::decode(&askew.encode(NONCE), NONCE).is_err());
+    for (skipped, fits) in [(0, true), (512, true), (4096, true), (4608, false), (511, false)] {
+        let turned = EntryHeader { pos: 4096, skipped, ..askew };
+        assert_eq!(
+            EntryHeader::decode(&turned.encode(NONCE), NONCE).is_ok(),
+            fits,
+            "{skipped} bytes before position 4096"
+        );
+    }
+}
+
+#[test]
+fn spool_entry_behind_bytes_that_were_passed_over() {
+    let header = EntryHeader { pos: 0x10200, kind: Kind::Payload, index: 0, record: write_record(), skipped: 0x0200 };
+    let encoded = header.encode(NONCE);
+    let plain = EntryHeader { skipped: 0, ..header }.encode(NONCE);
+    let differs: Vec<usize> = (0..124).filter(|at| encoded[*at] != plain[*at]).collect();
+    assert_eq!((differs, encoded[97], EntryHeader::decode(&encoded, NONCE)), (vec![97], 2, Ok(header)));
 }
 
 #[test]

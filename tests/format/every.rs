@@ -87,7 +87,7 @@ fn formats() -> Vec<Format> {
 }
 
 fn entry() -> Format {
-    let header = EntryHeader { pos: 512, kind: Kind::Payload, index: 0, record: write_record() };
+    let header = EntryHeader { pos: 512, kind: Kind::Payload, index: 0, record: write_record(), skipped: 0 };
     let mut parts = Vec::new();
     encode_entry(&header, NONCE, Bytes::from_static(DATA), &mut parts);
     let read = |b: &[u8]| decode_entry(&Bytes::copy_from_slice(b), NONCE).is_ok();

@@ -21,6 +21,8 @@ use farshore::nbd::region::{Region, RegionEvent, TableTarget};
 use farshore::nbd::server::NbdServer;
 use farshore::nbd::session::{self, Export, Kind, Refusal};
 
+use crate::listens::listens;
+
 /// A directory of its own for each test, removed at the end.
 pub struct Scratch(PathBuf);
 
@@ -90,11 +92,11 @@ impl Drop for Process {
     }
 }
 
-/// Waits until a unix socket is there.
-pub fn wait_for(path: &Path) {
+/// Waits until somebody listens on a unix socket.
+pub fn wait_for(socket: &Path) {
     let until = Instant::now() + Duration::from_secs(10);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} did not appear", path.display());
+    while !listens(socket) {
+        assert!(Instant::now() < until, "nobody listens on {}", socket.display());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

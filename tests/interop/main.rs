@@ -7,6 +7,8 @@ mod backing;
 mod clients;
 mod harness;
 mod hostile;
+#[path = "../common/listens.rs"]
+mod listens;
 mod psk;
 mod raw;
 mod region;

@@ -617,7 +617,7 @@ mod tests {
         assert!(!records.holds(&bytes, r.seq, &OrderRecord { time_ns: 1, ..r }.encode()));
         bytes[130] ^= 1;
         assert!(!records.holds(&bytes, r.seq, &r.encode()) && records.had(r.seq) && !records.had(Seq(6)));
-        let header = EntryHeader { pos: 4096, kind: Kind::Payload, index: 0, record: r };
+        let header = EntryHeader { pos: 4096, kind: Kind::Payload, index: 0, record: r, skipped: 0 };
         bytes[4096..4096 + ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(9));
         bytes[4096 + ENTRY_HEADER_BYTES..4096 + ENTRY_HEADER_BYTES + 700].copy_from_slice(&data);
         let mut payloads = Payloads::default();

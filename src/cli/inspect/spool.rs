@@ -109,8 +109,12 @@ impl Scan<'_, '_> {
         let expected = std::mem::replace(&mut self.expected, header.pos + header.entry_bytes());
         self.entries += 1;
         self.other = None;
-        // Whoever would wrap goes on at the start of the log.
-        if !self.log.whole || header.pos == expected || header.pos == expected.next_multiple_of(self.size) {
+        // Whoever would wrap goes on at the start of the log; in a disk FIFO the entry tells so.
+        let turned = match self.log.bytes {
+            Some(_) => header.pos == expected.next_multiple_of(self.size),
+            None => header.pos - header.skipped == expected,
+        };
+        if !self.log.whole || header.pos == expected || turned {
             return Ok(());
         }
         let bytes = header.pos.saturating_sub(expected);

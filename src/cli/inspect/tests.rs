@@ -136,7 +136,7 @@ fn in_the_directory_of_a_primary_the_spool_is_its_disk_fifo() {
     let dir = Directory::new("fifo");
     dir.write("superblock", &superblock());
     let (header, mut parts) =
-        (EntryHeader { pos: 0, kind: Kind::Payload, index: 0, record: history(1)[0] }, Vec::new());
+        (EntryHeader { pos: 0, kind: Kind::Payload, index: 0, record: history(1)[0], skipped: 0 }, Vec::new());
     encode_entry(&header, NONCE, payload(header.record.seq.0), &mut parts);
     let mut bytes = parts.concat();
     bytes.resize(1 << 20, 0);
@@ -174,7 +174,7 @@ fn a_spool_is_read_with_the_superblock_beside_it_and_its_data_verified() {
     let mut pos = 0;
     for record in history(3) {
         encode_entry(
-            &EntryHeader { pos, kind: Kind::Payload, index: 0, record },
+            &EntryHeader { pos, kind: Kind::Payload, index: 0, record, skipped: 0 },
             NONCE,
             payload(record.seq.0),
             &mut parts,
@@ -223,7 +223,7 @@ fn a_spool_that_was_cut_or_overwritten_is_damaged_and_one_that_was_never_filled_
     for record in history(4) {
         let mut parts = Vec::new();
         let at = (record.seq.0 as usize - 1) * entry;
-        let header = EntryHeader { pos: at as u64, kind: Kind::Payload, index: 0, record };
+        let header = EntryHeader { pos: at as u64, kind: Kind::Payload, index: 0, record, skipped: 0 };
         encode_entry(&header, nonce, payload(record.seq.0), &mut parts);
         whole[at..at + entry].copy_from_slice(&parts.concat());
     }
@@ -259,7 +259,7 @@ fn a_spool_of_a_later_round_is_sound_with_what_earlier_rounds_left() {
     for (pos, record) in [(2048, history(1)[0]), ((1 << 20) + 1024, history(2)[1])] {
         let mut parts = Vec::new();
         encode_entry(
-            &EntryHeader { pos, kind: Kind::Payload, index: 0, record },
+            &EntryHeader { pos, kind: Kind::Payload, index: 0, record, skipped: 0 },
             nonce,
             payload(record.seq.0),
             &mut parts,
@@ -324,7 +324,7 @@ fn table(layout: &TableLayout) -> Vec<u8> {
         let state = SlotState { seq: record.seq, state: State::Queued, payload_pos: pos };
         put(layout.state_offset(record.seq), &state.encode());
         let mut parts = Vec::new();
-        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record };
+        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record, skipped: 0 };
         encode_entry(&header, 7, payload(record.seq.0), &mut parts);
         put(layout.payload_offset(pos), &parts.concat());
     }

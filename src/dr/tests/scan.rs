@@ -192,7 +192,7 @@ pub fn recovered(journal: &Memory, spooled: &[Entry], says: impl FnOnce(&mut Sup
     let mut spool = Memory(vec![0; options.spool_bytes as usize]);
     let mut pos = 0;
     for &(kind, index, record) in spooled {
-        let header = EntryHeader { pos, kind, index, record };
+        let header = EntryHeader { pos, kind, index, record, skipped: 0 };
         spool.0[pos as usize..][..ENTRY_HEADER_BYTES].copy_from_slice(&header.encode(it.nonce));
         pos += header.entry_bytes();
     }

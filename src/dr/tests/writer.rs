@@ -475,6 +475,7 @@ impl Writer {
                     kind: crate::format::spool::Kind::Payload,
                     index: 0,
                     record: *record,
+                    skipped: 0,
                 };
                 let mut parts = Vec::new();
                 crate::format::spool::encode_entry(&header, GROUP.0, self.data[&record.seq].clone(), &mut parts);

@@ -64,7 +64,7 @@ impl Machine {
         if self.aux.ring_full {
             return None;
         }
-        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record };
+        let header = EntryHeader { pos, kind: Kind::Payload, index: 0, record: *record, skipped: 0 };
         let mut parts = Vec::with_capacity(3);
         spool::encode_entry(&header, self.group().0, data, &mut parts);
         let offset = layout.payload_offset(pos);

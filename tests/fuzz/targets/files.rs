@@ -136,7 +136,7 @@ pub fn spool(input: &[u8]) {
                 let nonce = if how & 0x1c == 0x1c { NONCE + 1 } else { NONCE };
                 pos = place(pos, size, entry_bytes(data.len() as u64));
                 let mut parts = Vec::new();
-                let header = EntryHeader { pos, kind, index: u64::from(how >> 5), record };
+                let header = EntryHeader { pos, kind, index: u64::from(how >> 5), record, skipped: 0 };
                 encode_entry(&header, nonce, data.into(), &mut parts);
                 file.put((pos % size) as usize, &parts.concat());
                 pos += header.entry_bytes();

@@ -122,7 +122,7 @@ fn moved(reactor: &mut Reactor, dir: &Path, wanted: u64, known: &Superblock) -> 
     let failed = |error: std::io::Error| IoFail::Other(format!("{}: cannot write: {error}", copied.display()));
     let mut write = |offset: u64, parts: &[bytes::Bytes]| vector::write_all(&file, parts, offset).map_err(failed);
     let to = Log { size: wanted, nonce: resized_nonce(known.nonce, wanted) };
-    copy((&reader, Log { size: made, nonce: known.nonce }), to, &entries, &positions, &mut write)?;
+    copy((&reader, Log { size: made, nonce: known.nonce }), to, &entries, known.spool_pos, &positions, &mut write)?;
     file.sync_all()?;
     sync_dir(dir)?;
     Ok(Some(entries.len()))

@@ -37,8 +37,11 @@ pub fn resize(reactor: &mut Reactor, path: &Path, wanted: u64, superblock: &dyn 
     let reader = reader?;
     let old = Log { size: made, nonce: known.nonce };
     let mut read = |offset, length| reader.read_at(offset, length);
-    let (end, _) = fifo::scan(made, known.nonce, known.spool_pos, &mut read)?;
-    let entries = places(&reader, old, known.spool_pos, end)?;
+    let found = fifo::scan(made, known.nonce, known.spool_pos, &mut read)?;
+    if let Some(why) = &found.damage {
+        tracing::warn!("{name} is damaged {why}: it is resized without what is behind that (I8)");
+    }
+    let entries = places(&reader, old, known.spool_pos, found.end)?;
     let fits = if wanted == 0 { entries.is_empty().then_some((Vec::new(), 0)) } else { None };
     let Some((positions, _)) = fits.or_else(|| plan(&entries, known.spool_pos, wanted).filter(|_| wanted > 0)) else {
         let held: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -71,7 +74,7 @@ pub fn resize(reactor: &mut Reactor, path: &Path, wanted: u64, superblock: &dyn 
     let new = StdFile::options().write(true).open(&copied).with_context(|| format!("opening {}", copied.display()))?;
     let failed = |error: std::io::Error| IoFail::Other(format!("{}: cannot write: {error}", copied.display()));
     let mut write = |offset: u64, parts: &[bytes::Bytes]| vector::write_all(&new, parts, offset).map_err(failed);
-    copy((&reader, old), Log { size: wanted, nonce: known.nonce }, &entries, &positions, &mut write)?;
+    copy((&reader, old), Log { size: wanted, nonce: known.nonce }, &entries, known.spool_pos, &positions, &mut write)?;
     new.sync_all()?;
     std::fs::rename(&copied, path).with_context(|| format!("renaming {}", copied.display()))?;
     tracing::info!("{name} was resized from {made} to {wanted} bytes, with {} entries in it", entries.len());
