@@ -134,9 +134,10 @@ pub fn spool(input: &[u8]) {
                 }
                 let kind = if how & 2 == 0 { Kind::Payload } else { Kind::Chunk };
                 let nonce = if how & 0x1c == 0x1c { NONCE + 1 } else { NONCE };
+                let before = pos;
                 pos = place(pos, size, entry_bytes(data.len() as u64));
                 let mut parts = Vec::new();
-                let header = EntryHeader { pos, kind, index: u64::from(how >> 5), record, skipped: 0 };
+                let header = EntryHeader { pos, kind, index: u64::from(how >> 5), record, skipped: pos - before };
                 encode_entry(&header, nonce, data.into(), &mut parts);
                 file.put((pos % size) as usize, &parts.concat());
                 pos += header.entry_bytes();
@@ -163,8 +164,11 @@ pub fn spool(input: &[u8]) {
         end = header.pos + entry.bytes;
     }
     let mut read = |offset: u64, length: usize| farshore::core::machine::ReadAt::read_at(&file, offset, length);
-    let (reached, seq) = fifo::scan(size, NONCE, floor, &mut read).expect("memory does not fail");
+    let fifo::Scanned { end: reached, last: seq, turn, damage } =
+        fifo::scan(size, NONCE, floor, &mut read).expect("memory does not fail");
     assert!(reached >= floor && reached <= floor + 2 * size);
+    assert!(turn.is_none_or(|turn| floor <= turn.from && turn.from < turn.to && turn.to <= reached));
+    assert_eq!(damage, None, "the log is shorter than what a crash may leave");
     if seq.0 > 0 {
         // The FIFO does not look at the padding, which it never reads.
         let holds = |at: usize| {
