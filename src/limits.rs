@@ -96,6 +96,10 @@ pub const SERVER_READ_BYTES_MAX: u64 = 4 << 20;
 pub const SERVER_WRITE_BYTES_MAX: u64 = 8 << 20;
 pub const SERVER_LONG_BYTES_MAX: u64 = 8 << 20;
 pub const SERVER_AHEAD_BYTES_MAX: usize = 4 << 20;
+/// Piece of a long request, bytes: one goes out, or is written, while another is read, or arrives.
+pub const SERVER_LONG_PIECE_BYTES: u64 = 2 << 20;
+/// From so much on that others hold of the long requests of one way, pieces are small, bytes.
+pub const SERVER_CROWDED_BYTES: u64 = 2 << 20;
 /// Payload of the longest request that is a small one, bytes: it takes room once it has arrived, and of what comes in a
 /// part is kept for such.
 pub const SMALL_BYTES: u64 = 64 << 10;

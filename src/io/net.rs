@@ -208,6 +208,13 @@ impl Net {
         }
     }
 
+    /// How much of it is still queued is looked at, to tell whether its peer takes anything.
+    pub fn count_sent(&mut self, conn: Conn) {
+        if let Some(socket) = self.sockets.get_mut(&conn) {
+            socket.counted = true;
+        }
+    }
+
     /// `Sent` is wanted for what is queued now, also if there is room for all of it at once.
     pub fn tell_sent(&mut self, conn: Conn) {
         if let Some(socket) = self.sockets.get_mut(&conn) {

@@ -270,6 +270,11 @@ impl Reactor {
         self.net.tell_sent(conn);
     }
 
+    /// [`Reactor::queued_bytes`] is exact for this connection also in the middle of a long send.
+    pub fn count_sent(&mut self, conn: Conn) {
+        self.net.count_sent(conn);
+    }
+
     /// Queues bytes; they go out at the next turn, in order, with what else is queued.
     pub fn send(&mut self, conn: Conn, bytes: Bytes) {
         self.net.send(conn, bytes, false);

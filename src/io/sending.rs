@@ -30,7 +30,8 @@ pub fn send(socket: &mut Socket, kernel: &mut Kernel) -> io::Result<()> {
         return Ok(());
     }
     let target = socket.target.expect("an open socket has a descriptor");
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+    // One completion for all of it, or one each time that the peer has made room.
+    let flags = libc::MSG_NOSIGNAL | if socket.counted { 0 } else { libc::MSG_WAITALL };
     let entry = if socket.queue.len() == 1 {
         let part = &socket.queue[0];
         let length = u32::try_from(part.len()).unwrap_or(1 << 30);

@@ -87,6 +87,8 @@ pub struct Socket {
     pub cancelled: bool,
     /// What it sends is in no hurry.
     pub bulk: bool,
+    /// What has gone out of a long send is known before all of it has.
+    pub counted: bool,
     pub dirty: bool,
 }
 
@@ -135,6 +137,7 @@ impl Socket {
             send_message: Box::new(Message::empty()),
             cancelled: false,
             bulk: false,
+            counted: false,
             dirty: false,
         }
     }

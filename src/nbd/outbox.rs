@@ -29,12 +29,14 @@ pub enum Part {
     /// Small pieces.
     Small(Bytes),
     Payload(Bytes),
+    /// A payload, or a piece of one, that has its room in the lane of long requests.
+    Long(Bytes),
 }
 
 impl Part {
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
-        let (Part::Small(bytes) | Part::Payload(bytes)) = self;
+        let (Part::Small(bytes) | Part::Payload(bytes) | Part::Long(bytes)) = self;
         bytes
     }
 }
@@ -62,11 +64,21 @@ impl Outbox {
 
     /// Appends a payload; only short ones are copied, where a copy is cheaper than another part.
     pub fn push(&mut self, payload: Bytes) {
+        let long = payload.len() as u64 > LONG_BYTES;
+        self.push_part(payload, if long { Part::Long } else { Part::Payload });
+    }
+
+    /// As `push`, for a piece of a long one.
+    pub fn push_piece(&mut self, piece: Bytes) {
+        self.push_part(piece, Part::Long);
+    }
+
+    fn push_part(&mut self, payload: Bytes, part: fn(Bytes) -> Part) {
         if payload.len() <= COPY_BYTES_MAX {
             return self.put(&payload);
         }
         self.seal();
-        self.parts.push(Part::Payload(payload));
+        self.parts.push(part(payload));
     }
 
     /// What is in here tells of something that is promised: it is sent as long as the promise may be given (I7).
@@ -117,8 +129,8 @@ impl Outbox {
 /// Which of the bytes that were given to a connection, and that it has not taken yet, are payloads.
 #[derive(Debug, Default)]
 pub struct Untaken {
-    /// Where each payload ends among all bytes that were ever given, and its bytes.
-    parts: VecDeque<(u64, u64)>,
+    /// Where each payload ends among all bytes that were ever given, its bytes, and whether it is a long one.
+    parts: VecDeque<(u64, u64, bool)>,
     /// Their sums.
     bytes: Payloads,
 }
@@ -131,28 +143,28 @@ pub struct Payloads {
 }
 
 impl Payloads {
-    fn of(&mut self, bytes: u64) -> &mut u64 {
-        if bytes > LONG_BYTES { &mut self.long } else { &mut self.short }
+    fn of(&mut self, long: bool) -> &mut u64 {
+        if long { &mut self.long } else { &mut self.short }
     }
 }
 
 impl Untaken {
     /// A payload was given, which ends there.
-    pub fn give(&mut self, end: u64, bytes: u64) {
-        self.parts.push_back((end, bytes));
-        *self.bytes.of(bytes) += bytes;
+    pub fn give(&mut self, end: u64, bytes: u64, long: bool) {
+        self.parts.push_back((end, bytes, long));
+        *self.bytes.of(long) += bytes;
     }
 
     /// What is left of them when so many of all bytes have been taken.
     pub fn payloads(&mut self, taken: u64) -> Payloads {
-        while let Some((end, bytes)) = self.parts.front().copied() {
+        while let Some((end, bytes, long)) = self.parts.front().copied() {
             if end > taken {
                 let mut left = self.bytes;
-                *left.of(bytes) -= bytes.saturating_sub(end - taken);
+                *left.of(long) -= bytes.saturating_sub(end - taken);
                 return left;
             }
             self.parts.pop_front();
-            *self.bytes.of(bytes) -= bytes;
+            *self.bytes.of(long) -= bytes;
         }
         self.bytes
     }
@@ -207,14 +219,14 @@ mod tests {
     fn what_is_not_taken_of_payloads_is_told_from_what_is_between_them() {
         let mut untaken = Untaken::default();
         let long = LONG_BYTES + 1;
-        untaken.give(116, 100);
-        untaken.give(132 + long, long);
+        untaken.give(116, 100, false);
+        untaken.give(132 + long, long, true);
         assert_eq!(untaken.payloads(0), Payloads { short: 100, long });
         assert_eq!(untaken.payloads(16), Payloads { short: 100, long });
         assert_eq!(untaken.payloads(17), Payloads { short: 99, long });
         assert_eq!(untaken.payloads(116), Payloads { short: 0, long });
         assert_eq!(untaken.payloads(133), Payloads { short: 0, long: long - 1 });
-        untaken.give(200 + long, 10);
+        untaken.give(200 + long, 10, false);
         assert_eq!(untaken.payloads(132 + long), Payloads { short: 10, long: 0 });
         assert_eq!(untaken.payloads(200 + long), Payloads::default());
     }

@@ -65,7 +65,7 @@ impl Style {
         }
         self.head(out, to, flags, REPLY_OFFSET_DATA, 8 + data.len());
         out.put(&at.to_be_bytes());
-        out.push(data);
+        out.push_piece(data);
     }
 
     /// What comes before the data of a read that follows in pieces, `length` bytes of them together.

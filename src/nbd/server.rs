@@ -30,9 +30,8 @@ use crate::io;
 use crate::io::Reactor;
 use crate::io::tls::Acceptor;
 use crate::limits::{
-    CONNECTION_QUEUE_BYTES_MAX, CONNECTION_REPLIES_BYTES_MAX, HANDSHAKE_NS, LONG_BYTES, PATIENCE_BYTES, PATIENCE_NS,
+    CONNECTION_QUEUE_BYTES_MAX, CONNECTION_REPLIES_BYTES_MAX, HANDSHAKE_NS, PATIENCE_BYTES, PATIENCE_NS,
     SERVER_AHEAD_BYTES_MAX, SERVER_REPLIES_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
-    SMALL_BYTES,
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::{Outbox, Part, Payloads, Untaken};
@@ -139,6 +138,7 @@ impl NbdServer {
         }
         self.handshakes.push_back((now.mono_ns.saturating_add(HANDSHAKE_NS), conn));
         client.session.greet(&mut client.out);
+        reactor.count_sent(conn);
         client.send(reactor, conn);
         self.clients.insert(conn, client);
         self.count(now);
@@ -373,13 +373,11 @@ impl NbdServer {
             let moved = client.sent - queued + client.received;
             let payloads = client.payloads(queued);
             let arriving = client.session.arriving_bytes();
-            let (queue, bytes) =
-                if arriving > LONG_BYTES { (&starved.write.long, arriving) } else { (&starved.write.short, arriving) };
             let (short, long) = (payloads.short + client.session.deferred_bytes(), payloads.long);
             let read = &starved.read;
-            let held = [(&read.small, short), (&read.short, short), (&read.long, long), (queue, bytes)];
-            let holds =
-                held.iter().filter(|(queue, _)| waited(queue, *conn)).map(|(_, bytes)| *bytes).max().unwrap_or(0);
+            let sends = [(&starved.write.short, arriving.short), (&starved.write.long, arriving.long)];
+            let held = [(&read.small, short), (&read.short, short), (&read.long, long)].into_iter().chain(sends);
+            let holds = held.filter(|(queue, _)| waited(queue, *conn)).map(|(_, bytes)| bytes).max().unwrap_or(0);
             // Whoever holds much has to be through with it soon.
             let enough = SLOW_BYTES.max(holds / SLOW_PART);
             client.slow = match client.slow {
@@ -435,6 +433,8 @@ impl NbdServer {
         let mut parsed = Ok(());
         let mut sent = 0;
         if !congested {
+            // What was answered since is room for what it asks next.
+            client.account(&mut self.budget, queued);
             let held = client.held;
             client.session.set_room(self.starved.narrow(conn, held, &self.budget, now_ns));
             let many = self.budget.others_hold_many(held);
@@ -458,7 +458,7 @@ impl NbdServer {
             // What went out at once nobody was told of: the first look comes soon.
             self.look_ns.get_or_insert(now_ns + if alone { LOOK_SOON_NS } else { LOOK_EVERY_NS });
         }
-        if !alone || queued + sent > TELL_BYTES || client.session.full() {
+        if !alone || queued + sent > TELL_BYTES || client.session.full() || client.session.waits() {
             reactor.tell_sent(conn);
         }
         if client.ahead != ahead {
@@ -511,11 +511,10 @@ impl Ways<Lanes<Queue>> {
     }
 
     /// A client waits for what it wants: behind the others, also if something of it has just begun.
-    fn enter(&mut self, conn: Conn, wants: Ways<u64>, begun: bool, now_ns: u64) {
-        for (queues, bytes) in [(&mut self.read, wants.read), (&mut self.write, wants.write)] {
-            let (small, long) = (bytes > 0 && bytes <= SMALL_BYTES, bytes > LONG_BYTES);
-            let short = bytes > SMALL_BYTES && !long;
-            for (queue, waits) in [(&mut queues.small, small), (&mut queues.short, short), (&mut queues.long, long)] {
+    fn enter(&mut self, conn: Conn, wants: Held, begun: bool, now_ns: u64) {
+        for (queues, Lanes { small, short, long }) in [(&mut self.read, wants.read), (&mut self.write, wants.write)] {
+            let lanes = [(&mut queues.small, small), (&mut queues.short, short), (&mut queues.long, long)];
+            for (queue, waits) in lanes.map(|(queue, bytes)| (queue, bytes > 0)) {
                 let at = queue.iter().position(|(other, _)| *other == conn);
                 if let Some(at) = at.filter(|_| begun || !waits) {
                     queue.remove(at);
@@ -548,6 +547,9 @@ impl Ways<Lanes<Queue>> {
             if queues.long.front().is_some_and(|(other, _)| *other != conn) {
                 share.bytes.long = 0;
             }
+            if queues.long.iter().any(|(other, _)| *other != conn) {
+                share.crowd(held.long);
+            }
         }
         room
     }
@@ -570,11 +572,11 @@ impl Client {
         let promises = self.out.take_promises();
         let mut bytes = 0;
         for part in self.out.drain_parts() {
-            let is_payload = matches!(part, Part::Payload(_));
+            let (is_payload, is_long) = (!matches!(part, Part::Small(_)), matches!(part, Part::Long(_)));
             let part = part.into_bytes();
             bytes += part.len();
             if is_payload {
-                self.untaken.give(self.sent + bytes as u64, part.len() as u64);
+                self.untaken.give(self.sent + bytes as u64, part.len() as u64, is_long);
             }
             if promises {
                 reactor.send_leased(conn, part);

@@ -17,7 +17,7 @@ use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::modes::TlsMode;
 use crate::core::rope::Rope;
-use crate::nbd::budget::{Held, Share, Ways};
+use crate::nbd::budget::{Held, Lanes, Share, Ways};
 pub use crate::nbd::export::Export;
 use crate::nbd::handshake::{Handshake, Outcome};
 use crate::nbd::outbox::Outbox;
@@ -277,8 +277,8 @@ impl Session {
 
     /// The part of it that is of a write which has not arrived completely.
     #[must_use]
-    pub fn arriving_bytes(&self) -> u64 {
-        self.transmission().map_or(0, Transmission::arriving)
+    pub fn arriving_bytes(&self) -> Lanes<u64> {
+        self.transmission().map_or(Lanes::default(), Transmission::arriving)
     }
 
     /// Bytes of data among the answers that wait behind a reply which nothing may come between.
@@ -306,6 +306,12 @@ impl Session {
         self.transmission().is_some_and(Transmission::blocked)
     }
 
+    /// Whether `advance` stopped there, or in the middle of a read in pieces.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.transmission().is_some_and(Transmission::waits)
+    }
+
     /// Whether `advance` stopped because too many bytes of small replies wait, or are owed, with something left to be parsed.
     #[must_use]
     pub fn full(&self) -> bool {
@@ -317,7 +323,7 @@ impl Session {
 
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
-    pub fn wants(&self) -> Option<Ways<u64>> {
+    pub fn wants(&self) -> Option<Held> {
         self.transmission().and_then(Transmission::wants)
     }
 

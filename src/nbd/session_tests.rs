@@ -513,8 +513,8 @@ fn requests_in_flight_are_bounded() {
 #[test]
 fn payload_bytes_in_flight_are_bounded() {
     let mut bench = Bench::going(Export { size: 1 << 40, block_max: 32 << 20, ..export() });
-    let one = 4u64 << 20;
-    let script: Vec<u8> = (0..7).flat_map(|cookie| request(0, CMD_READ, cookie, cookie * one, one as u32)).collect();
+    let one = 2u64 << 20;
+    let script: Vec<u8> = (0..14).flat_map(|cookie| request(0, CMD_READ, cookie, cookie * one, one as u32)).collect();
     bench.feed(&script).unwrap();
     let requests = bench.requests();
     assert_eq!(requests.len() as u64, CONNECTION_PAYLOAD_BYTES_MAX / one);

@@ -15,15 +15,15 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use self::long::{Body, Deferred, Reading, Whole, first_bytes, in_pieces};
+use self::long::{Body, Deferred, Reading, Whole, pages, piece_bytes};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
 use crate::limits::{
     BLOCK_BYTES, CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, FIRST_BYTES, PIECE_BYTES_MAX, RANGE_BYTES_MAX,
-    SMALL_BYTES, STATUS_STRETCHES_MAX,
+    SERVER_LONG_PIECE_BYTES, SMALL_BYTES, STATUS_STRETCHES_MAX,
 };
-use crate::nbd::budget::{Held, Share, Ways};
+use crate::nbd::budget::{Held, Lanes, Share, Ways};
 use crate::nbd::check::{Asked, Terms, Verdict, check, check_range};
 use crate::nbd::export::Export;
 use crate::nbd::outbox::{COPY_BYTES_MAX, Outbox};
@@ -41,7 +41,7 @@ pub struct Transmission {
     /// What may begin beside that.
     room: Ways<Share>,
     /// The next request has its room, and waits for its payload (no small one does): how much of `inflight` that is.
-    arriving: Option<u64>,
+    arriving: Option<Lanes<u64>>,
     /// Bytes that wait to be received, where the beginning of a payload has to be there before it takes room.
     thrift: Option<usize>,
     /// The next payload has yet to begin.
@@ -64,7 +64,7 @@ pub struct Transmission {
     /// Bytes of replies that will be copied into the outbox for what is in flight.
     owed: u64,
     /// What the next request needs of `room`, when it is not there.
-    wants: Option<Ways<u64>>,
+    wants: Option<Held>,
     /// The client has said goodbye.
     over: bool,
     write_bytes: u32,
@@ -77,7 +77,7 @@ struct Task {
     /// Payload bytes, one way or the other.
     bytes: u32,
     /// What it takes of the room.
-    cost: Ways<u64>,
+    cost: Held,
     what: What,
 }
 
@@ -309,8 +309,8 @@ impl Transmission {
 
     /// The part of it that belongs to a payload which has not arrived completely.
     #[must_use]
-    pub fn arriving(&self) -> u64 {
-        self.arriving.unwrap_or(0)
+    pub fn arriving(&self) -> Lanes<u64> {
+        self.arriving.unwrap_or_default()
     }
 
     /// Requests not answered yet, and pieces of them.
@@ -356,6 +356,12 @@ impl Transmission {
         self.blocked
     }
 
+    /// Whether anything waits for what its own client holds, or others do.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.blocked || self.reading_waits()
+    }
+
     /// Whether that is because replies without data wait to be taken, or are owed.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -364,7 +370,7 @@ impl Transmission {
 
     /// What the next request needs, when it waits for what other connections hold.
     #[must_use]
-    pub fn wants(&self) -> Option<Ways<u64>> {
+    pub fn wants(&self) -> Option<Held> {
         self.reading_wants().or(self.wants)
     }
 
@@ -380,14 +386,15 @@ impl Transmission {
             CMD_READ | CMD_WRITE => asked.length as u32,
             _ => 0,
         };
-        let cost = cost(&asked);
+        let pieces = self.in_pieces(&asked);
+        let cost = self.cost(&asked, pieces);
         let arrived = (rx.len() - asked.head) as u64 >= asked.payload;
         if self.arriving.is_none() {
             self.remember(&asked);
-            if asked.command == CMD_WRITE && in_pieces(&asked) {
+            if asked.command == CMD_WRITE && pieces {
                 return self.begin_body(&asked, to, rx);
             }
-            if self.reads_too_much(&asked) || (asked.chooses() && self.is_sealed()) {
+            if self.reads_too_much(&asked, pieces) || (asked.chooses() && self.is_sealed()) {
                 return self.block();
             }
             // It lies in what is received ahead, and takes no room before it is all there.
@@ -407,7 +414,7 @@ impl Transmission {
         }
         self.arriving = None;
         rx.skip(asked.head);
-        if asked.command == CMD_READ && in_pieces(&asked) {
+        if asked.command == CMD_READ && pieces {
             self.begin_reading(&asked, to, cost, events);
             return Step::Again;
         }
@@ -441,7 +448,7 @@ impl Transmission {
         self.begins
     }
 
-    fn begin(&mut self, to: To, bytes: u32, cost: Ways<u64>, mut kind: Kind, events: &mut Vec<Event>) {
+    fn begin(&mut self, to: To, bytes: u32, cost: Held, mut kind: Kind, events: &mut Vec<Event>) {
         let what = match &kind {
             Kind::Read { .. } => {
                 self.reads_since_write = self.reads_since_write.saturating_add(1);
@@ -471,9 +478,9 @@ impl Transmission {
         task
     }
 
-    fn give_back(&mut self, cost: Ways<u64>) {
-        *self.inflight.read.of(cost.read) -= cost.read;
-        *self.inflight.write.of(cost.write) -= cost.write;
+    fn give_back(&mut self, cost: Held) {
+        self.inflight.read -= cost.read;
+        self.inflight.write -= cost.write;
     }
 
     /// Parsing stops, with a request left.
@@ -483,7 +490,7 @@ impl Transmission {
     }
 
     /// Whether the next request, or piece of a write, may begin; takes its room. A read in pieces goes first.
-    fn may_begin(&mut self, cost: Ways<u64>) -> bool {
+    fn may_begin(&mut self, cost: Held) -> bool {
         let own = !self.reading_waits() && self.tasks.len() < CONNECTION_REQUESTS_MAX && self.has_own_room(cost);
         let begins = own && self.takes_room(cost);
         self.blocked = !begins;
@@ -494,42 +501,50 @@ impl Transmission {
     }
 
     /// Whether that many payload bytes may begin, by the bounds of their connection.
-    fn has_own_room(&self, cost: Ways<u64>) -> bool {
+    fn has_own_room(&self, cost: Held) -> bool {
         let Ways { read, write } = self.inflight;
-        read.sum() + write.sum() + cost.read + cost.write <= CONNECTION_PAYLOAD_BYTES_MAX
+        let room = &self.room;
+        read.sum() + write.sum() + cost.read.sum() + cost.write.sum() <= CONNECTION_PAYLOAD_BYTES_MAX
+            && cost.read.long <= room.read.own_long
+            && cost.write.long <= room.write.own_long
     }
 
     /// Takes the part of it of the room there is for all connections, if it is there.
-    fn takes_room(&mut self, cost: Ways<u64>) -> bool {
+    fn takes_room(&mut self, cost: Held) -> bool {
         let Ways { read, write } = &mut self.room;
         if !read.allows(cost.read) || !write.allows(cost.write) {
             return false;
         }
         assert!(read.take(cost.read) && write.take(cost.write), "both allow it");
-        *self.inflight.read.of(cost.read) += cost.read;
-        *self.inflight.write.of(cost.write) += cost.write;
+        self.inflight.read += cost.read;
+        self.inflight.write += cost.write;
         true
     }
 
     /// Notes the length of a write as soon as its head is there: the rest of a long one profits already.
     fn remember(&mut self, asked: &Asked) {
         if asked.command == CMD_WRITE {
-            self.write_bytes = first_bytes(asked) as u32;
+            self.write_bytes = piece_bytes(asked.offset, asked.length, SERVER_LONG_PIECE_BYTES) as u32;
             self.reads_since_write = 0;
         }
     }
-}
 
-/// What a request takes of the room, bytes: a payload lies in pages of its own (of a read in pieces the first), the longest
-/// answer to a block status too, and whatever waits for others as writes do counts as a page.
-fn cost(asked: &Asked) -> Ways<u64> {
-    const PAGE: u64 = BLOCK_BYTES as u64;
-    match asked.command {
-        CMD_READ => Ways { read: first_bytes(asked).next_multiple_of(PAGE), write: 0 },
-        CMD_BLOCK_STATUS if asked.flags & CMD_FLAG_REQ_ONE == 0 => Ways { read: STATUS_BYTES, write: 0 },
-        CMD_BLOCK_STATUS | CMD_CACHE => Ways { read: PAGE, write: 0 },
-        CMD_WRITE => Ways { read: 0, write: asked.length.next_multiple_of(PAGE) },
-        _ => Ways { read: 0, write: PAGE },
+    /// What a request takes of the room, bytes: a payload lies in pages of its own (of a read in pieces the first), the
+    /// longest answer to a block status too, and whatever waits for others as writes do counts as a page.
+    fn cost(&self, asked: &Asked, in_pieces: bool) -> Held {
+        const PAGE: u64 = BLOCK_BYTES as u64;
+        let read = |bytes| Ways { read: Lanes::of(bytes), write: Lanes::default() };
+        match asked.command {
+            CMD_READ if in_pieces => {
+                let first = piece_bytes(asked.offset, asked.length, self.room.read.piece_max());
+                Ways { read: Lanes::long(pages(first)), write: Lanes::default() }
+            }
+            CMD_READ => read(pages(asked.length)),
+            CMD_BLOCK_STATUS if asked.flags & CMD_FLAG_REQ_ONE == 0 => read(STATUS_BYTES),
+            CMD_BLOCK_STATUS | CMD_CACHE => read(PAGE),
+            CMD_WRITE => Ways { read: Lanes::default(), write: Lanes::of(pages(asked.length)) },
+            _ => Ways { read: Lanes::default(), write: Lanes::of(PAGE) },
+        }
     }
 }
 

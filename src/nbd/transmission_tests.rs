@@ -352,11 +352,11 @@ fn what_others_hold_is_waited_for() {
     bench.feed(&[request(0, CMD_READ, 1, 0, 8192), write(2, 0, &[1; 512])].concat()).unwrap();
     assert_eq!(bench.requests().len(), 1);
     assert!(bench.session.blocked());
-    assert_eq!(bench.session.wants(), Some(Ways { read: 0, write: 4096 }));
+    assert_eq!(bench.session.wants(), Some(Ways { read: Lanes::default(), write: Lanes::of(4096) }));
     bench.session.set_room(room(0, 4096));
     bench.feed(&request(0, CMD_READ, 3, 0, 1)).unwrap();
     assert_eq!(bench.requests().len(), 1, "the write");
-    assert_eq!(bench.session.wants(), Some(Ways { read: 4096, write: 0 }));
+    assert_eq!(bench.session.wants(), Some(Ways { read: Lanes::of(4096), write: Lanes::default() }));
     bench.session.set_room(whole.room(Held::default()));
     bench.advance().unwrap();
     assert_eq!(bench.requests().len(), 1);
@@ -372,11 +372,11 @@ fn a_write_has_its_room_from_its_head_on() {
     let whole = write(1, 0, &[7; BYTES as usize]);
     bench.feed(&whole[..100]).unwrap();
     assert!(bench.requests().is_empty() && !bench.session.blocked());
-    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (BYTES, BYTES));
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes().sum()), (BYTES, BYTES));
     bench.session.set_room(Ways::default());
     bench.feed(&whole[100..]).unwrap();
     let cookie = bench.requests()[0].cookie;
-    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes()), (BYTES, 0));
+    assert_eq!((bench.session.inflight_bytes().write.short, bench.session.arriving_bytes().sum()), (BYTES, 0));
     bench.feed(&write(2, 0, &[8; 128 << 10])[..28]).unwrap();
     assert!(bench.session.blocked(), "its head alone shows that there is no room");
     bench.reply(cookie, Ok(Bytes::new()));
@@ -394,7 +394,7 @@ fn where_others_hold_many_a_write_takes_room_once_its_beginning_is_there() {
         let mut bench = going(OPT_STRUCTURED_REPLY, Export { block_max: 1 << 20, ..export() });
         bench.session.set_thrift(Some(waiting));
         bench.feed(&whole[..received]).unwrap();
-        assert_eq!(bench.session.arriving_bytes(), if begins { BYTES } else { 0 }, "{received} {waiting}");
+        assert_eq!(bench.session.arriving_bytes().sum(), if begins { BYTES } else { 0 }, "{received} {waiting}");
         // Until then it is received like anything that nobody expects, and nobody waits for room.
         assert_eq!(bench.session.body_hint(), if begins { BYTES as usize } else { 0 });
         assert!(!bench.session.blocked() && bench.session.wants().is_none());
@@ -414,11 +414,11 @@ fn a_small_write_takes_no_room_before_it_has_arrived() {
     let (all_but_one, last) = whole.split_at(whole.len() - 1);
     bench.feed(all_but_one).unwrap();
     assert!(bench.requests().is_empty() && !bench.session.blocked());
-    assert_eq!((bench.session.inflight_bytes(), bench.session.arriving_bytes()), (Held::default(), 0));
+    assert_eq!((bench.session.inflight_bytes(), bench.session.arriving_bytes().sum()), (Held::default(), 0));
     bench.session.set_room(Ways::default());
     bench.feed(last).unwrap();
     assert!(bench.requests().is_empty() && bench.session.blocked());
-    assert_eq!(bench.session.wants(), Some(Ways { read: 0, write: 64 << 10 }));
+    assert_eq!(bench.session.wants(), Some(Ways { read: Lanes::default(), write: Lanes::of(64 << 10) }));
     bench.session.set_room(Budget::default().room(Held::default()));
     bench.advance().unwrap();
     assert_eq!(bench.requests().len(), 1);

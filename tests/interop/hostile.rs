@@ -53,6 +53,28 @@ fn raise_the_limit() -> u64 {
     most
 }
 
+/// Long requests beside many clients that are stuck with one of their own, which never take the data or never send it.
+#[test]
+fn who_is_stuck_with_a_long_request_keeps_no_other_one_waiting() {
+    let group = Group::start().expect("a group starts");
+    let data = noise(2, 8 << 20);
+    for command in [CMD_READ, CMD_WRITE] {
+        let stuck: Vec<UnixStream> = (0..40)
+            .filter_map(|_| {
+                let mut stream = transmitting(&group).ok()?;
+                stream.write_all(&RequestHead::encode(0, command, 1, 0, 32 << 20)).ok()?;
+                let begun = if command == CMD_WRITE { &data[..70_000] } else { &[] };
+                stream.write_all(begun).is_ok().then_some(stream)
+            })
+            .collect();
+        assert_eq!(stuck.len(), 40);
+        std::thread::sleep(Duration::from_millis(300));
+        for _ in 0..3 {
+            somebody_is_served(&group, &data, Duration::from_secs(3));
+        }
+    }
+}
+
 #[test]
 fn hostile_clients_stop_nobody_and_hold_little() {
     let group = Group::start().expect("a group starts");

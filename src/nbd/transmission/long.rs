@@ -14,11 +14,11 @@ use super::{Task, Transmission, What, words};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::rope::Rope;
-use crate::limits::{BLOCK_BYTES, LONG_BYTES, PAYLOAD_PIECE_BYTES_MAX};
-use crate::nbd::budget::Ways;
+use crate::limits::{BLOCK_BYTES, LONG_BYTES, SERVER_LONG_PIECE_BYTES};
+use crate::nbd::budget::{Held, Lanes, Ways};
 use crate::nbd::check::Asked;
 use crate::nbd::outbox::Outbox;
-use crate::nbd::protocol::CMD_READ;
+use crate::nbd::protocol::{CMD_READ, CMD_WRITE};
 use crate::nbd::reply::{Failure, Style, To};
 use crate::nbd::session::{Event, Kind, Request, Step, skip};
 
@@ -31,6 +31,8 @@ pub(super) struct Body {
     offset: u64,
     left: u64,
     fua: bool,
+    /// Bytes of the piece that has its room and is arriving.
+    piece: u64,
 }
 
 /// What has become of a write in pieces.
@@ -61,7 +63,7 @@ pub(super) struct Reading {
     /// The next piece waits for room.
     waits: bool,
     /// For that of other connections.
-    wants: Option<Ways<u64>>,
+    wants: Option<Held>,
 }
 
 /// An answer that waits for the end of a reply that nothing may come between.
@@ -71,27 +73,18 @@ pub(super) enum Deferred {
     Status(u64, Vec<Stretch>),
 }
 
-/// Bytes of the first piece of a payload. It ends at a block, so that the next begins where direct I/O can; and two
-/// halves follow where a whole piece would leave little, so that none is as short as an ordinary request.
-pub(super) fn piece_bytes(offset: u64, left: u64) -> u64 {
+/// Bytes of the first piece of a payload, at most `most` of at least two blocks. It ends at a block, so that the next begins
+/// where direct I/O can; and two halves follow where a whole piece would leave little.
+pub(super) fn piece_bytes(offset: u64, left: u64, most: u64) -> u64 {
     const BLOCK: u64 = BLOCK_BYTES as u64;
-    if left <= PAYLOAD_PIECE_BYTES_MAX {
+    if left <= most {
         return left;
     }
-    let most = PAYLOAD_PIECE_BYTES_MAX.min(left.div_ceil(2));
+    let most = most.min(left.div_ceil(2));
     (offset + most) / BLOCK * BLOCK - offset
 }
 
-/// What of a request begins at once: its first piece, if it is in pieces.
-pub(super) fn first_bytes(asked: &Asked) -> u64 {
-    piece_bytes(asked.offset, asked.length)
-}
-
-pub(super) fn in_pieces(asked: &Asked) -> bool {
-    asked.length > PAYLOAD_PIECE_BYTES_MAX
-}
-
-fn pages(bytes: u64) -> u64 {
+pub(super) fn pages(bytes: u64) -> u64 {
     bytes.next_multiple_of(BLOCK_BYTES as u64)
 }
 
@@ -103,6 +96,16 @@ impl Reading {
 }
 
 impl Transmission {
+    /// Whether a request passes in pieces: one that is longer than a piece, and any long one where the lane is crowded.
+    pub(super) fn in_pieces(&self, asked: &Asked) -> bool {
+        let crowded = match asked.command {
+            CMD_READ => self.room.read.crowded,
+            CMD_WRITE => self.room.write.crowded,
+            _ => return false,
+        };
+        asked.length > if crowded { LONG_BYTES } else { SERVER_LONG_PIECE_BYTES }
+    }
+
     // ---- writes ------------------------------------------------------------------------------
 
     /// Begins a write whose head is at the front; its payload is received by `receive_piece`.
@@ -114,7 +117,7 @@ impl Transmission {
         let what = What::Whole(Box::default());
         let whole = self.keep(Task { to, bytes: 0, cost: Ways::default(), what });
         let Asked { offset, length, .. } = *asked;
-        self.body = Some(Body { whole, to, offset, left: length, fua: asked.fua() });
+        self.body = Some(Body { whole, to, offset, left: length, fua: asked.fua(), piece: 0 });
         Step::Again
     }
 
@@ -123,13 +126,16 @@ impl Transmission {
         let mut body = self.body.take().expect("the caller has looked");
         let failed = self.whole(body.whole).failed.is_some();
         if failed {
-            if let Some(bytes) = self.arriving.take() {
-                self.give_back(Ways { read: 0, write: bytes });
+            if let Some(write) = self.arriving.take() {
+                self.give_back(Ways { read: Lanes::default(), write });
             }
             skip(rx, &mut body.left);
         } else {
-            let length = piece_bytes(body.offset, body.left);
-            let cost = Ways { read: 0, write: pages(length) };
+            if self.arriving.is_none() {
+                body.piece = self.body_piece(&body);
+            }
+            let length = body.piece;
+            let cost = Ways { read: Lanes::default(), write: Lanes::long(pages(length)) };
             if self.arriving.is_none() && self.may_begin(cost) {
                 self.arriving = Some(cost.write);
             }
@@ -189,23 +195,28 @@ impl Transmission {
         let body = self.body.as_ref()?;
         match self.tasks.get(body.whole) {
             Some(Task { what: What::Whole(whole), .. }) if whole.failed.is_some() => Some(0),
-            _ => Some(piece_bytes(body.offset, body.left) as usize),
+            _ if self.arriving.is_some() => Some(body.piece as usize),
+            _ => Some(self.body_piece(body) as usize),
         }
+    }
+
+    fn body_piece(&self, body: &Body) -> u64 {
+        piece_bytes(body.offset, body.left, self.room.write.piece_max())
     }
 
     // ---- reads -------------------------------------------------------------------------------
 
     /// Whether a long read has to wait for another one of its connection.
-    pub(super) fn reads_too_much(&self, asked: &Asked) -> bool {
+    pub(super) fn reads_too_much(&self, asked: &Asked, in_pieces: bool) -> bool {
         asked.command == CMD_READ
             && asked.length > LONG_BYTES
-            && (self.reading.is_some() || in_pieces(asked) && self.inflight.read.long > 0)
+            && (self.reading.is_some() || in_pieces && self.inflight.read.long > 0)
     }
 
     /// Begins a read in pieces; the first one has its room.
-    pub(super) fn begin_reading(&mut self, asked: &Asked, to: To, cost: Ways<u64>, events: &mut Vec<Event>) {
+    pub(super) fn begin_reading(&mut self, asked: &Asked, to: To, cost: Held, events: &mut Vec<Event>) {
         let Asked { offset, length, .. } = *asked;
-        let first = piece_bytes(offset, length);
+        let first = piece_bytes(offset, length, self.room.read.piece_max());
         let cookie = self.keep(Task { to, bytes: first as u32, cost, what: What::Reading });
         self.reading = Some(Reading {
             cookie,
@@ -224,8 +235,8 @@ impl Transmission {
     /// Asks for the next piece, when there is room.
     pub(super) fn go_on_reading(&mut self, events: &mut Vec<Event>) {
         let Some(Reading { cookie, at, left, waits: true, .. }) = self.reading else { return };
-        let length = piece_bytes(at, left);
-        let cost = Ways { read: pages(length), write: 0 };
+        let length = piece_bytes(at, left, self.room.read.piece_max());
+        let cost = Ways { read: Lanes::long(pages(length)), write: Lanes::default() };
         let own = self.has_own_room(cost);
         let begins = own && self.takes_room(cost);
         let reading = self.reading.as_mut().expect("looked at above");
@@ -257,7 +268,7 @@ impl Transmission {
                     if !reading.begun {
                         style.begin(out, reading.to, reading.length);
                     }
-                    out.push(data);
+                    out.push_piece(data);
                     if last {
                         style.end(out, reading.to);
                     }
@@ -298,7 +309,7 @@ impl Transmission {
     }
 
     /// What it needs, when others hold it.
-    pub(super) fn reading_wants(&self) -> Option<Ways<u64>> {
+    pub(super) fn reading_wants(&self) -> Option<Held> {
         self.reading.as_ref().and_then(|reading| reading.wants)
     }
 

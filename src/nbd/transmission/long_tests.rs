@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{CONNECTION_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, SERVER_LONG_BYTES_MAX};
+use crate::limits::{CONNECTION_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, SERVER_LONG_BYTES_MAX, SMALL_BYTES};
 use crate::nbd::budget::{Budget, Held, Lanes, Share};
 use crate::nbd::protocol::*;
 use crate::nbd::session::Export;
@@ -13,7 +13,7 @@ use crate::nbd::session::SessionError;
 use crate::nbd::session::tests::{Bench, client_flags, export, go, option, request, write};
 
 const MIB: u64 = 1 << 20;
-const PIECE: u64 = PAYLOAD_PIECE_BYTES_MAX;
+const PIECE: u64 = SERVER_LONG_PIECE_BYTES;
 const SIZE: u64 = 64 * MIB;
 
 fn bench(style: Style) -> Bench {
@@ -75,13 +75,13 @@ fn a_long_write_is_pieces_in_order_and_one_reply() {
         let bytes = data.slice((at - offset) as usize..).slice(..piece);
         bench.rx.push(bytes.slice(..piece / 2));
         bench.advance().unwrap();
-        assert_eq!(bench.session.arriving_bytes(), (piece as u64).next_multiple_of(4096));
+        assert_eq!(bench.session.arriving_bytes(), Lanes::long((piece as u64).next_multiple_of(4096)));
         bench.rx = crate::core::rope::Rope::new();
         bench.rx.push(bytes.clone());
         let Request { cookie, kind } = only(&mut bench);
         let Kind::Write { offset, data, fua: true } = kind else { panic!("a write with FUA, not {kind:?}") };
         assert_eq!((offset, data.as_ptr(), data.len()), (at, bytes.as_ptr(), piece), "in order, and not copied");
-        assert!(piece as u64 > LONG_BYTES && piece as u64 <= PIECE);
+        assert!(piece as u64 > LONG_BYTES - 4096 && piece as u64 <= PIECE);
         at += piece as u64;
         assert!(at.is_multiple_of(4096) || at == offset + piece as u64 && at == 3 * 4096 + 5 + length);
         cookies.push(cookie);
@@ -108,7 +108,7 @@ fn the_first_failure_of_a_long_write_is_its_answer_and_the_rest_passes_by() {
         assert_eq!(pieces.iter().map(|piece| written(piece).0).collect::<Vec<_>>(), [MIB, MIB + PIECE]);
         bench.reply(pieces[1].cookie, Err(Errno::NoSpc));
         bench.advance().unwrap();
-        assert_eq!((bench.session.body_hint(), bench.session.arriving_bytes(), bench.rx.len()), (0, 0, 0));
+        assert_eq!((bench.session.body_hint(), bench.session.arriving_bytes().sum(), bench.rx.len()), (0, 0, 0));
         bench.feed(&pattern(0, 20 * MIB - 2 * PIECE - 100)).unwrap();
         bench.feed(&request(0, CMD_FLUSH, 8, 0, 0)).unwrap();
         let flush = only(&mut bench);
@@ -137,7 +137,11 @@ fn a_client_that_leaves_in_the_middle_has_written_a_part_and_hears_nothing() {
     bench.reply(piece.cookie, Ok(Bytes::new()));
     assert_eq!(bench.replies(), []);
     let held = bench.session.inflight_bytes();
-    assert_eq!((held.write.long, bench.session.arriving_bytes()), (PIECE, PIECE), "what the server gives back");
+    assert_eq!(
+        (held.write.long, bench.session.arriving_bytes()),
+        (PIECE, Lanes::long(PIECE)),
+        "what the server gives back"
+    );
 }
 
 #[test]
@@ -147,14 +151,16 @@ fn each_piece_waits_for_room_of_its_own() {
         let mut others = Budget::default();
         let lanes = Lanes { long: held, ..Lanes::default() };
         others.change(Held::default(), Ways { read: lanes, write: lanes });
-        others.room(Held::default())
+        let Ways { read, write } = others.room(Held::default());
+        let alone = |share| Share { crowded: false, own_long: u64::MAX, ..share };
+        Ways { read: alone(read), write: alone(write) }
     };
     bench.session.set_room(room(SERVER_LONG_BYTES_MAX - PIECE));
-    bench.feed(&request(0, CMD_WRITE, 7, 0, 12 * MIB as u32)).unwrap();
+    bench.feed(&request(0, CMD_WRITE, 7, 0, 10 * MIB as u32)).unwrap();
     bench.feed(&pattern(0, PIECE)).unwrap();
     let first = only(&mut bench);
     assert!(bench.session.blocked(), "before anything of the next one has come");
-    assert_eq!(bench.session.wants(), Some(Ways { read: 0, write: PIECE }));
+    assert_eq!(bench.session.wants(), Some(Ways { read: Lanes::default(), write: Lanes::long(PIECE) }));
     bench.reply(first.cookie, Ok(Bytes::new()));
     bench.session.set_room(room(0));
     bench.feed(&pattern(PIECE, 8 * MIB)).unwrap();
@@ -164,13 +170,13 @@ fn each_piece_waits_for_room_of_its_own() {
     assert_eq!(bench.replies(), [(0, 7)]);
 
     bench.session.set_room(room(SERVER_LONG_BYTES_MAX - PIECE));
-    bench.feed(&[request(0, CMD_READ, 8, 0, 12 * MIB as u32), write(9, 0, &[1; 512])].concat()).unwrap();
+    bench.feed(&[request(0, CMD_READ, 8, 0, 10 * MIB as u32), write(9, 0, &[1; 512])].concat()).unwrap();
     let pieces = bench.requests();
     assert_eq!(pieces.len(), 2, "the write needs other room");
     bench.reply(pieces[0].cookie, Ok(pattern(0, PIECE).into()));
     bench.feed(&write(10, 0, &[1; 512])).unwrap();
     assert!(bench.requests().is_empty() && bench.session.blocked(), "nothing begins while a read waits to go on");
-    assert_eq!(bench.session.wants(), Some(Ways { read: PIECE, write: 0 }));
+    assert_eq!(bench.session.wants(), Some(Ways { read: Lanes::long(PIECE), write: Lanes::default() }));
     bench.session.set_room(room(0));
     bench.advance().unwrap();
     assert_eq!(bench.requests().len(), 2, "the next piece, and the other write");
@@ -185,7 +191,7 @@ fn a_long_read_is_a_chunk_for_each_piece_and_others_are_answered_between() {
     let mut at = offset;
     while at < offset + length {
         let (from, bytes) = serve(&mut bench);
-        assert!(from == at && bytes > LONG_BYTES && bytes <= PIECE);
+        assert!(from == at && bytes > LONG_BYTES - 4096 && bytes <= PIECE);
         at += bytes;
         let done = if at == offset + length { REPLY_FLAG_DONE } else { 0 };
         assert_eq!((be16(&bench.sent, 4), be16(&bench.sent, 6)), (done, REPLY_OFFSET_DATA));
@@ -215,9 +221,9 @@ fn a_long_read_is_a_chunk_for_each_piece_and_others_are_answered_between() {
 #[test]
 fn an_unbroken_read_is_one_chunk_that_nothing_comes_between() {
     let mut bench = bench(Style::Structured);
-    bench.feed(&request(CMD_FLAG_DF, CMD_READ, 7, 0, 6 * MIB as u32)).unwrap();
+    bench.feed(&request(CMD_FLAG_DF, CMD_READ, 7, 0, 3 * MIB as u32)).unwrap();
     let (_, first) = serve(&mut bench);
-    assert_eq!((be16(&bench.sent, 4), be32(&bench.sent, 16) as u64), (0, 8 + 6 * MIB), "an error can still come");
+    assert_eq!((be16(&bench.sent, 4), be32(&bench.sent, 16) as u64), (0, 8 + 3 * MIB), "an error can still come");
     assert_eq!(bench.sent.len() as u64, CHUNK_BYTES as u64 + 8 + first);
     // One that is done, one that is refused, one of nothing: all of them wait.
     bench.feed(&write(8, 0, &[1; 4096])).unwrap();
@@ -227,10 +233,10 @@ fn an_unbroken_read_is_one_chunk_that_nothing_comes_between() {
     bench.feed(&[request(0, 99, 9, 0, 0), request(0, CMD_READ, 10, 0, 0)].concat()).unwrap();
     assert!(bench.session.blocked());
     assert_eq!(bench.sent.len() as u64, CHUNK_BYTES as u64 + 8 + first);
-    bench.reply(requests[0].cookie, Ok(pattern(first, 6 * MIB - first).into()));
+    bench.reply(requests[0].cookie, Ok(pattern(first, 3 * MIB - first).into()));
     bench.advance().unwrap();
-    let rest = bench.sent.split_off(CHUNK_BYTES + 8 + 6 * MIB as usize);
-    assert!(bench.sent[CHUNK_BYTES + 8..] == pattern(0, 6 * MIB));
+    let rest = bench.sent.split_off(CHUNK_BYTES + 8 + 3 * MIB as usize);
+    assert!(bench.sent[CHUNK_BYTES + 8..] == pattern(0, 3 * MIB));
     assert_eq!((be16(&rest, 4), be16(&rest, 6), be64(&rest, 8)), (REPLY_FLAG_DONE, REPLY_NONE, 7));
     assert_eq!(ReplyHead::decode(rest[CHUNK_BYTES..][..REPLY_BYTES].try_into().unwrap()).cookie, 8);
     assert_eq!(be64(&rest[CHUNK_BYTES + REPLY_BYTES..], 8), 9);
@@ -286,16 +292,58 @@ fn a_read_in_pieces_is_the_only_long_one_of_its_connection() {
     assert_eq!(bench.requests().len(), 1);
 }
 
+/// Where others use the lane, pieces are small; a request that would be one piece elsewhere is in pieces, too.
+#[test]
+fn in_a_crowd_pieces_are_small() {
+    let room = Share { bytes: Lanes { small: MIB, short: MIB, long: 3 * MIB }, own_long: u64::MAX, crowded: true };
+    for length in [2 * MIB, 9 * MIB + 512] {
+        let mut bench = bench(Style::Structured);
+        bench.session.set_room(Ways { read: room, write: room });
+        bench.feed(&request(0, CMD_READ, 7, 0, length as u32)).unwrap();
+        let mut at = 0;
+        while at < length {
+            bench.session.set_room(Ways { read: room, write: room });
+            let (from, bytes) = serve(&mut bench);
+            assert!(from == at && bytes <= SMALL_BYTES && bytes >= SMALL_BYTES.min(length - at) / 2, "{bytes} at {at}");
+            at += bytes;
+        }
+        assert_eq!((bench.session.inflight(), bench.session.inflight_bytes()), (0, Held::default()));
+
+        bench.feed(&request(0, CMD_WRITE, 8, 0, length as u32)).unwrap();
+        let mut at = 0;
+        while at < length {
+            bench.session.set_room(Ways { read: room, write: room });
+            bench.feed(&pattern(at, 1)).unwrap();
+            let piece = bench.session.body_hint() as u64;
+            assert!(
+                piece <= SMALL_BYTES && bench.session.arriving_bytes() == Lanes::long(piece.next_multiple_of(4096))
+            );
+            bench.session.set_room(Ways::default());
+            assert_eq!(bench.session.body_hint() as u64, piece, "it has its room, whatever there is now");
+            bench.feed(&pattern(at, piece)[1..]).unwrap();
+            let request = only(&mut bench);
+            assert!(written(&request) == (at, pattern(at, piece), false));
+            bench.reply(request.cookie, Ok(Bytes::new()));
+            at += piece;
+        }
+        assert!(bench.session.inflight() == 0 && bench.session.inflight_bytes() == Held::default());
+    }
+}
+
 #[test]
 fn pieces_are_long_and_end_at_blocks() {
     for offset in [0, 1, 511, 512, 4095, 4096, 1 << 40] {
         for length in (1..33).flat_map(|mib| [mib * MIB - 1, mib * MIB, mib * MIB + 1, mib * MIB + 4095]) {
             let (mut at, mut left) = (offset, length);
             while left > 0 {
-                let piece = piece_bytes(at, left);
-                assert!(piece <= PIECE && (piece == length || piece > LONG_BYTES), "{piece} of {left} at {at}");
+                let piece = piece_bytes(at, left, PIECE);
+                assert!(piece <= PIECE && (piece == length || piece > LONG_BYTES - 4096), "{piece} of {left} at {at}");
                 (at, left) = (at + piece, left - piece);
                 assert!(left == 0 || at.is_multiple_of(4096));
+                for most in [SMALL_BYTES, 100_000] {
+                    let piece = piece_bytes(at, left, most);
+                    assert!(piece <= most && (piece == left || piece >= most / 2 - 4096), "{piece} of {left} at {at}");
+                }
             }
         }
     }
@@ -352,6 +400,7 @@ proptest! {
         cuts in prop::collection::vec(1usize..3 << 20, 1..9),
         order in prop::collection::vec(any::<usize>(), 1..9),
         tight in any::<bool>(),
+        crowds in prop::collection::vec(any::<bool>(), 1..9),
     ) {
         let mut bench = bench(style);
         let (mut script, mut asked) = (Vec::new(), BTreeMap::new());
@@ -369,8 +418,10 @@ proptest! {
             }
             asked.insert(cookie, (command, offset, length));
         }
-        let room = if tight { Share { bytes: Lanes { small: 16 << 10, short: 16 << 10, long: PIECE } } } else { Share::ALL };
+        let tightest = Lanes { small: 16 << 10, short: 16 << 10, long: PIECE };
+        let room = if tight { Share { bytes: tightest, own_long: u64::MAX, crowded: false } } else { Share::ALL };
         let (mut rest, mut cuts, mut order) = (&script[..], cuts.iter().cycle(), order.iter().cycle());
+        let mut crowds = crowds.iter().cycle();
         let (mut open, mut disk) = (Vec::<Request>::new(), BTreeMap::<u64, u64>::new());
         loop {
             let Ways { read, write } = bench.session.inflight_bytes();
@@ -380,8 +431,12 @@ proptest! {
                     short: room.bytes.short.saturating_sub(held.short),
                     long: room.bytes.long.saturating_sub(held.long),
                 },
+                own_long: u64::MAX,
+                crowded: false,
             };
-            bench.session.set_room(if tight { Ways { read: left(read), write: left(write) } } else { Ways { read: room, write: room } });
+            let (read, write) = if tight { (left(read), left(write)) } else { (room, room) };
+            let mut crowded = |share| Share { crowded: *crowds.next().unwrap(), ..share };
+            bench.session.set_room(Ways { read: crowded(read), write: crowded(write) });
             let (now, later) = rest.split_at(if bench.session.blocked() { 0 } else { rest.len().min(*cuts.next().unwrap()) });
             bench.feed(now).unwrap();
             rest = later;
