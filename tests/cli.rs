@@ -276,6 +276,35 @@ fn certificates_are_made_once_for_their_owner_and_checked() {
     let output = on(&["check", "--role", "aux"], &dir.write("wrong.toml", &section("dr")));
     assert_eq!(code(&output), 2);
     assert!(out(&output).contains("has to be farshore://orders/aux"), "{}", out(&output));
+    let half = "tls = \"optional\"\nclient_certificates = \"yes\"\n";
+    for (role, after) in [("primary", "[primary]\n"), ("dr", "[dr]                    # the far site\n")] {
+        let text = section("{role}");
+        assert_eq!(text.matches(after).count(), 1, "{after}");
+        let file = dir.write("half.toml", &text.replace(after, &format!("{after}{half}")));
+        for verb in [&["check", "--role", role][..], &[role]] {
+            let output = on(verb, &file);
+            let said = format!("{}{}", out(&output), err(&output));
+            assert!(code(&output) == 2 && said.contains("write tls = \"required\""), "{verb:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn whoever_may_write_from_outside_without_showing_anything_is_told_of_by_check_and_at_the_start() {
+    let dir = Directory::new();
+    let text = std::fs::read_to_string(dir.configured()).expect("written");
+    let listens = text.lines().find(|line| line.starts_with("listen  = [")).expect("NBD clients connect somewhere");
+    let outside = listens.replace("\"127.0.0.1:", "\"0.0.0.0:");
+    let file = dir.write("outside.toml", &text.replace(listens, &outside));
+    let line = text.lines().position(|line| line == listens).expect("it was there") + 1;
+    let told = format!("outside.toml:{line}: primary.listen: 0.0.0.0:");
+    let checked = on(&["check"], &file);
+    assert!(code(&checked) == 0 && out(&checked).contains(&told), "{}", out(&checked));
+    let mut primary = Running(
+        command(&["primary", "--config", &file.to_string_lossy()]).stderr(Stdio::piped()).spawn().expect("it runs"),
+    );
+    let said = BufReader::new(primary.0.stderr.take().expect("piped")).lines().next().expect("a line").expect("text");
+    assert!(said.contains(&told) && said.contains("can read and write the volumes"), "{said}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use super::failure::Failure;
 use super::files;
 use crate::cluster::config::Config;
 use crate::core::address::Address;
-use crate::core::peer::{PeerName, Role};
+use crate::core::peer::{End, PeerName, Role};
 use crate::io::tls::{self, Paths};
 
 /// What is to be made.
@@ -42,6 +42,8 @@ pub struct Plan {
     pub hosts: Vec<(Role, String)>,
 }
 
+/// Links are begun by some roles and answered by others, and NBD clients come to most: what is made is good for both.
+const BOTH: [End; 2] = [End::Client, End::Server];
 /// How much longer the CA is valid than what it signs, days: certificates are renewed with the CA that hosts have.
 const CA_DAYS: u32 = 3650;
 /// How long certificates were valid when they are made: clocks differ.
@@ -114,7 +116,7 @@ fn fill(plan: &Plan) -> Result<(), Failure> {
         write(&key_path, &key.serialize_pem(), 0o600)?;
         let paths = Paths { ca: dir.join(CA_CERT), own: Some((cert_path, key_path)) };
         if role != Role::Client {
-            tls::check(&paths, Some(&name)).map_err(|error| Failure::failed(error.to_string()))?;
+            tls::check(&paths, Some(&name), &BOTH).map_err(|error| Failure::failed(error.to_string()))?;
         }
     }
     Ok(())
@@ -302,10 +304,10 @@ mod tests {
             assert_eq!((mode(key.clone()), mode(plan.dir.join(CA_KEY)), mode(dir.clone())), (0o600, 0o600, 0o700));
             let paths = Paths { ca: dir.join(CA_CERT), own: Some((cert, key)) };
             if role != Role::Client {
-                tls::check(&paths, Some(&PeerName::new("orders", role))).expect("its own name");
+                tls::check(&paths, Some(&PeerName::new("orders", role)), &BOTH).expect("its own name");
             }
             let other = if role == Role::Dr { Role::Aux } else { Role::Dr };
-            let wrong = tls::check(&paths, Some(&PeerName::new("orders", other))).expect_err("another role's");
+            let wrong = tls::check(&paths, Some(&PeerName::new("orders", other)), &BOTH).expect_err("another role's");
             assert!(wrong.to_string().contains(&PeerName::new("orders", role).to_string()), "{wrong}");
         }
         let again = make(&plan).expect_err("it is there");
@@ -321,7 +323,7 @@ mod tests {
         make(&second).expect("signed by the first");
         let (cert, key) = own_files(&second.dir.join("dr"), Role::Dr);
         let paths = Paths { ca: first.dir.join(CA_CERT), own: Some((cert, key)) };
-        tls::check(&paths, Some(&PeerName::new("orders", Role::Dr))).expect("hosts with the old CA believe it");
+        tls::check(&paths, Some(&PeerName::new("orders", Role::Dr)), &BOTH).expect("hosts with the old CA believe it");
         let lost = Plan { ca: Some(first.dir.join("nowhere")), ..plan("lost") };
         assert!(make(&lost).is_err());
         assert!(!lost.dir.exists());

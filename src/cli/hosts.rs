@@ -105,7 +105,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             }
         }
         let Some(paths) = self.config.certificates(peer) else { return };
-        match tls::check(&paths, Some(&self.config.name(peer))) {
+        match tls::check(&paths, Some(&self.config.name(peer)), &self.config.ends(peer)) {
             Ok(()) => {
                 self.findings.note(Weight::Ok, &["tls"], format!("the certificates of {} can be used", role.word()))
             }

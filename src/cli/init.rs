@@ -145,7 +145,7 @@ fn primary(options: &Init, volumes: &[(String, u64)]) -> String {
 dir     = {}   # intent log, FIFO, superblock; on a disk that survives a power cut
 backing = {}   # file, block device or nbd:// URI of each volume
 # NBD clients connect here; over TCP they need TLS as soon as there is [tls]: tls = "required" | "optional" | "off";
-# client_certificates = "yes" lets in only who has a certificate of the CA
+# client_certificates = "yes", with tls = "required", lets in over TCP only who has a certificate of the CA
 listen  = [{}, {}]
 control = {}   # farshore status asks here
 fifo    = {{ memory = "256MiB", disk = "8GiB" }}   # writes not yet at DR: how much may wait

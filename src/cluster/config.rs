@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
-use crate::core::peer::{Paths, PeerName, Role};
+use crate::core::peer::{End, Paths, PeerName, Role};
 
 pub use self::places::own_files;
 
@@ -277,6 +277,22 @@ impl Config {
             Role::Aux | Role::Client => None,
         };
         mode.filter(|mode| *mode != TlsMode::Off).and(self.psk.as_ref()).map(|path| role.path(path))
+    }
+
+    /// At which ends of connections a role shows its certificate to who asks for it: those of the links, and NBD clients. What
+    /// NBD servers of others ask for is theirs.
+    #[must_use]
+    pub fn ends(&self, role: Role) -> Vec<End> {
+        let serves = self.primary.as_ref().is_some_and(|primary| primary.tls != TlsMode::Off);
+        let serves = serves && self.shared_keys(Role::Primary).is_none();
+        let own_table = matches!(self.aux.as_ref().map(|aux| &aux.table), Some(TablePlace::Own(_)));
+        let (client, server) = match role {
+            Role::Primary => (true, serves),
+            Role::Aux => (false, true),
+            Role::Dr => (own_table, true),
+            Role::Client => (true, false),
+        };
+        [client.then_some(End::Client), server.then_some(End::Server)].into_iter().flatten().collect()
     }
 
     /// The name that a role of this group has to have in its certificate.

@@ -183,13 +183,15 @@ impl Address {
         }
     }
 
-    /// Whether what goes there stays on this host: a unix socket, or a loopback address.
+    /// Whether what goes there stays on this host: a unix socket, or a loopback address, also one of IPv4 as IPv6 writes it. Of
+    /// names only `localhost` is sure to lead there (RFC 6761, section 6.3).
     #[must_use]
     pub fn is_local(&self) -> bool {
         let Address::Tcp(text) = self else { return true };
         let host = text.rsplit_once(':').map_or(text.as_str(), |(host, _)| host);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        bare == "localhost" || bare.parse::<::core::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        bare == "localhost"
+            || bare.parse::<::core::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
     }
 }
 
@@ -490,6 +492,8 @@ mod tests {
             ("127.0.0.1:1", true),
             ("127.9.9.9:1", true),
             ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("[::ffff:192.0.2.1]:1", false),
             ("localhost:1", true),
             ("0.0.0.0:1", false),
             ("[::]:1", false),

@@ -31,6 +31,15 @@ pub struct PeerName {
     pub role: Role,
 }
 
+/// An end of a connection: a certificate may be meant for one only (extended key usage; RFC 5280, section 4.2.1.12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Who connects.
+    Client,
+    /// Who is connected to.
+    Server,
+}
+
 /// Where the certificates of a host are, all of them PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {

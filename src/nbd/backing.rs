@@ -22,7 +22,7 @@ use crate::core::allocation::Stretch;
 use crate::core::ids::{Conn, Ticket};
 use crate::core::machine::{DiskKind, IoFail, Now};
 use crate::core::sparing::Sparing;
-use crate::io::tls::Connector;
+use crate::io::tls::{self, Connector};
 use crate::io::{Event, FileId, Preallocate, Range, Reactor, ReactorOptions};
 use crate::limits::{BACKING_KEPT_BYTES_MIN, BACKING_STATUS_BYTES, HANDSHAKE_NS};
 use crate::nbd::client::ExportInfo;
@@ -71,6 +71,9 @@ pub enum OpenError {
     Unfit(String),
     #[error("{0}")]
     Unreachable(String),
+    /// Its certificate or key is not believed, or it does not believe ours.
+    #[error("{0}")]
+    Distrusted(String),
     #[error("told to stop while a backing store was waited for")]
     Stopped,
 }
@@ -128,6 +131,10 @@ struct Remote {
     why: String,
     /// What the server answered last that another attempt will not change, until it is fit.
     unfit: Option<String>,
+    /// The last attempt failed for a certificate or a shared key.
+    distrusted: bool,
+    /// Bytes that the server said there are, when it was last connected to.
+    told: Option<u64>,
     lines: Sparing,
     silence_told: bool,
 }
@@ -190,7 +197,9 @@ impl Backings {
     ) -> Result<FileId, OpenError> {
         let index = self.add(reactor.now(), volumes, opening);
         match self.await_server(reactor, index, OPEN_OR_WAIT_NS) {
-            Err(OpenError::Unreachable(text)) => tracing::warn!("{text}; going on, what is asked of it waits"),
+            Err(OpenError::Unreachable(text) | OpenError::Distrusted(text)) => {
+                tracing::warn!("{text}; going on, what is asked of it waits")
+            }
             done => done?,
         }
         Ok(FileId(REMOTE + index))
@@ -214,6 +223,8 @@ impl Backings {
             lost: Some(now),
             why: "not connected yet".into(),
             unfit: None,
+            distrusted: false,
+            told: None,
             lines: Sparing::new(LINES_PAUSE_NS),
             silence_told: false,
         });
@@ -231,6 +242,8 @@ impl Backings {
                 return Ok(());
             } else if remote.unfit.is_some() {
                 return Err(OpenError::Unfit(failed));
+            } else if remote.distrusted {
+                return Err(OpenError::Distrusted(failed));
             } else if reactor.now().mono_ns >= until_ns {
                 return Err(OpenError::Unreachable(format!(
                     "{failed}. Is the server running? It was waited for {} seconds",
@@ -320,7 +333,8 @@ impl Backings {
         if remote.store.enlarge(size) {
             return Ok(size);
         }
-        let has = remote.store.info().map(|info| info.size);
+        // While it is connected to again, what it said before holds.
+        let has = remote.store.info().map(|info| info.size).or(remote.told);
         let known = has.map_or_else(|| "an unknown number of".to_owned(), |has| has.to_string());
         let text = format!("{} has {known} bytes, {size} are needed: grow what the server exports first", remote.uri);
         // A server tells its size when it is connected to, and at no other time.
@@ -417,6 +431,7 @@ impl Backings {
         let remote = &mut self.remotes[index];
         if !remote.closing {
             let stage = remote.store.stage().map(|stage| format!(" {stage}")).unwrap_or_default();
+            remote.distrusted = tls::is_of_certificates(reason);
             remote.interrupted(now, format!("the connection ended{stage}: {reason}"), false);
         }
         remote.store.lost();
@@ -593,6 +608,7 @@ impl Remote {
         let offers = offers.unwrap_or_default();
         tracing::info!("{place}: connected after {seconds} ms, {offers}; {waiting} requests have waited");
         (self.since_ns, self.unfit, self.silence_told) = (now.mono_ns, None, false);
+        (self.told, self.distrusted) = (self.store.info().map(|info| info.size), false);
     }
 
     /// The connection is of no use, and is being ended. What it still brings is not looked at.

@@ -71,6 +71,11 @@ pub enum ClientError {
     Oldstyle,
     #[error("TLS is asked for, and this NBD server is too old to have it")]
     TlsUnknown,
+    #[error(
+        "{0} bytes in the clear follow the grant of TLS, where a server has nothing to say before its client: somebody on the \
+         way may have put them there"
+    )]
+    Injected(usize),
     #[error("expected the answer to option {want}, got one to option {got} (magic number {magic:#018x})")]
     OptionReply { want: u32, got: u32, magic: u64 },
     #[error("the server's answer to an option has {0} bytes, more than any it may send")]
@@ -388,7 +393,7 @@ impl ClientSession {
         rx.skip(OPTION_REPLY_BYTES);
         let data = rx.take(head.length as usize);
         match self.phase {
-            Phase::Upgrading => Ok(self.upgrade_reply(head.reply, &data, rx, events, out)),
+            Phase::Upgrading => self.upgrade_reply(head.reply, &data, rx, events, out),
             Phase::Structuring | Phase::Selecting => {
                 self.preamble_reply(head.reply, &data, out);
                 Ok(Step::Again)
@@ -397,7 +402,8 @@ impl ClientSession {
         }
     }
 
-    /// The answer to STARTTLS.
+    /// The answer to STARTTLS. What comes behind a grant in the clear is not of the server, which waits for the client to begin
+    /// the handshake (RFC 8446, section 2): nothing that was said so far can be believed either.
     fn upgrade_reply(
         &mut self,
         reply: u32,
@@ -405,24 +411,30 @@ impl ClientSession {
         rx: &mut Rope,
         events: &mut Vec<Event>,
         out: &mut Outbox,
-    ) -> Step {
-        if reply == REP_ACK {
-            // What else came in the clear is nobody's.
-            rx.skip(rx.len());
+    ) -> Result<Step, ClientError> {
+        if reply == REP_ACK && rx.is_empty() {
             self.phase = Phase::Securing;
             events.push(Event::Secure);
-            return Step::Stop;
+            return Ok(Step::Stop);
+        }
+        if reply == REP_ACK {
+            return Err(ClientError::Injected(rx.len()));
         }
         if reply & REP_ERROR_BIT == 0 {
-            return Step::Again;
+            return Ok(Step::Again);
         }
         out.put(&OptionHead::encode(OPT_ABORT, 0));
         rx.skip(rx.len());
         self.phase = Phase::Ended;
-        let text = String::from_utf8_lossy(data);
-        let text = format!("the server offers no TLS, which is asked for here ({})", clip(&text));
+        let said = String::from_utf8_lossy(data);
+        let why = match (clip(&said), reply) {
+            ("", REP_ERR_UNSUP) => "it does not know of it",
+            ("", code) => refusal_word(code),
+            (said, _) => said,
+        };
+        let text = format!("the server offers no TLS, which is asked for here ({why})");
         events.push(Event::Refused { code: reply, text });
-        Step::Stop
+        Ok(Step::Stop)
     }
 
     /// The answer to what is asked before the export: a server that has none of it does without.

@@ -188,7 +188,7 @@ fn a_client_that_wants_tls_says_nothing_else_before_it_and_goes_on_after_it() {
         converse(&mut client, &mut server, 5);
         assert_eq!(client.events, [Event::Secure]);
         assert!(server.granted && server.rx.is_empty());
-        // What comes in the clear after the grant is nobody's.
+        // What comes in the clear after the grant is not looked at here: to TLS it is no record.
         client.feed(b"forged").unwrap();
         assert_eq!((client.events.len(), client.sent()), (1, vec![]));
         client.rx.clear();
@@ -196,6 +196,27 @@ fn a_client_that_wants_tls_says_nothing_else_before_it_and_goes_on_after_it() {
         client.session.secured(&mut client.out);
         converse(&mut client, &mut server, 5);
         assert!(matches!(client.events[..], [Event::Secure, Event::Ready(_)]));
+    }
+}
+
+#[test]
+fn what_comes_in_the_clear_behind_the_grant_of_tls_ends_the_connection() {
+    let mut client = Client { session: ClientSession::with_tls("orders"), ..Client::new("") };
+    client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
+    let mut grant = OptionReplyHead::encode(OPT_STARTTLS, REP_ACK, 0).to_vec();
+    grant.extend_from_slice(b"forged");
+    assert_eq!(client.feed(&grant), Err(ClientError::Injected(6)));
+    assert_eq!(client.events, [], "TLS is not begun, and what was said is not believed");
+}
+
+#[test]
+fn a_server_without_tls_is_told_in_words_also_where_it_has_none_of_its_own() {
+    for (code, why) in [(REP_ERR_UNSUP, "(it does not know of it)"), (REP_ERR_POLICY, "(refused by the policy")] {
+        let mut client = Client { session: ClientSession::with_tls("orders"), ..Client::new("") };
+        client.feed(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
+        client.feed(&OptionReplyHead::encode(OPT_STARTTLS, code, 0)).unwrap();
+        let [Event::Refused { text, .. }] = &client.events[..] else { panic!("{:?}", client.events) };
+        assert!(text.contains(why), "{text}");
     }
 }
 

@@ -9,7 +9,8 @@
 //!
 //! Owns what has been negotiated: the style of replies, for which export `base:allocation` was selected, and whether the
 //! connection is secure. A STARTTLS that succeeds forgets the first two ("STARTTLS": what was negotiated in the clear
-//! may have been negotiated by anybody).
+//! may have been negotiated by anybody). A client waits for the grant before it says anything more: what has come behind its STARTTLS
+//! is not of the client, and ends the connection.
 //!
 //! Invariants: I9 - an option's data is kept only up to a bound, the rest passes by; no option is looked at while the
 //! answers to those before it are not taken (`Outbox::is_full`), and one answer more is all that comes on top; every option gets one final answer.
@@ -245,6 +246,9 @@ impl Handshake {
         }
         rx.skip(OPTION_BYTES);
         let data = rx.take(length);
+        if head.option == OPT_STARTTLS && !rx.is_empty() {
+            return Err(SessionError::Injected(rx.len()));
+        }
         if let Err(text) = self.take(head.option, &data, events, out)? {
             option_reply(out, head.option, REP_ERR_INVALID, text.as_bytes());
         }

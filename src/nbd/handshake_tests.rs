@@ -257,11 +257,25 @@ fn what_was_negotiated_in_the_clear_is_forgotten() {
 #[test]
 fn nothing_is_parsed_between_the_grant_of_tls_and_its_beginning() {
     let mut bench = greeted_with(TlsMode::Optional);
-    let forged = [option(OPT_STARTTLS, b""), option(OPT_LIST, b"")].concat();
-    bench.feed(&forged).unwrap();
+    bench.feed(&option(OPT_STARTTLS, b"")).unwrap();
+    bench.feed(&option(OPT_LIST, b"")).unwrap();
     assert_eq!(bench.events, [Event::Secure]);
     assert_eq!(answers(&mut bench).len(), 1);
     let mut bench = greeted_with(TlsMode::Optional);
     go_flags(&mut bench);
     assert!(bench.session.transmitting(), "who does not want it goes without");
+}
+
+#[test]
+fn what_comes_in_the_clear_behind_starttls_ends_the_connection_and_a_refused_one_does_not() {
+    for (behind, bytes) in [(option(OPT_LIST, b""), 16), (vec![0x16], 1)] {
+        let mut bench = greeted_with(TlsMode::Optional);
+        let forged = [option(OPT_STARTTLS, b""), behind].concat();
+        assert_eq!(bench.feed(&forged), Err(SessionError::Injected(bytes)));
+        assert!(bench.events.is_empty() && bench.sent.is_empty(), "nothing is granted");
+    }
+    let mut bench = greeted_with(TlsMode::Off);
+    let both = [option(OPT_STARTTLS, b""), option(OPT_STRUCTURED_REPLY, b"")].concat();
+    bench.feed(&both).unwrap();
+    assert_eq!(answers(&mut bench).len(), 2);
 }

@@ -116,6 +116,11 @@ pub enum SessionError {
     NameText(&'static str),
     #[error("the client names an export without TLS, which is required here, by an option that has no answer in words")]
     TlsRequired,
+    #[error(
+        "{0} bytes in the clear follow STARTTLS, behind which a client waits for its answer: somebody on the way may have put \
+         them there"
+    )]
+    Injected(usize),
     #[error("the client chose extended headers, and then the option EXPORT_NAME, which has no place for them")]
     NameExtended,
     #[error("expected an NBD request, got {0:#010x} where its magic number belongs")]

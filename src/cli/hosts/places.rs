@@ -190,7 +190,9 @@ fn unreachable_file(path: &Path) -> Option<String> {
 fn leads_nowhere_else(address: &Address) -> bool {
     match address {
         Address::Unix(_) => true,
-        Address::Tcp(text) => resolve(text).is_ok_and(|found| found.iter().all(|one| one.ip().is_loopback())),
+        Address::Tcp(text) => {
+            resolve(text).is_ok_and(|found| found.iter().all(|one| one.ip().to_canonical().is_loopback()))
+        }
     }
 }
 

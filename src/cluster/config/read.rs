@@ -46,6 +46,7 @@ pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>>
     let slots = aux.as_ref().map_or(0, |aux| aux.slots);
     let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some(), slots));
     tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
+    tls::check_open(&mut r, &root, (primary.as_ref(), aux.as_ref(), dr.as_ref()), psk.is_some());
     let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
     places::check(&mut r, text, primary.as_ref(), aux.as_ref(), dr.as_ref(), &names);
     if !["primary", "aux", "dr"].iter().any(|name| root.has(name)) {

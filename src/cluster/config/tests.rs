@@ -295,12 +295,67 @@ fn nbd_clients_need_tls_as_soon_as_there_are_certificates_unless_told_otherwise(
     assert_eq!(mode(EXAMPLE), (TlsMode::Off, false, TlsMode::Off, false));
     assert_eq!(mode(&secure), (TlsMode::Required, false, TlsMode::Required, false));
     let mixed = secure
-        .replace("streams = 4", "tls = \"optional\"\nclient_certificates = \"yes\"")
+        .replace("streams = 4", "tls = \"required\"\nclient_certificates = \"yes\"")
         .replace("metrics = \"127", "tls = \"off\" # \"127");
-    assert_eq!(mode(&mixed), (TlsMode::Off, false, TlsMode::Optional, true));
+    assert_eq!(mode(&mixed), (TlsMode::Off, false, TlsMode::Required, true));
+    for (old, section) in [("streams = 4", "dr"), ("metrics = \"127.0.0.1:9810\"", "primary")] {
+        let lets_in = secure.replace(old, "tls = \"optional\"\nclient_certificates = \"yes\" #");
+        let told = complaint(&lets_in);
+        assert!(told.contains(&format!("{section}.client_certificates: ")), "{told}");
+        assert!(told.contains("write tls = \"required\""), "{told}");
+    }
     assert!(complaint(&with("streams = 4", "tls = \"required\"")).contains("dr.tls: needs certificates"));
     assert!(complaint(&with("streams = 4", "client_certificates = \"yes\"")).contains("within TLS only"));
     assert_eq!(TlsMode::Required.on_unix(), TlsMode::Optional);
+}
+
+#[test]
+fn who_may_write_from_outside_and_shows_nothing_is_warned_of() {
+    let known = "client_certificates = \"yes\"";
+    let (listen, export) = ("127.0.0.1:10809\"]", "127.0.0.1:10831\"]");
+    for (address, tls, more, remedy) in [
+        ("0.0.0.0:1", "", "", Some("tls = \"required\" and client_certificates")),
+        ("[::]:1", CERTIFICATES, "", Some("write client_certificates = \"yes\" in")),
+        ("192.0.2.1:1", CERTIFICATES, "tls = \"optional\"", Some("tls = \"required\" and client_certificates")),
+        ("h:1", CERTIFICATES, "tls = \"off\"", Some("tls = \"required\" and client_certificates")),
+        ("h:1", CERTIFICATES, known, None),
+        ("[::ffff:127.0.0.1]:1", "", "", None),
+        ("localhost:1", "", "", None),
+    ] {
+        for (old, section, key, line) in [(listen, "primary", "listen", 15), (export, "dr", "export", 28)] {
+            let own = format!("{address}\"]");
+            let text = EXAMPLE.replace("metrics = \"127", &format!("{more} # \"127")).replace("streams = 4", more);
+            let text = format!("{}{tls}", text.replace(old, &own));
+            let warnings = parse(&text, "f.toml").expect(address).warnings;
+            let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+            match remedy {
+                None => assert!(told.is_empty(), "{told:?}"),
+                Some(remedy) => {
+                    let place = format!("f.toml:{line}: {section}.{key}: {address}: whoever reaches that");
+                    assert!(told.len() == 1 && told[0].starts_with(&place), "{told:?}");
+                    assert!(told[0].contains(remedy) && told[0].contains(&format!("in [{section}]")), "{told:?}");
+                }
+            }
+        }
+    }
+    let bare = format!("tls = \"off\"\n{}", EXAMPLE.replace(listen, "0.0.0.0:1\"]"));
+    assert_eq!(parse(&bare, "f").expect("who says so may").warnings.len(), 1);
+    let figures = parse(&with("metrics = \"127.0.0.1:9810\"", "metrics = \"0.0.0.0:9810\""), "f").expect("read only");
+    assert!(figures.warnings.len() == 1 && figures.warnings[0].key == "primary.metrics", "{:?}", figures.warnings);
+}
+
+#[test]
+fn a_certificate_is_needed_for_the_ends_at_which_its_role_shows_it() {
+    let secure = format!("{EXAMPLE}{CERTIFICATES}");
+    let plain = secure.replace("metrics = \"127", "tls = \"off\" # \"127").replace("streams = 4", "tls = \"off\"");
+    let own = "dir    = \"/var/lib/farshore/aux\"\nlisten = \"127.0.0.1:10820\"";
+    let elsewhere = plain.replace(own, "table = \"/mnt/shared/orders.table\"");
+    let (client, server, both) = (vec![End::Client], vec![End::Server], vec![End::Client, End::Server]);
+    for (text, primary, dr) in [(&secure, &both, &both), (&plain, &client, &both), (&elsewhere, &client, &server)] {
+        let config = parse(text, "f").expect("secure");
+        let ends = [Role::Primary, Role::Aux, Role::Dr].map(|role| config.ends(role));
+        assert_eq!(ends, [primary.clone(), server.clone(), dr.clone()]);
+    }
 }
 
 const SHARED: &str = "\n[tls]\npsk = \"/t/{role}.psk\"\n";

@@ -1,9 +1,11 @@
-//! `[tls]` and what depends on it: which links have to be secure, and what NBD clients may do without. Pure.
+//! `[tls]` and what depends on it: which links have to be secure, what NBD clients may do without, and what of it is told to
+//! who may not have meant it. Pure.
 
 use std::path::PathBuf;
 
-use super::{AuxConfig, DrConfig, TablePlace, Tls};
+use super::{AuxConfig, DrConfig, PrimaryConfig, TablePlace, Tls};
 use crate::cluster::toml::{Reader, Section};
+use crate::core::address::Address;
 use crate::core::modes::{NO_SHARED_KEYS, TlsMode};
 use crate::core::peer::Paths;
 
@@ -58,13 +60,62 @@ pub(super) fn of_clients(r: &mut Reader<'_>, s: &Section<'_>, tls: &Tls, psk: bo
         );
     }
     let known = r.word(s, "client_certificates", &YES_NO);
-    if known && mode == TlsMode::Off {
-        r.error(s, "client_certificates", "are shown within TLS only, which is off here");
-    } else if known && psk {
-        let text = "are not asked for where [tls] psk has NBD clients show a shared key: leave one of the two out";
+    let contradiction = match mode {
+        _ if !known => None,
+        TlsMode::Off => Some("are shown within TLS only, which is off here: write tls = \"required\" beside it"),
+        _ if psk => {
+            Some("are not asked for where [tls] psk has NBD clients show a shared key: leave one of the two out")
+        }
+        TlsMode::Optional => Some(
+            "are not asked of who comes without TLS, which tls = \"optional\" lets in: write tls = \"required\", or leave \
+             client_certificates out",
+        ),
+        TlsMode::Required => None,
+    };
+    if let Some(text) = contradiction {
         r.error(s, "client_certificates", text);
     }
     (mode, known)
+}
+
+/// Whoever can be reached from outside and asks for nothing is told so.
+pub(super) fn check_open(
+    r: &mut Reader<'_>,
+    root: &Section<'_>,
+    (primary, aux, dr): (Option<&PrimaryConfig>, Option<&AuxConfig>, Option<&DrConfig>),
+    psk: bool,
+) {
+    let from_outside = |addresses: &[Address]| {
+        let outside: Vec<String> = addresses.iter().filter(|one| !one.is_local()).map(ToString::to_string).collect();
+        (!outside.is_empty()).then(|| outside.join(", "))
+    };
+    let primary_serves = primary.map(|it| ("primary", "listen", &it.listen, it.tls, it.client_certificates));
+    let dr_serves = dr.map(|it| ("dr", "export", &it.export, it.tls, it.client_certificates));
+    for (section, key, addresses, mode, known) in primary_serves.into_iter().chain(dr_serves) {
+        let shown = mode == TlsMode::Required && (known || psk);
+        let Some(outside) = from_outside(addresses).filter(|_| !shown) else { continue };
+        let remedy = match (mode, psk) {
+            (_, true) => "write tls = \"required\"",
+            (TlsMode::Required, false) => "write client_certificates = \"yes\"",
+            _ => "write tls = \"required\" and client_certificates = \"yes\"",
+        };
+        let text = format!(
+            "{outside}: whoever reaches that from outside this host can read and write the volumes, and has to show nothing: \
+             {remedy} in [{section}] (README, \"TLS\"), or serve on loopback and unix sockets only"
+        );
+        r.warn_under(root, section, key, text);
+    }
+    let own_aux = aux.filter(|aux| aux.own.is_some()).and_then(|aux| aux.metrics.as_ref());
+    let of_dr = dr.and_then(|dr| dr.metrics.as_ref());
+    let metrics = [("primary", primary.and_then(|it| it.metrics.as_ref())), ("aux", own_aux), ("dr", of_dr)];
+    for (section, address) in metrics {
+        let Some(outside) = address.and_then(|address| from_outside(std::slice::from_ref(address))) else { continue };
+        let text = format!(
+            "{outside}: whoever reaches that from outside this host can read status and figures of this role, without a \
+             password: serve them on loopback, or on a network that you trust"
+        );
+        r.warn_under(root, section, "metrics", text);
+    }
 }
 
 /// A link that leaves its host is secure, or declared to be plain.

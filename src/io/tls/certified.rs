@@ -13,7 +13,7 @@ use rustls::{ClientConfig, CommonState, Error, ServerConfig};
 
 use super::stream::{Engine, Flow, OVERHEAD_BYTES};
 use super::verify::{listed, names};
-use super::{Paths, Said, TlsError, words};
+use super::{End, Paths, Said, TlsError, words};
 
 /// Types of records (RFC 8446, section 5.1).
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -69,6 +69,13 @@ impl Certified {
         }
     }
 
+    fn end(&self) -> End {
+        match &self.side {
+            Side::Server(_) => End::Server,
+            Side::Client(_) => End::Client,
+        }
+    }
+
     /// Goes on until more is needed from the peer; what is to be written is written on the way.
     fn run(&mut self, flow: &mut Flow, mut write: Write<'_>) -> Result<(), Error> {
         loop {
@@ -116,14 +123,15 @@ impl Engine for Certified {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.run(flow, Write::Nothing).map_err(|error| {
             let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let text = words::failure(&error, said, &self.paths, flow.established);
+            let text = words::failure(&error, said, &self.paths, flow.established, self.end());
             self.gather_alert(flow);
             text
         })
     }
 
     fn write(&mut self, flow: &mut Flow, bytes: &[u8]) -> Result<(), String> {
-        self.run(flow, Write::Bytes(bytes)).map_err(|error| words::failure(&error, None, &self.paths, flow.established))
+        let written = self.run(flow, Write::Bytes(bytes));
+        written.map_err(|error| words::failure(&error, None, &self.paths, flow.established, self.end()))
     }
 
     fn close(&mut self, flow: &mut Flow) {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, Error, RootCertStore};
 
-use super::{Paths, TlsError, Validity, verify, words};
+use super::{End, Paths, TlsError, Validity, verify, words};
 use crate::core::peer::PeerName;
 use crate::io::open::denied;
 
@@ -84,22 +84,23 @@ impl Loaded {
     }
 
     /// Says what others will have against the own certificate. No reason not to start: volumes are served without links.
-    pub fn warn(&self, paths: &Paths) {
+    /// `end`: as what it is shown, if that is known.
+    pub fn warn(&self, paths: &Paths, end: Option<End>) {
         if let Some((_, _, (_, key))) = &self.own
             && std::fs::metadata(key).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
         {
             tracing::warn!("{}: this private key can be read by others: chmod 600", key.display());
         }
-        if let Err(error) = self.check_chain(paths) {
+        if let Err(error) = self.check_chain(paths, end) {
             tracing::error!("the other hosts will refuse the certificate of this one: {error}");
         }
     }
 
-    /// Whether the own certificate is one of the CA, today.
-    pub fn check_chain(&self, paths: &Paths) -> Result<(), TlsError> {
+    /// Whether the own certificate is one of the CA, today, and meant for that end of a connection; without one, for any.
+    pub fn check_chain(&self, paths: &Paths, end: Option<End>) -> Result<(), TlsError> {
         let Some((_, _, (cert, _))) = &self.own else { return Ok(()) };
-        self.verify(UnixTime::now()).map_err(|error| {
-            let text = words::certificate(&error, &paths.ca).unwrap_or_else(|| error.to_string());
+        self.verify(UnixTime::now(), end).map_err(|error| {
+            let text = words::certificate(&error, &paths.ca, end).unwrap_or_else(|| error.to_string());
             wrong(cert, &format!("this certificate {text}"))
         })
     }
@@ -110,7 +111,7 @@ impl Loaded {
         // Nobody tells the dates of a certificate but who refuses it for them; each round names one of the chain.
         let mut until = UnixTime::since_unix_epoch(Duration::from_secs(FAR_SECONDS));
         for _ in 0..CHAIN_MAX {
-            match self.verify(until) {
+            match self.verify(until, None) {
                 Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }))
                     if not_after < until =>
                 {
@@ -126,11 +127,25 @@ impl Loaded {
         })
     }
 
-    fn verify(&self, at: UnixTime) -> Result<(), Error> {
+    fn verify(&self, at: UnixTime, end: Option<End>) -> Result<(), Error> {
         let Some((chain, ..)) = &self.own else { return Ok(()) };
-        let algorithms = super::provider().signature_verification_algorithms.all;
-        let end = ParsedCertificate::try_from(&chain[0])?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(&end, &self.roots, &chain[1..], at, algorithms)
+        match end {
+            Some(End::Server) => {
+                let algorithms = super::provider().signature_verification_algorithms.all;
+                let own = ParsedCertificate::try_from(&chain[0])?;
+                let (roots, between) = (&self.roots, &chain[1..]);
+                rustls::client::verify_server_cert_signed_by_trust_anchor(&own, roots, between, at, algorithms)
+            }
+            Some(End::Client) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), super::provider());
+                let verifier = verifier.build().map_err(|error| Error::General(error.to_string()))?;
+                verifier.verify_client_cert(&chain[0], &chain[1..], at).map(drop)
+            }
+            None => match self.verify(at, Some(End::Client)) {
+                Err(error) if words::is_of_purpose(&error) => self.verify(at, Some(End::Server)),
+                done => done,
+            },
+        }
     }
 }
 

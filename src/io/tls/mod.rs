@@ -36,12 +36,13 @@ use self::certified::Certified;
 use self::files::{Loaded, Stamp};
 pub use self::stream::Tls;
 use self::verify::{NamedClients, NamedServer};
+pub use self::words::is_of_certificates;
 use super::clock;
 use crate::core::machine::Now;
 #[cfg(not(feature = "psk"))]
 use crate::core::modes::NO_SHARED_KEYS;
-pub use crate::core::peer::Paths;
 use crate::core::peer::PeerName;
+pub use crate::core::peer::{End, Paths};
 
 /// Who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,9 +158,10 @@ impl<C> Kept<C> {
         stamp: Stamp,
         loaded: Loaded,
         paths: &Paths,
+        end: Option<End>,
         build: impl FnOnce(Loaded) -> Result<C, TlsError>,
     ) -> Result<Kept<C>, TlsError> {
-        let (validity, sound) = (loaded.validity(), loaded.check_chain(paths).is_ok());
+        let (validity, sound) = (loaded.validity(), loaded.check_chain(paths, end).is_ok());
         Ok(Kept { stamp, config: Arc::new(build(loaded)?), validity, sound, again_ns: None })
     }
 
@@ -184,8 +186,8 @@ impl Acceptor {
         let said = Said::default();
         let (stamp, loaded) = files::load(paths)?;
         loaded.check_name(own, paths)?;
-        loaded.warn(paths);
-        let kept = Kept::new(stamp, loaded, paths, |loaded| server_config(loaded, &clients, versions, &said))?;
+        loaded.warn(paths, SERVER);
+        let kept = Kept::new(stamp, loaded, paths, SERVER, |loaded| server_config(loaded, &clients, versions, &said))?;
         let kept = Arc::new(Mutex::new(kept));
         Ok(Acceptor(By::Certificates(Certificates { paths: paths.clone(), clients, versions, said, kept })))
     }
@@ -233,7 +235,9 @@ impl Acceptor {
 
 impl Certificates {
     fn current(&self) -> (Arc<ServerConfig>, Option<Validity>) {
-        current(&self.kept, &self.paths, |loaded| server_config(loaded, &self.clients, self.versions, &self.said))
+        current(&self.kept, &self.paths, SERVER, |loaded| {
+            server_config(loaded, &self.clients, self.versions, &self.said)
+        })
     }
 }
 
@@ -251,9 +255,10 @@ impl Connector {
         let said = Said::default();
         let (stamp, loaded) = files::load(paths)?;
         loaded.check_name(own, paths)?;
-        loaded.warn(paths);
+        loaded.warn(paths, server.asks());
         server_name(&server)?;
-        let kept = Kept::new(stamp, loaded, paths, |loaded| client_config(loaded, &server, versions, &said))?;
+        let build = |loaded| client_config(loaded, &server, versions, &said);
+        let kept = Kept::new(stamp, loaded, paths, server.asks(), build)?;
         let kept = Arc::new(Mutex::new(kept));
         Ok(Connector(With::Certificates(OfServer { paths: paths.clone(), server, versions, said, kept })))
     }
@@ -302,18 +307,29 @@ impl Connector {
 
 impl OfServer {
     fn current(&self) -> (Arc<ClientConfig>, Option<Validity>) {
-        current(&self.kept, &self.paths, |loaded| client_config(loaded, &self.server, self.versions, &self.said))
+        let build = |loaded| client_config(loaded, &self.server, self.versions, &self.said);
+        current(&self.kept, &self.paths, self.server.asks(), build)
     }
 }
 
-/// Whether certificates can be used, by this host and by those it meets, today.
+impl Server {
+    /// As what the own certificate is asked for there: a role asks that of a client, a server of others maybe nothing.
+    fn asks(&self) -> Option<End> {
+        matches!(self, Server::Named(_)).then_some(End::Client)
+    }
+}
+
+/// As what an [`Acceptor`] shows its own certificate.
+const SERVER: Option<End> = Some(End::Server);
+
+/// Whether certificates can be used, by this host and by those it meets at these ends of connections, today.
 ///
 /// # Errors
 /// Which file cannot be used, and why.
-pub fn check(paths: &Paths, own: Option<&PeerName>) -> Result<(), TlsError> {
+pub fn check(paths: &Paths, own: Option<&PeerName>, ends: &[End]) -> Result<(), TlsError> {
     let (_, loaded) = files::load(paths)?;
     loaded.check_name(own, paths)?;
-    loaded.check_chain(paths)?;
+    ends.iter().try_for_each(|end| loaded.check_chain(paths, Some(*end)))?;
     server_config(loaded, &Clients::Anybody, Versions::Newest, &Said::default()).map(drop)
 }
 
@@ -341,6 +357,7 @@ const AGAIN_NS: u64 = 10_000_000_000;
 fn current<C>(
     kept: &Mutex<Kept<C>>,
     paths: &Paths,
+    end: Option<End>,
     build: impl FnOnce(Loaded) -> Result<C, TlsError>,
 ) -> (Arc<C>, Option<Validity>) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -351,10 +368,10 @@ fn current<C>(
         let built = files::load(paths).and_then(|(stamp, loaded)| {
             // What others would refuse, one that is not valid yet, too, is no reason to give up what they believe.
             if kept.is_good(now) {
-                loaded.check_chain(paths)?;
+                loaded.check_chain(paths, end)?;
             }
-            loaded.warn(paths);
-            Kept::new(stamp, loaded, paths, build)
+            loaded.warn(paths, end);
+            Kept::new(stamp, loaded, paths, end, build)
         });
         match built {
             Ok(built) => {

@@ -41,6 +41,12 @@ impl Site {
 
     /// A primary whose certificate is valid for these seconds from now on.
     fn primary_valid(&self, from: i64, to: i64) -> Paths {
+        let both = [ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        self.made(Role::Primary, (from, to), &both)
+    }
+
+    /// A role whose certificate is valid for these seconds from now on, at the ends that its extended key usage says.
+    fn made(&self, role: Role, (from, to): (i64, i64), usages: &[ExtendedKeyUsagePurpose]) -> Paths {
         let ca = self.0.join("orders");
         let key = std::fs::read_to_string(ca.join("ca-key.pem")).expect("a key");
         let key = KeyPair::from_pem(&key).expect("a key");
@@ -51,8 +57,8 @@ impl Site {
             if seconds < 0 { SystemTime::now() - distance } else { SystemTime::now() + distance }
         };
         (params.not_before, params.not_after) = (at(from).into(), at(to).into());
-        params.subject_alt_names = vec![SanType::URI("farshore://orders/primary".try_into().expect("ASCII"))];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names = vec![SanType::URI(name(role).to_string().try_into().expect("ASCII"))];
+        params.extended_key_usages = usages.to_vec();
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &issuer).expect("a certificate");
         let own = (self.0.join(format!("{from}.pem")), self.0.join(format!("{from}-key.pem")));
@@ -73,8 +79,12 @@ fn name(role: Role) -> PeerName {
 }
 
 fn dr(site: &Site) -> Acceptor {
+    dr_with(&site.of("orders", Role::Dr))
+}
+
+fn dr_with(paths: &Paths) -> Acceptor {
     let clients = Clients::Named(vec![name(Role::Primary)]);
-    Acceptor::new(&site.of("orders", Role::Dr), Some(&name(Role::Dr)), clients, Versions::Newest).expect("certificates")
+    Acceptor::new(paths, Some(&name(Role::Dr)), clients, Versions::Newest).expect("certificates")
 }
 
 fn to_dr(paths: &Paths) -> Connector {
@@ -275,7 +285,7 @@ fn files_that_cannot_be_used_are_named_with_what_to_do() {
     let (cert, key) = good.own.clone().expect("both");
     let with = |ca: &Path, cert: &Path, key: &Path| {
         let paths = Paths { ca: ca.into(), own: Some((cert.into(), key.into())) };
-        check(&paths, Some(&name(Role::Dr))).expect_err("unusable").to_string()
+        check(&paths, Some(&name(Role::Dr)), &[End::Server]).expect_err("unusable").to_string()
     };
     let other_key = site.of("orders", Role::Aux).own.expect("both").1;
     let text = with(&good.ca, &cert, &other_key);
@@ -306,19 +316,52 @@ fn a_changed_certificate_counts_from_the_next_handshake_on_and_a_damaged_one_doe
     // Half of the change: cert and key do not match, and the old pair goes on being shown.
     assert!(refusal(&acceptor, &connector).contains("expired"));
     std::fs::copy(good_key, &key).expect("copied");
-    let works = |connector: &Connector| {
-        let (mut here, address) = listening(Some(&acceptor));
-        let mut there = reactor();
-        let conn = there.next_conn();
-        there.connect_with(conn, &address, Some(connector));
-        turn(&mut [&mut here, &mut there], |_, _, event| {
-            assert!(!matches!(event, Event::Closed { .. }), "{event:?}");
-            matches!(event, Event::Accepted { .. })
-        });
-    };
-    works(&connector);
+    works(&acceptor, &connector);
     std::fs::write(&cert, "damaged").expect("written");
-    works(&connector);
+    works(&acceptor, &connector);
+}
+
+fn works(acceptor: &Acceptor, connector: &Connector) {
+    let (mut here, address) = listening(Some(acceptor));
+    let mut there = reactor();
+    let conn = there.next_conn();
+    there.connect_with(conn, &address, Some(connector));
+    turn(&mut [&mut here, &mut there], |_, _, event| {
+        assert!(!matches!(event, Event::Closed { .. }), "{event:?}");
+        matches!(event, Event::Accepted { .. })
+    });
+}
+
+#[test]
+fn a_certificate_serves_at_the_ends_that_its_usage_names_and_check_says_the_same() {
+    let site = Site::new();
+    let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);
+    for usages in [vec![], vec![client.clone()], vec![server.clone()], vec![client.clone(), server.clone()]] {
+        let lacks = |usage| !usages.is_empty() && !usages.contains(usage);
+        let (primary, replica) = (Role::Primary, Role::Dr);
+        let (dials, answers) = (site.made(primary, (-100, 1000), &usages), site.made(replica, (-99, 1000), &usages));
+        let (good, cases) =
+            (site.of("orders", primary), [(&dials, primary, End::Client), (&answers, replica, End::Server)]);
+        for (paths, role, end) in cases {
+            let (acceptor, connector, lacks, usage) = match end {
+                End::Client => (dr(&site), to_dr(paths), lacks(&client), "clientAuth"),
+                End::Server => (dr_with(paths), to_dr(&good), lacks(&server), "serverAuth"),
+            };
+            let checked = check(paths, Some(&name(role)), &[end]);
+            assert_eq!(checked.is_err(), lacks, "{usages:?}: {checked:?}");
+            assert!(acceptor.validity().is_some() && connector.validity().is_some(), "{usages:?}");
+            if !lacks {
+                works(&acceptor, &connector);
+                continue;
+            }
+            let heard = refusal(&acceptor, &connector);
+            assert!(heard.contains(&format!("lacks {usage}")) && is_of_certificates(&heard), "{heard}");
+            let cert = paths.own.as_ref().expect("both").0.display().to_string();
+            assert!(end == End::Server || heard.contains(&cert), "ours is named: {heard}");
+            let told = checked.expect_err("told").to_string();
+            assert!(told.contains(&cert) && told.contains(&format!("lacks {usage}")), "{told}");
+        }
+    }
 }
 
 #[test]

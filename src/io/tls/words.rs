@@ -5,9 +5,37 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 
-use super::{Paths, TlsError};
+use super::{End, Paths, TlsError};
 
 const NEW_ONES: &str = "make new ones (`farshore certs`) and copy them to their hosts";
+/// How reasons begin that the other end is the cause of, and one of them that says nothing of certificates.
+const OF_PEER: &str = "TLS: the peer";
+const GAVE_UP: &str = "TLS: the peer gave up";
+const NOT_OUR_KEY: &str = "TLS: the server does not take the key of";
+
+/// Whether a connection failed for a certificate, of either end, or for a shared key: nothing but another one mends that.
+pub fn is_of_certificates(reason: &str) -> bool {
+    reason.starts_with(NOT_OUR_KEY) || reason.starts_with(OF_PEER) && !reason.starts_with(GAVE_UP)
+}
+
+/// Whether a certificate is not meant for an end of a connection.
+pub fn is_of_purpose(error: &Error) -> bool {
+    let Error::InvalidCertificate(error) = error else { return false };
+    matches!(error, CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. })
+}
+
+/// That a certificate is not meant for that end, and what to do.
+fn purpose(end: Option<End>) -> String {
+    let (what, usage) = match end {
+        Some(End::Client) => ("a client's, who connects", "clientAuth"),
+        Some(End::Server) => ("a server's, who is connected to", "serverAuth"),
+        None => ("one of a host", "clientAuth or serverAuth"),
+    };
+    format!(
+        "is not meant to be {what}: its extended key usage lacks {usage}; make one that has it (those of `farshore certs` are \
+         good for both ends) and copy it to its host"
+    )
+}
 
 /// Why the own certificate and key cannot be used together.
 pub fn own(error: &Error, (cert, key): &(PathBuf, PathBuf)) -> TlsError {
@@ -21,8 +49,8 @@ pub fn own(error: &Error, (cert, key): &(PathBuf, PathBuf)) -> TlsError {
     })
 }
 
-/// What is wrong with a certificate, after "it"; `None` when it is something else that went wrong.
-pub fn certificate(error: &Error, ca: &Path) -> Option<String> {
+/// What is wrong with a certificate, after "it"; `None` when it is something else that went wrong. `end`: whose it is.
+pub fn certificate(error: &Error, ca: &Path, end: Option<End>) -> Option<String> {
     let Error::InvalidCertificate(error) = error else { return None };
     let ca = ca.display();
     Some(match error {
@@ -42,19 +70,21 @@ pub fn certificate(error: &Error, ca: &Path) -> Option<String> {
             "is valid for other names ({error}): connect by a name it has, or make one with this name (`farshore \
              certs --host`)"
         ),
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            format!("is not meant for this end of a connection ({error})")
-        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => purpose(end),
         other => format!("cannot be used: {other}"),
     })
 }
 
-/// Why a connection failed. `established`: after its handshake.
-pub fn failure(error: &Error, said: Option<String>, paths: &Paths, established: bool) -> String {
+/// Why a connection failed. `established`: after its handshake; `end`: which one is ours.
+pub fn failure(error: &Error, said: Option<String>, paths: &Paths, established: bool, end: End) -> String {
+    let theirs = match end {
+        End::Client => End::Server,
+        End::Server => End::Client,
+    };
     if let Some(said) = said {
         return format!("TLS: {said}");
     }
-    if let Some(text) = certificate(error, &paths.ca) {
+    if let Some(text) = certificate(error, &paths.ca, Some(theirs)) {
         return format!("TLS: the peer's certificate {text}");
     }
     let mine = paths.own.as_ref().map_or_else(|| "none is configured".into(), |(cert, _)| cert.display().to_string());
@@ -74,10 +104,13 @@ pub fn failure(error: &Error, said: Option<String>, paths: &Paths, established: 
             AlertDescription::CertificateRequired => {
                 format!("TLS: the peer wants a certificate of this host ({mine})")
             }
+            AlertDescription::UnsupportedCertificate => {
+                format!("TLS: the peer says that this host's certificate ({mine}) {}", purpose(Some(end)))
+            }
             AlertDescription::CertificateUnknown | AlertDescription::BadCertificate => {
                 format!("TLS: the peer does not accept this host's certificate ({mine}); its log says why")
             }
-            other => format!("TLS: the peer gave up: {other:?}"),
+            other => format!("{GAVE_UP}: {other:?}"),
         },
         Error::InvalidMessage(_) if !established => format!("TLS was expected, and what came is none ({error})"),
         Error::DecryptError => "TLS: a record was changed on its way, or is damaged".into(),
@@ -113,12 +146,12 @@ pub fn shared_key(failed: &SharedKey<'_>) -> String {
     let (code, reason, path) = (failed.code, failed.reason, failed.path.display());
     if let Some(own) = failed.own.as_ref().filter(|_| !failed.established) {
         return format!(
-            "TLS: the server does not take the key of {own} in {path} ({reason}): it needs the same line in its own file of \
+            "{NOT_OUR_KEY} {own} in {path} ({reason}): it needs the same line in its own file of \
              shared keys, and TLS 1.3, or 1.2 with ECDHE-PSK or DHE-PSK and an AEAD cipher"
         );
     }
     match &failed.name {
-        _ if code >= ALERTS => format!("TLS: the peer gave up: {reason}"),
+        _ if code >= ALERTS => format!("{GAVE_UP}: {reason}"),
         _ if failed.established && code == BAD_RECORD => {
             "TLS: a record was changed on its way, or is damaged".to_owned()
         }
