@@ -166,6 +166,12 @@ impl Machine {
             let since = self.dropped_since_ns.unwrap_or(now.wall_ns);
             out.push(Degraded::new(text, since, now.wall_ns));
         }
+        if self.mends() {
+            let bytes = self.mending.bytes();
+            let text =
+                format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR");
+            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+        }
         out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         out.extend(self.below_mode(now));
         if self.batches_given_up > 0 {
