@@ -224,6 +224,7 @@ impl World {
                     .fail("liveness", format!("{node:?} does not end {} s after it was asked", STOP_NS / SECOND));
             }
         }
+        self.check_mode_word()?;
         match self.director.phase {
             Phase::Running => match self.setup.end {
                 End::Heal => self.begin_healing()?,
