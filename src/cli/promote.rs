@@ -157,6 +157,9 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
     if let Some(text) = &report.waits_for {
         writeln!(out, "  would wait for   {text}")?;
     }
+    if let Some(text) = &report.damage {
+        writeln!(out, "  DAMAGED          {text}")?;
+    }
     if let Some(text) = &report.incomplete {
         writeln!(out, "  INCOMPLETE       {text}")?;
     }

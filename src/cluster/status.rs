@@ -340,6 +340,9 @@ pub struct PromoteReport {
     /// From the request until it was known what is lost: the replay that follows is not in it, for the report is stored
     /// before and stays as it was stored.
     pub duration_seconds: f64,
+    /// Why writes are missing whose data the auxiliary had kept: which entry of its payload ring is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
     /// What this report cannot vouch for: the directory was damaged and the promotion forced, or `unknown` is not
     /// empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]

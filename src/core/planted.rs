@@ -148,10 +148,18 @@ bugs! {
     CarriedWithoutWrites,
     /// The primary writes its superblock again while it is being written.
     SuperblocksOverlap,
-    /// The payload of a write that failed for want of space stays queued, and no batch begins.
+    /// The payload of a write that failed for want of space stays queued, and those behind it with it.
     FailedStaysQueued,
+    /// What a volume without room holds of a write that it refused is not sent after it.
+    FailedUnmended,
+    /// What a refused write has left is read and ordered while others write there.
+    MendedBesideWrites,
+    /// A start is not told that a refused write has left something to be copied.
+    MendingForgotten,
     /// The mode is said to be in force while something that was acknowledged below it is not covered.
     InForceEarly,
+    /// A mode is said to be in force although the table has no room for the orders that it is about.
+    OverrunInForce,
     /// Where the queue overflows, writes of `bunker` do not wait for room in the payload ring.
     RingOverflows,
 }

@@ -250,6 +250,11 @@ impl Cover {
         other.iter().for_each(|extent| self.insert(extent));
     }
 
+    /// Takes at most `max_len` bytes off the first range of the first volume that has one.
+    pub fn pop_front(&mut self, max_len: u64) -> Option<Extent> {
+        self.0.pop_front(max_len)
+    }
+
     /// Leaves out what is behind the end of a volume of `size` bytes.
     pub fn end_at(&mut self, volume: Volume, size: u64) {
         self.0.remove(Extent { volume, offset: size, length: u64::MAX - size });

@@ -28,6 +28,7 @@ impl Machine {
         }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
+        promotion.unusable = None;
         if self.sizes.stops_at.is_some() {
             return;
         }
@@ -146,6 +147,7 @@ impl Machine {
         // What comes after it could not be applied anyway.
         promotion.fetch.clear();
         let text = format!("the payload of seq {} in the auxiliary's ring is not usable: {why}", record.seq);
+        promotion.unusable = Some((record.seq, text.clone()));
         fx.push(Effect::Log { level: Level::Error, text });
     }
 }

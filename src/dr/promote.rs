@@ -152,6 +152,8 @@ pub(super) struct Promotion {
     pub(super) fetched: u64,
     /// A payload was found damaged meanwhile: what the ring has is looked for once more.
     pub(super) fetch_again: bool,
+    /// The payload in the ring that is damaged, and why: nothing behind it could be had.
+    pub(super) unusable: Option<(Seq, String)>,
     /// Writes given to the replay before it began.
     pub(super) fed_before: u64,
     pub(super) error: Option<PromoteError>,
@@ -243,6 +245,7 @@ impl Machine {
             fetching: None,
             fetched: 0,
             fetch_again: false,
+            unusable: None,
             fed_before: self.fed_writes,
             error: None,
             refused: None,

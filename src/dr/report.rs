@@ -102,6 +102,7 @@ impl Machine {
             missing: MissingWrites::new(self.options.volumes.iter().map(|(name, _)| name.clone()).collect(), missing),
             aux: promotion.aux.into(),
             duration_seconds: seconds(now.mono_ns.saturating_sub(promotion.started_ns)),
+            damage: promotion.unusable.as_ref().filter(|(seq, _)| *seq > cut).map(|(seq, why)| damage(*seq, why)),
             incomplete: (!incomplete.is_empty()).then(|| incomplete.join("; ")),
             unknown,
             known_until: self.goes_on_unknown(promotion).then_some(newest),
@@ -160,6 +161,13 @@ impl Machine {
         let why: Vec<String> = self.incomplete(promotion, cut, all).into_iter().chain(table).collect();
         (!why.is_empty()).then(|| why.join("; "))
     }
+}
+
+/// Why writes are missing whose data was kept for a promotion.
+fn damage(seq: Seq, why: &str) -> String {
+    format!(
+        "{why}: so seq {seq} is lost, and with it all after it, whatever the ring holds of that (an image is a prefix)"
+    )
 }
 
 /// What the report says of a record above the cut, if it is one of a write.

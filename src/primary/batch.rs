@@ -1,5 +1,5 @@
 //! The batch: ranges as of a later seq, all or nothing; how both sides become equal again after payloads
-//! were lost to a full FIFO, a restart, a failed write, or never existed (the first sync).
+//! were lost to a full FIFO or a restart, or never existed (the first sync).
 //!
 //! ```text
 //!   Stream ──payload lost──► Coalescing ──DR in reach, FIFO drained──► Batch(b) ──all pieces durable──► Stream
@@ -207,6 +207,13 @@ impl Batch {
         self.bytes_acked + self.zeroes.bytes()
     }
 
+    #[cfg(test)]
+    pub(super) fn under_way(begin: Seq) -> Batch {
+        let mut ranges = Cover::new();
+        ranges.insert(Extent { volume: Volume(0), offset: 0, length: 4096 });
+        Batch::new(begin, ranges, VolumeRanges::new(), Now::default())
+    }
+
     fn complete(&self) -> bool {
         self.todo.is_empty()
             && self.holes.is_empty()
@@ -357,22 +364,6 @@ impl Machine {
             extents.into_iter().for_each(|extent| self.lose(extent));
         }
         seqs
-    }
-
-    /// Leaves one payload to a batch: no stream takes what is not on the local disk, and a batch does not begin while anything
-    /// waits for one.
-    pub(super) fn drop_payload(&mut self, seq: Seq) {
-        let ring = self.owes_ring(seq);
-        let entry = self.window.get_mut(seq).expect("it is in the window until its local write is done");
-        if planted(Bug::FailedStaysQueued) || !matches!(entry.payload, Payload::Queued | Payload::Sent) {
-            return;
-        }
-        self.held -= entry.held();
-        entry.payload = Payload::Dropped;
-        if !ring {
-            entry.data = Bytes::new();
-        }
-        self.dr.forget_sent_seqs(&[seq]);
     }
 
     /// Begins a batch when it can, sends its pieces, ends it.

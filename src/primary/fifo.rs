@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::machine::{Effect, File, Machine, Pending, Stopping, disk_write};
-use super::window::{Held, Local, Payload};
+use super::window::{Held, Payload};
 use crate::core::ids::Seq;
 use crate::core::machine::{DiskKind, DiskOp, IoFail, Level};
 use crate::core::planted::{Bug, planted};
@@ -279,7 +279,7 @@ impl Machine {
             // An entry that ended exactly at the end of the log leaves the next one at its start, too.
             let at_start = self.fifo.tail.is_multiple_of(self.fifo.size.max(1));
             let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
-            if entry.local != Local::Done
+            if !entry.may_leave()
                 || ring.is_some_and(|from| entry.record.seq >= from)
                 || !self.fifo.fits(entry_bytes)
                 || start.is_some_and(|start| self.fifo.tail - start >= SPILL_BYTES)

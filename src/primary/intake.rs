@@ -70,7 +70,7 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
-        if self.lag_wait(changed_bytes(&kind)) {
+        if self.mending_holds(volume, &kind) || self.lag_wait(changed_bytes(&kind)) {
             return Some((req, volume, kind));
         }
         match self.room(payload_bytes(&kind)) {
@@ -179,6 +179,16 @@ impl Machine {
     }
 
     pub(super) fn append(&mut self, record: OrderRecord, data: Bytes, req: Option<Req>) {
+        self.enter(record, data, req, false);
+    }
+
+    /// One of our own about what its volume holds already.
+    pub(super) fn append_there(&mut self, record: OrderRecord, data: Bytes) {
+        let kept = !self.mode.drops_payloads() || self.owes_ring(record.seq);
+        self.enter(record, if kept { data } else { Bytes::new() }, None, true);
+    }
+
+    fn enter(&mut self, record: OrderRecord, data: Bytes, req: Option<Req>, there: bool) {
         self.tail = record.seq;
         self.chain = record.chain;
         self.ages.note(record.seq, record.time_ns, self.now.mono_ns);
@@ -199,24 +209,35 @@ impl Machine {
                     self.lose(extent);
                 }
                 self.written_since_begin(&record);
-                let (from, length) = rounded(extent);
-                let admitted = self.inflight[usize::from(extent.volume.0)].admit(record.seq, from, length);
-                let admitted = admitted || planted(Bug::LocalOverlapped);
-                let intended = self.intent.want(extent) || planted(Bug::IntentAfterWrite);
-                if admitted && intended {
-                    self.startable.push(record.seq);
-                }
-                if !intended {
-                    self.unintended.push_back(record.seq);
-                }
-                Local::Waiting { admitted, intended }
+                if there { self.there_already(extent) } else { self.local_turn(record.seq, extent) }
             }
         };
         self.window.push(Entry { record, data, req, local, payload });
     }
 
+    fn there_already(&mut self, extent: Extent) -> Local {
+        self.intent.want(extent);
+        Local::Done
+    }
+
+    /// Takes the write's place among those that overlap it, and asks for its intent.
+    fn local_turn(&mut self, seq: Seq, extent: Extent) -> Local {
+        let (from, length) = rounded(extent);
+        let admitted = self.inflight[usize::from(extent.volume.0)].admit(seq, from, length);
+        let admitted = admitted || planted(Bug::LocalOverlapped);
+        let intended = self.intent.want(extent) || planted(Bug::IntentAfterWrite);
+        if admitted && intended {
+            self.startable.push(seq);
+        }
+        if !intended {
+            self.unintended.push_back(seq);
+        }
+        Local::Waiting { admitted, intended }
+    }
+
     pub(super) fn end_of_turn(&mut self, fx: &mut Vec<Effect>) {
         self.leave_behind(fx);
+        self.pump_mending(fx);
         self.resume_held(fx);
         if !self.marked {
             return self.tick_if_due(fx);
@@ -415,7 +436,7 @@ fn fua_flag(fua: bool) -> u8 {
 }
 
 /// The range in whole blocks: what a read-modify-write of its edges touches.
-fn rounded(extent: Extent) -> (u64, u64) {
+pub(super) fn rounded(extent: Extent) -> (u64, u64) {
     let block = BLOCK_BYTES as u64;
     let from = extent.offset / block * block;
     (from, (extent.offset + extent.length).div_ceil(block) * block - from)

@@ -150,7 +150,7 @@ impl Machine {
     /// Bytes that have yet to cross.
     pub(super) fn lag_bytes(&self) -> u64 {
         let batch = self.mode.batch().map_or(0, Batch::behind);
-        self.held.bytes + self.fifo.bytes() + self.lost.bytes() + batch
+        self.held.bytes + self.fifo.bytes() + self.lost.bytes() + self.mending.bytes() + batch
     }
 
     pub(super) fn note_outlook(&mut self) {
@@ -173,7 +173,8 @@ impl Machine {
         self.lag_waits.is_some()
     }
 
-    fn lag_exceeded(&mut self, bytes: u64) -> Option<&'static str> {
+    /// What of the bound is reached.
+    pub(super) fn lag_exceeded(&mut self, bytes: u64) -> Option<&'static str> {
         let LagMax { writes, bytes: bytes_max, seconds } = self.options.lag_max?;
         if self.options.overflow != Overflow::Pace || self.options.standalone || self.lacks_copy() {
             return None;

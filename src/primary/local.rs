@@ -38,6 +38,7 @@ impl Machine {
             (Pending::FifoRead { pos }, Ok(bytes)) => self.fifo_read(pos, bytes, fx),
             (Pending::LogRead { peer, first, count }, Ok(bytes)) => self.log_read(peer, first, count, &bytes, fx),
             (Pending::Chunk { batch, read }, Ok(bytes)) => self.chunk_read(batch, read, bytes, fx),
+            (Pending::Mending, Ok(bytes)) => self.mending_read(&bytes),
             (Pending::Spill { .. }, Err(fail @ IoFail::NoSpace(_))) => {
                 let text = format!(
                     "disk FIFO, writing: {fail}. The file system has less room than it has promised to the FIFO: make \
@@ -88,7 +89,7 @@ impl Machine {
         }
     }
 
-    /// The block's content is unknown now: what the disk holds is read back and replicated as a batch.
+    /// The block's content is unknown now: what the disk holds is read back, and follows the write.
     fn local_failed(&mut self, seq: Seq, extent: Extent, fail: &IoFail, fx: &mut Vec<Effect>) {
         let name = self.options.volumes[usize::from(extent.volume.0)].0.clone();
         let text = format!("volume {name}: write of {} bytes at {} failed: {fail}", extent.length, extent.offset);
@@ -98,9 +99,7 @@ impl Machine {
             self.disk_failed(format!("{text}; make room in its store and start again: the resize goes on then"), fx);
         } else if matches!(fail, IoFail::NoSpace(_)) {
             fx.push(Effect::Log { level: Level::Error, text });
-            self.coalesce("a local write failed", fx);
-            self.drop_payload(seq);
-            self.lose(extent);
+            self.mend(extent, fx);
         } else {
             self.disk_failed(format!("{text}; mend the backing store and start again"), fx);
         }

@@ -14,6 +14,7 @@ use super::intake::GATHER_SLACK_NS;
 use super::intent::IntentMap;
 use super::lag::{Ages, Changed, Outlook};
 use super::link::DrLink;
+use super::mending::Mending;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
 use super::resize::Resize;
@@ -236,15 +237,37 @@ pub(super) enum Pending {
     Local(Seq),
     IntentPage,
     Unwatched(&'static str),
-    Superblock { reserved: Seq, fifo_head: u64, says: Says },
+    Superblock {
+        reserved: Seq,
+        fifo_head: u64,
+        says: Says,
+    },
     MapHeader,
-    Flush { volume: Volume, upto: usize },
+    Flush {
+        volume: Volume,
+        upto: usize,
+    },
     CycleSync,
     StopSync,
-    Spill { upto: u64, seqs: Vec<Seq>, held: Held },
-    FifoRead { pos: u64 },
-    LogRead { peer: Peer, first: Seq, count: usize },
-    Chunk { batch: Seq, read: u64 },
+    Spill {
+        upto: u64,
+        seqs: Vec<Seq>,
+        held: Held,
+    },
+    FifoRead {
+        pos: u64,
+    },
+    LogRead {
+        peer: Peer,
+        first: Seq,
+        count: usize,
+    },
+    Chunk {
+        batch: Seq,
+        read: u64,
+    },
+    /// What a refused write has left.
+    Mending,
 }
 
 /// What a superblock says of sizes.
@@ -332,6 +355,8 @@ pub struct Machine {
     pub(super) mode: Mode,
     /// Ranges of payloads that were dropped and that no batch has taken over.
     pub(super) lost: Cover,
+    /// Ranges of writes that a volume had no room for.
+    pub(super) mending: Mending,
     /// The batch whose end has not passed DR's cut yet, kept in case DR loses its pieces.
     pub(super) closing: Option<Batch>,
     pub(super) aux: AuxLink,
@@ -435,6 +460,7 @@ impl Machine {
             copied: Seq(0),
             mode,
             lost: recovered.lost,
+            mending: Mending::default(),
             closing: None,
             aux: AuxLink::new(recovered.log_first),
             dr: DrLink::new(options.spool_bytes),
@@ -638,6 +664,7 @@ impl Pending {
             Pending::FifoRead { .. } => "disk FIFO, reading",
             Pending::LogRead { .. } => "intent log, reading",
             Pending::Chunk { .. } => "volume, reading for a batch",
+            Pending::Mending => "volume, reading after a write without room",
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::ids::SeqRange;
 use crate::core::machine::IoFail;
+use crate::format::intent::Watermark;
 use crate::format::wire::Welcome;
 use crate::limits::PAYLOAD_PIECE_BYTES_MAX;
 use crate::primary::link::tests::{ROOM, fresh};
@@ -118,23 +119,103 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
     assert!(bench.machine.lost.iter().any(covers), "{:?}", bench.machine.lost);
 }
 
-/// The payload stayed queued for a stream, which takes only what is on the local disk; and no batch begins while anything is
-/// queued. Nothing crossed any more until the next start.
+fn of_volume(op: &DiskOp<File>) -> bool {
+    matches!(op.file, File::Volume(_))
+}
+
+impl Bench {
+    /// A write of one block is refused for want of space.
+    fn refused(&mut self, req: u64) {
+        self.write(req, 4096);
+        (0..2).for_each(|_| self.complete(|op| !of_volume(op)));
+        self.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Err(IoFail::NoSpace("full".into())));
+        let told =
+            |effect: &Effect| matches!(effect, Effect::Reply { req: of, result: Err(Errno::NoSpc) } if *of == Req(req));
+        assert!(self.effects.iter().any(told));
+    }
+
+    fn end_volume_op(&mut self, wanted: impl Fn(&DiskKind) -> bool, result: DiskResult) {
+        let at = self.waiting.iter().position(|op| of_volume(op) && wanted(&op.kind)).expect("it is under way");
+        let ticket = self.waiting.remove(at).ticket;
+        self.input(Input::Disk { ticket, result });
+        self.input(Input::EndOfTurn);
+    }
+
+    /// The first of two writes to one block is refused while the second waits behind it.
+    fn refused_behind(&mut self, req: u64) {
+        self.write(req, 4096);
+        (0..2).for_each(|_| self.complete(|op| !of_volume(op)));
+        self.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Err(IoFail::NoSpace("full".into())));
+    }
+
+    /// What the watermark says of ranges that a start has to copy.
+    fn watermark(&mut self) -> bool {
+        let mut fx = Vec::new();
+        self.machine.save_watermark(&mut fx);
+        let Some(Effect::Disk(DiskOp { kind: DiskKind::Write { parts, .. }, .. })) = fx.first() else {
+            panic!("{fx:?}")
+        };
+        Watermark::decode(&parts[0]).expect("whole").coalescing
+    }
+}
+
+/// The batch under way was given up, and each refusal did so again: with one a second the recovery point stood still for ever.
+/// The payload stays queued, too, unless a stream takes what the disk has refused.
 #[test]
-fn a_write_that_failed_for_want_of_space_is_left_to_a_batch_and_holds_nothing_up() {
-    let of_volume = |op: &DiskOp<File>| matches!(op.file, File::Volume(_));
+fn a_write_without_space_gives_no_batch_up_and_crosses_with_what_its_volume_holds_behind_it() {
+    for under_way in [false, true] {
+        let mut bench = Bench::new();
+        bench.complete(|_| true);
+        if under_way {
+            bench.machine.mode = Mode::Batch(Box::new(Batch::under_way(Seq(1))));
+        }
+        bench.refused(0);
+        let machine = &bench.machine;
+        assert!(machine.mode.batch().is_some() == under_way && !machine.lost_any() && machine.batches_given_up == 0);
+        let refused = machine.window.get(Seq(2)).expect("its payload has yet to cross");
+        assert!(refused.payload == Payload::Queued && refused.may_leave());
+        // Until it is known what follows it, whoever writes there waits, and a start is told.
+        let holds = Bytes::from(vec![7; 4096]);
+        let again = Kind::Trim { offset: 4095, length: 1, fua: false };
+        bench.input(Input::Request { req: Req(8), volume: Volume(0), kind: again });
+        bench.input(Input::EndOfTurn);
+        assert!(!bench.has_begun(8) && bench.machine.mends() && bench.watermark());
+        bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(holds.clone()));
+        let follows = bench.machine.window.get(Seq(3)).expect("it has its order");
+        assert_eq!((follows.record.op, follows.record.offset, &follows.data), (Op::Write, 0, &holds));
+        assert!(follows.record.payload_crc == crc32fast::hash(&holds) && follows.payload == Payload::Queued);
+        assert!(bench.has_begun(8) && !bench.machine.mends() && bench.watermark(), "DR has yet to get it");
+        bench.machine.dr.cut = Seq(3);
+        assert_eq!(bench.watermark(), under_way);
+    }
+}
+
+#[test]
+fn what_a_refused_write_has_left_waits_for_those_under_way_there_and_for_room_and_keeps_its_bits() {
     let mut bench = Bench::new();
     bench.complete(|_| true);
     bench.write(0, 4096);
-    (0..2).for_each(|_| bench.complete(|op| !of_volume(op)));
-    let at = bench.waiting.iter().position(of_volume).expect("its intent is durable");
-    let ticket = bench.waiting.remove(at).ticket;
-    bench.input(Input::Disk { ticket, result: Err(IoFail::NoSpace("full".into())) });
+    bench.refused_behind(0);
+    let reads =
+        |bench: &Bench| bench.waiting.iter().any(|op| of_volume(op) && matches!(op.kind, DiskKind::Read { .. }));
+    assert!(bench.machine.mends() && !reads(&bench), "the one behind it is under way");
+    bench.machine.options.overflow = Overflow::Pace;
+    bench.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Ok(Bytes::new()));
+    assert!(reads(&bench));
+    let memory = std::mem::replace(&mut bench.machine.options.fifo_memory_bytes, 0);
+    bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; 4096].into()));
+    assert!(bench.machine.mends() && !reads(&bench), "no room");
+    bench.machine.intent.abandon_cycle();
+    bench.now.mono_ns += 10 * CYCLE_NS;
+    bench.input(Input::EndOfTurn);
+    assert_eq!(bench.machine.intent.cycle(), None, "no bit goes before it is ordered");
+    bench.machine.options.fifo_memory_bytes = memory;
+    bench.input(Input::EndOfTurn);
+    bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; 4096].into()));
+    let follows = bench.machine.window.get(bench.machine.mended()).expect("it has its order").record;
+    assert_eq!((follows.op, follows.offset, follows.length), (Op::WriteZeroes, 0, 4096), "a hole has no payload");
     bench.complete(|_| true);
-    let told = |effect: &Effect| matches!(effect, Effect::Reply { result: Err(Errno::NoSpc), .. });
-    assert!(bench.effects.iter().any(told));
-    assert_eq!((bench.machine.held, bench.machine.lost.bytes()), (Held::default(), 4096));
-    assert!(bench.machine.lost_any() && bench.machine.window.is_empty());
+    assert!(bench.machine.intent.cycle().is_some_and(|(upto, _)| upto >= bench.machine.mended()));
 }
 
 /// A machine whose FIFO has so much memory; what waits for room waits until the link has taken something.

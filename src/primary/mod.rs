@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `machine` holds the state and the life of one write; `policy` says what a reply waits for;
-//! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows, `resize` the sizes.
+//! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows, `resize` the sizes, `mending` what a full
+//! volume has refused.
 
 pub mod ack;
 pub mod batch;
@@ -22,6 +23,7 @@ pub mod link;
 pub mod listing;
 pub mod local;
 pub mod machine;
+mod mending;
 pub mod policy;
 pub mod recovery;
 pub mod report;

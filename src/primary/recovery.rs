@@ -7,6 +7,8 @@
 //! | yes | any | yes | the intent map and the records |
 //! | no  | any | any | the intent map; seqs go on after the reservation |
 //!
+//! Payloads count as dropped, too, until DR's cut has passed what a full volume has left of a write that it refused.
+//!
 //! A log that ends before what its watermark says was done, or with a damaged record, counts for nothing.
 //!
 //! What sizes the volumes have the superblock says, not the configuration, which may lag or lead. While one of them is being

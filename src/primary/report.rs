@@ -1,5 +1,7 @@
 //! What an operator is told of a primary (I9: status says which policy acts).
 
+use std::fmt::Write as _;
+
 use super::batch::{Batch, Mode};
 use super::intake::Room;
 use super::machine::Machine;
@@ -7,6 +9,7 @@ use super::policy;
 use crate::cluster::status::{BatchStatus, Degraded, LinkStatus, PrimaryStatus, VolumeStatus};
 use crate::core::machine::Now;
 use crate::core::modes::{Ack, Overflow, Protect, Require};
+use crate::core::planted::{Bug, planted};
 use crate::limits::BLOCK_BYTES;
 
 impl Machine {
@@ -27,13 +30,7 @@ impl Machine {
             lag_bytes: self.lag_bytes(),
             lag_seconds: self.lag_seconds(now),
             protect: word(self.options.protect).into(),
-            mode: if self.options.standalone {
-                "alone".into()
-            } else if self.in_full() {
-                word(self.options.protect).into()
-            } else {
-                self.mode_in_force()
-            },
+            mode: self.mode_in_force().into(),
             ack: if self.options.ack == Ack::Write { "write" } else { "flush" }.into(),
             require: match self.options.require {
                 Require::Both => "both",
@@ -102,9 +99,21 @@ impl Machine {
         seconds(now.wall_ns.saturating_sub(since))
     }
 
-    fn mode_in_force(&self) -> String {
+    /// The mode in force, in a word.
+    #[must_use]
+    pub fn mode_in_force(&self) -> &'static str {
+        if self.options.standalone {
+            return "alone";
+        }
+        if self.in_full() {
+            return word(self.options.protect);
+        }
         // What has been acknowledged stands in several places, and no one of them has all of it yet: as those in reach say.
         let covering = self.covering();
+        if self.table_overrun() && !planted(Bug::OverrunInForce) {
+            // Where no journal has the orders that the table had no room for, nobody has.
+            return if covering.journal.is_some() { "journal only" } else { "async" };
+        }
         let parts = covering.aux.is_none() && covering.journal.is_none();
         let at = if parts { self.standing() } else { covering };
         match (self.options.require, at.aux.is_some(), at.journal.is_some()) {
@@ -115,7 +124,6 @@ impl Machine {
             (Require::Any, false, false) => "frozen",
             (Require::None, false, false) => "async",
         }
-        .into()
     }
 
     fn batch_status(&self, now: Now) -> Option<BatchStatus> {
@@ -155,7 +163,16 @@ impl Machine {
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.table_overrun() {
-            let text = "the auxiliary's table is full: orders of writes that DR may not have are overwritten";
+            let mut text =
+                "the auxiliary's table is full: orders of writes that DR may not have are overwritten".to_string();
+            if !self.in_full() && self.covering().journal.is_none() {
+                let mode = word(self.options.protect);
+                write!(
+                    text,
+                    "; {mode} is not in force, after a loss of this host those writes are known by their seqs only"
+                )
+                .expect("into a string");
+            }
             out.push(Degraded::new(text, self.dr.since(now), now.wall_ns));
         }
         if self.options.protect == Protect::Bunker && self.aux.in_reach() && !self.aux.keeps_payloads() {
@@ -165,6 +182,12 @@ impl Machine {
             let text = format!("payloads are dropped, a batch of {} bytes follows", self.lost.bytes());
             let since = self.dropped_since_ns.unwrap_or(now.wall_ns);
             out.push(Degraded::new(text, since, now.wall_ns));
+        }
+        if self.mends() {
+            let bytes = self.mending.bytes();
+            let text =
+                format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR");
+            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
         }
         out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         out.extend(self.below_mode(now));

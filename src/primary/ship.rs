@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use super::batch::Mode;
 use super::link::{DISK_UNACKED_BYTES_MAX, Phase, RETRY_REFUSED_NS};
 use super::machine::{Effect, Machine, Peer};
-use super::window::{Local, Payload};
+use super::window::Payload;
 use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Level;
 use crate::core::modes::Protect;
@@ -139,7 +139,7 @@ impl Machine {
             && self.window.get(at).is_some_and(|entry| match entry.payload {
                 Payload::Queued => {
                     let batch = self.mode.batch().is_some();
-                    (entry.local == Local::Done || early && entry.remembered())
+                    (entry.may_leave() || early && entry.remembered())
                         && self.dr.stream_for_payload(entry.data.len() as u64, batch).is_some()
                 }
                 _ => true,
@@ -180,7 +180,7 @@ impl Machine {
                 return;
             }
             if entry.payload == Payload::Queued {
-                if entry.local != Local::Done && !(early && entry.remembered()) {
+                if !(entry.may_leave() || early && entry.remembered()) {
                     return;
                 }
                 let bytes = entry.data.len() as u64;

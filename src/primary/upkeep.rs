@@ -94,7 +94,7 @@ impl Machine {
     }
 
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
-        let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some();
+        let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some() || self.mending_open();
         let watermark = Watermark { local_done: self.local_done, cut: self.cut_known(), coalescing };
         let bytes = Bytes::copy_from_slice(&watermark.encode());
         let ticket = self.ticket(Pending::Unwatched("intent log"));
@@ -108,7 +108,7 @@ impl Machine {
             return;
         }
         match self.intent.cycle() {
-            None if self.intent.may_begin_cycle() => {
+            None if self.intent.may_begin_cycle() && !self.mends() => {
                 self.cycle_syncing = false;
                 self.intent.begin_cycle(self.tail, self.now.mono_ns);
             }
@@ -163,7 +163,7 @@ impl Machine {
         if self.stop_syncs_left > 0 {
             return;
         }
-        let unsaved = self.held.bytes > 0 || self.mode.drops_payloads();
+        let unsaved = self.held.bytes > 0 || self.mode.drops_payloads() || self.mends();
         self.superblock.flags |= if unsaved { 0 } else { superblock::CLEAN };
         self.write_superblock(self.reserved, fx);
     }

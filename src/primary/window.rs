@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::machine::Req;
 use crate::core::ids::Seq;
+use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::limits::BLOCK_BYTES;
 
@@ -127,6 +128,12 @@ impl Entry {
             && self.local.ended()
             && !matches!(self.payload, Payload::Queued | Payload::Sent | Payload::Spilling)
             && !self.owed_to_ring()
+    }
+
+    /// A stream, or the disk FIFO, may take the payload: the local disk has answered.
+    #[must_use]
+    pub fn may_leave(&self) -> bool {
+        self.local == Local::Done || self.local == Local::Failed && !planted(Bug::FailedStaysQueued)
     }
 
     /// The local disk has been given what it needs.

@@ -152,6 +152,8 @@ pub struct Host {
     pub doom_at_superblock: Option<(bool, u64)>,
     /// DR dies when it completes a batch, for so long.
     pub doom_at_commit: Option<u64>,
+    /// The primary dies while it reads what a refused write has left, for so long.
+    pub doom_at_mending: Option<u64>,
     /// Its disk completes nothing before this; the same of its volumes alone.
     pub disk_stalled_until_ns: u64,
     pub volumes_stalled_until_ns: u64,
@@ -325,6 +327,7 @@ impl World {
             stopping: None,
             doom_at_superblock: None,
             doom_at_commit: None,
+            doom_at_mending: None,
             disk_stalled_until_ns: 0,
             volumes_stalled_until_ns: 0,
             excused: false,

@@ -24,6 +24,7 @@ use farshore::core::ids::Ticket;
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::failing::Fails;
 use crate::memory::{self, Lent, is_shared_zero, is_zero, zeroed, zeroes};
 use crate::rng::Rng;
 use crate::setup::Failing;
@@ -73,17 +74,6 @@ struct Flip<F> {
 
 /// Some of the files.
 type Which<F> = fn(F) -> bool;
-
-/// A disk that fails for a while.
-struct Fails<F> {
-    how: Failing,
-    until_ns: u64,
-    /// Files that it does not concern.
-    spared: fn(F) -> bool,
-    /// A failed sync may lose what it was to make durable.
-    loses: bool,
-    rng: Rng,
-}
 
 pub struct SimFile {
     class: Class,
@@ -151,7 +141,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// From now on operations fail, until then; not those of files that are `spared`.
     pub fn fail(&mut self, how: Failing, until_ns: u64, spared: fn(F) -> bool, loses: bool, rng: Rng) {
-        self.fails = Some(Fails { how, until_ns, spared, loses, rng });
+        self.fails = Some(Fails { how, until_ns, spared, loses, percent: 100, rng });
+    }
+
+    /// Others of them do not.
+    pub fn fails_at_times(&mut self, percent: u64) {
+        self.fails.iter_mut().for_each(|fails| fails.percent = percent);
     }
 
     /// Whether operations fail now.
@@ -358,7 +353,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         let place = self.place(operation)?;
         let Pending { ticket, file, action } = self.pending[place].take()?;
         while self.pending.pop_front_if(|first| first.is_none()).is_some() {}
-        if self.fails.as_ref().is_some_and(|it| now_ns < it.until_ns && !(it.spared)(file) && action.fails(it.how)) {
+        if self.fails.as_mut().is_some_and(|it| action.fails(it.how) && it.strikes(file, now_ns)) {
             return Some((ticket, self.spoil(file, action)));
         }
         let result = match action {

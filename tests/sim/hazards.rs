@@ -39,11 +39,13 @@ impl World {
                 }
             }
             Fault::KillAtCommit { down_ns } => self.host_mut(Node::Dr).doom_at_commit = Some(down_ns),
+            Fault::KillAtMending { down_ns } => self.host_mut(Node::Primary).doom_at_mending = Some(down_ns),
             Fault::DiskFails { node, how, for_ns } => self.disk_will_fail(node, how, self.now_ns + for_ns),
-            Fault::VolumesFull { for_ns } => {
+            Fault::VolumesFull { percent, for_ns } => {
                 let (until_ns, rng) = (self.now_ns + for_ns, self.rng.fork());
                 let others = |file| !matches!(file, primary::machine::File::Volume(_));
                 self.primary_disk.fail(Failing::Full, until_ns, others, false, rng);
+                self.primary_disk.fails_at_times(percent);
             }
             Fault::DiskStalls { node, volumes_only, for_ns } => {
                 let until_ns = self.now_ns + for_ns;
@@ -72,6 +74,17 @@ impl World {
             }
             other => unreachable!("not a hazard: {other:?}"),
         }
+    }
+
+    /// A read of a volume of the primary: whether it is one that takes until the primary dies.
+    pub fn dies_mending(&mut self) -> bool {
+        if !self.primary.as_ref().is_some_and(primary::machine::Machine::mends) {
+            return false;
+        }
+        let Some(down_ns) = self.host_mut(Node::Primary).doom_at_mending.take() else { return false };
+        let effects = self.rng.range(20, 400);
+        self.host_mut(Node::Primary).doom = Some((effects, false, down_ns));
+        true
     }
 
     fn disk_will_fail(&mut self, node: Node, how: Failing, until_ns: u64) {
@@ -120,6 +133,7 @@ impl World {
         let host = self.host_mut(node);
         host.doom_at_superblock = None;
         host.doom_at_commit = None;
+        host.doom_at_mending = None;
         // What was to complete later does; nothing new waits.
         host.disk_stalled_until_ns = 0;
         host.volumes_stalled_until_ns = 0;

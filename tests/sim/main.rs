@@ -5,7 +5,7 @@
 //!   scenario   the story: faults, then healing, or a disaster and a promotion
 //!   cluster    hosts, clocks, the queue of events
 //!   roles, writer                what the shells do: start machines, carry out their effects
-//!   disk, memory, damage, live, hazards, network, workload, plain     what is simulated
+//!   disk, failing, memory, damage, live, hazards, network, workload, plain     what is simulated
 //!   oracle, checkers, promises   what is right: I1 to I9, and that lag returns to zero
 //!   runner                       seeds on all cores; a failing one is made smaller and told
 //!   planted                      bugs that have to be caught, to check the checkers (feature `planted`)
@@ -21,6 +21,7 @@ mod cluster;
 mod damage;
 mod describe;
 mod disk;
+mod failing;
 mod hazards;
 mod live;
 mod memory;

@@ -6,6 +6,7 @@
 //! primary came up with, because what a crash did to writes nobody was promised is for the crash to say. That
 //! the image was one the crash could have left is checked by [`Oracle::check_restart`].
 
+use bytes::Bytes;
 use farshore::core::ids::{Seq, SeqRange, Volume};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
@@ -208,6 +209,40 @@ impl Oracle {
         })
     }
 
+    /// I1 over what the primary orders by itself: somebody was refused space there, and this is what the volume holds
+    /// as the record leaves, before any later write to it does.
+    pub fn saw_mended(&mut self, now_ns: u64, record: &OrderRecord, data: Bytes) -> Verdict {
+        let wrong = |text: &str| Err(Violation::new("I1", format!("{text}: {record:?}")));
+        let (offset, end) = (record.offset, record.offset + record.length);
+        let refused = |at: &u64| {
+            let holds = |(offset, length): (u64, u64)| offset < *at + SECTOR as u64 && *at < offset + length;
+            self.requests.iter().any(|it| it.half && it.volume == record.volume && it.ask.range().is_some_and(holds))
+        };
+        if !(offset..end).step_by(SECTOR).all(|at| refused(&at)) {
+            return wrong("an order of what nobody was refused");
+        }
+        let holds = match record.op {
+            Op::Write => crc32fast::hash(&data) == record.payload_crc,
+            op => op == Op::WriteZeroes && data.iter().all(|byte| *byte == 0),
+        };
+        if !holds {
+            return wrong("the volume does not hold what is ordered");
+        }
+        self.check_order(record)?;
+        self.requests.push(Request {
+            volume: record.volume,
+            ask: Ask::Write { offset, data, fua: false },
+            submitted_ns: now_ns,
+            seq: None,
+            acked_ns: None,
+            settled: false,
+            half: false,
+            promise: None,
+        });
+        self.give_out(record, Some(self.requests.len() - 1));
+        Ok(())
+    }
+
     /// A record was seen in an effect of the primary.
     pub fn saw(&mut self, record: &OrderRecord) -> Verdict {
         if let Some(entry) = self.by_seq.get(record.seq) {
@@ -217,6 +252,14 @@ impl Oracle {
             }
             return Ok(());
         }
+        self.check_order(record)?;
+        let of_client = record.changes_volume() && record.op != Op::Resize;
+        let request = if of_client { Some(self.match_request(record)?) } else { None };
+        self.give_out(record, request);
+        Ok(())
+    }
+
+    fn check_order(&mut self, record: &OrderRecord) -> Verdict {
         if let Some(last) = self.by_seq.last() {
             if record.seq < last {
                 return Err(Violation::new("I1", format!("seq {} is given out after {last}: {record:?}", record.seq)));
@@ -225,9 +268,10 @@ impl Oracle {
                 return Err(Violation::new("I1", format!("a gap between seq {last} and {record:?}")));
             }
         }
-        self.check_size(record)?;
-        let of_client = record.changes_volume() && record.op != Op::Resize;
-        let request = if of_client { Some(self.match_request(record)?) } else { None };
+        self.check_size(record)
+    }
+
+    fn give_out(&mut self, record: &OrderRecord, request: Option<usize>) {
         if let Some(number) = request {
             self.requests[number].seq = Some(record.seq);
         }
@@ -235,7 +279,6 @@ impl Oracle {
         self.sized.extend(record.new_size().map(|size| (record.seq, record.volume, size)));
         let chapter = self.chapters.last_mut().expect("there is a first chapter");
         chapter.first.get_or_insert(record.seq);
-        Ok(())
     }
 
     fn match_request(&mut self, record: &OrderRecord) -> Result<usize, Violation> {

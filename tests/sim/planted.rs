@@ -75,7 +75,11 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::ResizeUnzeroed, 100076),
     (Bug::SpoiltMovesUp, 101594),
     (Bug::SuperblocksOverlap, 124372),
-    (Bug::FailedStaysQueued, 100011),
+    (Bug::FailedStaysQueued, 100064),
+    (Bug::FailedUnmended, 100064),
+    (Bug::MendedBesideWrites, 100040),
+    (Bug::MendingForgotten, 100309),
+    (Bug::OverrunInForce, 100046),
     (Bug::InForceEarly, 8504),
     (Bug::RingOverflows, 100028),
 ];
@@ -86,6 +90,9 @@ const RARE: &[(Bug, &str)] = &[
     (Bug::BatchNotWithdrawn, "Naming"),
     (Bug::SpoiltMovesUp, "Applying"),
     (Bug::FailedStaysQueued, "VolumesFull"),
+    (Bug::FailedUnmended, "VolumesFull"),
+    (Bug::MendedBesideWrites, "VolumesFull"),
+    (Bug::MendingForgotten, "KillAtMending"),
 ];
 
 struct Caught {

@@ -6,10 +6,10 @@ use farshore::core::ids::Seq;
 use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::Require;
 use farshore::core::op::Op;
-use farshore::dr;
 use farshore::format::spool::{EntryHeader, sized_nonce};
 use farshore::format::superblock;
 use farshore::format::wire::Message;
+use farshore::{dr, primary};
 
 use crate::checkers::{self, Verdict, Violation};
 use crate::cluster::{DR_NONCE, World};
@@ -88,6 +88,32 @@ impl World {
             let promise = Promise { holders, full: true, ..promise };
             checkers::check_promise(self.setup.protect, Require::Both, record, promise)
                 .map_err(|v| Violation::new("I3", format!("the mode is said to be in force again: {}", v.text)))?;
+        }
+        Ok(())
+    }
+
+    /// I3 over what an operator is told: while a mode is said to be in force by which orders are known, some place has each
+    /// that one had when it was acknowledged.
+    pub fn check_mode_word(&self) -> Verdict {
+        let says = self.primary.as_ref().map_or("", primary::machine::Machine::mode_in_force);
+        let known = self.synced_told && !self.damaged && !self.astray && !self.aux_spoiled();
+        let rotten = !self.aux_rotten.is_empty() || !self.dr_rotten.is_empty();
+        let orders = matches!(says, "near" | "order" | "sync" | "journal only");
+        if !known || rotten || !orders || self.promoted_at_ns.is_some() {
+            return Ok(());
+        }
+        let mut next = self.oracle.tail().next();
+        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
+            if record.seq.next() < next {
+                break;
+            }
+            next = record.seq;
+            let promise = self.oracle.request_of(record.seq).and_then(|request| request.promise);
+            let held = promise.is_some_and(|promise| promise.holders.aux || promise.holders.dr);
+            if held && !self.holds_at_aux(record) && !self.holds_at_dr(record) {
+                let text = format!("{says} is said to be in force, and nobody has the order of seq {}", record.seq);
+                return self.fail("I3", text);
+            }
         }
         Ok(())
     }

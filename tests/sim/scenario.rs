@@ -137,8 +137,8 @@ impl World {
                 if matches!(hazard, Fault::KillAtCommit { .. }) || at_commit && self.setup.mood == Mood::Hollow {
                     self.top_up(900);
                 }
-                if matches!(hazard, Fault::VolumesFull { .. }) {
-                    self.top_up(150);
+                if let Fault::VolumesFull { percent, .. } = hazard {
+                    self.top_up(if percent < 100 { 400 } else { 150 });
                 }
                 self.hazard(hazard);
             }
@@ -224,6 +224,7 @@ impl World {
                     .fail("liveness", format!("{node:?} does not end {} s after it was asked", STOP_NS / SECOND));
             }
         }
+        self.check_mode_word()?;
         match self.director.phase {
             Phase::Running => match self.setup.end {
                 End::Heal => self.begin_healing()?,
@@ -272,7 +273,12 @@ impl World {
         let (p, d) = (primary.status(primary_now), dr.status(dr_now));
         let tail = primary.tail();
         // A trim that a volume had no room for is no lag: what has to be copied for it may wait for its batch.
-        let level = p.cut_seq == tail && d.cut_seq == tail && d.applied_seq == tail && d.synced && !p.overflow;
+        let level = p.cut_seq == tail
+            && d.cut_seq == tail
+            && d.applied_seq == tail
+            && d.synced
+            && !p.overflow
+            && !primary.mends();
         // The last resize may have crossed before the primary's own directory says that it is done.
         let grown = self.oracle.sizes_after(tail) == self.primary_sizes();
         if self.requests_left > 0 || waiting > 0 || !level || !grown {

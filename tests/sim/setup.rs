@@ -154,6 +154,10 @@ pub enum Fault {
     KillAtCommit {
         down_ns: u64,
     },
+    /// The primary is killed some time after it has begun to read what a refused write has left, and before it is read.
+    KillAtMending {
+        down_ns: u64,
+    },
     /// A bit flips under a running role in what its formats promise to see damaged: for ever, or in what is read once.
     Spoil {
         node: Node,
@@ -167,8 +171,9 @@ pub enum Fault {
         how: Failing,
         for_ns: u64,
     },
-    /// The volumes of the primary take no writes for want of space; everything else of its disk does.
+    /// The volumes of the primary refuse so many of a hundred writes for want of space; everything else of its disk does not.
     VolumesFull {
+        percent: u64,
         for_ns: u64,
     },
     /// No operation completes on its disk, or on its volumes, for a while.

@@ -391,12 +391,34 @@ impl Setup {
         self.faults.retain(|_| rng.chance(20));
         for _ in 0..rng.range(1, 3) {
             let at = rng.range(self.horizon_ns / 2, self.horizon_ns);
-            self.faults.push((at, Fault::VolumesFull { for_ns: rng.scale(1, 300) * MS }));
+            self.faults.push((at, Fault::VolumesFull { percent: 100, for_ns: rng.scale(1, 300) * MS }));
         }
+        self.go_on_filling(&mut Rng::new(self.horizon_ns));
         self.faults.sort_by_key(|(at, _)| *at);
         // What is never copied any more shows in the end.
         if rng.chance(60) {
             self.end = End::Heal;
+        }
+    }
+
+    /// Some writes are refused for long, while others go on; now and then until a process dies.
+    fn go_on_filling(&mut self, rng: &mut Rng) {
+        if !rng.chance(60) {
+            return;
+        }
+        let at = rng.range(self.horizon_ns / 3, self.horizon_ns);
+        let for_ns = rng.range(300, 4000) * MS;
+        self.faults.push((at, Fault::VolumesFull { percent: rng.range(1, 60), for_ns }));
+        self.horizon_ns = self.horizon_ns.max(at + for_ns);
+        if rng.chance(30) {
+            self.faults.push((at, Fault::KillAtMending { down_ns: rng.scale(1, 500) * MS }));
+        } else if rng.chance(40) {
+            let (at, down_ns) = (at + rng.range(1, for_ns / MS) * MS, rng.scale(1, 500) * MS);
+            let fault = match rng.chance(70) {
+                true => Fault::Kill { node: Node::Primary, down_ns },
+                false => Fault::PowerLoss { node: Node::Primary, down_ns },
+            };
+            self.faults.push((at, fault));
         }
     }
 

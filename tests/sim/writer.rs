@@ -21,6 +21,7 @@ use crate::disk::SimFile;
 use crate::network::Node;
 use crate::oracle::Promise;
 use crate::roles::range_of;
+use crate::setup::SECOND;
 use crate::workload::Ask;
 
 /// The primary's intent map by its stable bytes. What was read of them holds until they change: to read and verify pages for
@@ -136,8 +137,14 @@ impl World {
                 self.saw_primary_write(&op)?;
                 let superblock = op.file == primary::machine::File::Superblock;
                 let volume = matches!(op.file, primary::machine::File::Volume(_));
+                let dies = volume && matches!(op.kind, DiskKind::Read { .. }) && self.dies_mending();
                 let operation = self.primary_disk.submit(op, &mut self.rng);
-                self.schedule_disk(Node::Primary, operation, volume);
+                if dies {
+                    let run = self.host(Node::Primary).run;
+                    self.after(2 * SECOND, Event::Disk { node: Node::Primary, run, operation });
+                } else {
+                    self.schedule_disk(Node::Primary, operation, volume);
+                }
                 self.went_astray();
                 self.writes_superblock(Node::Primary, superblock);
             }
@@ -161,8 +168,8 @@ impl World {
             }
             Effect::DrSend { conn, message } => {
                 match &message {
-                    Message::Orders(records) => records.iter().try_for_each(|r| self.oracle.saw(r))?,
-                    Message::Payload { record, .. } => self.oracle.saw(record)?,
+                    Message::Orders(records) => records.iter().try_for_each(|r| self.saw(r))?,
+                    Message::Payload { record, .. } => self.saw(record)?,
                     _ => {}
                 }
                 self.send_message(Node::Primary, conn, &message);
@@ -226,10 +233,22 @@ impl World {
                 continue;
             }
             if let Ok(record) = OrderRecord::decode(slot) {
-                self.oracle.saw(&record)?;
+                self.saw(&record)?;
             }
         }
         Ok(())
+    }
+
+    /// A record in an effect of the primary: of a client, or about what its volume holds where it has refused a write.
+    fn saw(&mut self, record: &OrderRecord) -> Verdict {
+        let own = self.primary.as_ref().is_some_and(|machine| machine.mended() == record.seq);
+        if !own || self.oracle.record(record.seq).is_some() {
+            return self.oracle.saw(record);
+        }
+        let range = record.offset as usize..(record.offset + record.length) as usize;
+        let image = self.primary_disk.file(primary::machine::File::Volume(record.volume)).cache();
+        let data = Bytes::copy_from_slice(&image[range]);
+        self.oracle.saw_mended(self.now_ns, record, data)
     }
 
     /// I4: a slot of the table is used again when what it tells of is at DR, or the policy is to give it up.

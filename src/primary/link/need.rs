@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::core::ids::{Seq, SeqRange};
 use crate::primary::machine::{Effect, Machine};
-use crate::primary::window::{Local, Payload};
+use crate::primary::window::Payload;
 
 impl Machine {
     /// DR lost payloads it had, or found them damaged: what memory has not is left to a batch.
@@ -55,7 +55,7 @@ impl Machine {
         for seq in range.first.0.max(self.window.first().0)..=range.last.0.min(self.tail.0) {
             if let Some(entry) = self.window.get_mut(Seq(seq))
                 && matches!(entry.payload, Payload::Queued | Payload::Sent)
-                && entry.local == Local::Done
+                && entry.local.ended()
             {
                 self.held -= entry.held();
                 entry.payload = Payload::Copied;

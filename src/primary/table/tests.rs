@@ -168,3 +168,31 @@ fn a_mode_is_in_force_again_when_everything_acknowledged_below_it_is_covered() {
         assert!(machine.in_full(), "{protect:?}");
     }
 }
+
+/// Status called `near` in force, while a promotion knew of thousands of writes nothing but their seqs.
+#[test]
+fn where_the_table_has_no_room_for_orders_that_dr_lacks_a_mode_that_tells_them_is_not_in_force() {
+    for (protect, journal, mode) in [
+        (Protect::Near, false, "async"),
+        (Protect::Near, true, "journal only"),
+        (Protect::Order, false, "async"),
+        (Protect::Order, true, "journal only"),
+        (Protect::Sync, false, "async"),
+        (Protect::Async, false, "async"),
+    ] {
+        let mut machine = in_use(protect);
+        let slots = machine.aux.layout.expect("it is in use").slots;
+        machine.dr.caught_up = journal;
+        machine.tail = Seq(machine.floor().0 + slots);
+        machine.allowed = machine.tail;
+        (machine.aux.durable, machine.dr.journal) = (machine.tail, machine.tail);
+        let before = machine.mode_in_force();
+        machine.tail = machine.tail.next();
+        (machine.allowed, machine.aux.durable, machine.dr.journal) = (machine.tail, machine.tail, machine.tail);
+        let status = machine.status(Now::default());
+        assert_eq!(status.mode, mode, "{protect:?} {journal}, {before} as long as there is room");
+        assert!(before != mode || protect == Protect::Async, "{protect:?} {journal}: {before}");
+        let said = status.degraded.iter().any(|it| it.what.contains("is not in force, after a loss"));
+        assert_eq!(said, !journal && protect != Protect::Async, "{protect:?} {journal}: {:?}", status.degraded);
+    }
+}

@@ -1,0 +1,142 @@
+//! What a write has left behind that its volume had no room for.
+//!
+//! Its client is told, and nobody else is held up: its order and its payload cross as if it had been done, for the cut
+//! passes no order without its payload. What the volume really holds there is read back, and follows as a write of our own.
+//! Until that has crossed, DR's image has the refused write in full, as any disk may after an error.
+//!
+//! ```text
+//!   refused ──► to be read ──room──► piece: newcomers that overlap it wait ──those under way are done──► read ──► ordered
+//!                   ▲                                                                                      │
+//!                   └───────────────────────────────── no room any more ───────────────────────────────────┘
+//! ```
+//!
+//! 1. What is ordered is what the volume holds after every overlapping write before it, and before every one after it (I1):
+//!    those under way are done when the read begins, and others get no seq until the piece has its own.
+//! 2. Until it is ordered its bits stay in the intent map, and until DR's cut has passed it the watermark says that ranges
+//!    are to be copied: so a start makes both sides equal (I2).
+//! 3. While payloads are dropped, the batch that is yet to begin brings it: its pieces are read later.
+
+use bytes::Bytes;
+
+use super::intake::{Room, rounded};
+use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
+use crate::core::ids::{Extent, Seq, Volume};
+use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::op::Op;
+use crate::core::planted::{Bug, planted};
+use crate::core::ranges::Cover;
+use crate::format::is_zero;
+use crate::limits::CHUNK_BYTES_MAX;
+
+/// Ranges that refused writes have left, on their way to an order of their own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mending {
+    todo: Cover,
+    /// No write that overlaps it gets its seq.
+    piece: Option<Extent>,
+    reading: bool,
+    /// Seq of the last one that was ordered.
+    ordered: Seq,
+}
+
+impl Mending {
+    /// Whether anything has yet to get its order.
+    pub(super) fn waits(&self) -> bool {
+        self.piece.is_some() || !self.todo.is_empty()
+    }
+
+    /// Bytes that have yet to get their order.
+    pub(super) fn bytes(&self) -> u64 {
+        self.todo.bytes() + self.piece.map_or(0, |piece| piece.length)
+    }
+}
+
+impl Machine {
+    /// Seq of the last order about what a refused write has left.
+    #[must_use]
+    pub fn mended(&self) -> Seq {
+        self.mending.ordered
+    }
+
+    /// Whether what a refused write has left has yet to be ordered.
+    #[must_use]
+    pub fn mends(&self) -> bool {
+        self.mending.waits()
+    }
+
+    /// Whether a start would have to copy what a refused write has left.
+    pub(super) fn mending_open(&self) -> bool {
+        let open = self.mending.waits() || self.dr.cut < self.mending.ordered;
+        open && !planted(Bug::MendingForgotten)
+    }
+
+    /// The volume had no room for a write to this range.
+    pub(super) fn mend(&mut self, extent: Extent, fx: &mut Vec<Effect>) {
+        if self.options.standalone || planted(Bug::FailedUnmended) {
+            return;
+        }
+        if self.lost_any() {
+            return self.lose(extent);
+        }
+        self.mending.todo.insert(extent);
+        // A cycle that began before the refusal does not end with its bits.
+        self.intent.want(extent);
+        self.save_watermark(fx);
+    }
+
+    /// Whether a request waits until what overlaps it has been read and has its seq.
+    pub(super) fn mending_holds(&self, volume: Volume, kind: &Kind) -> bool {
+        let (offset, length) = match kind {
+            Kind::Write { offset, data, .. } => (*offset, data.len() as u64),
+            Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => (*offset, *length),
+            Kind::Flush => return false,
+        };
+        let Some(piece) = self.mending.piece.filter(|piece| piece.volume == volume) else { return false };
+        let ((at, long), (from, wide)) = (rounded(Extent { volume, offset, length }), rounded(piece));
+        at < from + wide && from < at + long && !planted(Bug::MendedBesideWrites)
+    }
+
+    /// Takes the next piece, and reads it once nothing that overlaps it is under way.
+    pub(super) fn pump_mending(&mut self, fx: &mut Vec<Effect>) {
+        if self.mending.reading || self.stopping != Stopping::No || self.fenced.is_some() {
+            return;
+        }
+        if self.mending.piece.is_none() {
+            let most = u64::from(CHUNK_BYTES_MAX);
+            let length = self.mending.todo.iter().next().map(|front| front.length.min(most));
+            if length.is_some_and(|length| self.mending_has_room(length)) {
+                self.mending.piece = self.mending.todo.pop_front(most);
+            }
+        }
+        let Some(piece) = self.mending.piece else { return };
+        let (from, length) = rounded(piece);
+        if self.inflight[usize::from(piece.volume.0)].overlaps(from, length) && !planted(Bug::MendedBesideWrites) {
+            return;
+        }
+        self.mending.reading = true;
+        let ticket = self.ticket(Pending::Mending);
+        let kind = DiskKind::Read { offset: piece.offset, length: piece.length };
+        fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(piece.volume), kind }));
+    }
+
+    /// What the volume holds gets its order.
+    pub(super) fn mending_read(&mut self, bytes: &Bytes) {
+        let piece = self.mending.piece.take().expect("a piece is read");
+        self.mending.reading = false;
+        if self.fenced.is_some() || !self.mending_has_room(piece.length) {
+            return self.mending.todo.insert(piece);
+        }
+        let hole = is_zero(bytes);
+        // It may stay in the queue for long, and what was read belongs to the shell's buffers.
+        let data = if hole { Bytes::new() } else { Bytes::copy_from_slice(bytes) };
+        let (op, crc) = if hole { (Op::WriteZeroes, 0) } else { (Op::Write, crc32fast::hash(&data)) };
+        let record = self.record(op, 0, piece.volume, piece.offset, piece.length, crc);
+        self.mending.ordered = record.seq;
+        self.append_there(record, data);
+    }
+
+    /// The bounds are those of a client's write (I9): what finds none waits for it.
+    fn mending_has_room(&mut self, bytes: u64) -> bool {
+        self.lag_exceeded(bytes).is_none() && matches!(self.room(bytes), Room::Yes)
+    }
+}
