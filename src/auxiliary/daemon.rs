@@ -18,15 +18,19 @@ use crate::cluster::metrics;
 use crate::cluster::status::{CertificateStatus, Degraded, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Owner};
-use crate::core::machine::{Level, Machine, ReadAt as _};
+use crate::core::machine::{IoFail, Level, Machine, ReadAt as _};
 use crate::core::modes::TlsMode;
+use crate::core::names::{self, SUPERBLOCK, TABLE};
 use crate::core::peer::Role;
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::format::table::TableLayout;
 use crate::io::control::Controls;
 use crate::io::http::{Asked, HttpServer};
+use crate::io::open::to_read;
 use crate::io::tls::{Acceptor, Clients, Versions};
-use crate::io::{Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, Still, make_dir, notify};
+use crate::io::{
+    Direct, Event, FileId, OpenOptions, Preallocate, Reactor, ReactorOptions, Still, make_dir, notify, places,
+};
 use crate::limits::{BLOCK_BYTES, PAYLOAD_BYTES_MAX};
 use crate::nbd::ended::Ended;
 use crate::nbd::protocol::{REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -78,6 +82,7 @@ impl Shell {
     /// # Errors
     /// What is wrong with the directory, its files or the addresses.
     pub fn start(mut reactor: Reactor, group: &str, aux: &AuxConfig, own: &OwnAux) -> anyhow::Result<Shell> {
+        places(&own.dir)?;
         make_dir(&own.dir)?;
         let (superblock, recovered) = open_superblock(&mut reactor, &own.dir, group)?;
         let layout = TableLayout::new(aux.slots, aux.payload);
@@ -338,11 +343,12 @@ fn open_superblock(reactor: &mut Reactor, dir: &Path, group: &str) -> anyhow::Re
     Ok((file, recovered))
 }
 
-/// Whether a start would take the directory as it is; opens nothing for writing, and makes nothing.
+/// Whether a start would take the directory as it is, or make it; opens nothing for writing, and makes nothing.
 ///
 /// # Errors
 /// What the start would say.
 pub fn judge(dir: &Path, group: &str) -> anyhow::Result<()> {
+    places(dir)?;
     let slots = Still::of(&dir.join(SUPERBLOCK), SUPERBLOCK_BYTES as u64)?.read_at(0, SUPERBLOCK_BYTES)?;
     judged(dir, &slots, group).map(|_| ())
 }
@@ -355,12 +361,17 @@ fn judged(dir: &Path, slots: &[u8], group: &str) -> anyhow::Result<Recovered> {
         .with_context(|| dir.display().to_string())
 }
 
+/// Whether what stands under the names of its files can be used, before anything is opened or made.
+fn places(dir: &Path) -> Result<(), IoFail> {
+    places::judge_all(dir, names::opened(Role::Aux), &names::beside(Role::Aux))
+}
+
 /// The first block of the table, empty when there is none yet, and how long the file is.
 fn table_head(path: &Path) -> anyhow::Result<(Vec<u8>, u64)> {
     use std::io::Read;
 
     let mut head = Vec::new();
-    match std::fs::File::open(path) {
+    match to_read(path) {
         Ok(file) => file.metadata().and_then(|found| {
             file.take(BLOCK_BYTES as u64).read_to_end(&mut head)?;
             Ok((head, found.len()))
@@ -443,9 +454,6 @@ fn random() -> anyhow::Result<u64> {
     Ok(u64::from_le_bytes(raw).max(1))
 }
 
-/// Names in the directory.
-const SUPERBLOCK: &str = "superblock";
-const TABLE: &str = "table";
 /// Up to here the table is written with zeroes when it is made, so that no durable write changes metadata.
 const WRITTEN_BYTES_MAX: u64 = 64 << 20;
 /// Most registered memory: group commits and, in `bunker`, payloads on their way to the disk.

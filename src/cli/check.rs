@@ -1,6 +1,9 @@
 //! `farshore check`: what the text of a configuration cannot tell: does this host have what it asks for?
 //!
-//! Opens and binds, and closes again; creates and changes nothing.
+//! Opens and binds, and closes again; creates and changes nothing. What is in the way of a start is found by what the start
+//! itself asks, in its order, so that both say the same and end with the same status. Beside that, `check` counts as errors
+//! ([`EXIT_USAGE`]) what a role starts with and cannot do its work with: a promoted DR without its ports, a table too small for
+//! anything.
 
 use std::io::Write;
 
@@ -11,8 +14,8 @@ use super::arguments::{Check, RoleName};
 use super::failure::{EXIT_USAGE, Failure};
 use super::files;
 use super::hosts::Host;
+use super::role::{exit_status, words};
 use crate::cluster::config::{Config, ConfigError, line_of, parse};
-use crate::cluster::control::EXIT_REFUSED;
 use crate::cluster::status::word;
 
 /// How a finding counts.
@@ -38,8 +41,9 @@ pub struct Finding {
 /// Where findings come together.
 pub struct Findings<'a> {
     pub list: Vec<Finding>,
-    /// A role would refuse to start, for safety.
-    refused: bool,
+    /// What a role would end with, of those that would not start; and what one does for what it has been looked at so far.
+    worst: u8,
+    first: Option<u8>,
     text: &'a str,
     path: String,
 }
@@ -51,16 +55,36 @@ impl Findings<'_> {
         self.list.push(Finding { level, file: self.path.clone(), line, key: keys.join("."), text: text.into() });
     }
 
-    /// Notes an error for which a role does not start, with [`EXIT_REFUSED`].
-    pub fn refuse(&mut self, keys: &[&str], text: impl Into<String>) {
-        self.refused = true;
+    /// Notes an error, and the status that a start ends with if it comes that far.
+    pub fn fail(&mut self, exit: u8, keys: &[&str], text: impl Into<String>) {
+        self.first.get_or_insert(exit);
         self.note(Weight::Error, keys, text);
+    }
+
+    /// Notes what a start ends with, with its words; of the key that `keys` lead to, if the error does not know better.
+    pub fn ends(&mut self, keys: &[&str], error: impl Into<anyhow::Error>) {
+        let error = error.into();
+        match error.downcast_ref::<ConfigError>() {
+            Some(wrong) => {
+                let keys: Vec<&str> = wrong.key.splitn(3, '.').collect();
+                self.fail(exit_status(&error), &keys, &wrong.text);
+            }
+            None => self.fail(exit_status(&error), keys, words(&error)),
+        }
+    }
+
+    /// What follows is of another role: each ends with what it stumbles over first, and of several the gravest counts.
+    pub fn next_role(&mut self) {
+        self.worst = self.worst.max(self.first.take().unwrap_or(0));
     }
 
     fn take(&mut self, level: Weight, errors: &[ConfigError]) {
         for error in errors {
             let (file, line, key, text) = (error.path.clone(), error.line, error.key.clone(), error.text.clone());
             self.list.push(Finding { level, file, line, key, text });
+            if level == Weight::Error {
+                self.first.get_or_insert(EXIT_USAGE);
+            }
         }
     }
 
@@ -73,7 +97,7 @@ impl Findings<'_> {
 pub fn run(options: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     let text = files::read(&options.config.config)?;
     let path = options.config.config.display().to_string();
-    let mut findings = Findings { list: Vec::new(), refused: false, text: &text, path: path.clone() };
+    let mut findings = Findings { list: Vec::new(), worst: 0, first: None, text: &text, path: path.clone() };
     let config = match parse(&text, &path) {
         Ok(config) => {
             findings.take(Weight::Warning, &config.warnings);
@@ -90,11 +114,11 @@ pub fn run(options: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     } else {
         print(config.as_ref(), &findings, out)?;
     }
-    match findings.errors() {
+    findings.next_role();
+    match findings.worst {
         0 => Ok(()),
         // The report has been printed; a second voice on standard error would only repeat it.
-        _ if findings.refused => Err(Failure { exit: EXIT_REFUSED, text: String::new() }),
-        _ => Err(Failure { exit: EXIT_USAGE, text: String::new() }),
+        exit => Err(Failure { exit, text: String::new() }),
     }
 }
 

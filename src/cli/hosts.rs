@@ -7,8 +7,8 @@ mod places;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,15 +17,17 @@ use nix::unistd::{AccessFlags, access};
 
 use super::arguments::RoleName;
 use super::check::{Findings, Weight};
+use super::role::{judge_directory, words};
 use super::{client, strangers};
-use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig, own_files};
-use crate::cluster::control::Request;
+use crate::cluster::config::{Backing, Config, ConfigError, DrConfig, OwnAux, PrimaryConfig};
+use crate::cluster::control::{EXIT_FAILED, EXIT_USAGE, Refused, Request};
 use crate::cluster::size::{exact_size, human_size};
 use crate::cluster::status::Status;
-use crate::core::address::Address;
+use crate::core::address::{Address, is_one_port};
+use crate::core::identity::too_small;
+use crate::core::names::{SUPERBLOCK, own_files};
 use crate::core::peer::Role;
-use crate::format::superblock;
-use crate::io::tls;
+use crate::io::{is_absent, listen, open, tls};
 use crate::limits;
 
 /// How long a role that runs may take to say what sizes its volumes have.
@@ -36,7 +38,7 @@ pub struct Host<'a, 'f, 't> {
     config: &'a Config,
     findings: &'f mut Findings<'t>,
     /// Kept bound until the end, so that two roles with one address are found as well.
-    bound: Vec<TcpListener>,
+    bound: Vec<(OwnedFd, Address)>,
     needs: BTreeMap<u64, Need>,
     /// Directories and volumes of the roles of this host.
     places: Vec<places::Place>,
@@ -65,7 +67,8 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 "io_uring is not to be had ({error}); Linux 6.1 or later is needed, with sysctl kernel.io_uring_disabled = 0, \
                  and in a container a seccomp profile that allows it"
             );
-            self.findings.note(Weight::Error, &["host"], text);
+            self.findings.fail(EXIT_FAILED, &["host"], text);
+            self.findings.next_role();
         }
     }
 
@@ -74,7 +77,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let word = role.word();
         if let Err(error) = self.section(role) {
             if asked {
-                self.findings.note(Weight::Error, &[word], error.text);
+                self.findings.fail(EXIT_USAGE, &[word], error.text);
             }
             return;
         }
@@ -82,14 +85,17 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             self.findings.note(Weight::Ok, &[word], format!("runs on another host ({address}), not checked here"));
             return;
         }
+        let running = self.running(role);
         self.certificates(role);
+        let config = self.config;
         match role {
-            RoleName::Primary => self.config.primary.as_ref().into_iter().for_each(|primary| self.primary(primary)),
-            RoleName::Dr => self.config.dr.as_ref().into_iter().for_each(|dr| self.dr(dr)),
+            RoleName::Primary => config.primary.iter().for_each(|primary| self.primary(primary, running)),
+            RoleName::Dr => config.dr.iter().for_each(|dr| self.dr(dr, running)),
             RoleName::Aux => {
-                self.config.aux.as_ref().and_then(|aux| aux.own.as_ref()).into_iter().for_each(|own| self.aux(own));
+                config.aux.iter().filter_map(|aux| aux.own.as_ref()).for_each(|own| self.aux(own, running));
             }
         }
+        self.findings.next_role();
     }
 
     /// Certificate and key of a role, and the keys it shares with NBD clients, as this host has them.
@@ -101,7 +107,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                     let text = format!("the keys that {} shares with NBD clients can be used: {names}", role.word());
                     self.findings.note(Weight::Ok, &["tls", "psk"], text);
                 }
-                Err(error) => self.findings.note(Weight::Error, &["tls", "psk"], error.to_string()),
+                Err(error) => self.findings.ends(&["tls", "psk"], error),
             }
         }
         let Some(paths) = self.config.certificates(peer) else { return };
@@ -109,7 +115,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             Ok(()) => {
                 self.findings.note(Weight::Ok, &["tls"], format!("the certificates of {} can be used", role.word()))
             }
-            Err(error) => self.findings.note(Weight::Error, &["tls"], error.to_string()),
+            Err(error) => self.findings.ends(&["tls"], error),
         }
     }
 
@@ -137,35 +143,32 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         })
     }
 
-    fn primary(&mut self, primary: &PrimaryConfig) {
-        let running = self.running("primary", &primary.control);
+    fn primary(&mut self, primary: &PrimaryConfig, running: bool) {
         let slots = self.config.aux.as_ref().map_or(limits::TABLE_SLOTS_DEFAULT, |aux| aux.slots);
         let reserved = primary.fifo.disk + slots * limits::RECORD_BYTES as u64;
         self.directory(RoleName::Primary, &primary.dir, reserved, running);
         let known = Known::of(&primary.dir, running.then_some(&primary.control));
         self.backing(RoleName::Primary, &known, &primary.backing);
-        self.table(RoleName::Primary, running);
         if !running {
-            primary.listen.iter().for_each(|address| self.address(&["primary", "listen"], address));
-            primary.metrics.iter().for_each(|address| self.address(&["primary", "metrics"], address));
+            self.listening(RoleName::Primary, &primary.listen, &primary.control, primary.metrics.as_ref());
         }
+        self.table(RoleName::Primary, running);
     }
 
-    fn dr(&mut self, dr: &DrConfig) {
-        let running = self.running("dr", &dr.control);
+    fn dr(&mut self, dr: &DrConfig, running: bool) {
         self.directory(RoleName::Dr, &dr.dir, dr.journal + dr.spool, running);
         self.journal(dr);
-        self.journal_beside_table(dr);
         self.spool(dr);
         let known = Known::of(&dr.dir, running.then_some(&dr.control));
         self.backing(RoleName::Dr, &known, &dr.backing);
-        self.table(RoleName::Dr, running);
         if !running {
+            self.listening(RoleName::Dr, std::slice::from_ref(&dr.listen), &dr.control, dr.metrics.as_ref());
             self.filling(dr);
-            self.address(&["dr", "listen"], &dr.listen);
-            dr.export.iter().for_each(|address| self.address(&["dr", "export"], address));
-            dr.metrics.iter().for_each(|address| self.address(&["dr", "metrics"], address));
+            // A start does without them, and a promotion does not.
+            dr.export.iter().for_each(|address| self.address(EXIT_USAGE, &["dr", "export"], address));
         }
+        self.journal_beside_table(dr);
+        self.table(RoleName::Dr, running);
     }
 
     /// What is known of each order that is not applied yet is held in memory: as many as the journal has room for.
@@ -193,7 +196,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 human_size(made),
                 human_size(enough)
             );
-            self.findings.note(Weight::Error, &["dr", "journal"], text);
+            self.findings.fail(EXIT_USAGE, &["dr", "journal"], text);
         }
     }
 
@@ -223,91 +226,91 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    fn aux(&mut self, own: &OwnAux) {
-        let running = self.running("aux", &own.control);
+    fn aux(&mut self, own: &OwnAux, running: bool) {
         let (slots, payload) = self.config.aux.as_ref().map_or((0, 0), |aux| (aux.slots, aux.payload));
         self.directory(RoleName::Aux, &own.dir, slots * 96 + payload, running);
         if !running {
-            self.address(&["aux", "listen"], &own.listen);
-            let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.clone());
-            metrics.iter().for_each(|address| self.address(&["aux", "metrics"], address));
+            let metrics = self.config.aux.as_ref().and_then(|aux| aux.metrics.as_ref());
+            self.listening(RoleName::Aux, std::slice::from_ref(&own.listen), &own.control, metrics);
         }
     }
 
-    /// Whether the role runs already, so that its ports and volumes are in use by itself.
-    fn running(&mut self, role: &str, control: &Path) -> bool {
-        let running = client::answers(control);
-        if running {
-            self.findings.note(
-                Weight::Ok,
-                &[role],
-                "is running on this host; its ports and devices are in use by itself",
-            );
-        } else if control.exists() && !is_socket(control) {
-            let text = format!("{} exists and is no socket; choose another path", control.display());
-            self.findings.note(Weight::Error, &[role, "control"], text);
-        } else {
-            self.parent(&[role, "control"], control);
+    /// Whether the role runs already, so that its ports and volumes are in use by itself; otherwise, whether its sockets have
+    /// directories.
+    fn running(&mut self, role: RoleName) -> bool {
+        let Some((control, sockets)) = self.sockets(role) else { return false };
+        let word = role.word();
+        if client::answers(control) {
+            let text = "is running on this host; its ports and devices are in use by itself";
+            self.findings.note(Weight::Ok, &[word], text);
+            return true;
         }
-        running
+        let listed = sockets.into_iter().filter_map(|(key, address)| Some((key, address.path()?)));
+        for (key, socket) in std::iter::once(("control", control)).chain(listed) {
+            if let Err(text) = judge_directory(socket) {
+                self.findings.fail(EXIT_FAILED, &[word, key], text);
+            }
+        }
+        false
     }
 
-    /// The directory of a role: there and writable, or able to be made.
+    /// The control socket of a role, and its addresses by their keys, as its start looks for their directories.
+    fn sockets(&self, role: RoleName) -> Option<(&'a Path, Vec<(&'static str, &'a Address)>)> {
+        let config = self.config;
+        let listen = |address| ("listen", address);
+        let metrics = |address: &'a Option<Address>| address.iter().map(|address| ("metrics", address));
+        Some(match role {
+            RoleName::Primary => {
+                let own = config.primary.as_ref()?;
+                (&own.control, own.listen.iter().map(listen).chain(metrics(&own.metrics)).collect())
+            }
+            RoleName::Dr => {
+                let own = config.dr.as_ref()?;
+                let export = own.export.iter().map(|address| ("export", address));
+                (&own.control, export.chain([listen(&own.listen)]).chain(metrics(&own.metrics)).collect())
+            }
+            RoleName::Aux => {
+                let aux = config.aux.as_ref()?;
+                let own = aux.own.as_ref()?;
+                (&own.control, std::iter::once(listen(&own.listen)).chain(metrics(&aux.metrics)).collect())
+            }
+        })
+    }
+
+    /// Where a role listens from its start on, in its order.
+    fn listening(&mut self, role: RoleName, listen: &[Address], control: &Path, metrics: Option<&Address>) {
+        let word = role.word();
+        listen.iter().for_each(|address| self.address(EXIT_FAILED, &[word, "listen"], address));
+        self.address(EXIT_FAILED, &[word, "control"], &Address::Unix(control.into()));
+        metrics.into_iter().for_each(|address| self.address(EXIT_FAILED, &[word, "metrics"], address));
+    }
+
+    /// The directory of a role: there, or able to be made; and what is in it.
     fn directory(&mut self, role: RoleName, dir: &Path, reserved: u64, running: bool) {
         let keys = [role.word(), "dir"];
         self.alone(role, &keys, dir);
-        match nearest(dir) {
-            (found, _) if !found.is_dir() => {
-                self.findings.note(Weight::Error, &keys, format!("{} is not a directory", found.display()));
-            }
-            (found, _) if !dir.parent().is_none_or(|parent| parent.as_os_str().is_empty() || parent.is_dir()) => {
-                let text = format!(
-                    "{} does not exist beyond {}: mount the file system that it belongs to, or make what it stands in (mkdir -p)",
-                    dir.display(),
-                    found.display()
-                );
-                self.findings.note(Weight::Error, &keys, text);
-            }
-            (found, missing) => {
-                if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
-                    let what = if missing { "cannot be made" } else { "cannot be written to" };
-                    let text =
-                        format!("{} {what}: {}: {}{}", dir.display(), found.display(), error.desc(), advice(error));
-                    self.findings.note(Weight::Error, &keys, text);
-                    return;
-                }
-                let state = if missing { "will be made" } else { "is writable" };
-                let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
-                self.findings.note(Weight::Ok, &keys, text);
-                self.need(&found, reserved.saturating_sub(allocated_under(dir)), 0);
-                if let Some(text) = strangers::tell(self.config, peer(role), dir) {
-                    self.findings.note(Weight::Warning, &keys, text);
-                }
-                for own in own_files(peer(role)).iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
-                    self.alone(role, &keys, &own);
-                }
-                if !missing && !running {
-                    self.judged(role, dir);
-                }
-            }
+        if !running && !self.judged(role, dir) {
+            return;
         }
-    }
-
-    /// Where a socket is going to be made.
-    fn parent(&mut self, keys: &[&str], socket: &Path) {
-        let parent = socket.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (found, _) = nearest(parent);
-        if !found.is_dir() {
-            self.findings.note(Weight::Error, keys, format!("{} is not a directory", found.display()));
-        } else if let Err(error) = access(&found, AccessFlags::W_OK | AccessFlags::X_OK) {
-            let text = format!(
-                "{}: the socket cannot be made in {}: {}{}",
-                socket.display(),
-                found.display(),
-                error.desc(),
-                advice(error)
-            );
-            self.findings.note(Weight::Error, keys, text);
+        let missing = is_absent(dir);
+        let found = if missing { dir.parent().unwrap_or(dir) } else { dir };
+        let state = match (missing, access(found, AccessFlags::W_OK | AccessFlags::X_OK)) {
+            (true, _) => "will be made",
+            (_, Ok(())) => "is writable",
+            (_, Err(error)) => {
+                let text = format!("{} cannot be written to: {}{}", dir.display(), error.desc(), advice(error));
+                self.findings.note(Weight::Warning, &keys, text);
+                "is there"
+            }
+        };
+        let text = format!("{} {state}, {} for its logs and queues", dir.display(), human_size(reserved));
+        self.findings.note(Weight::Ok, &keys, text);
+        self.need(found, reserved.saturating_sub(allocated_under(dir)), 0);
+        if let Some(text) = strangers::tell(self.config, peer(role), dir) {
+            self.findings.note(Weight::Warning, &keys, text);
+        }
+        for own in own_files(peer(role)).iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
+            self.alone(role, &keys, &own);
         }
     }
 
@@ -323,53 +326,40 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 }
             };
             self.alone(role, &keys, path);
-            if !self.is_ours(role, &keys, known.dir, at, path) {
-                continue;
-            }
-            match volume_file(path, volume.size, known, at) {
+            let Some(make) = self.is_ours(role, &keys, known.dir, at, path) else { continue };
+            match volume_file(path, volume.size, known, (role, at), make) {
                 Ok(File { text, missing, at }) => {
                     self.findings.note(Weight::Ok, &keys, text);
                     self.need(&at, 0, missing);
                 }
-                Err(text) => self.findings.note(Weight::Error, &keys, format!("{}: {text}", path.display())),
+                Err(error) => self.findings.ends(&keys, error),
             }
         }
     }
 
-    fn address(&mut self, keys: &[&str], address: &Address) {
-        match address {
-            Address::Unix(path) => {
-                if UnixStream::connect(path).is_ok() {
-                    let text = format!("{address} is in use by another process; stop it or choose another path");
-                    self.findings.note(Weight::Error, keys, text);
-                } else if path.exists() && !is_socket(path) {
-                    let text = format!("{} exists and is no socket; choose another path", path.display());
-                    self.findings.note(Weight::Error, keys, text);
-                } else {
-                    self.parent(keys, path);
+    /// `exit`: what it counts as if nobody can listen there.
+    fn address(&mut self, exit: u8, keys: &[&str], address: &Address) {
+        match listen::judge(address) {
+            Ok(Some(listener)) => {
+                self.bound.push((listener, address.clone()));
+                self.findings.note(Weight::Ok, keys, format!("{address} is free"));
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::AddrInUse && matches!(address, Address::Tcp(_)) => {
+                // Bound by this check: by another line.
+                if self.bound.iter().any(|(_, other)| is_one_port(other, address)) {
+                    let text =
+                        format!("{address}: the port is in use by another line of this file; change one of the two");
+                    return self.findings.fail(EXIT_USAGE, keys, text);
                 }
+                let text = format!(
+                    "{address}: the port is in use by another process; stop that (`ss -ltnp` says which it is), or name \
+                     another address in the configuration"
+                );
+                self.findings.fail(exit, keys, text);
             }
-            Address::Tcp(text) => match self.bind(text) {
-                Ok(()) => self.findings.note(Weight::Ok, keys, format!("{address} is free")),
-                Err(problem) => self.findings.note(Weight::Error, keys, format!("{address}: {problem}")),
-            },
+            Err(error) => self.findings.fail(exit, keys, words(&error.into())),
         }
-    }
-
-    fn bind(&mut self, text: &str) -> Result<(), String> {
-        let addresses = resolve(text)?;
-        for address in addresses {
-            let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
-                ErrorKind::AddrInUse => "the port is in use, by another process or by another line of this file; \
-                                         stop the one (`ss -ltnp` names it) or change the other"
-                    .to_owned(),
-                ErrorKind::AddrNotAvailable => format!("{} is not an address of this host", address.ip()),
-                ErrorKind::PermissionDenied => "ports below 1024 are for root; choose a higher one".to_owned(),
-                _ => error.to_string(),
-            })?;
-            self.bound.push(listener);
-        }
-        Ok(())
     }
 
     /// Adds to what is asked of the filesystem at `at`.
@@ -392,7 +382,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                     "the filesystem of {at} has {free} free, but logs and queues take {reserved}; \
                      make room or configure less (primary.fifo, aux.payload, dr.spool)"
                 );
-                self.findings.note(Weight::Error, &["space"], text);
+                self.findings.fail(EXIT_FAILED, &["space"], text);
             } else if need.reserved + need.volumes > need.free {
                 let full = human_size(need.reserved + need.volumes);
                 let text = format!("the filesystem of {at} has {free} free, but full volumes would take {full}");
@@ -436,8 +426,7 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     /// `control`: of a role that runs.
     fn of(dir: &'a Path, control: Option<&PathBuf>) -> Known<'a> {
-        let slots = std::fs::read(dir.join("superblock")).unwrap_or_default();
-        let noted = superblock::newest(&slots).ok().flatten();
+        let noted = identity::superblock(&dir.join(SUPERBLOCK));
         let noted = noted.map(|noted| noted.volumes.into_iter().map(|(_, size)| size).collect::<Vec<u64>>());
         let mut sizes = noted.unwrap_or_default();
         let told = control.and_then(|control| told_sizes(control)).unwrap_or_default();
@@ -469,22 +458,32 @@ struct File {
     at: PathBuf,
 }
 
-fn volume_file(path: &Path, size: u64, known: &Known<'_>, volume: usize) -> Result<File, String> {
-    let metadata = match std::fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => return volume_to_be_made(path, size, known.dir),
-        Err(error) => return Err(error.to_string()),
-    };
-    access(path, AccessFlags::R_OK | AccessFlags::W_OK)
-        .map_err(|error| format!("not readable and writable: {}{}", error.desc(), advice(error)))?;
-    if metadata.file_type().is_block_device() {
-        return block_device(path, size, known.running);
+/// What has to be known of the file or device of a volume (`volume`: of which role, and which). `make`: it may be missing.
+fn volume_file(
+    path: &Path,
+    size: u64,
+    known: &Known<'_>,
+    (role, volume): (RoleName, usize),
+    make: bool,
+) -> anyhow::Result<File> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if make && parent == known.dir && is_absent(parent) {
+        // The role makes it, and what the volume stands in has been looked at.
+        let at = parent.parent().unwrap_or(parent).into();
+        return Ok(File { text: to_be_made(path, size), missing: size, at });
     }
-    if !metadata.is_file() {
-        return Err("is neither a file nor a block device".into());
+    let Some(metadata) = open::judge(path, make)? else {
+        return Ok(File { text: to_be_made(path, size), missing: size, at: parent.into() });
+    };
+    if metadata.file_type().is_block_device() {
+        let least = match known.size(volume) {
+            Some(has) if role == RoleName::Dr => has,
+            has => has.unwrap_or(0).max(size),
+        };
+        return block_device(path, least, known.running);
     }
     let shown = path.display();
-    if metadata.len() < size && known.dir.join("superblock").exists() {
+    if metadata.len() < size && known.dir.join(SUPERBLOCK).exists() {
         // A directory that is in use: the configuration leads.
         let (has, missing) = (human_size(metadata.len()), size - metadata.len());
         let text = format!("{shown} is there, {has}; the volume is to grow to {}", human_size(size));
@@ -504,61 +503,37 @@ fn volume_file(path: &Path, size: u64, known: &Known<'_>, volume: usize) -> Resu
         );
         return Ok(File { text, missing: metadata.len().saturating_sub(metadata.blocks() * 512), at: path.into() });
     }
-    if metadata.len() != size {
-        return Err(format!(
-            "has {} bytes, but the volume has {size}; correct the size (after `farshore resize`: to the new one), or resize \
-             the file",
-            metadata.len()
-        ));
-    }
     let missing = size.saturating_sub(metadata.blocks() * 512);
-    Ok(File { text: format!("{shown} is there, {}", human_size(size)), missing, at: path.into() })
+    Ok(File { text: format!("{shown} is there, {}", human_size(metadata.len())), missing, at: path.into() })
 }
 
-/// `dir`: that of the role, which the role makes by itself, with what it stands in.
-fn volume_to_be_made(path: &Path, size: u64, dir: &Path) -> Result<File, String> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (found, missing) = nearest(parent);
-    if path.starts_with("/dev") {
-        return Err("there is no such device".into());
-    }
-    if !found.is_dir() {
-        return Err(format!("{} is not a directory", found.display()));
-    }
-    if missing && !dir.starts_with(parent) {
-        return Err(format!("its directory {} does not exist; make it, or mount what belongs there", parent.display()));
-    }
-    access(&found, AccessFlags::W_OK | AccessFlags::X_OK)
-        .map_err(|error| format!("cannot be made in {}: {}", found.display(), error.desc()))?;
-    Ok(File { text: format!("{} will be made, {}", path.display(), human_size(size)), missing: size, at: found })
+fn to_be_made(path: &Path, size: u64) -> String {
+    format!("{} will be made, {}", path.display(), human_size(size))
 }
 
-fn block_device(path: &Path, size: u64, running: bool) -> Result<File, String> {
+fn block_device(path: &Path, least: u64, running: bool) -> anyhow::Result<File> {
+    let shown = path.display();
     // O_EXCL on a block device: refused while it is mounted or part of something else.
     let exclusive = if running { 0 } else { nix::libc::O_EXCL };
     let mut device = std::fs::OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(|error| {
         match error.kind() {
-            ErrorKind::ResourceBusy => "is in use (mounted, or part of another device); unmount it first".to_owned(),
-            _ => error.to_string(),
+            ErrorKind::ResourceBusy => {
+                anyhow::anyhow!("{shown}: is in use (mounted, or part of another device); unmount it first")
+            }
+            _ => open::failed(path, "cannot open", &error).into(),
         }
     })?;
-    let bytes = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).map_err(|error| error.to_string())?;
-    if bytes < size {
-        return Err(format!(
-            "the device has {bytes} bytes, fewer than the volume's {size}; correct the size, or grow the device"
-        ));
+    let bytes = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0))?;
+    if bytes < least {
+        return Err(Refused(too_small(&shown.to_string(), bytes, least)).into());
     }
-    Ok(File { text: format!("{} is there, {}", path.display(), human_size(bytes)), missing: 0, at: path.into() })
+    Ok(File { text: format!("{shown} is there, {}", human_size(bytes)), missing: 0, at: path.into() })
 }
 
 fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     let found: Vec<SocketAddr> =
         text.to_socket_addrs().map_err(|error| format!("the host's name is not known here: {error}"))?.collect();
     if found.is_empty() { Err("the host's name has no address".into()) } else { Ok(found) }
-}
-
-fn is_socket(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// The path itself or its nearest ancestor that exists, and whether the path itself is missing.

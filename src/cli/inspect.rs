@@ -19,6 +19,7 @@ use super::arguments::{Inspect, What};
 use super::failure::Failure;
 use crate::cluster::status::rfc3339;
 use crate::format::record::OrderRecord;
+use crate::io::open::to_read;
 
 /// Prints one file; exit status 1 when something in it is damaged.
 pub fn run(options: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
@@ -71,7 +72,7 @@ impl Image {
             }
             _ => Failure::failed(format!("{}: cannot be read: {error}", path.display())),
         };
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = to_read(path).map_err(failed)?;
         // Seeking knows the size of a block device too; metadata does not.
         let bytes = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
         Ok(Image { path: path.into(), file, bytes })

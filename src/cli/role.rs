@@ -12,7 +12,7 @@ use crate::cluster::control::{EXIT_FAILED, EXIT_REFUSED, Refused};
 use crate::core::address::Address;
 use crate::core::peer;
 use crate::dr;
-use crate::io::open::denied as denied_advice;
+use crate::io::open::{denied as denied_advice, judge_dirs};
 use crate::io::tls::TlsError;
 use crate::primary;
 use crate::primary::recovery::RecoveryError;
@@ -88,34 +88,47 @@ fn directories<'a>(
     let sockets = addresses.into_iter().filter_map(Address::path);
     for socket in controls.into_iter().chain(sockets) {
         let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) else { continue };
-        std::fs::create_dir_all(parent).map_err(|error| {
-            let advice = match error.kind() {
-                ErrorKind::PermissionDenied => format!("; {}, or make the directory for it", denied_advice()),
-                _ => String::new(),
-            };
-            Failure::failed(format!(
-                "{}: the directory of the socket cannot be made: {error}{advice}",
-                parent.display()
-            ))
-        })?;
+        judge_directory(socket).map_err(Failure::failed)?;
+        std::fs::create_dir_all(parent).map_err(|error| Failure::failed(no_directory(parent, &error)))?;
     }
     Ok(())
+}
+
+/// Whether the directory in which a socket is going to stand is there or can be made; makes nothing.
+///
+/// # Errors
+/// What a start says.
+pub fn judge_directory(socket: &Path) -> Result<(), String> {
+    let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
+    judge_dirs(parent).map_err(|error| no_directory(parent, &error))
+}
+
+fn no_directory(dir: &Path, error: &std::io::Error) -> String {
+    let advice = match error.kind() {
+        ErrorKind::PermissionDenied => format!("; {}, or make the directory for it", denied_advice()),
+        _ => String::new(),
+    };
+    format!("{}: the directory of the socket cannot be made: {error}{advice}", dir.display())
 }
 
 /// The exit status of a role: what it refused or found wrong in the configuration is not a mere failure.
 fn ended(result: anyhow::Result<()>) -> Result<(), Failure> {
     let Err(error) = result else { return Ok(()) };
-    let mut text = format!("{error:#}");
-    let denied = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
-    };
-    if error.chain().any(denied) {
-        text = format!("{text}; {}", denied_advice());
-    }
-    tracing::error!("{text}");
+    tracing::error!("{}", words(&error));
     let exit = exit_status(&error);
     // The log has said it, with group and role; a second line would only repeat it.
     Err(Failure { exit, text: String::new() })
+}
+
+/// What a role says of an error that ends it.
+pub fn words(error: &anyhow::Error) -> String {
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    };
+    match error.chain().any(denied) {
+        true => format!("{error:#}; {}", denied_advice()),
+        false => format!("{error:#}"),
+    }
 }
 
 /// The exit status that a role ends with for an error.

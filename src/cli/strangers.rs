@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::cluster::config::{Backing, Config, TablePlace, own_files};
+use crate::cluster::config::{Backing, Config, TablePlace};
 use crate::core::address::Address;
+use crate::core::names::own_files;
 use crate::core::peer::Role;
 
 /// How many names are said.
@@ -38,7 +39,7 @@ pub fn tell(config: &Config, role: Role, dir: &Path) -> Option<String> {
 
 /// Names in the directory that have their reason.
 fn explained(config: &Config, role: Role, dir: &Path) -> BTreeSet<OsString> {
-    let mut names: BTreeSet<OsString> = own_files(role).iter().map(OsString::from).collect();
+    let mut names: BTreeSet<OsString> = own_files(role).into_iter().map(OsString::from).collect();
     names.insert(LOST_AND_FOUND.into());
     let mut paths = vec![Path::new(&config.path)];
     let addresses: Vec<&Address> = match role {

@@ -17,8 +17,6 @@ use crate::core::address::{Address, NbdUri};
 use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
 use crate::core::peer::{End, Paths, PeerName, Role};
 
-pub use self::places::own_files;
-
 /// A group as its file describes it. What `parse` returns has been checked as far as text can be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

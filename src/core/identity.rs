@@ -11,6 +11,9 @@
 //! | missing, or a file without a byte | new | it is made |
 //! | missing | has begun | refused: what it held is not there |
 //! | shorter than the superblock says | has begun | refused |
+//! | shorter than the volume, and not empty | new | refused: a wrong size, or a wrong file |
+//! | longer than the volume | new | used, with a warning: what is behind its end is not part of it |
+//! | without a mark, and begins as a file does that roles keep | new | refused: it is one |
 //! | anything else | | its mark decides |
 //!
 //! | mark | directory | so |
@@ -35,6 +38,30 @@
 use std::fmt;
 
 use crate::core::ids::Owner;
+
+/// How the files begin that roles keep in their directories, and what each is.
+const KEPT: [(&[u8; HEAD_BYTES], &str); 6] = [
+    (b"FSHSUPER", "a superblock"),
+    (b"FSHIMAPH", "the intent map of a primary"),
+    (b"FSHILOGH", "the intent log of a primary"),
+    (b"FSHENTRY", "a FIFO or a spool"),
+    (b"FSHJOURN", "the journal of a DR"),
+    (b"FSHTABLE", "a status table"),
+];
+/// Bytes of a file that tell whether it is one of those.
+pub const HEAD_BYTES: usize = 8;
+
+/// Which of the files that roles keep begins like this.
+#[must_use]
+pub fn kept(head: &[u8; HEAD_BYTES]) -> Option<&'static str> {
+    KEPT.iter().find(|(magic, _)| *magic == head).map(|(_, what)| *what)
+}
+
+/// What is said of a store that has fewer bytes than its volume.
+#[must_use]
+pub fn too_small(path: &str, bytes: u64, volume: u64) -> String {
+    format!("{path} has {bytes} bytes, but the volume has {volume}: grow it, or correct the size")
+}
 
 /// The extended attribute of a volume's file.
 pub const ATTRIBUTE: &str = "user.farshore.volume";
@@ -134,6 +161,8 @@ pub struct Holder {
     pub begun: bool,
     /// Bytes that the volume has by it, at least.
     pub least: u64,
+    /// Bytes that the volume is to have.
+    pub wanted: u64,
     /// It has marked its volumes.
     pub marked: bool,
 }
@@ -156,6 +185,8 @@ pub enum Seen {
     /// The file system keeps none.
     Impossible,
     Nothing,
+    /// None, and the file begins as one does that roles keep: which.
+    Kept(&'static str),
     Text(Vec<u8>),
 }
 
@@ -168,6 +199,15 @@ pub struct Verdict {
     pub mark: bool,
     /// What an operator should know.
     pub note: Option<String>,
+    /// It is longer than the volume, in words.
+    pub longer: Option<String>,
+}
+
+impl Verdict {
+    /// All that an operator should know.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.note.iter().chain(&self.longer)
+    }
 }
 
 impl Holder {
@@ -182,7 +222,11 @@ impl Holder {
                 "{path} is a symbolic link to {target}, which is not there, and no file is made at the end of a link: mount \
                  what it leads to (activate the device), or name the file itself in the configuration"
             )),
-            Store::Missing => Ok(Verdict { make: true, mark: true, note: None }),
+            Store::Missing if is_device(path) => Err(format!(
+                "{path}: there is no such device, and no file is made in its place: activate it, or correct the name in the \
+                 configuration"
+            )),
+            Store::Missing => Ok(Verdict { make: true, mark: true, ..Verdict::default() }),
             Store::Other => Ok(Verdict::default()),
             Store::File(bytes, seen) => {
                 // Whose it is says more than how long it is.
@@ -190,7 +234,15 @@ impl Holder {
                 if self.begun && *bytes < self.least {
                     return Err(self.short(path, *bytes));
                 }
-                Ok(Verdict { make: !self.begun, ..verdict })
+                if !self.begun && (1..self.wanted).contains(bytes) {
+                    return Err(format!(
+                        "{}. A file without a byte is grown by itself: if nothing in it is needed, empty it or remove it, and \
+                         start again",
+                        too_small(path, *bytes, self.wanted)
+                    ));
+                }
+                let longer = (!self.begun && *bytes > self.wanted).then(|| self.longer(path, *bytes));
+                Ok(Verdict { make: !self.begun, longer, ..verdict })
             }
         }
     }
@@ -199,9 +251,10 @@ impl Holder {
         let nothing = bytes == 0;
         let bytes = match seen {
             Seen::Impossible => return Ok(Verdict::default()),
-            Seen::Nothing => {
+            Seen::Kept(what) if !self.begun && !self.marked => return Err(self.kept(path, what)),
+            Seen::Nothing | Seen::Kept(_) => {
                 let note = self.marked.then(|| self.unmarked(path));
-                return Ok(Verdict { mark: true, note, make: false });
+                return Ok(Verdict { mark: true, note, ..Verdict::default() });
             }
             Seen::Text(bytes) => bytes,
         };
@@ -218,7 +271,7 @@ impl Holder {
         }
         if copy || same_volume && !self.begun && self.mark.part.follows(found.part) {
             let note = format!("{path} was {}: it is taken over by the new directory {}", found.of(), self.dir);
-            return Ok(Verdict { mark: true, note: Some(note), make: false });
+            return Ok(Verdict { mark: true, note: Some(note), ..Verdict::default() });
         }
         Err(self.foreign(path, &found))
     }
@@ -266,6 +319,22 @@ impl Holder {
         )
     }
 
+    fn longer(&self, path: &str, bytes: u64) -> String {
+        format!(
+            "{path} has {bytes} bytes, and the volume has {}: what is behind that is no part of the volume, and stays as it is. \
+             If all of it is meant, stop now and correct the size in the configuration",
+            self.wanted
+        )
+    }
+
+    fn kept(&self, path: &str, what: &str) -> String {
+        format!(
+            "{path} begins as {what} does, a file that a role of farshore keeps in its directory: it is not taken for {}, for that \
+             would overwrite it. Name another file in the configuration, and start again",
+            self.name()
+        )
+    }
+
     fn foreign(&self, path: &str, found: &Mark) -> String {
         let danger = match (self.begun, self.mark.part) {
             (false, Part::Dr) => ", and the first copy would overwrite it",
@@ -308,6 +377,11 @@ impl Holder {
             self.name()
         )
     }
+}
+
+/// Whether a path is one of a device, and not of memory that is used as a file system.
+fn is_device(path: &str) -> bool {
+    path.starts_with("/dev/") && !path.starts_with("/dev/shm/")
 }
 
 /// How an operator says that a file is to be used all the same.
@@ -359,6 +433,8 @@ mod tests {
         TakenOver,
         Missing,
         Short,
+        Small,
+        Kept,
         Foreign,
         Unreadable,
     }
@@ -367,6 +443,8 @@ mod tests {
         match judged {
             Err(text) if text.contains("is missing") => Is::Missing,
             Err(text) if text.contains("bytes, the volume has") => Is::Short,
+            Err(text) if text.contains("bytes, but the volume has") => Is::Small,
+            Err(text) if text.contains("begins as the journal of a DR does") => Is::Kept,
             Err(text) if text.contains("is marked as") => Is::Foreign,
             Err(_) => Is::Unreadable,
             Ok(Verdict { make: true, .. }) if missing => Is::Made,
@@ -380,7 +458,8 @@ mod tests {
     /// The tables above, over all their inputs: part, directory, size and whatever the mark may say.
     #[test]
     fn every_store_is_judged_by_the_table() {
-        let mut seen = vec![Seen::Impossible, Seen::Nothing, Seen::Text(b"something else".to_vec())];
+        let journal = Seen::Kept(kept(b"FSHJOURN").expect("one of ours"));
+        let mut seen = vec![Seen::Impossible, Seen::Nothing, journal, Seen::Text(b"something else".to_vec())];
         for part in Part::ALL {
             for (owner, group, volume) in
                 [(1, "g", "db"), (2, "g", "db"), (1, "g", "log"), (2, "h", "db"), (1, "h", "db")]
@@ -393,7 +472,8 @@ mod tests {
         for (part, (empty, begun, marked)) in
             Part::ALL.into_iter().flat_map(|part| all.clone().map(move |it| (part, it)))
         {
-            let holder = Holder { mark: mark(part, 1, "g", "db"), dir: "/d".into(), empty, begun, least: 100, marked };
+            let (ours, dir) = (mark(part, 1, "g", "db"), "/d".into());
+            let holder = Holder { mark: ours, dir, empty, begun, least: 100, wanted: 100, marked };
             let missing = is(&holder.judge("/f", &Store::Missing), true);
             assert_eq!(missing, if begun { Is::Missing } else { Is::Made }, "{holder:?}");
             assert_eq!(holder.judge("/f", &Store::Other), Ok(Verdict::default()));
@@ -402,8 +482,9 @@ mod tests {
                 let judged = holder.judge("/f", &Store::File(bytes, seen.clone()));
                 let whose = match seen {
                     Seen::Impossible => Is::Used,
-                    Seen::Nothing if marked => Is::Warned,
-                    Seen::Nothing => Is::Marked,
+                    Seen::Kept(_) if !begun && !marked => Is::Kept,
+                    Seen::Nothing | Seen::Kept(_) if marked => Is::Warned,
+                    Seen::Nothing | Seen::Kept(_) => Is::Marked,
                     Seen::Text(text) => match Mark::read(text) {
                         None => Is::Unreadable,
                         Some(it) if it == (Mark { part: it.part, ..holder.mark.clone() }) => {
@@ -418,11 +499,20 @@ mod tests {
                         Some(_) => Is::Foreign,
                     },
                 };
-                let refused = matches!(whose, Is::Foreign | Is::Unreadable);
-                let want = if !refused && begun && bytes < 100 { Is::Short } else { whose };
+                let refused = matches!(whose, Is::Foreign | Is::Unreadable | Is::Kept);
+                let want = match (begun, bytes) {
+                    _ if refused => whose,
+                    (true, ..100) => Is::Short,
+                    (false, 1..100) => Is::Small,
+                    _ => whose,
+                };
                 assert_eq!(is(&judged, false), want, "{bytes} {seen:?} {holder:?}: {judged:?}");
                 match judged {
-                    Ok(verdict) => assert_eq!(verdict.make, !begun),
+                    Ok(verdict) => {
+                        assert_eq!(verdict.make, !begun);
+                        let longer = verdict.longer.is_some_and(|text| text.contains("/f has 101 bytes"));
+                        assert_eq!(longer, !begun && bytes == 101);
+                    }
                     Err(text) => assert!(text.contains("/f") && text.contains("start again"), "{text}"),
                 }
             }
@@ -440,7 +530,7 @@ mod tests {
         ];
         for (part, (role, advice)) in Part::ALL.into_iter().zip(roles.into_iter().zip(advice)) {
             let (ours, dir) = (mark(part, 1, "g", "db"), "/d".into());
-            let new = Holder { mark: ours, dir, empty: false, begun: false, least: 100, marked: true };
+            let new = Holder { mark: ours, dir, empty: false, begun: false, least: 100, wanted: 100, marked: true };
             let begun = Holder { begun: true, ..new.clone() };
             let ours = format!("volume \"db\" of {role} (/d)");
             for lost in [begun.judge("/f", &Store::Missing), begun.judge("/f", &Store::File(99, Seen::Impossible))] {

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod ids;
 pub mod machine;
 pub mod modes;
+pub mod names;
 pub mod op;
 pub mod overlap;
 pub mod peer;

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 
 use super::lock;
+use super::open::{is_absent, may_make_in, parent};
 use super::patience::{Obstacle, has_ended, patiently};
 use super::resolve;
 use super::tls::Acceptor;
@@ -24,6 +25,7 @@ use crate::core::asker::Asker;
 /// Connections that wait to be accepted, as far as the kernel allows (`net.core.somaxconn`): newcomers wait here while others
 /// have their time, and of more the kernel turns some away, or has them try again a second later.
 const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
+const EXISTS: &str = "exists and is not a socket; move it away, or choose another path";
 
 /// A listening socket. The ring never sees it, for it would keep it open when its process is killed: whoever connected
 /// until the kernel has taken the ring apart would be accepted by nobody and reset. What the ring watches only knows of it.
@@ -190,19 +192,45 @@ fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     if let Err(error) = bind(fd.as_raw_fd(), &address) {
         if error != Errno::EADDRINUSE {
-            return Err(named(path.display(), error.into()));
+            return Err(not_made(path, error.into()));
         }
-        remove_stale(path)?;
+        is_stale(path)?;
+        std::fs::remove_file(path)?;
         bind(fd.as_raw_fd(), &address).map_err(|error| named(path.display(), error.into()))?;
     }
     listen(&fd, BACKLOG)?;
     Ok(fd)
 }
 
-/// Removes a socket that nobody listens on; anything else at its place is an error.
-fn remove_stale(path: &Path) -> io::Result<()> {
+/// What [`Listener::open`] would say of an address, without waiting for who has it; makes nothing. While what it returns is
+/// open, nobody else gets a TCP port.
+///
+/// # Errors
+/// Nobody could listen there now.
+pub fn judge(address: &Address) -> io::Result<Option<OwnedFd>> {
+    let path = match address {
+        Address::Tcp(host_port) => return listen_tcp(host_port).map(Some),
+        Address::Unix(path) => path,
+    };
+    UnixAddr::new(path)?;
+    if !is_absent(path) {
+        is_stale(path)?;
+    }
+    match may_make_in(parent(path)) {
+        // It is made with all above it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        made => made.map(|()| None).map_err(|error| not_made(path, error)),
+    }
+}
+
+fn not_made(path: &Path, error: io::Error) -> io::Error {
+    named(format!("{}: the socket cannot be made", path.display()), error)
+}
+
+/// A socket that nobody listens on may be replaced; anything else at its place is an error.
+fn is_stale(path: &Path) -> io::Result<()> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not a socket")));
+        return Err(named(path.display(), io::Error::new(io::ErrorKind::AlreadyExists, EXISTS)));
     }
     // Not blocking: who lets its queue of connections fill up is there all the same.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -217,7 +245,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             let text = format!("address in use by {}", process(peer_of(&probe, found.is_ok())));
             Err(named(path.display(), io::Error::new(io::ErrorKind::AddrInUse, text)))
         }
-        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
+        Err(Errno::ECONNREFUSED) => Ok(()),
         Err(error) => Err(named(path.display(), error.into())),
     }
 }
@@ -247,7 +275,7 @@ fn own_pid(pid: libc::pid_t) -> bool {
 
 fn listen_tcp(host_port: &str) -> io::Result<OwnedFd> {
     let addresses = resolve::lookup(host_port).map_err(io::Error::other)?;
-    let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let (mut refused, mut tried) = (io::Error::from(io::ErrorKind::AddrNotAvailable), host_port.to_owned());
     for address in addresses {
         let attempt = || -> io::Result<OwnedFd> {
             let fd = stream_socket(&address)?;
@@ -258,12 +286,19 @@ fn listen_tcp(host_port: &str) -> io::Result<OwnedFd> {
         };
         match attempt() {
             Ok(fd) => return Ok(fd),
-            Err(error) => refused = error,
+            Err(error) => (refused, tried) = (error, address.to_string()),
         }
     }
     let kind = refused.kind();
-    let text =
-        if kind == io::ErrorKind::AddrInUse { "address in use by another process".into() } else { refused.to_string() };
+    let text = match kind {
+        io::ErrorKind::AddrInUse => "address in use by another process".to_owned(),
+        io::ErrorKind::AddrNotAvailable => {
+            let ip = tried.rsplit_once(':').map_or(&*tried, |(ip, _)| ip);
+            format!("{ip} is not an address of this host")
+        }
+        io::ErrorKind::PermissionDenied => format!("{refused}: ports below 1024 are for root; choose a higher one"),
+        _ => refused.to_string(),
+    };
     Err(named(host_port, io::Error::new(kind, text)))
 }
 

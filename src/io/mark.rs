@@ -1,22 +1,22 @@
 //! What stands where a volume is to be, and the mark on it ([`core::identity`](crate::core::identity)): looked at before
-//! anything is opened, set once a role has taken it.
+//! anything is opened for writing, set once a role has taken it.
 
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
-use super::open::failed;
-use crate::core::identity::{ATTRIBUTE, Holder, MARK_BYTES_MAX, Seen, Store, Verdict};
+use super::open::{failed, to_read};
+use crate::core::identity::{ATTRIBUTE, HEAD_BYTES, Holder, MARK_BYTES_MAX, Seen, Store, Verdict, kept};
 use crate::core::machine::IoFail;
 
 /// What a file of a volume was when its role stopped cleanly.
 const STOPPED: &str = "user.farshore.stopped";
 
-/// Looks what is there; opens nothing.
+/// Looks what is there; a file that bears no mark is read at its head.
 ///
 /// # Errors
 /// It cannot be told.
@@ -38,14 +38,23 @@ pub fn survey(path: &Path) -> Result<Store, IoFail> {
     let mut found = [0u8; MARK_BYTES_MAX];
     let seen = match getxattr(path, ATTRIBUTE, &mut found[..]) {
         Ok(length) => Seen::Text(found[..length].to_vec()),
-        Err(Errno::NODATA) => Seen::Nothing,
+        Err(Errno::NODATA) => head(path).map_or(Seen::Nothing, Seen::Kept),
         // Longer than any of ours.
         Err(Errno::RANGE) => Seen::Text(Vec::new()),
         // Who may not read the file does not get far either.
-        Err(Errno::NOTSUP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Seen::Impossible,
+        Err(Errno::NOTSUP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
+            head(path).map_or(Seen::Impossible, Seen::Kept)
+        }
         Err(error) => return Err(fail(error.into())),
     };
     Ok(Store::File(data.len(), seen))
+}
+
+/// Which of the files that roles keep begins as this one does, if any.
+fn head(path: &Path) -> Option<&'static str> {
+    let mut head = [0; HEAD_BYTES];
+    to_read(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
+    kept(&head)
 }
 
 /// Looks again, now that nobody else has it open, and marks it where that is to be done. Whether it has a mark now.
@@ -166,14 +175,6 @@ pub fn identity(data: &Metadata) -> (bool, u64, u64) {
     }
 }
 
-/// The first two of these paths that lead to one file or device, by their places in the list.
-#[must_use]
-pub fn same(paths: &[Option<&Path>]) -> Option<(usize, usize)> {
-    let found: Vec<_> = paths.iter().map(|path| std::fs::metadata((*path)?).ok().map(|data| identity(&data))).collect();
-    let pair = |at: usize| Some((found[..at].iter().position(|it| it.is_some() && *it == found[at])?, at));
-    (0..found.len()).find_map(pair)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,7 +182,7 @@ mod tests {
     use crate::core::ids::Owner;
 
     #[test]
-    fn a_file_bears_its_mark_and_two_names_are_one_file() {
+    fn a_file_bears_its_mark_under_any_name() {
         let dir = std::env::temp_dir().join(format!("farshore-mark-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
         let (path, link, other) = (dir.join("a"), dir.join("b"), dir.join("c"));
@@ -193,10 +194,14 @@ mod tests {
         File::create(&path).and_then(|file| file.set_len(8192)).expect("makes");
         File::create(&other).expect("makes");
         std::os::unix::fs::symlink(&path, &link).expect("links");
-        assert_eq!(same(&[Some(&other), None, Some(&path), Some(&link)]), Some((2, 3)));
-        assert_eq!(same(&[Some(&other), Some(&path), Some(&dir.join("d")), Some(&dir.join("d"))]), None);
         let mark = Mark { part: Part::Dr, owner: Owner(7), group: "g".into(), volume: "db".into() };
-        let holder = Holder { mark, dir: "/d".into(), empty: false, begun: true, least: 8192, marked: false };
+        let holder =
+            Holder { mark, dir: "/d".into(), empty: false, begun: true, least: 8192, wanted: 8192, marked: false };
+        let own = dir.join("intent.log");
+        std::fs::write(&own, [&b"FSHILOGH"[..], &[0; 8184]].concat()).expect("a file");
+        assert!(matches!(survey(&own), Ok(Store::File(8192, Seen::Kept(what))) if what.contains("intent log")));
+        let new = Holder { begun: false, ..holder.clone() };
+        assert!(judge(&own, &new).expect("looks").is_err_and(|text| text.contains("intent log")));
         if survey(&path).expect("looks") == Store::File(8192, Seen::Impossible) || claim(&path, &holder) != Ok(Ok(true))
         {
             eprintln!("skipped: no attributes on this file system");

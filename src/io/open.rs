@@ -3,7 +3,7 @@
 //! Owns nothing but what it returns. Direct I/O is used where the kernel says which alignment it wants
 //! and the size of the file is a multiple of it, so that no read or write of a block ever crosses the end.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
+use nix::unistd::{AccessFlags, access};
 
 use super::arena::PAGE_BYTES;
 use super::extents::seek;
@@ -90,23 +91,180 @@ pub fn is_absent(path: &Path) -> bool {
 /// # Errors
 /// It cannot be made.
 pub fn make_dir(dir: &Path) -> Result<Option<String>, IoFail> {
-    match std::fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
-        Ok(()) => {
+    if judge_dir(dir)? {
+        return Ok(None);
+    }
+    std::fs::DirBuilder::new().mode(DIR_MODE).create(dir).map_err(|error| failed(dir, NO_DIR, &error))?;
+    let text = format!(
+        "the directory {} was not there, and was made anew: this is a first start. If this role has run here before, \
+         stop it, mount the file system that the directory stands on, and start it again",
+        dir.display()
+    );
+    tracing::warn!("{text}");
+    Ok(Some(text))
+}
+
+const NO_DIR: &str = "cannot make the directory";
+
+/// Whether the directory of a role is there; otherwise it can be made. Makes nothing.
+///
+/// # Errors
+/// It can be neither used nor made.
+pub fn judge_dir(dir: &Path) -> Result<bool, IoFail> {
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => return Ok(true),
+        Ok(found) => {
             let text = format!(
-                "the directory {} was not there, and was made anew: this is a first start. If this role has run here before, \
-                 stop it, mount the file system that the directory stands on, and start it again",
-                dir.display()
+                "{} is not a directory, but {}: move that away, or name another directory",
+                dir.display(),
+                kind(&found)
             );
-            tracing::warn!("{text}");
-            Ok(Some(text))
+            return Err(IoFail::Other(text));
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IoFail::Other(format!(
-            "{}: what this directory stands in does not exist: mount the file system that it belongs to, or make it \
-             (mkdir -p)",
-            dir.display()
+        Err(error) if error.kind() == io::ErrorKind::NotFound => not_dangling(dir)?,
+        Err(error) => return Err(failed(dir, "cannot examine", &error)),
+    }
+    match std::fs::metadata(parent(dir)) {
+        Ok(found) if found.is_dir() => may_make_in(parent(dir)).map_err(|error| failed(dir, NO_DIR, &error))?,
+        Ok(_) => return Err(failed(dir, NO_DIR, &io::Error::from_raw_os_error(libc::ENOTDIR))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(IoFail::Other(format!(
+                "{}: what this directory stands in does not exist: mount the file system that it belongs to, or make it \
+                 (mkdir -p)",
+                dir.display()
+            )));
+        }
+        Err(error) => return Err(failed(dir, NO_DIR, &error)),
+    }
+    Ok(false)
+}
+
+/// Whether the directory of a socket is there, or can be made with all above it. Makes nothing.
+///
+/// # Errors
+/// What [`std::fs::create_dir_all`] would stumble over.
+pub fn judge_dirs(dir: &Path) -> io::Result<()> {
+    let mut at = dir;
+    loop {
+        match std::fs::metadata(at) {
+            Ok(found) if found.is_dir() && at == dir => return Ok(()),
+            Ok(found) if found.is_dir() => return may_make_in(at),
+            Ok(_) => return Err(io::Error::other(format!("{} is not a directory", at.display()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                not_dangling(at).map_err(io::Error::other)?;
+                at = parent(at);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What stands at a path that is to be a file or a block device. It is not opened for that: a pipe would be waited for, and a
+/// device may do more than be read. `None`: nothing is there, not even a link.
+///
+/// # Errors
+/// Something else is there, or a link that leads nowhere, or it cannot be looked at.
+pub fn examine(path: &Path) -> Result<Option<Metadata>, IoFail> {
+    match std::fs::metadata(path) {
+        Ok(found) if is_store(&found) => Ok(Some(found)),
+        Ok(found) => Err(IoFail::Other(format!("{}: {}", path.display(), no_store(&found)))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => not_dangling(path).map(|()| None),
+        Err(error) => Err(failed(path, "cannot examine", &error)),
+    }
+}
+
+/// What [`open`] would say of a path, for reading and writing; opens and makes nothing. `create`: it may be missing.
+///
+/// # Errors
+/// It could be neither opened nor made.
+pub fn judge(path: &Path, create: bool) -> Result<Option<Metadata>, IoFail> {
+    judge_for(path, create, AccessFlags::R_OK | AccessFlags::W_OK)
+}
+
+fn judge_for(path: &Path, create: bool, mode: AccessFlags) -> Result<Option<Metadata>, IoFail> {
+    let fail = |error: io::Error| failed(path, "cannot open", &error);
+    if let Some(found) = examine(path)? {
+        access(path, mode).map_err(|error| fail(error.into()))?;
+        return Ok(Some(found));
+    }
+    if !create {
+        return Err(fail(io::ErrorKind::NotFound.into()));
+    }
+    match std::fs::metadata(parent(path)) {
+        Ok(_) => may_make_in(parent(path)).map_err(|error| failed(path, "cannot be made", &error))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(IoFail::Other(format!(
+                "{}: its directory {} does not exist; make it, or mount what belongs there",
+                path.display(),
+                parent(path).display()
+            )));
+        }
+        Err(error) => return Err(failed(path, "cannot be made", &error)),
+    }
+    Ok(None)
+}
+
+/// Opens a file or a block device to look into it, and nothing else: nothing is waited for.
+///
+/// # Errors
+/// As of opening it; or it is something else.
+pub fn to_read(path: &Path) -> io::Result<File> {
+    let refuse = |found: &Metadata| match is_store(found) {
+        true => Ok(()),
+        false => Err(io::Error::other(no_store(found))),
+    };
+    refuse(&std::fs::metadata(path)?)?;
+    // Between the two something else may have taken its place.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    refuse(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn is_store(found: &Metadata) -> bool {
+    found.is_file() || found.file_type().is_block_device()
+}
+
+fn no_store(found: &Metadata) -> String {
+    format!("neither a file nor a block device, but {}", kind(found))
+}
+
+fn kind(found: &Metadata) -> &'static str {
+    match found.file_type() {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_file() => "a file",
+        _ => "a device",
+    }
+}
+
+/// Nothing is made at the end of a link.
+fn not_dangling(path: &Path) -> Result<(), IoFail> {
+    match std::fs::read_link(path) {
+        Ok(target) => Err(IoFail::Other(format!(
+            "{} is a symbolic link to {}, which is not there, and nothing is made at the end of a link: mount what it leads \
+             to, or remove the link",
+            path.display(),
+            target.display()
         ))),
-        Err(error) => Err(failed(dir, "cannot make the directory", &error)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether this process may make something in a directory that is there.
+pub(super) fn may_make_in(dir: &Path) -> io::Result<()> {
+    if !std::fs::metadata(dir)?.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+    }
+    access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+}
+
+/// The directory that something stands in.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
     }
 }
 
@@ -114,7 +272,8 @@ pub fn make_dir(dir: &Path) -> Result<Option<String>, IoFail> {
 pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
     let path = &options.path;
     let fail = |what: &str, error: io::Error| failed(path, what, &error);
-    let existed = path.exists();
+    let mode = if options.read_only { AccessFlags::R_OK } else { AccessFlags::R_OK | AccessFlags::W_OK };
+    let existed = judge_for(path, options.create && !options.read_only, mode)?.is_some();
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(!options.read_only)
@@ -124,11 +283,11 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
         .map_err(|error| fail("cannot open", error))?;
-    let kind = file.metadata().map_err(|error| fail("cannot examine", error))?.file_type();
-    let block_device = kind.is_block_device();
-    if !block_device && !kind.is_file() {
-        return Err(IoFail::Other(format!("{}: neither a file nor a block device", path.display())));
+    let found = file.metadata().map_err(|error| fail("cannot examine", error))?;
+    if !is_store(&found) {
+        return Err(IoFail::Other(format!("{}: {}", path.display(), no_store(&found))));
     }
+    let block_device = found.file_type().is_block_device();
     let lock = if options.exclusive_lock { Some(Lock::take(path, &file)?) } else { None };
     let mut size = size_of(&file).map_err(|error| fail("cannot examine", error))?;
     if let Some(wanted) = options.size.filter(|wanted| *wanted > size) {

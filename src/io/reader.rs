@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::arena::{Arena, Run};
-use super::open::{Opened, failed, failed_at};
+use super::open::{Opened, failed, failed_at, to_read};
 use crate::core::machine::{IoFail, ReadAt};
 
 /// Reads a file of a reactor. Independent of the reactor; blocks.
@@ -54,7 +54,7 @@ impl Still {
     /// It is there and cannot be opened.
     pub fn of(path: &Path, least: u64) -> Result<Still, IoFail> {
         let fail = |error: io::Error| failed(path, "cannot open", &error);
-        let file = match File::open(path) {
+        let file = match to_read(path) {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(fail(error)),

@@ -456,7 +456,7 @@ fn a_server_that_does_not_fit_is_refused_with_what_to_do() -> Result<()> {
         let Some(server) = made else { return Ok(()) };
         group.put_on(Role::Primary, "db", &server.address(), &server.address())?;
         let checked = group.site.verb(&["check", "--role", "primary"])?;
-        ensure!(checked.exit == 2 && checked.out.contains(words), "check: {}{}", checked.out, checked.errors);
+        ensure!(checked.exit == 3 && checked.out.contains(words), "check: {}{}", checked.out, checked.errors);
         group.site.launch(Role::Primary)?;
         let status = group.site.ended(Role::Primary)?;
         let log = group.site.log(Role::Primary);

@@ -140,9 +140,10 @@ fn what_an_ordinary_user_may_not_do_is_said_with_place_and_way_out() -> Result<(
     })?;
     for role in Role::ALL {
         let place = foreign.join(role.word()).display().to_string();
-        user.said(&[role.word()], &config, 1, &[&place, "Permission denied", way])?;
-        let key = format!("{}.dir: {place} cannot be made", role.word());
-        user.said(&["check", "--role", role.word()], &config, 2, &[&key, way])?;
+        let words = format!("{place}: cannot make the directory: Permission denied");
+        user.said(&[role.word()], &config, 1, &[&words, way])?;
+        let key = format!("{}.dir: {words}", role.word());
+        user.said(&["check", "--role", role.word()], &config, 1, &[&key, way])?;
     }
     // A backing store of somebody else.
     let config =
@@ -153,7 +154,7 @@ fn what_an_ordinary_user_may_not_do_is_said_with_place_and_way_out() -> Result<(
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let place = path.display().to_string();
         user.said(&[role], &config, 1, &[&place, "cannot open: Permission denied", way])?;
-        user.said(&["check", "--role", role], &config, 2, &[&place, "not readable and writable", way])?;
+        user.said(&["check", "--role", role], &config, 1, &[&place, "cannot open: Permission denied", way])?;
     }
     // The directory of a socket: one that cannot be made, one that cannot be written.
     for (name, place) in [("none.toml", format!("{foreign_text}/none/x")), ("there.toml", foreign_text.clone())] {
@@ -162,7 +163,12 @@ fn what_an_ordinary_user_may_not_do_is_said_with_place_and_way_out() -> Result<(
         for role in Role::ALL {
             user.said(&[role.word()], &config, 1, &[&place, "Permission denied", way])?;
             let key = format!("{}.control: {place}", role.word());
-            user.said(&["check", "--role", role.word()], &config, 2, &[&key, "cannot be made", way])?;
+            user.said(
+                &["check", "--role", role.word()],
+                &config,
+                1,
+                &[&key, "cannot be made: Permission denied", way],
+            )?;
         }
     }
     // The configuration itself, and files to be looked at.

@@ -86,6 +86,15 @@ fn formats() -> Vec<Format> {
     rows
 }
 
+/// By its first bytes a file is known that a role keeps, so that it is not taken for a volume.
+#[test]
+fn each_file_of_a_role_is_known_by_how_it_begins() {
+    let known = |bytes: &[u8]| bytes.first_chunk().and_then(farshore::core::identity::kept).is_some();
+    let named: Vec<String> = formats().iter().filter(|it| known(&it.bytes)).map(|it| it.name.clone()).collect();
+    let files = ["superblock", "segment header", "table header", "intent map header", "intent log header", "log entry"];
+    assert_eq!(named, files);
+}
+
 fn entry() -> Format {
     let header = EntryHeader { pos: 512, kind: Kind::Payload, index: 0, record: write_record(), skipped: 0 };
     let mut parts = Vec::new();

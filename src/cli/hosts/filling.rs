@@ -10,11 +10,12 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, geteuid, lseek};
 
 use super::Host;
-use crate::cli::check::Weight;
 use crate::cluster::config::{Backing, DrConfig};
+use crate::cluster::control::EXIT_FAILED;
 use crate::cluster::size::human_size;
 use crate::core::ids::Volume;
 use crate::dr;
+use crate::io::open::to_read;
 
 impl Host<'_, '_, '_> {
     /// Notes volumes whose file system has no room for what a start applies by itself. Nothing is read of a DR whose volumes
@@ -31,7 +32,7 @@ impl Host<'_, '_, '_> {
         let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
         for (at, path) in files() {
             let (Some(ranges), Ok(found)) = (ranges.volume(Volume(at)), std::fs::metadata(path)) else { continue };
-            let bytes = match File::open(path) {
+            let bytes = match to_read(path) {
                 Ok(file) if found.is_file() => ranges.iter().map(|(offset, length)| holes(&file, offset, length)).sum(),
                 _ => 0,
             };
@@ -45,7 +46,7 @@ impl Host<'_, '_, '_> {
                     human_size(free(path))
                 );
                 let name = self.config.volumes[usize::from(at)].name.clone();
-                self.findings.note(Weight::Error, &["dr", "backing", &name], text);
+                self.findings.fail(EXIT_FAILED, &["dr", "backing", &name], text);
             }
         }
     }

@@ -7,15 +7,20 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::identity::superblock;
 use super::{Host, nearest, resolve};
 use crate::cli::arguments::RoleName;
 use crate::cli::check::Weight;
 use crate::cluster::config::{TablePlace, VolumeConfig};
+use crate::cluster::control::{EXIT_USAGE, Refused};
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::Protect;
+use crate::core::names::SUPERBLOCK;
+use crate::format::superblock::{PROMOTED, SYNCED};
 use crate::format::table::TableLayout;
-use crate::io::mark;
-use crate::nbd::backing::{self, Opening};
+use crate::io::open::to_read;
+use crate::io::places::{Spot, spot};
+use crate::nbd::backing::{self, OpenError, Opening};
 use crate::nbd::region::{Region, TableTarget, uri_connector};
 
 /// How long an NBD server may take to take a connection.
@@ -34,28 +39,24 @@ pub(super) struct Place {
 /// What two names of one file have in common.
 #[derive(PartialEq, Eq)]
 enum Identity {
-    File((bool, u64, u64)),
+    Path(Spot),
     Export(NbdUri),
-    /// Not there yet.
-    Path(PathBuf),
 }
 
 impl Host<'_, '_, '_> {
     /// Notes that a role has a path to itself, and complains of who has it already.
     pub(super) fn alone(&mut self, role: RoleName, keys: &[&str], path: &Path) {
-        let identity = identity(path);
-        if let Some(other) = self.places.iter().find(|other| other.identity == identity) {
+        let identity = Identity::Path(spot(path));
+        // What things of one role share, the role itself finds.
+        if let Some(other) = self.places.iter().find(|other| other.role != role && other.identity == identity) {
             let (shown, theirs) = (path.display(), other.keys.join("."));
-            let (weight, text) = if other.role == role || self.one_host(other.role, role) {
-                (
-                    Weight::Error,
-                    format!("{shown} is what {theirs} ({}) is, too; each needs its own", other.path.display()),
-                )
+            if self.one_host(other.role, role) {
+                let text = format!("{shown} is what {theirs} ({}) is, too; each needs its own", other.path.display());
+                self.findings.fail(EXIT_USAGE, keys, text);
             } else {
                 let text = format!("{shown} is what {theirs} is, too: if both run on this host, each needs its own");
-                (Weight::Warning, text)
-            };
-            self.findings.note(weight, keys, text);
+                self.findings.note(Weight::Warning, keys, text);
+            }
         }
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         self.places.push(Place { role, keys, path: path.into(), identity });
@@ -66,7 +67,7 @@ impl Host<'_, '_, '_> {
         let identity = Identity::Export(uri.clone());
         if let Some(other) = self.places.iter().find(|other| other.identity == identity) {
             let text = format!("{uri} is what {} is, too; each volume needs its own export", other.keys.join("."));
-            return self.findings.note(Weight::Error, keys, text);
+            return self.findings.fail(EXIT_USAGE, keys, text);
         }
         let kept = keys.iter().map(|key| (*key).to_owned()).collect();
         self.places.push(Place { role, keys: kept, path: PathBuf::from(uri.to_string()), identity });
@@ -77,13 +78,25 @@ impl Host<'_, '_, '_> {
         }
         let connector = match uri_connector(uri, self.config.certificates(super::peer(role)).as_ref()) {
             Ok(connector) => connector,
-            Err(error) => return self.findings.note(Weight::Error, keys, error.to_string()),
+            Err(error) => return self.findings.ends(keys, error),
         };
         let opening = Opening { volume: &volume.name, size: volume.size, uri, connector };
         match backing::probe(opening, ANSWER_WITHIN_NS) {
             Ok(offers) => self.findings.note(Weight::Ok, keys, format!("{uri} answers: {offers}")),
-            Err(error) => self.findings.note(Weight::Error, keys, error.to_string()),
+            Err(OpenError::Unfit(text)) => self.findings.ends(keys, Refused(text)),
+            // With a recovery point DR waits for its servers.
+            Err(error) if role == RoleName::Dr && self.promotable() => {
+                self.findings.note(Weight::Warning, keys, format!("{error}; DR starts, and waits for it"));
+            }
+            Err(error) => self.findings.ends(keys, error),
         }
+    }
+
+    /// Whether DR has a recovery point that it could be promoted at.
+    fn promotable(&self) -> bool {
+        let dir = self.config.dr.as_ref().map(|dr| dr.dir.join(SUPERBLOCK));
+        let known = dir.and_then(|path| superblock(&path));
+        known.is_some_and(|known| known.has(SYNCED) && !known.has(PROMOTED))
     }
 
     /// Whether two roles can only be on one host: one reaches the other over an address that leads nowhere else.
@@ -135,7 +148,10 @@ impl Host<'_, '_, '_> {
                         "nothing can be kept there: enlarge it, or lower aux.slots and aux.payload".into(),
                     ),
                 };
-                self.findings.note(weight, &keys, format!("{what}; {text}"));
+                match weight {
+                    Weight::Error => self.findings.fail(EXIT_USAGE, &keys, format!("{what}; {text}")),
+                    _ => self.findings.note(weight, &keys, format!("{what}; {text}")),
+                }
             }
             Ok(_) => self.findings.note(Weight::Ok, &keys, "the status table can be reached from here"),
         }
@@ -151,7 +167,7 @@ impl Host<'_, '_, '_> {
 
 /// Of a file or a block device.
 fn table_file_bytes(path: &Path) -> Option<u64> {
-    std::fs::File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0))).ok()
+    to_read(path).and_then(|mut file| file.seek(SeekFrom::End(0))).ok()
 }
 
 fn unreachable_server(address: &Address) -> Option<String> {
@@ -194,12 +210,4 @@ fn leads_nowhere_else(address: &Address) -> bool {
             resolve(text).is_ok_and(|found| found.iter().all(|one| one.ip().to_canonical().is_loopback()))
         }
     }
-}
-
-fn identity(path: &Path) -> Identity {
-    if let Ok(found) = std::fs::metadata(path) {
-        return Identity::File(mark::identity(&found));
-    }
-    let (parent, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    Identity::Path(std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_path_buf()).join(name))
 }

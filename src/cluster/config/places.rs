@@ -4,46 +4,41 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{AuxConfig, Backing, DrConfig, PrimaryConfig, TablePlace};
+use super::{AuxConfig, Backing, Config, ConfigError, DrConfig, PrimaryConfig, TablePlace};
 use crate::cluster::toml::{Reader, line_of};
 use crate::core::address::{Address, is_one_port};
+use crate::core::names::own_files;
 use crate::core::peer::Role;
-
-/// Names that a role keeps to itself in its directory.
-#[must_use]
-pub fn own_files(role: Role) -> &'static [&'static str] {
-    match role {
-        Role::Primary => &["superblock", "intent.map", "intent.log", "fifo", "fifo.new"],
-        Role::Aux => &["superblock", "table"],
-        Role::Dr => &[
-            "superblock",
-            "journal",
-            "spool",
-            "spool.new",
-            "loss-report.json",
-            "loss-report.json.new",
-            "loss-report.json.damaged",
-            "promoted.superblock",
-            "promoted.intent.map",
-            "promoted.intent.log",
-            "promoted.fifo",
-            "promoted.fifo.new",
-        ],
-        Role::Client => &[],
-    }
-}
 
 /// Whether a directory is that of the whole system, however it is written.
 pub(super) fn is_root(dir: &Path) -> bool {
     dir.is_absolute() && !dir.components().any(|part| matches!(part, Component::Normal(_)))
 }
 
+impl Config {
+    /// What is wrong with a volume of a role that leads to where another volume leads (`with`), or to a file that the role keeps
+    /// in its directory, under whatever names.
+    #[must_use]
+    pub fn shared_place(&self, role: Role, at: usize, with: Option<usize>) -> ConfigError {
+        let backing = match role {
+            Role::Dr => self.dr.as_ref().map(|dr| &dr.backing[..]),
+            _ => self.primary.as_ref().map(|primary| &primary.backing[..]),
+        };
+        let section = role.word();
+        let shown = |at: usize| backing.and_then(|all| all.get(at)).map(ToString::to_string).unwrap_or_default();
+        let key = |at: usize| format!("{section}.backing.{}", self.volumes[at].name);
+        let text = match with {
+            Some(one) => format!("{} is what {} ({}) is, too; each needs its own", shown(at), key(one), shown(one)),
+            None => format!("{} leads to a file that a role keeps in {section}.dir; name another place", shown(at)),
+        };
+        ConfigError { path: self.path.clone(), line: 0, key: key(at), text }
+    }
+}
+
 /// Something that one thing has to itself.
 struct Place {
     keys: Vec<String>,
     what: What,
-    /// A place of clients: a promoted DR may serve where the primary did.
-    served: bool,
     /// A file that the role keeps in its directory.
     kept: bool,
 }
@@ -99,7 +94,7 @@ pub(super) fn check(
                 (Role::Aux, _) | (_, Role::Aux) => beside_aux,
                 _ => beside_dr,
             });
-            let mut elsewhere = elsewhere.flat_map(|(_, places)| places).filter(|other| !other.served && !place.served);
+            let mut elsewhere = elsewhere.flat_map(|(_, places)| places);
             let Some(other) = here.or_else(|| elsewhere.find(|other| other.meets(place))) else { continue };
             let keys: Vec<&str> = place.keys.iter().map(String::as_str).collect();
             let (what, theirs) = (&place.what, other.keys.join("."));
@@ -121,9 +116,9 @@ pub(super) fn check(
 /// What every role has.
 fn of_role(role: Role, dir: &Path, control: &Path, metrics: Option<&Address>) -> Vec<Place> {
     let word = role.word();
-    let path = |key: &str, path: &Path| Place { keys: keys(&[word, key]), what: at(path), served: false, kept: false };
+    let path = |key: &str, path: &Path| Place { keys: keys(&[word, key]), what: at(path), kept: false };
     let mut places = vec![path("dir", dir)];
-    places.extend(own_files(role).iter().map(|name| Place { kept: true, ..path("dir", &dir.join(name)) }));
+    places.extend(own_files(role).into_iter().map(|name| Place { kept: true, ..path("dir", &dir.join(name)) }));
     places.push(path("control", control));
     places.extend(metrics.map(|address| served(word, "metrics", address)));
     places
@@ -131,16 +126,11 @@ fn of_role(role: Role, dir: &Path, control: &Path, metrics: Option<&Address>) ->
 
 fn backings<'a>(section: &'a str, backing: &'a [Backing], volumes: &'a [&'a str]) -> impl Iterator<Item = Place> + 'a {
     let files = backing.iter().zip(volumes).filter_map(|(backing, volume)| Some((backing.path()?, volume)));
-    files.map(move |(path, volume)| Place {
-        keys: keys(&[section, "backing", volume]),
-        what: at(path),
-        served: false,
-        kept: false,
-    })
+    files.map(move |(path, volume)| Place { keys: keys(&[section, "backing", volume]), what: at(path), kept: false })
 }
 
 fn table_place(path: &Path) -> Place {
-    Place { keys: keys(&["aux", "table"]), what: at(path), served: false, kept: false }
+    Place { keys: keys(&["aux", "table"]), what: at(path), kept: false }
 }
 
 fn served(section: &str, key: &str, address: &Address) -> Place {
@@ -148,7 +138,7 @@ fn served(section: &str, key: &str, address: &Address) -> Place {
         Address::Unix(path) => at(path),
         Address::Tcp(_) => What::Port(address.clone()),
     };
-    Place { keys: keys(&[section, key]), what, served: true, kept: false }
+    Place { keys: keys(&[section, key]), what, kept: false }
 }
 
 fn keys(words: &[&str]) -> Vec<String> {

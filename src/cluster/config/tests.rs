@@ -203,6 +203,24 @@ fn several_volumes_keep_their_order_and_need_their_backing() {
 }
 
 #[test]
+fn one_address_for_two_roles_is_warned_of_whoever_serves_there() {
+    let shared = [
+        ("dr.export", with("127.0.0.1:10831", "127.0.0.1:10809")),
+        ("dr.export", with("orders-dr.sock", "orders.sock")),
+        ("dr.metrics", with("streams = 4", "metrics = \"127.0.0.1:9810\"")),
+        ("dr.listen", with("listen  = \"127.0.0.1:10830\"", "listen = \"127.0.0.1:10809\"")),
+    ];
+    for (key, text) in shared {
+        let warnings = parse(&text, "f").expect("they may be on two hosts, behind a tunnel").warnings;
+        let told = warnings.iter().any(|it| it.key == key && it.text.contains("if both roles run on one host"));
+        assert!(told, "{key}: {warnings:?}");
+        let apart = text.replace("[dr]\n", "[dr]\naddress = \"192.0.2.1:1\"\n");
+        let warnings = parse(&format!("tls = \"off\"\n{apart}"), "f").expect("two hosts").warnings;
+        assert!(warnings.iter().all(|it| it.key != key), "{key}: {warnings:?}");
+    }
+}
+
+#[test]
 fn hosts_of_their_own_may_have_the_same_names_and_of_one_host_it_is_warned() {
     let text = with("dir     = \"/var/lib/farshore/dr\"", "dir     = \"/var/lib/farshore/primary\"")
         .replace("/run/farshore/dr.ctl", "/run/farshore/primary.ctl")

@@ -22,10 +22,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 
-use crate::cluster::config::{Backing, Config};
+use crate::cluster::config::{Backing, Config, DrConfig};
 use crate::cluster::control::Refused;
 use crate::core::ids::{GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt as _};
+use crate::core::names::{self, JOURNAL, REPORT, REPORT_DAMAGED, REPORT_NEW, SPOOL, SUPERBLOCK};
+use crate::core::peer::Role;
 use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Lacking;
 use crate::dr::machine::{File, Options};
@@ -34,15 +36,12 @@ use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
+use crate::io::open::to_read;
+use crate::io::places::{self, Shared};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, is_absent, make_dir, mark};
 use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
-const SUPERBLOCK: &str = "superblock";
-const JOURNAL: &str = "journal";
-const SPOOL: &str = "spool";
-const REPORT: &str = "loss-report.json";
-const DAMAGED: &str = "loss-report.json.damaged";
 /// What is written of it at once.
 const REPORT_BUFFER_BYTES: usize = 256 << 10;
 /// Logs are made of whole pieces of this size.
@@ -82,6 +81,7 @@ pub struct Files {
 pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Recovered, Options)> {
     let (dr, _) = config.need_dr()?;
     let dir = &dr.dir;
+    places(config, dr)?;
     let made = make_dir(dir)?;
     if is_absent(&dir.join(SUPERBLOCK)) {
         volumes::spare(config, dr)?;
@@ -168,6 +168,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
 /// What [`open`] would say.
 pub fn judge(config: &Config) -> anyhow::Result<()> {
     let (dr, _) = config.need_dr()?;
+    places(config, dr)?;
     let Seen { slots, journal, options, .. } = look(config)?;
     recovery::judge(&slots, &journal, &options)
         .map_err(|error| Refused(error.to_string()))
@@ -183,6 +184,17 @@ pub fn to_apply(config: &Config) -> anyhow::Result<VolumeRanges> {
     let Seen { slots, journal, spool, options } = look(config)?;
     let found = Found { superblock: &slots, journal: &journal, spool: &spool, blank: false, report: None };
     Ok(recover(found, &options)?.to_apply())
+}
+
+/// Whether what stands under the names of its files can be used, and its volumes are others, before anything is opened or made.
+fn places(config: &Config, dr: &DrConfig) -> anyhow::Result<()> {
+    places::judge_all(&dr.dir, names::opened(Role::Dr), &names::beside(Role::Dr))?;
+    let paths: Vec<Option<&Path>> = dr.backing.iter().map(Backing::path).collect();
+    match places::shared(&dr.dir, &names::own_files(Role::Dr), &paths) {
+        None => Ok(()),
+        Some(Shared::Kept(at)) => Err(config.shared_place(Role::Dr, at, None).into()),
+        Some(Shared::Volumes(one, at)) => Err(config.shared_place(Role::Dr, at, Some(one)).into()),
+    }
 }
 
 /// A directory that no DR runs in, read and left as it is.
@@ -272,7 +284,7 @@ impl Files {
     /// Makes a report durable under its name: either the whole new one is there afterwards or what was.
     pub fn store_report(&self, report: &LossReport) -> Result<(), IoFail> {
         let store = || -> std::io::Result<()> {
-            let (path, fresh) = (self.dir.join(REPORT), self.dir.join(format!("{REPORT}.new")));
+            let (path, fresh) = (self.dir.join(REPORT), self.dir.join(REPORT_NEW));
             if self.report_damaged.is_some() {
                 keep_damaged(&self.dir)?;
             }
@@ -369,7 +381,7 @@ fn is_blank(reactor: &Reactor, volumes: &[FileId]) -> anyhow::Result<bool> {
 
 fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
     let path = dir.join(REPORT);
-    let mut file = match StdFile::open(&path) {
+    let mut file = match to_read(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
@@ -380,7 +392,8 @@ fn load_report(dir: &Path) -> anyhow::Result<Option<LossReport>> {
 
 /// Puts a damaged report aside under a name that nothing has, so that a new one does not take its place.
 fn keep_damaged(dir: &Path) -> std::io::Result<()> {
-    let names = std::iter::once(DAMAGED.to_owned()).chain((2u64..).map(|number| format!("{DAMAGED}.{number}")));
+    let names =
+        std::iter::once(REPORT_DAMAGED.to_owned()).chain((2u64..).map(|number| format!("{REPORT_DAMAGED}.{number}")));
     for aside in names.map(|name| dir.join(name)) {
         if aside.try_exists()? {
             continue;

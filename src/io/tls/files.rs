@@ -13,7 +13,7 @@ use rustls::{CertificateError, Error, RootCertStore};
 
 use super::{End, Paths, TlsError, Validity, verify, words};
 use crate::core::peer::PeerName;
-use crate::io::open::denied;
+use crate::io::open::{denied, to_read};
 
 /// Longest file that is read, bytes: a chain of a dozen certificates is far below.
 pub const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -169,7 +169,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>, TlsError> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    let read = to_read(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) if bytes.len() as u64 > FILE_BYTES_MAX => Err(wrong(path, &format!("is too long for a {what}"))),
         Ok(_) => Ok(bytes),

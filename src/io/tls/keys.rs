@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::TlsError;
 use super::files::{FILE_BYTES_MAX, wrong};
-use crate::io::open::denied;
+use crate::io::open::{denied, to_read};
 
 /// Longest name, bytes: what OpenSSL takes (RFC 4279, section 5.3, asks for no less).
 const NAME_BYTES_MAX: usize = 128;
@@ -121,7 +121,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
         };
         wrong(path, &format!("the shared keys cannot be read: {error}{advice}"))
     };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let file = to_read(path).map_err(unreadable)?;
     let data = file.metadata().map_err(unreadable)?;
     let mode = data.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {

@@ -12,10 +12,12 @@ use crate::cluster::control::Refused;
 use crate::cluster::size::human_size;
 use crate::core::identity::Holder;
 use crate::core::ids::{GroupId, Owner};
-use crate::core::machine::IoFail;
+use crate::core::machine::{IoFail, ReadAt};
+use crate::core::names::{self, FIFO, INTENT_LOG, INTENT_MAP, SUPERBLOCK};
 use crate::core::peer::Role;
 use crate::format::intent::{LogLayout, MapLayout};
 use crate::format::superblock::{self, SUPERBLOCK_BYTES, Superblock};
+use crate::io::places::{self, Shared};
 use crate::io::{Direct, FileId, FileReader, OpenOptions, Preallocate, Reactor, Still, entropy, make_dir, mark};
 use crate::nbd::backing::{Backings, OpenError, Opening};
 use crate::nbd::region::uri_connector;
@@ -125,31 +127,24 @@ pub fn open(
     config: &Config,
     setup: &Setup<'_>,
 ) -> anyhow::Result<Opened> {
+    places(config, setup.dir, setup.role, setup.backing)?;
     make_dir(setup.dir)?;
     let path = |name: &str| named(setup.dir, setup.promoted.is_some(), name);
-    let kept = |path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate| OpenOptions {
-        path,
-        create: true,
-        size: Some(size),
-        preallocate,
-        direct,
-        exclusive_lock: true,
-        ..OpenOptions::default()
-    };
     lost_superblock(&path)?;
-    let superblock = kept(path("superblock"), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
+    let superblock = kept(path(SUPERBLOCK), SUPERBLOCK_BYTES as u64, Direct::Auto, Preallocate::Written);
     let superblock = reactor.open(&superblock)?;
+    // Before anything more is made in what may be the directory of another role or group.
+    fits(&config.group.name, setup.dir, setup.volumes, &reactor.reader(superblock)?, &path(INTENT_LOG))?;
     let known = superblock::newest(&reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?).ok().flatten();
     let sizes = Sizes::of(known.as_ref(), setup.volumes);
-    cut_short(&path("intent.map"), MapLayout::new(&sizes.has).total_bytes())?;
+    cut_short(&path(INTENT_MAP), MapLayout::new(&sizes.has).total_bytes())?;
     let map_bytes = MapLayout::new(&sizes.gets).total_bytes();
-    let map = reactor.open(&kept(path("intent.map"), map_bytes, Direct::Auto, Preallocate::Written))?;
+    let map = reactor.open(&kept(path(INTENT_MAP), map_bytes, Direct::Auto, Preallocate::Written))?;
     let log_bytes = LogLayout { slots: setup.log_slots }.total_bytes();
-    let log = reactor.open(&kept(path("intent.log"), log_bytes, Direct::Never, Preallocate::Reserve));
+    let log = reactor.open(&kept(path(INTENT_LOG), log_bytes, Direct::Never, Preallocate::Reserve));
     let log = log.inspect_err(|_| distrust(reactor, superblock))?;
-    let fifo_bytes = resize::resize(reactor, &path("fifo"), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
-    let fifo = open_fifo(reactor, &kept(path("fifo"), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
-    volumes::each_its_own(config, setup)?;
+    let fifo_bytes = resize::resize(reactor, &path(FIFO), setup.fifo_disk_bytes, &reactor.reader(superblock)?)?;
+    let fifo = open_fifo(reactor, &kept(path(FIFO), fifo_bytes, Direct::Never, Preallocate::Reserve))?;
     let holders = volumes::holders(config, setup, known.as_ref(), &sizes);
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     for (at, ((name, _), backing)) in setup.volumes.iter().zip(setup.backing).enumerate() {
@@ -191,25 +186,58 @@ pub fn open(
     })
 }
 
+/// How a file of the directory is opened, or made with this size.
+fn kept(path: PathBuf, size: u64, direct: Direct, preallocate: Preallocate) -> OpenOptions {
+    OpenOptions {
+        path,
+        create: true,
+        size: Some(size),
+        preallocate,
+        direct,
+        exclusive_lock: true,
+        ..OpenOptions::default()
+    }
+}
+
 /// Whether a start would take a primary's directory, or that of a promoted DR, as it is; opens nothing for writing, and makes
 /// nothing. It is to be asked while the role does not run there.
 ///
 /// # Errors
 /// What [`open`] and the recovery after it would say.
 pub fn judge(config: &Config, dir: &Path, promoted: bool) -> anyhow::Result<()> {
+    let (role, backing) = match promoted {
+        true => (Role::Dr, config.dr.as_ref().map(|dr| &dr.backing)),
+        false => (Role::Primary, config.primary.as_ref().map(|primary| &primary.backing)),
+    };
+    places(config, dir, role, backing.map_or(&[], |all| all))?;
     let path = |name: &str| named(dir, promoted, name);
     lost_superblock(&path)?;
     let volumes: Vec<_> = config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect();
-    let (superblock, log) = (Still::of(&path("superblock"), 0)?, Still::of(&path("intent.log"), 0)?);
-    recovery::judge(&config.group.name, &volumes, &superblock, &log, &mut Vec::new())
+    fits(&config.group.name, dir, &volumes, &Still::of(&path(SUPERBLOCK), 0)?, &path(INTENT_LOG))
+}
+
+/// Whether recovery would take a directory with this superblock and log.
+fn fits(group: &str, dir: &Path, volumes: &[(String, u64)], superblock: &dyn ReadAt, log: &Path) -> anyhow::Result<()> {
+    recovery::judge(group, volumes, superblock, &Still::of(log, 0)?, &mut Vec::new())
         .map_err(|error| Refused(error.to_string()))
         .with_context(|| format!("the directory {}", dir.display()))?;
     Ok(())
 }
 
+/// Whether what stands under the names of its files can be used, and its volumes are others, before anything is opened or made.
+fn places(config: &Config, dir: &Path, role: Role, backing: &[Backing]) -> anyhow::Result<()> {
+    places::judge_all(dir, names::opened(role), &names::beside(role))?;
+    let paths: Vec<Option<&Path>> = backing.iter().map(Backing::path).collect();
+    match places::shared(dir, &names::own_files(role), &paths) {
+        None => Ok(()),
+        Some(Shared::Kept(at)) => Err(config.shared_place(role, at, None).into()),
+        Some(Shared::Volumes(one, at)) => Err(config.shared_place(role, at, Some(one)).into()),
+    }
+}
+
 /// A file in a directory: a promoted DR keeps those of its new life beside its own.
 fn named(dir: &Path, promoted: bool, name: &str) -> PathBuf {
-    dir.join(format!("{}{name}", if promoted { "promoted." } else { "" }))
+    dir.join(format!("{}{name}", if promoted { names::PROMOTED } else { "" }))
 }
 
 /// Sizes of the volumes, bytes.
@@ -247,12 +275,12 @@ fn open_fifo(reactor: &mut Reactor, options: &OpenOptions) -> anyhow::Result<Fil
 /// A directory with everything but its superblock is not a new one.
 fn lost_superblock(path: &dyn Fn(&str) -> PathBuf) -> anyhow::Result<()> {
     let there = |name: &str| std::fs::metadata(path(name)).is_ok_and(|found| found.len() > 0);
-    let left = ["intent.map", "intent.log", "fifo"].into_iter().find(|name| there(name));
-    if let (false, Some(left)) = (there("superblock"), left) {
+    let left = [INTENT_MAP, INTENT_LOG, FIFO].into_iter().find(|name| there(name));
+    if let (false, Some(left)) = (there(SUPERBLOCK), left) {
         let text = format!(
             "{} is missing or empty, but {} is there: the superblock was lost; restore it, or empty the directory of \
              this primary, its auxiliary and its DR and let everything be copied anew",
-            path("superblock").display(),
+            path(SUPERBLOCK).display(),
             path(left).display()
         );
         return Err(Refused(text).into());

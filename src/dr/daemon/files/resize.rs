@@ -14,15 +14,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{SPOOL, log, sync_dir};
+use super::{log, sync_dir};
 use crate::core::machine::{IoFail, Level};
+use crate::core::names::{SPOOL, SPOOL_NEW};
 use crate::dr::scan::scan_spool;
 use crate::format::relocate::{Log, Place, copy, plan};
 use crate::format::spool::{nonce_bytes, resized_nonce};
 use crate::format::superblock::{self, Superblock};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, vector};
-
-const COPY: &str = "spool.new";
 
 /// Makes the spool as large as `wanted` where that can be done; otherwise says why not, and leaves it.
 pub fn resize(
@@ -32,7 +31,7 @@ pub fn resize(
     slots: &[u8],
     superblock_file: FileId,
 ) -> anyhow::Result<()> {
-    let (path, copied) = (dir.join(SPOOL), dir.join(COPY));
+    let (path, copied) = (dir.join(SPOOL), dir.join(SPOOL_NEW));
     let Some(known) = superblock::newest(slots).ok().flatten() else {
         return Ok(());
     };
@@ -70,7 +69,7 @@ pub fn resize(
 
 /// Where the spool of a directory is: a copy that the superblock speaks of may not have its name yet.
 pub fn stands(dir: &Path, known: Option<&Superblock>) -> PathBuf {
-    let (path, copied) = (dir.join(SPOOL), dir.join(COPY));
+    let (path, copied) = (dir.join(SPOOL), dir.join(SPOOL_NEW));
     let made = known.map_or(0, |known| nonce_bytes(known.nonce));
     if made > 0 && length(&copied) == made && length(&path) != made { copied } else { path }
 }
@@ -106,8 +105,9 @@ fn moved(reactor: &mut Reactor, dir: &Path, wanted: u64, known: &Superblock) -> 
         );
         return Ok(None);
     };
-    let copied = dir.join(COPY);
-    let options = OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, COPY, wanted) };
+    let copied = dir.join(SPOOL_NEW);
+    let options =
+        OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL_NEW, wanted) };
     match reactor.open(&options) {
         Ok(file) => reactor.close_file(file),
         Err(fail) => {

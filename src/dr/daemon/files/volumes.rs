@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::{refused, sync_dir};
-use crate::cluster::config::{self, Backing, Config, ConfigError, DrConfig};
+use crate::cluster::config::{self, Backing, Config, DrConfig};
 use crate::cluster::control::Refused;
 use crate::core::identity::{Holder, Mark, Part};
 use crate::core::ids::Owner;
@@ -27,7 +27,6 @@ pub fn open(
     holders: &[Holder],
     promotable: bool,
 ) -> anyhow::Result<(Vec<FileId>, Backings, Vec<String>)> {
-    each_its_own(config, dr)?;
     let (mut files, mut backings, mut notes) = (Vec::new(), Backings::new(DR_BACKING_KEPT_BYTES_MAX), Vec::new());
     for (((volume, &size), backing), holder) in config.volumes.iter().zip(sizes).zip(&dr.backing).zip(holders) {
         if volume.size != size {
@@ -63,6 +62,7 @@ pub fn open(
 pub fn holders(config: &Config, dr: &DrConfig, known: Option<&Superblock>, owner: Owner) -> Vec<Holder> {
     let least = known.map(Superblock::least_bytes).unwrap_or_default();
     let promoted = known.is_some_and(|known| known.has(PROMOTED));
+    let sizes = known.map(|known| &known.volumes).filter(|volumes| volumes.len() == config.volumes.len());
     let one = |(at, volume): (usize, &config::VolumeConfig)| Holder {
         mark: Mark {
             part: if promoted { Part::Promoted } else { Part::Dr },
@@ -74,6 +74,7 @@ pub fn holders(config: &Config, dr: &DrConfig, known: Option<&Superblock>, owner
         empty: false,
         begun: known.is_some_and(Superblock::has_begun),
         least: least.get(at).copied().unwrap_or(0),
+        wanted: sizes.and_then(|sizes| Some(sizes.get(at)?.1)).unwrap_or(volume.size),
         marked: known.is_some_and(|known| known.has(MARKED)),
     };
     config.volumes.iter().enumerate().map(one).collect()
@@ -110,9 +111,7 @@ fn open_volume(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<FileId> {
     let verdict = mark::judge(path, holder)?.map_err(Refused)?;
-    if let Some(note) = &verdict.note {
-        tracing::warn!("{note}");
-    }
+    verdict.notes().for_each(|note| tracing::warn!("{note}"));
     mark::tell_written(path, notes);
     let options = OpenOptions {
         path: path.to_path_buf(),
@@ -128,23 +127,5 @@ fn open_volume(
             "{text}: grow what it stands on by its own means (lvextend, …), or bring the right device back"
         )),
         other => other.into(),
-    })
-}
-
-/// Two volumes in one file or device would overwrite each other, under whatever names.
-fn each_its_own(config: &Config, dr: &DrConfig) -> Result<(), ConfigError> {
-    let paths: Vec<Option<&Path>> = dr.backing.iter().map(Backing::path).collect();
-    let Some((one, other)) = mark::same(&paths) else { return Ok(()) };
-    let name = |at: usize| &config.volumes[at].name;
-    Err(ConfigError {
-        path: config.path.clone(),
-        line: 0,
-        key: format!("dr.backing.{}", name(other)),
-        text: format!(
-            "{} is what dr.backing.{} ({}) is, too; each needs its own",
-            dr.backing[other],
-            name(one),
-            dr.backing[one]
-        ),
     })
 }

@@ -5,11 +5,10 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::{Setup, Sizes};
-use crate::cluster::config::{self, Backing, Config, ConfigError};
+use crate::cluster::config::{self, Config};
 use crate::cluster::control::Refused;
-use crate::core::identity::{Holder, Mark, Part};
+use crate::core::identity::{Holder, Mark, Part, too_small};
 use crate::core::machine::IoFail;
-use crate::core::peer::Role;
 use crate::format::superblock::{MARKED, Superblock};
 use crate::io::{Direct, FileId, OpenOptions, Reactor, mark};
 
@@ -28,6 +27,7 @@ pub(super) fn holders(config: &Config, setup: &Setup<'_>, known: Option<&Superbl
         empty: false,
         begun: promoted || known.is_some(),
         least: *least,
+        wanted: *least,
         marked: known.is_some_and(|known| known.has(MARKED)),
     };
     setup.volumes.iter().zip(&sizes.has).map(one).collect()
@@ -55,9 +55,7 @@ pub(super) fn open(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<FileId> {
     let verdict = mark::judge(path, holder)?.map_err(Refused)?;
-    if let Some(note) = &verdict.note {
-        tracing::warn!("{note}");
-    }
+    verdict.notes().for_each(|note| tracing::warn!("{note}"));
     mark::tell_written(path, notes);
     let direct = match direct {
         config::Direct::Auto => Direct::Auto,
@@ -80,8 +78,7 @@ pub(super) fn open(
     }
     let shown = path.display();
     if found < has && !fresh {
-        let text = format!("{shown} has {found} bytes, the volume has {has}: grow it, or correct the size");
-        return Err(Refused(text).into());
+        return Err(Refused(too_small(&shown.to_string(), found, has)).into());
     }
     reactor.close_file(file);
     let opened = reactor.open(&OpenOptions { size: Some(gets), ..options }).map_err(|fail| match fail {
@@ -99,23 +96,4 @@ pub(super) fn open(
     let synced = std::fs::File::open(parent).and_then(|dir| dir.sync_all());
     synced.with_context(|| format!("syncing {}", parent.display()))?;
     Ok(opened)
-}
-
-/// Two volumes in one file or device would overwrite each other, under whatever names.
-pub(super) fn each_its_own(config: &Config, setup: &Setup<'_>) -> Result<(), ConfigError> {
-    let paths: Vec<Option<&Path>> = setup.backing.iter().map(Backing::path).collect();
-    let Some((one, other)) = mark::same(&paths) else { return Ok(()) };
-    let section = if setup.role == Role::Dr { "dr" } else { "primary" };
-    let name = |at: usize| &setup.volumes[at].0;
-    Err(ConfigError {
-        path: config.path.clone(),
-        line: 0,
-        key: format!("{section}.backing.{}", name(other)),
-        text: format!(
-            "{} is what {section}.backing.{} ({}) is, too; each needs its own",
-            setup.backing[other],
-            name(one),
-            setup.backing[one]
-        ),
-    })
 }
