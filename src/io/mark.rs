@@ -2,13 +2,15 @@
 //! anything is opened for writing, set once a role has taken it.
 
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use nix::libc;
 use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
+use super::extents::seek;
 use super::open::{failed, to_read};
 use crate::core::identity::{ATTRIBUTE, HEAD_BYTES, Holder, MARK_BYTES_MAX, Seen, Store, Verdict, kept};
 use crate::core::machine::IoFail;
@@ -50,10 +52,15 @@ pub fn survey(path: &Path) -> Result<Store, IoFail> {
     Ok(Store::File(data.len(), seen))
 }
 
-/// Which of the files that roles keep begins as this one does, if any.
+/// Which of the files that roles keep begins as this one does, if any. Where nothing was ever written nothing is read: what is
+/// cached of reserved room would be told as data afterwards.
 fn head(path: &Path) -> Option<&'static str> {
     let mut head = [0; HEAD_BYTES];
-    to_read(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
+    let mut file = to_read(path).ok()?;
+    if seek(&file, 0, libc::SEEK_DATA).is_ok_and(|data| data != Some(0)) {
+        return None;
+    }
+    file.rewind().and_then(|()| file.read_exact(&mut head)).ok()?;
     kept(&head)
 }
 

@@ -178,6 +178,7 @@ pub const COPY_BYTES_MAX: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::reply::{Style, To};
 
     #[test]
     fn small_pieces_coalesce_and_payloads_stay_where_they_are() {
@@ -213,6 +214,26 @@ mod tests {
         assert!(!out.is_full(0));
         out.set_room(0);
         assert!(out.is_full(0));
+    }
+
+    /// Each stays in the lane that it has its room in.
+    #[test]
+    fn long_payloads_and_pieces_of_them_are_told_from_others() {
+        let bytes = |length: u64| Bytes::from(vec![7; usize::try_from(length).expect("small")]);
+        let mut out = Outbox::new();
+        out.push(bytes(LONG_BYTES));
+        out.push(bytes(LONG_BYTES + 1));
+        out.push_piece(bytes(4096));
+        for style in [Style::Simple, Style::Structured, Style::Extended] {
+            style.data(&mut out, To { cookie: 1, offset: 0 }, bytes(4096));
+        }
+        Style::Structured.part(&mut out, To { cookie: 1, offset: 0 }, 0, bytes(4096), true);
+        let parts: Vec<bool> = out
+            .drain_parts()
+            .filter(|part| !matches!(part, Part::Small(_)))
+            .map(|part| matches!(part, Part::Long(_)))
+            .collect();
+        assert_eq!(parts, [false, true, true, false, false, false, true]);
     }
 
     #[test]

@@ -51,12 +51,16 @@ impl Style {
             out.put(&ReplyHead::encode(0, to.cookie));
             out.push(data);
         } else {
-            self.part(out, to, to.offset, data, true);
+            self.chunk_of(out, to, to.offset, data, true, Outbox::push);
         }
     }
 
-    /// One chunk of the data of a read, from `at` on.
+    /// One chunk of the data of a read in pieces, from `at` on.
     pub fn part(self, out: &mut Outbox, to: To, at: u64, data: Bytes, last: bool) {
+        self.chunk_of(out, to, at, data, last, Outbox::push_piece);
+    }
+
+    fn chunk_of(self, out: &mut Outbox, to: To, at: u64, data: Bytes, last: bool, push: fn(&mut Outbox, Bytes)) {
         let flags = if last { REPLY_FLAG_DONE } else { 0 };
         if !data.is_empty() && is_zero(&data) {
             self.head(out, to, flags, REPLY_OFFSET_HOLE, 12);
@@ -65,7 +69,7 @@ impl Style {
         }
         self.head(out, to, flags, REPLY_OFFSET_DATA, 8 + data.len());
         out.put(&at.to_be_bytes());
-        out.push_piece(data);
+        push(out, data);
     }
 
     /// What comes before the data of a read that follows in pieces, `length` bytes of them together.

@@ -238,7 +238,7 @@ fn the_pieces_of_a_long_write_lie_where_direct_io_can_take_them() {
     }
     client.join().expect("the client is content");
     // The beginning of the first came before anybody knew that it would be long.
-    assert!(aligned.len() == 24 && aligned[1..].iter().all(|aligned| *aligned), "{aligned:?}");
+    assert!(aligned.len() == 48 && aligned[1..].iter().all(|aligned| *aligned), "{aligned:?}");
 }
 
 #[test]
