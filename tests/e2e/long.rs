@@ -8,7 +8,7 @@ use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::oracle;
 use farshore::cli::demo::site::Role;
 use farshore::core::op::Op;
-use farshore::limits::PAYLOAD_PIECE_BYTES_MAX;
+use farshore::limits::SERVER_LONG_PIECE_BYTES;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW};
 
@@ -62,7 +62,7 @@ fn written_and_promoted(fifo: &str) -> Result<()> {
     group.site.settle(LONG)?;
     let longest = oracle::history(&group.site.plan.dir, true)?.into_values().filter(|record| record.op == Op::Write);
     let longest = longest.map(|record| record.length).max();
-    ensure!(longest == Some(PAYLOAD_PIECE_BYTES_MAX), "a record covers {longest:?} bytes");
+    ensure!(longest == Some(SERVER_LONG_PIECE_BYTES), "a record covers {longest:?} bytes");
     group.site.kill(Role::Primary)?;
     let report = group.site.promote(&[])?;
     ensure!(report.missing.is_empty(), "{:?}", report.missing);
@@ -84,7 +84,7 @@ fn the_longest_writes_pass_a_fifo_that_is_smaller_than_a_piece_of_them() -> Resu
 fn a_crash_in_the_middle_of_a_long_write_leaves_its_beginning() -> Result<()> {
     let mut group = group(SLOW, "{ memory = \"64MiB\", disk = \"256MiB\" }", "protect = \"order\"")?;
     let mut client = group.site.client(Role::Primary, "db")?;
-    let piece = PAYLOAD_PIECE_BYTES_MAX as usize;
+    let piece = SERVER_LONG_PIECE_BYTES as usize;
     std::thread::scope(|scope| {
         // It is never answered: the primary is gone before.
         scope.spawn(move || client.call(Ask::Write { offset: 0, data: &[0xaa; LONGEST], fua: false }));
