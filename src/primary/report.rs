@@ -112,7 +112,7 @@ impl Machine {
         let covering = self.covering();
         if self.table_overrun() && !planted(Bug::OverrunInForce) {
             // Where no journal has the orders that the table had no room for, nobody has.
-            return if covering.journal.is_some() { "journal only" } else { "async" };
+            return if self.journal_has_orders() { "journal only" } else { "async" };
         }
         let parts = covering.aux.is_none() && covering.journal.is_none();
         let at = if parts { self.standing() } else { covering };
@@ -124,6 +124,11 @@ impl Machine {
             (Require::Any, false, false) => "frozen",
             (Require::None, false, false) => "async",
         }
+    }
+
+    /// Whether DR's journal has every order that it has no payload of: it may have been led past some, which a batch covers.
+    fn journal_has_orders(&self) -> bool {
+        self.covering().journal.is_some() && self.mode.batch().is_none() && !self.lost_any()
     }
 
     fn batch_status(&self, now: Now) -> Option<BatchStatus> {
@@ -165,7 +170,7 @@ impl Machine {
         if self.table_overrun() {
             let mut text =
                 "the auxiliary's table is full: orders of writes that DR may not have are overwritten".to_string();
-            if !self.in_full() && self.covering().journal.is_none() {
+            if !self.in_full() && !self.journal_has_orders() {
                 let mode = word(self.options.protect);
                 write!(
                     text,

@@ -174,6 +174,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a resize that waited for room was zeroed over what a first sync, in place of a damaged copy, had brought",
     ),
     (1215765, "a promotion looked at the ring again for a damaged payload that a batch had brought by then, and hung"),
+    (101516, "behind a table that was overrun the journal was said to have orders that it had been led past"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
     (349647, "as 301238"),
