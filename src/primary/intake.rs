@@ -70,7 +70,7 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
-        if self.mending_holds(volume, &kind) || self.lag_wait(changed_bytes(&kind)) {
+        if self.mending_holds(volume, &kind) || self.mending_first() || self.lag_wait(changed_bytes(&kind)) {
             return Some((req, volume, kind));
         }
         match self.room(payload_bytes(&kind)) {

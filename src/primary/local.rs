@@ -9,6 +9,7 @@ use crate::core::ids::{Extent, Seq, Ticket, Volume};
 use crate::core::machine::{DiskResult, IoFail, Level};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
+use crate::core::sparing::Sparing;
 
 impl Machine {
     pub(super) fn disk_done(&mut self, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
@@ -98,7 +99,10 @@ impl Machine {
             // Whatever stood there before would be part of the volume.
             self.disk_failed(format!("{text}; make room in its store and start again: the resize goes on then"), fx);
         } else if matches!(fail, IoFail::NoSpace(_)) {
-            fx.push(Effect::Log { level: Level::Error, text });
+            if let Some(left_out) = self.mending.lines.due(self.now.mono_ns) {
+                let text = format!("{text}{}", Sparing::and_more(left_out));
+                fx.push(Effect::Log { level: Level::Error, text });
+            }
             self.mend(extent, fx);
         } else {
             self.disk_failed(format!("{text}; mend the backing store and start again"), fx);

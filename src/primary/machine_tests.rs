@@ -205,6 +205,10 @@ fn what_a_refused_write_has_left_waits_for_those_under_way_there_and_for_room_an
     let memory = std::mem::replace(&mut bench.machine.options.fifo_memory_bytes, 0);
     bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; 4096].into()));
     assert!(bench.machine.mends() && !reads(&bench), "no room");
+    let elsewhere = Kind::Trim { offset: 8192, length: 512, fua: false };
+    bench.input(Input::Request { req: Req(9), volume: Volume(0), kind: elsewhere });
+    bench.input(Input::EndOfTurn);
+    assert!(!bench.has_begun(9), "it would take what becomes free");
     bench.machine.intent.abandon_cycle();
     bench.now.mono_ns += 10 * CYCLE_NS;
     bench.input(Input::EndOfTurn);

@@ -14,7 +14,9 @@
 //!    those under way are done when the read begins, and others get no seq until the piece has its own.
 //! 2. Until it is ordered its bits stay in the intent map, and until DR's cut has passed it the watermark says that ranges
 //!    are to be copied: so a start makes both sides equal (I2).
-//! 3. While payloads are dropped, the batch that is yet to begin brings it: its pieces are read later.
+//! 3. With `pace` newcomers wait until it is ordered: they would take every room that becomes free for it, and until it is
+//!    ordered DR may have the refused write in place of one that was acknowledged.
+//! 4. While payloads are dropped, the batch that is yet to begin brings it: its pieces are read later.
 
 use bytes::Bytes;
 
@@ -22,14 +24,20 @@ use super::intake::{Room, rounded};
 use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
+use crate::core::modes::Overflow;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::Cover;
+use crate::core::sparing::Sparing;
 use crate::format::is_zero;
 use crate::limits::CHUNK_BYTES_MAX;
 
+/// What part of a bound on the lag one piece is, and its length at the least, bytes.
+const LAG_PARTS: u64 = 4;
+const PIECE_BYTES_MIN: u64 = 64 << 10;
+
 /// Ranges that refused writes have left, on their way to an order of their own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Mending {
     todo: Cover,
     /// No write that overlaps it gets its seq.
@@ -37,7 +45,19 @@ pub(super) struct Mending {
     reading: bool,
     /// Seq of the last one that was ordered.
     ordered: Seq,
+    /// Lines about refused writes: a client can cause many.
+    pub(super) lines: Sparing,
 }
+
+impl Default for Mending {
+    fn default() -> Mending {
+        let lines = Sparing::new(LINES_PAUSE_NS);
+        Mending { todo: Cover::default(), piece: None, reading: false, ordered: Seq(0), lines }
+    }
+}
+
+/// Pause between two of them, nanoseconds.
+const LINES_PAUSE_NS: u64 = 1_000_000_000;
 
 impl Mending {
     /// Whether anything has yet to get its order.
@@ -96,17 +116,35 @@ impl Machine {
         at < from + wide && from < at + long && !planted(Bug::MendedBesideWrites)
     }
 
+    /// Whether newcomers wait until the next piece has its order: it has no room, or is being read.
+    pub(super) fn mending_first(&mut self) -> bool {
+        let due = self.options.overflow == Overflow::Pace && self.mending.waits();
+        if !due {
+            return false;
+        }
+        let Some(next) = self.mending.piece.map(|piece| piece.length).or_else(|| self.next_piece()) else {
+            return false;
+        };
+        self.lag_waits = self.lag_exceeded(next);
+        self.mending.piece.is_some() || !self.mending_has_room(next)
+    }
+
+    /// Bytes of the next piece: with a bound on the lag in bytes a small part of it, so that room for it comes soon.
+    fn next_piece(&self) -> Option<u64> {
+        let part = self.options.lag_max.and_then(|most| most.bytes).map_or(u64::MAX, |most| most / LAG_PARTS);
+        let most = u64::from(CHUNK_BYTES_MAX).min(part.max(PIECE_BYTES_MIN));
+        self.mending.todo.iter().next().map(|front| front.length.min(most))
+    }
+
     /// Takes the next piece, and reads it once nothing that overlaps it is under way.
     pub(super) fn pump_mending(&mut self, fx: &mut Vec<Effect>) {
         if self.mending.reading || self.stopping != Stopping::No || self.fenced.is_some() {
             return;
         }
-        if self.mending.piece.is_none() {
-            let most = u64::from(CHUNK_BYTES_MAX);
-            let length = self.mending.todo.iter().next().map(|front| front.length.min(most));
-            if length.is_some_and(|length| self.mending_has_room(length)) {
-                self.mending.piece = self.mending.todo.pop_front(most);
-            }
+        if self.mending.piece.is_none()
+            && let Some(length) = self.next_piece().filter(|length| self.mending_has_room(*length))
+        {
+            self.mending.piece = self.mending.todo.pop_front(length);
         }
         let Some(piece) = self.mending.piece else { return };
         let (from, length) = rounded(piece);
