@@ -224,7 +224,8 @@ impl Holder {
             )),
             Store::Missing if is_device(path) => Err(format!(
                 "{path}: there is no such device, and no file is made in its place: activate it, or correct the name in the \
-                 configuration"
+                 configuration{}",
+                hidden(path)
             )),
             Store::Missing => Ok(Verdict { make: true, mark: true, ..Verdict::default() }),
             Store::Other => Ok(Verdict::default()),
@@ -303,8 +304,9 @@ impl Holder {
     fn missing(&self, path: &str) -> String {
         format!(
             "{path} is missing: {} stood there, and is not made anew, for nothing of what it held would be in it. Bring it \
-             back, or mount the file system (activate the device) that it stands on, and start again. {}",
+             back, or mount the file system (activate the device) that it stands on, and start again{}. {}",
             self.name(),
+            hidden(path),
             self.lost()
         )
     }
@@ -376,6 +378,15 @@ impl Holder {
              another file. It is used and marked anew; if it is not the right one, stop now and bring that back",
             self.name()
         )
+    }
+}
+
+/// What else may be the matter with a device that is not there.
+fn hidden(path: &str) -> &'static str {
+    if is_device(path) {
+        " (where it is there, the unit hides it from this role: a drop-in with DeviceAllow= shows it; README, \"Under systemd\")"
+    } else {
+        ""
     }
 }
 
