@@ -118,15 +118,14 @@ impl Machine {
 
     /// Whether newcomers wait until the next piece has its order: it has no room, or is being read.
     pub(super) fn mending_first(&mut self) -> bool {
-        let due = self.options.overflow == Overflow::Pace && self.mending.waits();
-        if !due {
+        if self.options.overflow != Overflow::Pace {
             return false;
         }
         let Some(next) = self.mending.piece.map(|piece| piece.length).or_else(|| self.next_piece()) else {
             return false;
         };
-        self.lag_waits = self.lag_exceeded(next);
-        self.mending.piece.is_some() || !self.mending_has_room(next)
+        let lags = self.lag_wait(next);
+        self.mending.piece.is_some() || lags || !matches!(self.room(next), Room::Yes)
     }
 
     /// Bytes of the next piece: with a bound on the lag in bytes a small part of it, so that room for it comes soon.
