@@ -179,6 +179,10 @@ impl Oracle {
         if ask.range().is_some() {
             self.unordered.push(self.requests.len());
         }
+        self.note(now_ns, volume, ask)
+    }
+
+    fn note(&mut self, now_ns: u64, volume: Volume, ask: Ask) -> usize {
         self.requests.push(Request {
             volume,
             ask,
@@ -229,17 +233,8 @@ impl Oracle {
             return wrong("the volume does not hold what is ordered");
         }
         self.check_order(record)?;
-        self.requests.push(Request {
-            volume: record.volume,
-            ask: Ask::Write { offset, data, fua: false },
-            submitted_ns: now_ns,
-            seq: None,
-            acked_ns: None,
-            settled: false,
-            half: false,
-            promise: None,
-        });
-        self.give_out(record, Some(self.requests.len() - 1));
+        let number = self.note(now_ns, record.volume, Ask::Write { offset, data, fua: false });
+        self.give_out(record, Some(number));
         Ok(())
     }
 

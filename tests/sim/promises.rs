@@ -6,6 +6,7 @@ use farshore::core::ids::Seq;
 use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::Require;
 use farshore::core::op::Op;
+use farshore::format::record::OrderRecord;
 use farshore::format::spool::{EntryHeader, sized_nonce};
 use farshore::format::superblock;
 use farshore::format::wire::Message;
@@ -65,23 +66,22 @@ impl World {
         }
     }
 
+    /// What was promised of the records above the cut, the newest first, as far as the seqs have no gap: what stands before one
+    /// is from before a loss of power, and left to a batch.
+    fn promised(&self) -> impl Iterator<Item = (&OrderRecord, Promise)> {
+        let mut next = self.oracle.tail().next();
+        let whole = move |record: &&OrderRecord| record.seq.next() >= std::mem::replace(&mut next, record.seq);
+        let above = self.oracle.back_from(self.oracle.tail(), self.cut()).take_while(whole);
+        above.filter_map(|record| Some((record, self.oracle.request_of(record.seq)?.promise?)))
+    }
+
     /// I3: a mode is in force again only when it holds of everything that was acknowledged below it.
-    ///
-    /// What stands before a gap in the seqs is from before a loss of power, and left to a batch.
     pub fn check_in_force(&self) -> Verdict {
         let known = self.synced_told && !self.damaged && !self.astray && !self.aux_spoiled();
         if !known || self.promoted_at_ns.is_some() {
             return Ok(());
         }
-        let mut next = self.oracle.tail().next();
-        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
-            if record.seq.next() < next {
-                break;
-            }
-            next = record.seq;
-            let Some(promise) = self.oracle.request_of(record.seq).and_then(|request| request.promise) else {
-                continue;
-            };
+        for (record, promise) in self.promised() {
             let seq = record.seq;
             let (aux, dr) = (self.holds_at_aux(record), seq <= self.journal_told && self.holds_at_dr(record));
             let holders = checkers::holders(aux, dr, self.ring.had(seq), self.spool.had(seq));
@@ -102,14 +102,8 @@ impl World {
         if !known || rotten || !orders || self.promoted_at_ns.is_some() {
             return Ok(());
         }
-        let mut next = self.oracle.tail().next();
-        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
-            if record.seq.next() < next {
-                break;
-            }
-            next = record.seq;
-            let promise = self.oracle.request_of(record.seq).and_then(|request| request.promise);
-            let held = promise.is_some_and(|promise| promise.holders.aux || promise.holders.dr);
+        for (record, promise) in self.promised() {
+            let held = promise.holders.aux || promise.holders.dr;
             if held && !self.holds_at_aux(record) && !self.holds_at_dr(record) {
                 let text = format!("{says} is said to be in force, and nobody has the order of seq {}", record.seq);
                 return self.fail("I3", text);
