@@ -6,14 +6,17 @@
 //! | the newcomer | gets |
 //! |---|---|
 //! | there is a place for it | that |
-//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest |
-//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck, or else idle, for longest, unless its peer then had fewer than the newcomer's |
+//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest, else of one that has been idle for [`IDLE_NS`] |
+//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck for longest, else one that is idle, unless its peer then had fewer than the newcomer's |
 //! | nobody can give way | nothing |
 //!
 //! Of those that have not asked for anything yet the silent ones give way, the oldest first, or those that have said
 //! something (they are in their handshake, or through with it), the one first that has said nothing for longest: whichever
 //! are more. So a crowd that says nothing drives out nobody who has begun, and newcomers have the time to begin: who came
 //! less than [`GRACE_NS`] ago is not driven out before others have waited so long (`young_until_ns`).
+//!
+//! Of those that are idle the one gives way that has asked for least (powers of two), of equals the one that has been idle
+//! for longest: who comes with any number of connections, and little use for them, drives out its own.
 //!
 //! Whoever has a request in flight keeps its place, unless it is stuck: what is waited for is the client, who goes on
 //! neither with the rest of it nor with taking the answer.
@@ -49,9 +52,10 @@ pub enum Standing {
     Stuck {
         since_ns: u64,
     },
-    /// It has no request in flight; since when, monotonic nanoseconds.
+    /// It has no request in flight; since when, monotonic nanoseconds, and how many requests it has made so far.
     Idle {
         since_ns: u64,
+        asked: u64,
     },
     Busy,
 }
@@ -152,36 +156,42 @@ impl Census {
 
 /// How long a newcomer has at the least to say its first words, nanoseconds.
 pub const GRACE_NS: u64 = 50_000_000;
+/// How long who has asked for something keeps its place in any case against newcomers of its own peer, nanoseconds.
+pub const IDLE_NS: u64 = 10_000_000_000;
 
 /// Finds a place for one more connection of `peer`; `seats` in the order in which they were taken.
 #[must_use]
-pub fn place(seats: &[Seat], peer: Peer) -> Place {
+pub fn place(seats: &[Seat], peer: Peer, now_ns: u64) -> Place {
     let census = Census::take(seats.iter().map(|seat| seat.peer));
     if census.has_room(peer) {
         return Place::Free;
     }
-    gives_way(seats, peer, &census).map_or(Place::None, |seat| Place::Of(seat.conn))
+    gives_way(seats, peer, &census, now_ns).map_or(Place::None, |seat| Place::Of(seat.conn))
 }
 
 /// Until when another newcomer of `peer` is to wait, because whoever would give way to it has hardly come; monotonic.
 #[must_use]
-pub fn young_until_ns(seats: &[Seat], peer: Peer) -> Option<u64> {
+pub fn young_until_ns(seats: &[Seat], peer: Peer, now_ns: u64) -> Option<u64> {
     let census = Census::take(seats.iter().map(|seat| seat.peer));
     if census.has_room(peer) {
         return None;
     }
-    match gives_way(seats, peer, &census)?.standing {
+    match gives_way(seats, peer, &census, now_ns)?.standing {
         Standing::Silent { since_ns } | Standing::Begun { since_ns } => Some(since_ns.saturating_add(GRACE_NS)),
         Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => None,
     }
 }
 
 /// Who gives its place to one more of `peer`.
-fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census) -> Option<&'a Seat> {
+fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census, now_ns: u64) -> Option<&'a Seat> {
     let own = census.has(peer);
     let may = |seat: &&Seat| {
         if seat.peer == peer {
-            return !matches!(seat.standing, Standing::Idle { .. } | Standing::Busy);
+            return match seat.standing {
+                Standing::Idle { since_ns, .. } => now_ns >= since_ns.saturating_add(IDLE_NS),
+                Standing::Busy => false,
+                _ => true,
+            };
         }
         // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
         let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
@@ -198,11 +208,11 @@ fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census) -> Option<&'a S
     }
     let first = |seat: &&Seat| {
         let turn = match seat.standing {
-            Standing::Silent { since_ns } => (usize::from(silent[&seat.peer] < 0), since_ns),
-            Standing::Begun { since_ns } => (usize::from(silent[&seat.peer] >= 0), since_ns),
-            Standing::Stuck { since_ns } => (2, since_ns),
-            Standing::Idle { since_ns } => (3, since_ns),
-            Standing::Busy => (4, 0),
+            Standing::Silent { since_ns } => (u32::from(silent[&seat.peer] < 0), 0, since_ns),
+            Standing::Begun { since_ns } => (u32::from(silent[&seat.peer] >= 0), 0, since_ns),
+            Standing::Stuck { since_ns } => (2, 0, since_ns),
+            Standing::Idle { since_ns, asked } => (3, asked.checked_ilog2().unwrap_or(0), since_ns),
+            Standing::Busy => (4, 0, 0),
         };
         (std::cmp::Reverse(census.has(seat.peer)), seat.peer, turn)
     };
@@ -214,6 +224,9 @@ mod tests {
     use super::*;
 
     const HERE: Peer = Peer::Address(IpAddr::V6(Ipv6Addr::LOCALHOST));
+
+    /// Nobody has been idle for long, where a test does not say so.
+    const NOW: u64 = IDLE_NS;
 
     fn far(host: u8) -> Peer {
         Peer::of(&format!("192.0.2.{host}:1000"))
@@ -240,21 +253,21 @@ mod tests {
     fn one_peer_never_has_all_places_and_some_are_kept() {
         for peer in [far(1), Peer::Unix, HERE] {
             let all = seats(&[(CONNECTIONS_PEER_MAX, peer, Standing::Busy)]);
-            assert_eq!(place(&all[1..], peer), Place::Free);
-            assert_eq!(place(&all, peer), Place::None);
+            assert_eq!(place(&all[1..], peer, NOW), Place::Free);
+            assert_eq!(place(&all, peer, NOW), Place::None);
             for other in [far(2), Peer::Unix].into_iter().filter(|other| *other != peer) {
-                assert_eq!(place(&all, other), Place::Free, "{peer} {other}");
+                assert_eq!(place(&all, other, NOW), Place::Free, "{peer} {other}");
             }
         }
         let outside = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX;
         let all: Vec<_> = (0..outside).map(|at| (1, far(at as u8), Standing::Busy)).collect();
         let all = seats(&all);
-        assert_eq!((place(&all, far(250)), place(&all, Peer::Unix)), (Place::None, Place::Free));
+        assert_eq!((place(&all, far(250), NOW), place(&all, Peer::Unix, NOW)), (Place::None, Place::Free));
     }
 
     #[test]
     fn who_has_most_gives_way_to_another_and_never_with_a_request_in_flight() {
-        let idle = |since_ns| Standing::Idle { since_ns };
+        let idle = |since_ns| Standing::Idle { since_ns, asked: 1 };
         let silent = Standing::Silent { since_ns: 0 };
         let most = CONNECTIONS_PEER_MAX;
         let rest = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX - most;
@@ -266,23 +279,67 @@ mod tests {
                 (rest, far(2), silent),
             ])
         };
-        assert_eq!(place(&full(idle(8)), far(3)), Place::Of(Conn(2)), "idle for longest");
-        assert_eq!(place(&full(silent), far(3)), Place::Of(Conn(2)), "or not begun");
-        assert_eq!(place(&full(Standing::Busy), far(3)), Place::Of(Conn(1)));
-        assert_eq!(place(&full(idle(8)), far(1)), Place::None, "its own have begun, and one peer has no more");
-        assert_eq!(place(&full(silent), far(1)), Place::Of(Conn(2)));
+        assert_eq!(place(&full(idle(8)), far(3), NOW), Place::Of(Conn(2)), "idle for longest");
+        assert_eq!(place(&full(silent), far(3), NOW), Place::Of(Conn(2)), "or not begun");
+        assert_eq!(place(&full(Standing::Busy), far(3), NOW), Place::Of(Conn(1)));
+        assert_eq!(place(&full(idle(8)), far(1), NOW), Place::None, "its own have begun, and one peer has no more");
+        assert_eq!(place(&full(silent), far(1), NOW), Place::Of(Conn(2)));
         let stuck = Standing::Stuck { since_ns: 10 };
-        assert_eq!(place(&full(stuck), far(1)), Place::Of(Conn(2)), "who is waited for in vain");
-        assert_eq!(place(&full(stuck), far(3)), Place::Of(Conn(2)), "also before who is idle");
+        assert_eq!(place(&full(stuck), far(1), NOW), Place::Of(Conn(2)), "who is waited for in vain");
+        assert_eq!(place(&full(stuck), far(3), NOW), Place::Of(Conn(2)), "also before who is idle");
         let mut busy = full(Standing::Busy);
         busy[0].standing = Standing::Busy;
-        assert_eq!(place(&busy, far(3)), Place::Of(Conn(most as u64 + 1)), "of the next one");
+        assert_eq!(place(&busy, far(3), NOW), Place::Of(Conn(most as u64 + 1)), "of the next one");
         let two = seats(&[(2, far(1), idle(1)), (most, far(2), Standing::Busy), (rest - 2, far(4), Standing::Busy)]);
-        assert_eq!(place(&two, far(3)), Place::Of(Conn(1)));
-        assert_eq!(place(&two[1..], far(3)), Place::Free);
+        assert_eq!(place(&two, far(3), NOW), Place::Of(Conn(1)));
+        assert_eq!(place(&two[1..], far(3), NOW), Place::Free);
         let mut one = two;
         one[1].peer = far(5);
-        assert_eq!(place(&one, far(3)), Place::None, "equals are left alone");
+        assert_eq!(place(&one, far(3), NOW), Place::None, "equals are left alone");
+    }
+
+    #[test]
+    fn of_its_own_peer_who_is_idle_gives_way_in_time_and_first_who_asked_for_least() {
+        let idle = |since_ns, asked| Standing::Idle { since_ns, asked };
+        let rest = CONNECTIONS_PEER_MAX - 4;
+        let of =
+            |a, b, c, d| seats(&[(1, HERE, a), (1, HERE, b), (1, HERE, c), (1, HERE, d), (rest, HERE, Standing::Busy)]);
+        let (guest, hogs) = (idle(1, 5000), (idle(6, 2), idle(5, 3), idle(4, 4)));
+        let taken = of(guest, hogs.0, hogs.1, hogs.2);
+        for (now_ns, gives_way) in [
+            (0, None),
+            (IDLE_NS, None),
+            (IDLE_NS + 1, Some(1)),
+            (IDLE_NS + 4, Some(4)),
+            (IDLE_NS + 5, Some(3)),
+            (IDLE_NS + 6, Some(3)),
+            (u64::MAX, Some(3)),
+        ] {
+            let expected = gives_way.map_or(Place::None, |conn| Place::Of(Conn(conn)));
+            assert_eq!(place(&taken, HERE, now_ns), expected, "{now_ns}");
+        }
+        let older = of(guest, idle(4, 3), idle(5, 3), Standing::Busy);
+        assert_eq!(place(&older, HERE, u64::MAX), Place::Of(Conn(2)), "of equals who has been so for longest");
+        let stuck = of(guest, hogs.0, hogs.1, Standing::Stuck { since_ns: 9 });
+        assert_eq!(place(&stuck, HERE, u64::MAX), Place::Of(Conn(4)));
+    }
+
+    /// However many newcomers there are: one that works goes on, and one that has worked stays while others did less.
+    #[test]
+    fn a_crowd_that_asks_for_little_drives_out_its_own() {
+        let mut taken = seats(&[(1, HERE, Standing::Busy), (1, HERE, Standing::Idle { since_ns: 0, asked: 900 })]);
+        for at in 2..3000u64 {
+            let now_ns = at * IDLE_NS / 100;
+            match place(&taken, HERE, now_ns) {
+                Place::Free => {}
+                Place::Of(conn) => taken.retain(|seat| seat.conn != conn),
+                Place::None => continue,
+            }
+            let standing = Standing::Idle { since_ns: now_ns, asked: at % 500 };
+            taken.push(Seat { conn: Conn(at + 1), peer: HERE, standing });
+        }
+        assert_eq!((taken[0].conn, taken[1].conn, taken.len()), (Conn(1), Conn(2), CONNECTIONS_PEER_MAX));
+        assert!(taken.iter().any(|seat| seat.conn > Conn(2000)), "newcomers get in");
     }
 
     /// However they come, by any number of addresses, a newcomer of a peer that has none gets in while most have no request.
@@ -292,16 +349,16 @@ mod tests {
             let mut taken: Vec<Seat> = Vec::new();
             for at in 0..2000u64 {
                 let peer = far((at % peers) as u8);
-                match place(&taken, peer) {
+                match place(&taken, peer, NOW) {
                     Place::Free => {}
                     Place::Of(conn) => taken.retain(|seat| seat.conn != conn),
                     Place::None => continue,
                 }
-                taken.push(Seat { conn: Conn(at), peer, standing: Standing::Idle { since_ns: at } });
+                taken.push(Seat { conn: Conn(at), peer, standing: Standing::Idle { since_ns: at, asked: 1 } });
                 assert!(taken.len() <= CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX);
             }
-            assert!(place(&taken, far(200)) != Place::None, "{peers}");
-            assert_eq!(place(&taken, Peer::Unix), Place::Free, "{peers}");
+            assert!(place(&taken, far(200), NOW) != Place::None, "{peers}");
+            assert_eq!(place(&taken, Peer::Unix, NOW), Place::Free, "{peers}");
             assert!(Census::take(taken.iter().map(|seat| seat.peer)).run_out().is_some(), "{peers}");
         }
     }
@@ -314,9 +371,9 @@ mod tests {
             let others = if newcomer(0) == begun(0) { silent } else { begun };
             let mut taken = seats(&[(1, Peer::Unix, others(7)), (CONNECTIONS_PEER_MAX - 1, Peer::Unix, newcomer(3))]);
             for at in 0..1000u64 {
-                let Place::Of(conn) = place(&taken, Peer::Unix) else { panic!("{at}: one of them gives way") };
+                let Place::Of(conn) = place(&taken, Peer::Unix, NOW) else { panic!("{at}: one of them gives way") };
                 assert_ne!(conn, Conn(1), "{at}");
-                let young = young_until_ns(&taken, Peer::Unix).expect("it will be old enough some time");
+                let young = young_until_ns(&taken, Peer::Unix, NOW).expect("it will be old enough some time");
                 let old = taken.iter().find(|seat| seat.conn == conn).expect("it is one of them").standing;
                 assert!(matches!(old, Standing::Begun { since_ns } | Standing::Silent { since_ns }
                     if young == since_ns + GRACE_NS));
@@ -326,9 +383,9 @@ mod tests {
             // As many of each: then the oldest of one kind gives way, and nobody has more than half for long.
             let half = CONNECTIONS_PEER_MAX / 2;
             let even = seats(&[(half, Peer::Unix, begun(1)), (half, Peer::Unix, silent(9))]);
-            assert_eq!(place(&even, Peer::Unix), Place::Of(Conn(half as u64 + 1)));
-            assert_eq!(place(&even[1..], Peer::Unix), Place::Free);
+            assert_eq!(place(&even, Peer::Unix, NOW), Place::Of(Conn(half as u64 + 1)));
+            assert_eq!(place(&even[1..], Peer::Unix, NOW), Place::Free);
         }
-        assert_eq!(young_until_ns(&seats(&[(3, Peer::Unix, silent(1))]), Peer::Unix), None, "there is room");
+        assert_eq!(young_until_ns(&seats(&[(3, Peer::Unix, silent(1))]), Peer::Unix, NOW), None, "there is room");
     }
 }

@@ -72,9 +72,9 @@ struct Crowded {
 struct Client {
     session: Session,
     peer: Peer,
-    /// It has asked for something.
-    used: bool,
-    /// When bytes last came or went, monotonic.
+    /// How many requests it has made.
+    asked: u64,
+    /// When bytes last came, or answers last went, monotonic.
     moved_ns: u64,
     out: Outbox,
     /// What it can be made secure with.
@@ -125,7 +125,7 @@ impl NbdServer {
     ) {
         assert!(mode == TlsMode::Off || acceptor.is_some(), "who offers TLS has certificates");
         let (now, peer) = (reactor.now(), Peer::of(peer));
-        match place(&self.seats(reactor), peer) {
+        match place(&self.seats(reactor), peer, now.mono_ns) {
             Place::Free => {}
             Place::Of(other) => self.abort(reactor, other, "a newer NBD connection needs its place"),
             Place::None => return reactor.abort(conn, "too many NBD connections"),
@@ -143,7 +143,9 @@ impl NbdServer {
         self.clients.insert(conn, client);
         self.count(now);
         // Whoever would give way next has time for its first words: the others wait to be accepted.
-        if let Some(until_ns) = young_until_ns(&self.seats(reactor), peer).filter(|until_ns| *until_ns > now.mono_ns) {
+        if let Some(until_ns) =
+            young_until_ns(&self.seats(reactor), peer, now.mono_ns).filter(|until_ns| *until_ns > now.mono_ns)
+        {
             reactor.rest(conn, until_ns);
         }
     }
@@ -474,7 +476,7 @@ impl NbdServer {
                     client.kept = 0;
                 }
                 other => {
-                    client.used |= matches!(other, Event::Request(_));
+                    client.asked += u64::from(matches!(other, Event::Request(_)));
                     asked.push((conn, other));
                 }
             }
@@ -585,6 +587,9 @@ impl Client {
             }
         }
         self.sent += bytes as u64;
+        if bytes > 0 && self.asked > 0 {
+            self.moved_ns = reactor.now().mono_ns;
+        }
         bytes
     }
 
@@ -618,18 +623,18 @@ impl Client {
 
     /// What it does with its place.
     fn standing(&self, now_ns: u64) -> Standing {
-        let session = &self.session;
+        let (session, used) = (&self.session, self.asked > 0);
         // Whoever was only refused things has not asked for anything, also if it takes none of these answers.
-        let blocked = session.blocked() && (self.used || !session.full());
-        let waits = session.inflight() > 0 || blocked || (self.used && self.stuck.is_some());
-        match (waits, self.used, self.received) {
+        let blocked = session.blocked() && (used || !session.full());
+        let waits = session.inflight() > 0 || blocked || (used && self.stuck.is_some());
+        match (waits, used, self.received) {
             (true, _, _) if self.stuck.is_some_and(|(since_ns, _)| now_ns >= since_ns + SLOW_NS) => {
                 Standing::Stuck { since_ns: self.stuck.map_or(0, |(since_ns, _)| since_ns) }
             }
             (true, _, _) => Standing::Busy,
             (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
             (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
-            (false, true, _) => Standing::Idle { since_ns: self.moved_ns },
+            (false, true, _) => Standing::Idle { since_ns: self.moved_ns, asked: self.asked },
         }
     }
 

@@ -57,6 +57,35 @@ fn idle_clients_of_one_peer_lock_nobody_out() -> Result<()> {
     Ok(())
 }
 
+/// Who has asked for something once, and only holds its place since, is no obstacle for ever; who made use of it stays.
+#[test]
+fn idle_clients_that_asked_for_something_lock_nobody_of_their_address_out() -> Result<()> {
+    let (_group, place) = with_port()?;
+    let read = |stream: &mut TcpStream| -> Result<()> {
+        stream.write_all(&RequestHead::encode(0, CMD_READ, 1, 0, 512))?;
+        Ok(stream.read_exact(&mut [0; REPLY_BYTES + 512])?)
+    };
+    let mut guest = transmitting(&place)?;
+    (0..20).try_for_each(|_| read(&mut guest))?;
+    let mut hogs = (0..191).map(|_| transmitting(&place)).collect::<Result<Vec<_>>>()?;
+    hogs.iter_mut().try_for_each(read)?;
+    ensure!(transmitting(&place).is_err(), "they have all places that one peer may have, and have just been served");
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut late = loop {
+        match transmitting(&place) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),
+            Err(error) => return Err(error).context("a newcomer after half a minute"),
+        }
+    };
+    read(&mut late).context("of the newcomer")?;
+    for _ in 0..20 {
+        read(&mut transmitting(&place)?).context("of one more")?;
+    }
+    read(&mut guest).context("of who was here before, idle for as long, and had made use of its place")?;
+    Ok(())
+}
+
 /// A place that its client does nothing with, in the middle of a request, is one for others some time.
 #[test]
 fn who_does_not_go_on_with_a_request_locks_nobody_of_his_address_out() -> Result<()> {
