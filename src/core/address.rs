@@ -190,7 +190,7 @@ impl Address {
         let Address::Tcp(text) = self else { return true };
         let host = text.rsplit_once(':').map_or(text.as_str(), |(host, _)| host);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        bare == "localhost"
+        bare.eq_ignore_ascii_case("localhost")
             || bare.parse::<::core::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
     }
 }
@@ -495,6 +495,7 @@ mod tests {
             ("[::ffff:127.0.0.1]:1", true),
             ("[::ffff:192.0.2.1]:1", false),
             ("localhost:1", true),
+            ("LocalHost:1", true),
             ("0.0.0.0:1", false),
             ("[::]:1", false),
             ("192.0.2.1:1", false),

@@ -133,6 +133,8 @@ struct Remote {
     unfit: Option<String>,
     /// The last attempt failed for a certificate or a shared key.
     distrusted: bool,
+    /// It has said something, of no use, since it was connected to last.
+    answered: bool,
     /// Bytes that the server said there are, when it was last connected to.
     told: Option<u64>,
     lines: Sparing,
@@ -224,6 +226,7 @@ impl Backings {
             why: "not connected yet".into(),
             unfit: None,
             distrusted: false,
+            answered: false,
             told: None,
             lines: Sparing::new(LINES_PAUSE_NS),
             silence_told: false,
@@ -245,10 +248,9 @@ impl Backings {
             } else if remote.distrusted {
                 return Err(OpenError::Distrusted(failed));
             } else if reactor.now().mono_ns >= until_ns {
-                return Err(OpenError::Unreachable(format!(
-                    "{failed}. Is the server running? It was waited for {} seconds",
-                    within_ns / 1_000_000_000
-                )));
+                let ask = if remote.answered { "" } else { " Is the server running?" };
+                let seconds = within_ns / 1_000_000_000;
+                return Err(OpenError::Unreachable(format!("{failed}.{ask} It was waited for {seconds} seconds")));
             }
             let due = self.deadline_ns().unwrap_or(until_ns).min(until_ns);
             if let Err(error) = reactor.turn(Some(due), &mut events) {
@@ -336,11 +338,18 @@ impl Backings {
         // While it is connected to again, what it said before holds.
         let has = remote.store.info().map(|info| info.size).or(remote.told);
         let known = has.map_or_else(|| "an unknown number of".to_owned(), |has| has.to_string());
-        let text = format!("{} has {known} bytes, {size} are needed: grow what the server exports first", remote.uri);
+        let text = if remote.lost.is_some() && !remote.why.starts_with(LOOKED_AT) {
+            format!(
+                "{} is out of reach ({}), and had {known} bytes before; {size} are needed: start its server again, with as many",
+                remote.uri, remote.why
+            )
+        } else {
+            format!("{} has {known} bytes, {size} are needed: grow what the server exports first", remote.uri)
+        };
         // A server tells its size when it is connected to, and at no other time.
         let idle = remote.lost.is_none() && now.mono_ns >= remote.since_ns.saturating_add(LOOK_AGAIN_NS);
         if let Some(conn) = remote.conn.filter(|_| idle && !remote.closing) {
-            let why = format!("its size is looked at again, for {size} bytes are needed");
+            let why = format!("{LOOKED_AT}, for {size} bytes are needed");
             reactor.close(conn, &why);
             remote.leave(now, why, false);
         }
@@ -422,6 +431,7 @@ impl Backings {
         self.said(reactor, index);
         if let Some((text, for_good)) = useless {
             reactor.close(conn, &text);
+            self.remotes[index].answered = true;
             self.remotes[index].leave(now, text, for_good);
         }
     }
@@ -578,6 +588,7 @@ impl Backings {
 }
 
 /// What requests wait for where we have ended a connection.
+const LOOKED_AT: &str = "its size is looked at again";
 const LEFT: &str = " until the server has ended the old connection, on which it may still carry out what it was asked; \
                     where it hangs, start it again";
 
@@ -596,7 +607,7 @@ impl Remote {
 
     fn connect(&mut self, reactor: &mut Reactor, now: Now) {
         let conn = reactor.next_conn();
-        (self.conn, self.since_ns) = (Some(conn), now.mono_ns);
+        (self.conn, self.since_ns, self.answered) = (Some(conn), now.mono_ns, false);
         self.store.connect(now.mono_ns, &self.uri.export, self.connector.is_some());
         reactor.connect(conn, &self.uri.address);
     }
