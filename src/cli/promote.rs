@@ -169,7 +169,10 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
             Some(time) => format!("{time} (seq {seq})"),
             None => format!("seq {seq}, taken in at a time that is not known"),
         };
-        writeln!(out, "  known until      {until}: writes acknowledged after that are lost and cannot be listed")?;
+        writeln!(
+            out,
+            "  known until      {until}: what was acknowledged after that is lost, and cannot all be listed"
+        )?;
     }
     let Some((first, last)) = &lost.span else {
         let none = match &report.incomplete {
@@ -339,7 +342,7 @@ mod tests {
         let text = shown(&report, None);
         assert!(text.contains("unreachable: writes that only it knew are not in this report"), "{text}");
         assert!(text.contains("lost             nothing that is known of\n"), "{text}");
-        let until = "known until      2026-11-22T10:00:00Z (seq 7): writes acknowledged after that are lost and cannot be listed";
+        let until = "known until      2026-11-22T10:00:00Z (seq 7): what was acknowledged after that is lost, and cannot all be listed";
         assert!(text.contains(until), "{text}");
         report.known_until = Some(KnownUntil { seq: Seq(7), time: None });
         assert!(shown(&report, None).contains("known until      seq 7, taken in"), "{text}");

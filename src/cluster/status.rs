@@ -363,7 +363,7 @@ pub struct PromoteReport {
     pub waits_for: Option<String>,
 }
 
-/// The newest order that a report knows of.
+/// The order behind which a report may not know of every write.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownUntil {
     pub seq: Seq,

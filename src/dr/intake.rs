@@ -21,6 +21,7 @@ use bytes::Bytes;
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::DiskKind;
 use crate::core::planted::{Bug, planted};
+use crate::core::sparing::Sparing;
 use crate::dr::api::{Effect, File};
 use crate::dr::desk::Desk;
 use crate::dr::replay::Item;
@@ -66,7 +67,12 @@ pub struct Intake {
     cache_bytes_max: u64,
     /// Highest payload that was ever placed.
     highest: Seq,
+    /// Lines about payloads whose order is not the journal's.
+    pub(super) strange: Sparing,
 }
+
+/// How long after such a line there is no other, nanoseconds.
+const STRANGE_PAUSE_NS: u64 = 1_000_000_000;
 
 impl Intake {
     #[must_use]
@@ -86,6 +92,7 @@ impl Intake {
             cache_bytes: 0,
             cache_bytes_max,
             highest,
+            strange: Sparing::new(STRANGE_PAUSE_NS),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::core::ids::{Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
+use crate::core::sparing::Sparing;
 use crate::dr::api::{Effect, Options};
 use crate::dr::batch::Batch;
 use crate::dr::history::{Divergence, Intake as Taken};
@@ -274,6 +275,17 @@ impl Machine {
         plausible(record, &self.options, &self.intake.spool)
     }
 
+    /// It is asked for again, or left to a batch: also where the journal was led past its order while it was on its way.
+    fn strange_payload(&mut self, now: Now, seq: Seq, fx: &mut Vec<Effect>) {
+        let Some(more) = self.intake.strange.due(now.mono_ns) else { return };
+        let (level, has) = match self.history.get(seq) {
+            Some(_) => (Level::Error, "has another order of that seq"),
+            None => (Level::Info, "was led past its order, and a batch covers it"),
+        };
+        let more = Sparing::and_more(more);
+        fx.push(Effect::Log { level, text: format!("the payload of seq {seq} is not taken: the journal {has}{more}") });
+    }
+
     fn payload(&mut self, now: Now, arrival: Arrival, fx: &mut Vec<Effect>) {
         let (conn, record) = (arrival.conn, arrival.record);
         let seq = record.seq;
@@ -294,8 +306,7 @@ impl Machine {
             return;
         }
         if seq <= self.history.tail() && self.history.get(seq).is_none_or(|it| it.record != record) {
-            let text = format!("the payload of seq {seq} belongs to another record than the journal has: not taken");
-            fx.push(Effect::Log { level: Level::Error, text });
+            self.strange_payload(now, seq, fx);
             self.need(vec![SeqRange { first: seq, last: seq }], fx);
             return;
         }

@@ -105,7 +105,7 @@ impl Machine {
             damage: promotion.unusable.as_ref().filter(|(seq, _)| *seq > cut).map(|(seq, why)| damage(*seq, why)),
             incomplete: (!incomplete.is_empty()).then(|| incomplete.join("; ")),
             unknown,
-            known_until: self.goes_on_unknown(promotion).then_some(newest),
+            known_until: self.known_until(promotion, all, newest),
             ..PromoteReport::default()
         };
         (report, doubtful)
@@ -122,10 +122,13 @@ impl Machine {
         promotion.table.is_none() && !promotion.blank && self.needs_table()
     }
 
-    /// Whether writes may have been acknowledged behind the last order that is known.
-    fn goes_on_unknown(&self, promotion: &Promotion) -> bool {
+    /// Behind which order writes may have been acknowledged that nobody knows of, where that can be: the newest of all, or one
+    /// before which the primary lost its power, and with it what it had told nobody.
+    fn known_until(&self, promotion: &Promotion, all: Above<'_>, newest: KnownUntil) -> Option<KnownUntil> {
         let Options { protect, ack, require, .. } = self.options;
-        protect.hides_the_last(ack, require) || promotion.table.is_none() && self.needs_table()
+        let hides = protect.hides_the_last(ack, require);
+        let goes_on = hides || promotion.table.is_none() && self.needs_table();
+        goes_on.then(|| all.before_power_loss().filter(|_| hides).unwrap_or(newest))
     }
 
     /// Seqs above the cut of which nothing is known, and the last that is known.
@@ -248,6 +251,18 @@ impl<'a> Above<'a> {
         KnownUntil { seq, time: time_ns.map(rfc3339) }
     }
 
+    /// The last order, or the cut, before a writer that had lost its power went on behind a gap.
+    fn before_power_loss(self) -> Option<KnownUntil> {
+        let mut last = (self.cut, None);
+        for record in self.records() {
+            if record.op == Op::EpochStart && record.offset == 0 && record.seq > last.0.next() {
+                return Some(KnownUntil { seq: last.0, time: last.1.map(rfc3339) });
+            }
+            last = (record.seq, Some(record.time_ns));
+        }
+        None
+    }
+
     /// The last seq that is known, or the cut.
     fn last(self) -> Seq {
         let stray = self.strays.and_then(|strays| strays.last_key_value()).map_or(self.cut, |(&seq, _)| seq);
@@ -314,6 +329,31 @@ mod tests {
                 let last = map.last_key_value().map_or(Seq(cut), |(&seq, _)| seq);
                 assert_eq!(all.last(), last.max(history.tail()));
             }
+        }
+    }
+
+    /// Found by the simulator (seed 1017505): a primary that told orders behind its back lost its power, and was lost soon
+    /// after it had gone on.
+    #[test]
+    fn behind_a_loss_of_power_not_everything_is_known() {
+        let lost_power = SEQ_RESERVE + 1;
+        for (start, offset, expected) in [(lost_power, 0, Some((12, Some(rfc3339(12))))), (13, 0, None), (14, 12, None)]
+        {
+            let record = |seq, op| OrderRecord { time_ns: seq, ..OrderRecord::sample(seq, op) };
+            let strays: BTreeMap<Seq, OrderRecord> = [
+                record(12, Op::Write),
+                OrderRecord { offset, ..record(start, Op::EpochStart) },
+                record(start + 1, Op::Write),
+            ]
+            .map(|it| (it.seq, it))
+            .into();
+            let history = History::after(Seq(10), Chain(0));
+            let all = Above::new(Seq(10), &strays, &history);
+            let found = all.before_power_loss().map(|it| (it.seq.0, it.time));
+            assert_eq!(found, expected, "start at {start}");
+            let found = Above::new(Seq(12), &strays, &history).before_power_loss().map(|it| (it.seq.0, it.time));
+            assert_eq!(found, expected.map(|_| (12, None)), "the cut is the last before it");
+            assert_eq!(Above::new(Seq(start), &strays, &history).before_power_loss(), None, "the cut has passed it");
         }
     }
 

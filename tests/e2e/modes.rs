@@ -24,7 +24,7 @@ fn killed_and_promoted(group: &str, promise: Promise) -> Result<Found> {
     ensure!(report.known_until.is_some() == (promise != Promise::Acknowledged), "{:?}", report.known_until);
     for verb in [["loss"].as_slice(), &["promote"]] {
         let people = group.site.verb(verb)?.out;
-        let said = people.contains("writes acknowledged after that are lost and cannot be listed");
+        let said = people.contains("what was acknowledged after that is lost, and cannot all be listed");
         ensure!(said == report.known_until.is_some(), "{people}");
     }
     eprintln!("{found:?}");
