@@ -1,5 +1,5 @@
 //! The units of `systemd/`: systemd understands every line, and rates their sandboxes no worse than they are today.
-//! Skipped where there is no systemd. `tools/units` runs them for real.
+//! Skipped where there is no systemd. `tools/units` runs them for real, `tools/reboot` with a line of /etc/fstab.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -137,4 +137,22 @@ fn the_three_roles_are_started_alike() {
     for role in ROLES {
         assert_eq!(service(role), service("aux"), "farshore-{role}.service");
     }
+}
+
+#[test]
+fn the_readme_and_the_unit_give_the_same_line_of_fstab() {
+    let readme = include_str!("../README.md");
+    let (_, line) = readme.split_once("echo '/dev/nbd0 ").expect("a line of fstab");
+    let (line, _) = line.split_once("' >> /etc/fstab").expect("its end");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+    let attach = text("farshore-attach@.service");
+    let comment = attach.lines().find_map(|line| line.strip_prefix("#   /dev/nbd0 ")).expect("a line of fstab");
+    assert_eq!(words(comment), words(line));
+}
+
+/// An unmount at a shutdown writes for as long as what `require` asks for is there.
+#[test]
+fn a_primary_stops_before_the_peers_of_its_host() {
+    let primary = text("farshore-primary.service");
+    assert!(primary.lines().any(|line| line == "After=farshore-aux.service farshore-dr.service"), "{primary}");
 }
