@@ -57,8 +57,15 @@ pub const INTENT_NEIGHBOURS_MAX: u64 = 256;
 pub const INTENT_EAGER_EXTENTS: u64 = (2 << 30) / INTENT_EXTENT_BYTES;
 /// Pages of the intent map in one round of writes, beside those that writes wait for: 1 MiB.
 pub const INTENT_ROUND_PAGES: usize = 256;
-/// Seqs reserved ahead in the superblock: what an unclean restart after power loss skips at the most.
-pub const SEQ_RESERVE: u64 = 1 << 20;
+/// Seqs reserved ahead in the superblock at the most, whatever the table.
+pub const SEQ_RESERVE_MAX: u64 = 1 << 20;
+/// Seqs reserved ahead in the superblock beside a status table of `slots`: what an unclean restart after power loss skips at
+/// the most. The slots of those stay empty while the table is needed for what came before, so they are a small part of it.
+/// Without a table 0 slots.
+#[must_use]
+pub const fn seq_reserve(slots: u64) -> u64 {
+    if slots == 0 || slots / 4 > SEQ_RESERVE_MAX { SEQ_RESERVE_MAX } else { slots / 4 }
+}
 /// Slots of a status table when nothing else is configured.
 pub const TABLE_SLOTS_DEFAULT: u64 = 1 << 17;
 /// Smallest and largest number of slots.

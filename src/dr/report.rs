@@ -291,7 +291,7 @@ mod tests {
     use crate::core::ids::{Chain, Epoch, GroupId};
     use crate::dr::table::TableReader;
     use crate::format::table::TableLayout;
-    use crate::limits::SEQ_RESERVE;
+    use crate::limits::seq_reserve;
 
     /// A plan is made while a batch takes the cut past records that only the table has.
     #[test]
@@ -336,7 +336,7 @@ mod tests {
     /// after it had gone on.
     #[test]
     fn behind_a_loss_of_power_not_everything_is_known() {
-        let lost_power = SEQ_RESERVE + 1;
+        let lost_power = seq_reserve(1024) + 1;
         for (start, offset, expected) in [(lost_power, 0, Some((12, Some(rfc3339(12))))), (13, 0, None), (14, 12, None)]
         {
             let record = |seq, op| OrderRecord { time_ns: seq, ..OrderRecord::sample(seq, op) };
@@ -357,51 +357,79 @@ mod tests {
         }
     }
 
+    const SLOTS: u64 = 1024;
+
+    /// Ranges that a report calls unknown: DR has up to `cut`, the table these runs of seqs, each but the first begins with
+    /// the start of a writer that had lost its power.
+    fn unknown_between(cut: u64, runs: &[std::ops::Range<u64>]) -> Vec<(u64, u64)> {
+        let end = runs.last().expect("a start").end;
+        let mut table = TableReader::new(TableLayout::new(SLOTS, 0), GroupId(1), Seq(cut), Epoch(1));
+        let stands =
+            |seq: &u64| !runs.iter().any(|run| run.clone().any(|later| later > *seq && later % SLOTS == seq % SLOTS));
+        for seq in runs.iter().flat_map(Clone::clone).filter(stands) {
+            table.take(OrderRecord::sample(
+                seq,
+                if runs[1..].iter().any(|run| run.start == seq) { Op::EpochStart } else { Op::Write },
+            ));
+        }
+        // As a promotion does, before it makes its report.
+        let records = std::mem::take(&mut table.records);
+        let found = doubt::unknown(Seq(cut), Seq(end - 1), records.into_values(), Asked::Read(&table)).0;
+        found.iter().map(|range| (range.first.0, range.last.0)).collect()
+    }
+
     /// Found by the matrix of tools/power: a primary lost its power, wrote over slots that DR still needed, and was lost.
     #[test]
     fn what_a_primary_without_power_wrote_over_in_the_table_is_unknown_and_no_more() {
-        let start = 1 << 20;
-        let layout = TableLayout::new(1024, 0);
-        // Before: up to 20, of which DR has 10. After: as many records, from slot 0 on.
-        for (count, unknown) in [(8, vec![]), (13, vec![(11, 12)]), (41, vec![(11, 40)]), (1024, vec![(11, start - 1)])]
-        {
-            let mut table = TableReader::new(layout, GroupId(1), Seq(10), Epoch(1));
-            let old = (11..=20).filter(|seq| *seq >= count).map(|seq| OrderRecord::sample(seq, Op::Write));
-            let new = (start..start + count)
-                .map(|seq| OrderRecord::sample(seq, if seq == start { Op::EpochStart } else { Op::Write }));
-            old.chain(new).for_each(|record| table.take(record));
-            // As a promotion does, before it makes its report.
-            let records = std::mem::take(&mut table.records);
-            let found = doubt::unknown(Seq(10), Seq(start + count - 1), records.into_values(), Asked::Read(&table)).0;
-            let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
-            assert_eq!(found, unknown, "{count} records after the start");
+        // Before: up to 20, of which DR has 10.
+        let start = seq_reserve(SLOTS) + 1;
+        for (end, unknown) in [
+            (start + 8, vec![]),
+            (SLOTS + 11, vec![]),
+            (SLOTS + 13, vec![(11, 12)]),
+            (SLOTS + 41, vec![(11, 40)]),
+            (SLOTS + start, vec![(11, start - 1)]),
+        ] {
+            assert_eq!(unknown_between(10, &[1..21, start..end]), unknown, "up to {end}");
         }
     }
 
     /// The primary lost its power again before DR was back, and wrote over all that it had written between the two losses.
     #[test]
     fn what_was_written_between_two_losses_of_power_and_is_gone_from_the_table_is_unknown() {
-        let start = |losses: u64| losses * SEQ_RESERVE + 1;
-        // DR has 14 of 15. After the last loss came `count` records.
-        for (losses, count, unknown) in [
-            (1, 15, vec![(15, 15)]),
-            (2, 15, vec![(15, 15), (start(1), start(1) + 14)]),
-            (2, 9, vec![(start(1), start(1) + 8)]),
-            (3, 4, vec![(start(1), start(1) + 3), (start(2), start(2) + 3)]),
-            (2, 1024, vec![(15, start(2) - 1)]),
-            (17, 3, (1..17).map(|loss| (start(loss), start(loss) + 2)).collect()),
-            (18, 3, vec![(16, start(18) - 1)]),
-        ] {
-            let mut table = TableReader::new(TableLayout::new(1024, 0), GroupId(1), Seq(14), Epoch(1));
-            let old = (count < 15).then(|| OrderRecord::sample(15, Op::Write));
-            let (first, end) = (start(losses), start(losses) + count);
-            let new =
-                (first..end).map(|seq| OrderRecord::sample(seq, if seq == first { Op::EpochStart } else { Op::Write }));
-            old.into_iter().chain(new).for_each(|record| table.take(record));
-            let records = std::mem::take(&mut table.records);
-            let found = doubt::unknown(Seq(14), Seq(end - 1), records.into_values(), Asked::Read(&table)).0;
-            let found: Vec<_> = found.iter().map(|range| (range.first.0, range.last.0)).collect();
-            assert_eq!(found, unknown, "{losses} losses, {count} records after the last");
+        let reserve = seq_reserve(SLOTS);
+        // DR has 14 of 15. What was written between the two begins at a reservation at the least, wherever that ended.
+        for between in [reserve + 1..reserve + 9, reserve + 100..reserve + 140] {
+            let start = between.end.next_multiple_of(reserve) + reserve;
+            let runs = |end| [1..16, between.clone(), start..end];
+            assert_eq!(unknown_between(14, &runs(start + 3)), []);
+            let partly = SLOTS + between.start + 4;
+            assert_eq!(unknown_between(14, &runs(partly)), [(15, between.start + 3)]);
+            let whole = unknown_between(14, &runs(SLOTS + between.end));
+            assert_eq!(whole, [(15, between.end - 1)], "all that was taken, for it may have been written");
         }
+        // Slots that only a later lap of the same writer has taken.
+        let far = 5 * SLOTS + 1;
+        assert_eq!(unknown_between(14, &[1..16, far..far + 20]), unknown_of_laps(14, far, 20));
+        assert_eq!(
+            unknown_between(14, &[1..16, (1 << 23)..(1 << 23) + 3]),
+            [(15, (1 << 23) - 1)],
+            "too many to look at"
+        );
+    }
+
+    /// Whatever stands `count` records behind `start` in the slots of, above `cut`.
+    fn unknown_of_laps(cut: u64, start: u64, count: u64) -> Vec<(u64, u64)> {
+        let taken = |seq: u64| (start..start + count).any(|later| later % SLOTS == seq % SLOTS);
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        // 15 stands in the table, if its slot was not taken.
+        let first = if taken(15) { cut + 1 } else { 16 };
+        for seq in (first..start).filter(|seq| taken(*seq)) {
+            match ranges.last_mut() {
+                Some(range) if range.1 + 1 == seq => range.1 = seq,
+                _ => ranges.push((seq, seq)),
+            }
+        }
+        ranges
     }
 }

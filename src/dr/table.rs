@@ -12,10 +12,10 @@ use crate::core::ids::{Epoch, GroupId, Seq, SeqRange, Ticket};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::table::{NO_PAYLOAD, STATE_BYTES, SlotState, TableLayout};
-use crate::limits::{RECORD_BYTES, SEQ_RESERVE, TABLE_READ_BYTES, TABLE_READS_INFLIGHT_MAX};
+use crate::limits::{RECORD_BYTES, TABLE_READ_BYTES, TABLE_READS_INFLIGHT_MAX, seq_reserve};
 
-/// Starts of a writer that may lie between two records, and are told apart.
-const STARTS_HIDDEN_MAX: u64 = 16;
+/// Seqs between two records that are looked at one by one.
+const BETWEEN_MAX: u64 = 1 << 22;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Area {
@@ -181,34 +181,25 @@ impl TableReader {
     ///
     /// Seqs have no gaps from one such start to the next, so the first slot that was not taken and does not hold its own
     /// says that there were no more. Each start lies a reservation of seqs or more behind the one before: where there is
-    /// room for others between the two, of which nothing is left, what they may have written is counted for each.
+    /// room for others between the two, of which nothing is left, whatever was taken is counted, for they may have written it.
     #[must_use]
     pub fn overwritten(&self, seq: Seq, start: Seq) -> Vec<SeqRange> {
-        let starts = (start.0 - seq.0 - 1) / SEQ_RESERVE;
-        if starts > STARTS_HIDDEN_MAX {
+        let between = start.0 - seq.0 - 1;
+        if between > BETWEEN_MAX {
             return vec![SeqRange { first: seq.next(), last: start.prev() }];
         }
-        let hidden = (1..=starts).rev().map(|before| Seq(start.0 - before * SEQ_RESERVE)).filter(|it| *it > seq.next());
+        let taken = |seq: Seq| self.slots.get(&self.layout.slot(seq)).is_some_and(|&stands| stands >= start);
+        let hides_starts = between >= seq_reserve(self.layout.slots);
         let mut found: Vec<SeqRange> = Vec::new();
-        for first in std::iter::once(seq.next()).chain(hidden) {
-            let last = self.overwritten_from(first, start);
+        for at in (seq.next().0..start.0).map(Seq) {
             match found.last_mut() {
-                Some(range) if range.last >= first.prev() => range.last = range.last.max(last),
-                _ if last >= first => found.push(SeqRange { first, last }),
-                _ => {}
-            }
-            if last == start.prev() {
-                break;
+                _ if !taken(at) && hides_starts => {}
+                _ if !taken(at) => break,
+                Some(range) if range.last.next() == at => range.last = at,
+                _ => found.push(SeqRange { first: at, last: at }),
             }
         }
         found
-    }
-
-    /// The last of the seqs from `first` on whose slots were taken by records from `start` on; the one before it if none.
-    fn overwritten_from(&self, first: Seq, start: Seq) -> Seq {
-        let taken = |seq: Seq| self.slots.get(&self.layout.slot(seq)).is_some_and(|&stands| stands >= start);
-        let gone = (first.0..start.0).map(Seq).take_while(|&seq| taken(seq)).take(self.layout.slots as usize).count();
-        if gone as u64 == self.layout.slots { start.prev() } else { Seq(first.0 + gone as u64 - 1) }
     }
 
     /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute

@@ -15,7 +15,7 @@ use crate::core::modes::{Overflow, Protect};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::format::record::{FLAG_FUA, FLAG_NO_HOLE, OrderRecord};
-use crate::limits::{BLOCK_BYTES, FIFO_ORDINARY_PART, PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, FIFO_ORDINARY_PART, PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX};
 
 /// How long what no reply waits for is gathered, nanoseconds; and how many writes at the most.
 const GATHER_NS: u64 = 2_000_000;
@@ -326,7 +326,7 @@ impl Machine {
             }
             self.held_requests.begun(bytes);
         }
-        if self.tail.0 + SEQ_RESERVE / 2 > self.reserved.0 || self.fifo.wants_saving() {
+        if self.tail.0 + self.reserve_ahead() / 2 > self.reserved.0 || self.fifo.wants_saving() {
             self.reserve(fx);
         }
     }

@@ -33,7 +33,7 @@ use crate::core::ranges::Cover;
 use crate::format::intent::LogLayout;
 use crate::format::superblock::{self, Superblock};
 use crate::format::wire::Message;
-use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, RECORD_BYTES, seq_reserve};
 
 /// Files of the primary's directory, and the volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -573,9 +573,14 @@ impl Machine {
         Conn(self.next_conn - 1)
     }
 
+    /// How many seqs are reserved at a time: no fewer than whoever reads the table takes for the least.
+    pub(super) fn reserve_ahead(&self) -> u64 {
+        seq_reserve(self.options.table_slots.max(self.table_slots()))
+    }
+
     pub(super) fn reserve(&mut self, fx: &mut Vec<Effect>) {
         if !self.superblock_busy {
-            let reserved = Seq(self.tail.0 + SEQ_RESERVE);
+            let reserved = Seq(self.tail.0 + self.reserve_ahead());
             self.superblock.seq = reserved;
             self.superblock.flags &= !superblock::CLEAN;
             self.write_superblock(reserved, fx);

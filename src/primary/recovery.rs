@@ -40,7 +40,7 @@ use crate::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, Page, Wa
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{self, Role, SUPERBLOCK_BYTES, Superblock};
 use crate::format::{FormatError, is_zero};
-use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEQ_RESERVE};
+use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEQ_RESERVE_MAX};
 
 /// What the directory has to match, and what the shell draws for a new one.
 #[derive(Clone, Debug)]
@@ -290,7 +290,7 @@ fn resume_after_power_loss(
     notes: &mut Vec<String>,
 ) -> Recovered {
     let reserved = superblock.seq;
-    let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE)) } else { reserved };
+    let tail = if planted(Bug::SeqReused) { Seq(reserved.0.saturating_sub(SEQ_RESERVE_MAX)) } else { reserved };
     // A stop that was clean has flushed everything.
     let gone = match superblock.has(superblock::CLEAN) {
         true => "",
@@ -359,7 +359,7 @@ fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<
     if let Some(why) = slots.damaged {
         notes.push(format!("one slot of the superblock is damaged ({why}): the other one counts"));
         newest.boot_id = superblock::NO_BOOT;
-        newest.seq = Seq(newest.seq.0 + SEQ_RESERVE);
+        newest.seq = Seq(newest.seq.0 + SEQ_RESERVE_MAX);
     }
     Ok(Some((newest, damaged)))
 }

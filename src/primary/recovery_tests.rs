@@ -342,7 +342,7 @@ fn a_resize_of_which_one_slot_is_damaged_is_taken_for_done_and_what_it_added_is_
         let wanted = if damaged { (new, None) } else { (old, Some((Volume(1), new))) };
         assert_eq!((says.volumes[1].1, says.resizing), wanted);
         assert_eq!(says.resized, if damaged { says.seq } else { Seq(0) }, "nobody has passed that");
-        let reserved = if damaged { (1 << 40) + SEQ_RESERVE } else { 1 << 40 };
+        let reserved = if damaged { (1 << 40) + SEQ_RESERVE_MAX } else { 1 << 40 };
         assert_eq!(says.seq, Seq(reserved), "the slot that is lost may have reserved as many once more");
     }
 }

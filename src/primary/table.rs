@@ -100,6 +100,8 @@ pub struct AuxLink {
     pub(super) next: Seq,
     /// Records durable, without a hole but the one that `skipped` tells of.
     pub durable: Seq,
+    /// Records up to here may stand in it.
+    written: Seq,
     /// Records up to here, after `held`, were left out: the table had gone on without them.
     pub(super) skipped: Seq,
     /// Records durable before what was left out.
@@ -147,6 +149,7 @@ impl AuxLink {
             layout: None,
             next,
             durable: Seq(0),
+            written: Seq(0),
             skipped: Seq(0),
             held: Seq(0),
             commits: VecDeque::new(),
@@ -377,13 +380,13 @@ impl Machine {
         if bound { Seq(known.0.saturating_add(slots)) } else { Seq(u64::MAX) }
     }
 
-    /// Whether later records have taken the slots of writes that are not copied: the policy has given them up.
+    /// Whether later records have taken the slots of writes that are not copied, be it before the auxiliary went out of reach:
+    /// the policy has given them up.
     #[must_use]
     pub(super) fn table_overrun(&self) -> bool {
         let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
-        !self.options.standalone
-            && self.aux.phase == Phase::Ready
-            && self.tail.0 - self.floor().0.min(self.tail.0) > slots
+        let written = if self.aux.phase == Phase::Ready { self.tail } else { self.aux.written };
+        !self.options.standalone && written.0.saturating_sub(self.floor().0) > slots
     }
 
     // ---- opening -----------------------------------------------------------------------------
@@ -653,7 +656,7 @@ impl Machine {
         records.iter().for_each(|record| bytes.extend_from_slice(&record.encode()));
         writes.push((layout.record_offset(first), vec![bytes.freeze()]));
         self.aux.commits.push_back(Commit { last, left: writes.len(), sent_ns: self.now.mono_ns });
-        self.aux.next = last.next();
+        (self.aux.next, self.aux.written) = (last.next(), self.aux.written.max(last));
         if planted(Bug::AuxCommitEarly) {
             self.aux.durable = last;
         }

@@ -14,7 +14,7 @@ use farshore::format::intent::{LogHeader, LogLayout, MapHeader, Page, Watermark,
 use farshore::format::record::OrderRecord;
 use farshore::format::superblock::{CLEAN, NO_BOOT, PROMOTED, PROMOTING, Role, Superblock, name_digest};
 use farshore::format::wire::{Hello, Purpose, RefuseCode};
-use farshore::limits::{BLOCK_BYTES, SEQ_RESERVE};
+use farshore::limits::{BLOCK_BYTES, SEQ_RESERVE_MAX};
 use farshore::primary::recovery::{Expect, Files, Place, Recovered, recover};
 
 #[test]
@@ -338,9 +338,9 @@ fn a_primary_with_one_slot_of_its_superblock_gives_out_no_seq_again() {
             Superblock { group: GroupId(5), group_name: "g".into(), epoch: Epoch(1), ..Superblock::new(Role::Primary) };
         older.volumes = vec![(name_digest("db"), SIZE)];
         older.boot_id = [1; 16];
-        older.seq = Seq(SEQ_RESERVE);
+        older.seq = Seq(SEQ_RESERVE_MAX);
         older.set(CLEAN, clean_before);
-        let mut newer = Superblock { generation: 2, seq: Seq(2 * SEQ_RESERVE - 1), ..older.clone() };
+        let mut newer = Superblock { generation: 2, seq: Seq(2 * SEQ_RESERVE_MAX - 1), ..older.clone() };
         newer.set(CLEAN, clean_after);
         let mut slots = vec![0; 8192];
         for slot in [&older, &newer] {

@@ -175,6 +175,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (1215765, "a promotion looked at the ring again for a damaged payload that a batch had brought by then, and hung"),
     (101516, "behind a table that was overrun the journal was said to have orders that it had been led past"),
+    (1018853, "as 101516, of a table that then went out of reach"),
     (1013908, "as 101516, while a batch that was sent had yet to be taken over"),
     (1017505, "what a primary had told nobody when it lost its power was neither lost nor unknown"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),

@@ -128,6 +128,7 @@ impl Machine {
     fn format(&mut self, fx: &mut Vec<Effect>) {
         let floor = self.floor();
         self.aux.durable = self.aux.durable.min(floor);
+        self.aux.written = self.aux.written.min(floor);
         self.aux.found_floor = Seq(0);
         self.aux.ring_live.clear();
         self.aux.ring_found = None;
