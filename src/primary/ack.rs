@@ -47,7 +47,7 @@ impl Machine {
         Standing {
             aux: at.aux.filter(whole),
             aux_payload: at.aux_payload.filter(whole),
-            journal: at.journal.filter(covers),
+            journal: at.journal.filter(covers).filter(|_| self.dr.never_gets <= self.dr.cut),
             copied: at.copied.filter(covers),
             held: at.held,
         }

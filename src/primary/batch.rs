@@ -419,8 +419,12 @@ impl Machine {
         if self.dr.headway.left_behind && self.dr.synced && !self.dr_rests() {
             return;
         }
-        if self.orders_unfit() {
+        if !self.dr.must_jump && self.orders_unfit() {
             self.dr.must_jump = true;
+            // What would have crossed by its order alone, zeroes and trims, is among what the batch has to bring.
+            if !planted(Bug::JumpedOrdersLost) {
+                self.lost.union(&self.intent.ranges());
+            }
         }
         if self.dr.must_jump {
             self.drop_queued();
@@ -453,6 +457,8 @@ impl Machine {
             if begin.prev() > self.dr.journal.max(self.first) {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
+            } else {
+                self.dr.never_gets = begin.prev();
             }
             self.dr.leap(begin);
         }

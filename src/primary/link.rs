@@ -123,6 +123,8 @@ pub struct DrLink {
     pub(super) skipped: Seq,
     /// Records durable in the journal before that.
     pub(super) held: Seq,
+    /// Of records up to here it never gets those that it had not when this primary was started again.
+    pub(super) never_gets: Seq,
     pub cut: Seq,
     pub applied: Seq,
     pub synced: bool,
@@ -180,6 +182,7 @@ impl DrLink {
             next: Seq(0),
             journal: Seq(0),
             skipped: Seq(0),
+            never_gets: Seq(0),
             held: Seq(0),
             cut: Seq(0),
             applied: Seq(0),
@@ -678,6 +681,7 @@ impl Machine {
         // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.
         let continues = unlogged && self.first == self.log_first;
         if continues {
+            dr.never_gets = self.first.prev();
             dr.leap(self.first);
         }
         dr.must_jump = unlogged && !continues;
