@@ -376,6 +376,26 @@ fn every_dependency_has_its_reason_in_the_readme() {
     assert_none("the table of dependencies has a row for each, and for each that was asked for", &missing);
 }
 
+#[test]
+fn the_readme_names_the_least_sizes_that_a_configuration_may_say() {
+    use farshore::limits::*;
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let mib = |bytes: u64| format!("`{}MiB`", bytes >> 20);
+    let missing: Vec<String> = [
+        ("`primary.fifo`", format!("`memory` at least {}", mib(FIFO_MEMORY_BYTES_MIN))),
+        ("`primary.fifo`", format!("`disk` at least {}", mib(FIFO_DISK_BYTES_MIN))),
+        ("`aux.slots`", format!("at least {TABLE_SLOTS_MIN};")),
+        ("`aux.payload`", format!("at least {}", mib(AUX_PAYLOAD_BYTES_MIN))),
+        ("`dr.streams`", format!("1 to {STREAMS_MAX};")),
+        ("`dr.journal`, `dr.spool`", format!("at least {} and {}", mib(JOURNAL_BYTES_MIN), mib(SPOOL_BYTES_MIN))),
+    ]
+    .into_iter()
+    .filter(|(key, words)| !readme.lines().any(|line| line.starts_with(&format!("| {key} |")) && line.contains(words)))
+    .map(|(key, words)| format!("{key}: {words}"))
+    .collect();
+    assert_none("the README names each least size in the row of its key", &missing);
+}
+
 /// Whether an SPDX expression can be satisfied by the allowed licences; `/` is the `OR` of old manifests.
 fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");

@@ -24,6 +24,8 @@
 //! The gap that remains: orders acknowledged in the last [`DR_PROMISE_NS`] before a process was killed, if
 //! precisely their place in the journal is zeroed before the next start, look like appends that never ended.
 
+use std::collections::BTreeSet;
+
 use crate::cluster::status::PromoteReport;
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::{Level, Now};
@@ -33,6 +35,7 @@ use crate::dr::api::Effect;
 use crate::dr::batch::Batch;
 use crate::dr::foresee::damaged;
 use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::mended::Lacks;
 use crate::dr::promote::{Promotion, unsafe_because};
 use crate::dr::report::Above;
 use crate::dr::table::TableReader;
@@ -55,6 +58,10 @@ pub(super) struct Seen {
     pub tail: Seq,
     /// Orders behind `tail` that stood in the journal and cannot be read any more.
     pub spoiled: u64,
+    /// Records that may follow a gap, and before which orders in the journal are damaged.
+    pub gaps: BTreeSet<Seq>,
+    /// What stood behind `tail` is damaged.
+    pub open: bool,
     /// Highest seq of any entry in the spool.
     pub highest: Seq,
     /// What is damaged in the spool, in words.
@@ -76,6 +83,8 @@ pub(super) struct Doubt {
     open: bool,
     /// The journal may lack orders above the recovery point.
     journal: bool,
+    /// Which.
+    pub(super) lacks: Lacks,
     /// Tail of a writer that came since.
     heard: Option<Seq>,
 }
@@ -122,6 +131,7 @@ impl Doubt {
             applied_until: it.promised_cut,
             open: it.has(DAMAGED) || journal && !it.has(CLEAN),
             journal: seen.damage.is_some(),
+            lacks: Lacks::of(it, seen, until),
             heard: None,
         })
     }
@@ -287,6 +297,7 @@ impl Machine {
             applied_until,
             open: false,
             journal: false,
+            lacks: Lacks::default(),
             heard: None,
         });
         doubt.applied_until = doubt.applied_until.max(applied_until);

@@ -20,7 +20,9 @@ fn over_all_inputs_whatever_was_promised_and_is_not_here_is_in_doubt_and_named()
             let damage = bit(4).then(|| "the journal is torn".to_owned());
             let (anchored, named) = (bit(5), vec!["an entry is torn".to_owned()]);
             let (reached, tail, highest) = (Seq(reached), Seq(tail), Seq(tail % 2 * 20));
-            let seen = Seen { anchored, damage, segments: 4, reached, tail, spoiled, highest, named };
+            let gaps = BTreeSet::new();
+            let seen =
+                Seen { anchored, damage, segments: 4, reached, tail, spoiled, gaps, open: false, highest, named };
             let broken = [
                 (seq > 0 && !anchored, "does not hold the checkpoint"),
                 (seen.damage.is_some(), "the journal is torn"),
@@ -51,7 +53,19 @@ fn of_many_damaged_entries_some_are_named() {
     it.set(SYNCED, true);
     let named = (0..100).map(|at| format!("entry {at} is torn")).collect();
     let (reached, tail) = (Seq(7), Seq(8));
-    let seen = Seen { anchored: true, damage: None, segments: 4, reached, tail, spoiled: 0, highest: Seq(0), named };
+    let (gaps, highest) = (BTreeSet::new(), Seq(0));
+    let seen = Seen {
+        anchored: true,
+        damage: None,
+        segments: 4,
+        reached,
+        tail,
+        spoiled: 0,
+        gaps,
+        open: false,
+        highest,
+        named,
+    };
     let reason = Doubt::of(&it, &seen).expect("less than promised").reason;
     assert_eq!(reason.matches("is torn").count(), NAMED_MAX);
 }

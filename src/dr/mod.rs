@@ -9,6 +9,7 @@
 //!                 └───────────► replay: in order to the volumes ◄──┘──► checkpoint ──► keeper (superblock)
 //!
 //!   doubt: what was promised and is not here any more      sizes: how large the volumes are, as of a seq
+//!   mended: why an order was missing here that the status table has
 //!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
 //! ```
 
@@ -28,6 +29,7 @@ pub mod keeper;
 pub mod links;
 mod look;
 pub mod machine;
+mod mended;
 pub mod promote;
 pub mod receive;
 pub mod reconcile;

@@ -145,7 +145,7 @@ pub(super) struct Promotion {
     pub(super) view: Option<History>,
     /// Records of the table that the history has no place for: reported, never applied.
     pub(super) strays: BTreeMap<Seq, OrderRecord>,
-    /// Records of the table that are damaged here, on their way to the journal.
+    /// Records of the table that are missing in the middle of the history here, on their way to the journal.
     pub(super) mended: Vec<OrderRecord>,
     pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
     pub(super) fetching: Option<Ticket>,
@@ -646,12 +646,7 @@ impl Machine {
         let mut mended = self.promotion.as_mut().map(|it| std::mem::take(&mut it.mended)).unwrap_or_default();
         // A batch that is complete now may have passed the gap.
         mended.retain(|record| self.history.fill(*record));
-        if let (Some(first), Some(last)) = (mended.first(), mended.last()) {
-            let (count, first, last) = (mended.len(), first.seq, last.seq);
-            let text =
-                format!("{count} orders, damaged in the journal here, are the status table's: seqs {first} to {last}");
-            fx.push(Effect::Log { level: Level::Info, text });
-        }
+        self.say_mended(&mended, fx);
         self.want_states();
     }
 

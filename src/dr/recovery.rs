@@ -131,6 +131,8 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         reached: history.unbroken_from(after, history.tail()),
         tail: history.tail(),
         spoiled: journal.spoiled,
+        gaps: journal.gaps,
+        open: journal.open,
         highest: entries.iter().map(|it| it.header.record.seq).max().unwrap_or_default(),
         named: news[news_before..].iter().filter(|it| it.0 == Level::Warn).map(|it| it.1.clone()).collect(),
     };

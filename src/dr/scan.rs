@@ -16,6 +16,8 @@
 //! data verified. One that is not whole is named: torn if it was never acknowledged, damaged otherwise, which
 //! the records without payload then show.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::core::ids::{Chain, GroupId, Seq};
@@ -79,6 +81,10 @@ pub struct FoundJournal {
     pub anchored: bool,
     /// Slots behind the last record that hold what is left of an order: as many that were here, at the least.
     pub spoiled: u64,
+    /// Records that may follow a gap, and before which orders are damaged.
+    pub gaps: BTreeSet<Seq>,
+    /// What stood behind the last record is damaged.
+    pub open: bool,
 }
 
 /// Reads the journal into `history`, which stands at the checkpoint.
@@ -108,6 +114,8 @@ pub fn scan_journal(
         garbage: Vec::new(),
         headless: Vec::new(),
         lost_write: false,
+        gaps: BTreeSet::new(),
+        open: false,
     };
     let checkpoint = (history.floor(), history.chain_at(history.floor()));
     scan.segments(group, first, checkpoint)?;
@@ -128,7 +136,8 @@ pub fn scan_journal(
     let continued =
         history.next_after(checkpoint.0).is_some_and(|it| it.record.chain_after(checkpoint.1) == it.record.chain);
     let anchored = scan.anchored || continued;
-    Ok(FoundJournal { start, damage: scan.damage, anchored, spoiled: scan.spoiled })
+    let Scan { damage, spoiled, gaps, open, .. } = scan;
+    Ok(FoundJournal { start, damage, anchored, spoiled, gaps, open })
 }
 
 struct Scan<'a> {
@@ -152,6 +161,8 @@ struct Scan<'a> {
     headless: Vec<u64>,
     /// A gap was called damage by what stands far behind it.
     lost_write: bool,
+    gaps: BTreeSet<Seq>,
+    open: bool,
 }
 
 impl Scan<'_> {
@@ -278,6 +289,7 @@ impl Scan<'_> {
                 Ok(Intake::New) if (damaged.is_some() || hole || self.enters_after(place, end, tail)) => {
                     if record.op.may_jump() && self.jumps(&record, tail) {
                         self.name_gap(tail, record.seq);
+                        self.gaps.insert(record.seq);
                     }
                 }
                 Ok(Intake::New | Intake::Known) => {}
@@ -306,7 +318,8 @@ impl Scan<'_> {
             self.spoiled = 0;
             end = Some(place);
         }
-        if damaged.is_some() {
+        self.open = damaged.is_some();
+        if self.open {
             self.name(format!("the journal is damaged behind seq {}: what stood there is lost here", history.tail()));
         }
         self.slots = slots;

@@ -86,6 +86,21 @@ const SHAPE: Shape =
 /// Boot id of a primary that ended because a disk failed it: what its caches held is not believed in any boot.
 pub const NO_BOOT: [u8; 16] = [0; 16];
 
+/// Boot id of one start alone, which no other has: where nobody knows when a cache was emptied last. That of the system is a
+/// random UUID, whose seventh byte begins with a 4 (RFC 9562, section 5.4); this one begins there with a 15.
+#[must_use]
+pub fn drawn_boot(random: u128) -> [u8; 16] {
+    let mut boot_id = random.to_le_bytes();
+    boot_id[6] |= 0xF0;
+    boot_id
+}
+
+/// Whether a boot id is one of [`drawn_boot`].
+#[must_use]
+pub fn is_drawn(boot_id: &[u8; 16]) -> bool {
+    boot_id[6] >= 0xF0
+}
+
 /// Whose directory it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -424,4 +439,22 @@ fn volumes_of(block: &Block) -> Result<Vec<(u64, u64)>, FormatError> {
     let (used, padding) = block[VOLUMES_AT..VOLUMES_END].split_at(count * 16);
     reserved_zero(SHAPE.what, padding)?;
     Ok(used.chunks_exact(16).map(|pair| (u64_at(pair, 0), u64_at(pair, 8))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drawn_boot_id_is_told_from_that_of_the_system_and_from_none() {
+        for random in [0, 1, 0x4000_0000_0000_0000, u128::MAX] {
+            assert!(is_drawn(&drawn_boot(random)), "{random:x}");
+        }
+        assert!(drawn_boot(1) != drawn_boot(2) && !is_drawn(&NO_BOOT));
+        for version in 0..15u8 {
+            let mut uuid = [0xFF; 16];
+            uuid[6] = version << 4 | 0xF;
+            assert!(!is_drawn(&uuid), "{version}");
+        }
+    }
 }

@@ -132,7 +132,7 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
         notes.push(format!("the disk FIFO is damaged {why}: what it held from there on is copied as a batch (I8)"));
     }
     let last = found.last;
-    let whole = log.is_some();
+    let (whole, boots) = (log.is_some(), [Some(expect.boot_id), log.as_ref().map(|log| log.boot_id)]);
     let mut recovered = match log.filter(|_| exact) {
         Some(log) => resume_exact(superblock, log, intent, fifo, last),
         None => {
@@ -140,9 +140,10 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
                 (true, _) => {
                     notes.push("a disk failed this primary: what its intent log says is not relied upon".into());
                 }
-                (false, true) => notes.push(
-                    "the machine lost power or was restarted: what the intent log says is not relied upon".into(),
-                ),
+                (false, true) => {
+                    let why = not_the_same(boots.iter().flatten().any(superblock::is_drawn));
+                    notes.push(format!("{why}: what the intent log says is not relied upon"));
+                }
                 // It has been said what is wrong with the log.
                 (false, false) => {}
             }
@@ -161,6 +162,17 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     }
     recovered.notes = notes;
     Ok(recovered)
+}
+
+/// Why a log that is whole, and of no clean stop, is not relied upon: whether this start or the one that wrote it has a boot id
+/// of its own, for the sake of a volume on an NBD server.
+fn not_the_same(drawn: bool) -> &'static str {
+    if drawn {
+        "this primary was not stopped cleanly, and the NBD server of a volume may have been started again since, without what \
+         no flush covers"
+    } else {
+        "the machine lost power or was restarted"
+    }
 }
 
 /// Whether a start may go on from the directory, as `farshore check` asks beforehand: the superblock in force and whether its
@@ -295,8 +307,8 @@ fn resume_after_power_loss(
     let gone = match superblock.has(superblock::CLEAN) {
         true => "",
         false => {
-            ": what was acknowledged and not flushed before may be gone, if the machine lost power, and then is gone at DR as \
-             well"
+            ": what was acknowledged and not flushed before may be gone, if the machine or the NBD server of a volume lost power, \
+             and then is gone at DR as well"
         }
     };
     notes.push(format!(

@@ -478,3 +478,32 @@ fn a_promoted_directory_begins_after_its_tail() {
     let watermark = Watermark::decode(&at(Place::Log, LogLayout::WATERMARK_AT)).expect("whole");
     assert_eq!((watermark.local_done, watermark.cut, watermark.coalescing), (Seq(40), Seq(40), false));
 }
+
+/// A primary on an NBD server was told of a loss of power that nobody had seen, at each start after a kill.
+#[test]
+fn what_is_said_of_a_log_that_is_not_relied_upon_is_so() {
+    let drawn = [superblock::drawn_boot(7), superblock::drawn_boot(u128::MAX)];
+    for (before, now, words) in [
+        (BOOT, BOOT, None),
+        (BOOT, [2; 16], Some("the machine lost power or was restarted")),
+        (drawn[0], drawn[1], Some("the NBD server of a volume may")),
+        (BOOT, drawn[0], Some("the NBD server of a volume may")),
+        (drawn[0], BOOT, Some("the NBD server of a volume may")),
+    ] {
+        for clean in [false, true] {
+            let mut directory = Directory::new(&[1 << 30]);
+            let header = LogHeader { group: GROUP, owner: Owner(3), boot_id: before, slots: SLOTS };
+            directory.log.put(LogLayout::HEADER_AT, &header.encode());
+            writes(1, 1, 1 << 30).iter().for_each(|record| directory.record(record));
+            directory.superblock.boot_id = before;
+            directory.superblock.set(superblock::CLEAN, clean);
+            directory.expect.boot_id = now;
+            let said = directory.start().notes.join("\n");
+            let wanted = words.filter(|_| !clean);
+            assert_eq!(said.contains("is not relied upon"), wanted.is_some(), "{said}");
+            assert!(wanted.is_none_or(|words| said.contains(words)), "{words:?}: {said}");
+            let power = said.contains("the machine lost power or was restarted");
+            assert_eq!(power, wanted.is_some_and(|words| words.starts_with("the machine")), "{said}");
+        }
+    }
+}

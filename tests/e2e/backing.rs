@@ -238,6 +238,9 @@ fn roles_are_killed_together_with_the_servers_of_their_volumes() -> Result<()> {
         }
         group.site.start(Role::Dr)?;
         group.site.start(Role::Primary)?;
+        let said = group.site.log(Role::Primary);
+        ensure!(said.contains("the NBD server of a volume may have been started again since"), "{said}");
+        ensure!(!said.contains("the machine lost power or was restarted"), "nobody saw that: {said}");
     }
     // Seqs leave a gap, as after a loss of power: the two sides say it all.
     group.site.settle(LONG)?;

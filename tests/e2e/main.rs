@@ -2,6 +2,7 @@
 
 mod backing;
 mod crash;
+mod failback;
 mod growth;
 mod harness;
 mod identity;

@@ -4,6 +4,7 @@
 //! sectors. `writer` is a model of a primary with an oracle of every prefix of its history. `run` drives both
 //! from one seed and checks what was promised (I3), the promoted image (I5) and its report (I4). `damage` does
 //! harm to the files between a stop and a start (I8), `flips` to single bits and lengths of them.
+//! In `mended` a promotion says why orders were missing in the journal.
 //! `foresee` holds a plan against the promotion that follows, `look` a refusal against what it left untouched; in `room` a store
 //! is too small for what a volume grows to; `admitted` holds a report against what it cannot know; in `starts` a directory is
 //! new, or not what its configuration says.
@@ -15,6 +16,7 @@ mod disk;
 mod flips;
 mod foresee;
 mod look;
+mod mended;
 mod named;
 mod room;
 mod run;

@@ -181,6 +181,12 @@ impl Writer {
         self.add_at(Seq(previous.0 + 1 + rng.below(9)), Op::EpochStart, 0, previous.0, 0, 0);
     }
 
+    /// The primary's host loses its power, and starts again behind the seqs that it had reserved: it does not know the last one.
+    pub fn lose_power(&mut self, skips: u64) {
+        self.incarnation += 1;
+        self.add_at(Seq(self.tail().0 + 1 + skips), Op::EpochStart, 0, 0, 1, 0);
+    }
+
     /// The state after the seqs up to `cut`.
     pub fn prefix(&self, cut: Seq) -> Image {
         let mut image = self.initial.clone();

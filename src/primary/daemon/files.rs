@@ -115,7 +115,7 @@ pub fn expect(config: &Config, setup: &Setup<'_>, opened: &Opened) -> anyhow::Re
 fn boot_id(backing: &[Backing]) -> anyhow::Result<[u8; 16]> {
     if Backing::remote(backing) > 0 {
         let drawn = u128::from(entropy::random()?) << 64 | u128::from(entropy::random()?);
-        return Ok(drawn.to_le_bytes());
+        return Ok(superblock::drawn_boot(drawn));
     }
     entropy::boot_id().context("reading the boot id")
 }
