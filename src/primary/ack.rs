@@ -43,11 +43,14 @@ impl Machine {
     pub(super) fn covering(&self) -> Standing {
         let (at, owed, floor) = (self.standing(), self.owed(), self.floor());
         let covers = |seq: &Seq| owed <= floor.max(*seq) || planted(Bug::InForceEarly);
-        let whole = |seq: &Seq| covers(seq) && !self.table_overrun();
+        // Behind a loss of power nobody knows what had been acknowledged with less, until DR has all of it.
+        let known = self.first > self.log_began || self.first.prev() <= floor;
+        let whole = |seq: &Seq| covers(seq) && known && !self.table_overrun();
+        let got = |seq: &Seq| covers(seq) && self.dr.never_gets <= self.dr.cut;
         Standing {
             aux: at.aux.filter(whole),
             aux_payload: at.aux_payload.filter(whole),
-            journal: at.journal.filter(covers).filter(|_| self.dr.never_gets <= self.dr.cut),
+            journal: at.journal.filter(got),
             copied: at.copied.filter(covers),
             held: at.held,
         }
