@@ -264,6 +264,10 @@ impl Net {
         self.sockets.get(&conn).map_or(0, |socket| socket.waiting_bytes())
     }
 
+    pub fn arrived_bytes(&self, conn: Conn) -> usize {
+        self.sockets.get(&conn).map_or(0, |socket| socket.rx.len() + socket.waiting_bytes())
+    }
+
     pub fn asker(&self, conn: Conn) -> Asker {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }

@@ -309,6 +309,12 @@ impl Reactor {
         self.net.waiting_bytes(conn)
     }
 
+    /// Bytes that have arrived and were not taken from `rx` yet, also of those that the kernel has.
+    #[must_use]
+    pub fn arrived_bytes(&self, conn: Conn) -> usize {
+        self.net.arrived_bytes(conn)
+    }
+
     /// Who is at the other end of a unix socket.
     #[must_use]
     pub fn asker(&self, conn: Conn) -> Asker {

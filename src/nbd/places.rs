@@ -6,20 +6,27 @@
 //! | the newcomer | gets |
 //! |---|---|
 //! | there is a place for it | that |
-//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest, else of one that has been idle for [`IDLE_NS`] |
-//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck for longest, else one that is idle, unless its peer then had fewer than the newcomer's |
+//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest, else of the idle one that has asked for least, once it has been idle for [`IDLE_NS`] |
+//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck for longest, else the idle one that has asked for least, unless its peer then had fewer than the newcomer's |
 //! | nobody can give way | nothing |
 //!
 //! Of those that have not asked for anything yet the silent ones give way, the oldest first, or those that have said
 //! something (they are in their handshake, or through with it), the one first that has said nothing for longest: whichever
-//! are more. So a crowd that says nothing drives out nobody who has begun, and newcomers have the time to begin: who came
-//! less than [`GRACE_NS`] ago is not driven out before others have waited so long (`young_until_ns`).
+//! are more. So a crowd that says nothing drives out nobody who has begun.
+//!
+//! Newcomers have time to begin: where no place is left for another one of their peer the others wait to be accepted, for
+//! [`PACE_NS`] for each one before them ([`Pace`]). So of a crowd of as many as one peer may have each is there for [`GRACE_NS`]
+//! before it gives way (but for the few that are accepted at once), of one of which all but n keep their places each of these
+//! n for n parts of it. And whoever comes by the same listener from elsewhere waits behind them for no longer than that, however
+//! few may give way, whatever they say, and by however many addresses they come.
 //!
 //! Of those that are idle the one gives way that has asked for least (powers of two), of equals the one that has been idle
-//! for longest: who comes with any number of connections, and little use for them, drives out its own.
+//! for longest. To its own peer no other one does instead while that one has not been idle for [`IDLE_NS`]: the newcomer is
+//! refused. So whoever comes with any number of connections, and little use for them, drives out its own, however often each
+//! of them asks: one that has asked for much is safe as long as another idle one of its peer has asked for less.
 //!
 //! Whoever has a request in flight keeps its place, unless it is stuck: what is waited for is the client, who goes on
-//! neither with the rest of it nor with taking the answer.
+//! neither with the rest of it nor with taking the answer. What has arrived counts as said, or asked, also before it is read.
 
 use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
@@ -133,7 +140,9 @@ impl Census {
         self.all - self.has(Peer::Unix) >= CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX
     }
 
-    fn has_room(&self, peer: Peer) -> bool {
+    /// Whether one more of `peer` finds a place that is free.
+    #[must_use]
+    pub fn has_room(&self, peer: Peer) -> bool {
         let outside = peer != Peer::Unix && self.outside_is_full();
         self.all < CONNECTIONS_MAX && self.has(peer) < CONNECTIONS_PEER_MAX && !outside
     }
@@ -154,10 +163,32 @@ impl Census {
     }
 }
 
-/// How long a newcomer has at the least to say its first words, nanoseconds.
+/// How long a newcomer has to say its first words, where one peer has all that it may have with such, nanoseconds.
 pub const GRACE_NS: u64 = 50_000_000;
+/// How long newcomers wait for each one before them, where places have run out, nanoseconds.
+pub const PACE_NS: u64 = GRACE_NS / CONNECTIONS_PEER_MAX as u64;
 /// How long who has asked for something keeps its place in any case against newcomers of its own peer, nanoseconds.
-pub const IDLE_NS: u64 = 10_000_000_000;
+pub const IDLE_NS: u64 = 1_000_000_000;
+
+/// How fast newcomers are accepted where places have run out.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// When the next one may come then, monotonic nanoseconds.
+    next_ns: u64,
+}
+
+impl Pace {
+    /// One more has come, and has a place.
+    pub fn step(&mut self, now_ns: u64) {
+        self.next_ns = self.next_ns.max(now_ns).saturating_add(PACE_NS).min(now_ns.saturating_add(GRACE_NS));
+    }
+
+    /// Until when others wait to be accepted, now that no place is left.
+    #[must_use]
+    pub fn next_ns(&self) -> u64 {
+        self.next_ns
+    }
+}
 
 /// Finds a place for one more connection of `peer`; `seats` in the order in which they were taken.
 #[must_use]
@@ -169,29 +200,12 @@ pub fn place(seats: &[Seat], peer: Peer, now_ns: u64) -> Place {
     gives_way(seats, peer, &census, now_ns).map_or(Place::None, |seat| Place::Of(seat.conn))
 }
 
-/// Until when another newcomer of `peer` is to wait, because whoever would give way to it has hardly come; monotonic.
-#[must_use]
-pub fn young_until_ns(seats: &[Seat], peer: Peer, now_ns: u64) -> Option<u64> {
-    let census = Census::take(seats.iter().map(|seat| seat.peer));
-    if census.has_room(peer) {
-        return None;
-    }
-    match gives_way(seats, peer, &census, now_ns)?.standing {
-        Standing::Silent { since_ns } | Standing::Begun { since_ns } => Some(since_ns.saturating_add(GRACE_NS)),
-        Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => None,
-    }
-}
-
 /// Who gives its place to one more of `peer`.
 fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census, now_ns: u64) -> Option<&'a Seat> {
     let own = census.has(peer);
     let may = |seat: &&Seat| {
         if seat.peer == peer {
-            return match seat.standing {
-                Standing::Idle { since_ns, .. } => now_ns >= since_ns.saturating_add(IDLE_NS),
-                Standing::Busy => false,
-                _ => true,
-            };
+            return seat.standing != Standing::Busy;
         }
         // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
         let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
@@ -216,7 +230,12 @@ fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census, now_ns: u64) ->
         };
         (std::cmp::Reverse(census.has(seat.peer)), seat.peer, turn)
     };
-    seats.iter().filter(may).min_by_key(first)
+    // Of its own peer the idle one that asked for least, or none: not another one, because that one has just asked.
+    let keeps = |seat: &&Seat| match seat.standing {
+        Standing::Idle { since_ns, .. } => seat.peer == peer && now_ns < since_ns.saturating_add(IDLE_NS),
+        _ => false,
+    };
+    seats.iter().filter(may).min_by_key(first).filter(|seat| !keeps(seat))
 }
 
 #[cfg(test)]
@@ -308,9 +327,8 @@ mod tests {
         let taken = of(guest, hogs.0, hogs.1, hogs.2);
         for (now_ns, gives_way) in [
             (0, None),
-            (IDLE_NS, None),
-            (IDLE_NS + 1, Some(1)),
-            (IDLE_NS + 4, Some(4)),
+            (IDLE_NS + 1, None),
+            (IDLE_NS + 4, None),
             (IDLE_NS + 5, Some(3)),
             (IDLE_NS + 6, Some(3)),
             (u64::MAX, Some(3)),
@@ -324,22 +342,55 @@ mod tests {
         assert_eq!(place(&stuck, HERE, u64::MAX), Place::Of(Conn(4)));
     }
 
-    /// However many newcomers there are: one that works goes on, and one that has worked stays while others did less.
+    /// However many newcomers there are, and however often others ask: one that works goes on, those that have worked stay
+    /// while others did less, and newcomers get in.
     #[test]
     fn a_crowd_that_asks_for_little_drives_out_its_own() {
-        let mut taken = seats(&[(1, HERE, Standing::Busy), (1, HERE, Standing::Idle { since_ns: 0, asked: 900 })]);
-        for at in 2..3000u64 {
-            let now_ns = at * IDLE_NS / 100;
-            match place(&taken, HERE, now_ns) {
-                Place::Free => {}
-                Place::Of(conn) => taken.retain(|seat| seat.conn != conn),
-                Place::None => continue,
+        let second = 1_000_000_000u64;
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        let mut draw = |count: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % count
+        };
+        let ends = [(1, second / 2), (1, 20 * second), (1000, second / 2), (1000, 20 * second)];
+        let drawn: Vec<_> = (0..16)
+            .map(|_| {
+                let most = 1 << draw(11);
+                (1 + draw(most).min(999), second / 2 + draw(39 * second / 2))
+            })
+            .collect();
+        for (rate, every_ns) in ends.into_iter().chain(drawn) {
+            let worked = |asked| Standing::Idle { since_ns: 0, asked };
+            let hogs = CONNECTIONS_PEER_MAX - 4;
+            let mut taken = seats(&[
+                (1, HERE, Standing::Busy),
+                (1, HERE, worked(5000)),
+                (1, HERE, worked(3000)),
+                (hogs, HERE, worked(1)),
+            ]);
+            let (mut entered, seconds) = (0, 25);
+            for at in 0..rate * seconds {
+                let now_ns = at * second / rate;
+                // Hogs ask one after the other, each once in that time.
+                for seat in taken.iter_mut().filter(|seat| (4..4 + hogs as u64).contains(&seat.conn.0)) {
+                    let ahead_ns = every_ns / hogs as u64 * (seat.conn.0 - 4);
+                    let times = (now_ns + ahead_ns) / every_ns;
+                    let since_ns = (times * every_ns).saturating_sub(ahead_ns);
+                    seat.standing = Standing::Idle { since_ns, asked: 1 + times };
+                }
+                match place(&taken, HERE, now_ns) {
+                    Place::Free => {}
+                    Place::Of(conn) => taken.retain(|seat| seat.conn != conn),
+                    Place::None => continue,
+                }
+                entered += 1;
+                let standing = Standing::Idle { since_ns: now_ns, asked: 1 };
+                taken.push(Seat { conn: Conn(1000 + at), peer: HERE, standing });
             }
-            let standing = Standing::Idle { since_ns: now_ns, asked: at % 500 };
-            taken.push(Seat { conn: Conn(at + 1), peer: HERE, standing });
+            let stayed: Vec<_> = taken.iter().take(3).map(|seat| seat.conn.0).collect();
+            assert_eq!((stayed, taken.len()), (vec![1, 2, 3], CONNECTIONS_PEER_MAX), "{rate} {every_ns}");
+            assert!(entered >= seconds - 1, "{rate} {every_ns}: {entered}");
         }
-        assert_eq!((taken[0].conn, taken[1].conn, taken.len()), (Conn(1), Conn(2), CONNECTIONS_PEER_MAX));
-        assert!(taken.iter().any(|seat| seat.conn > Conn(2000)), "newcomers get in");
     }
 
     /// However they come, by any number of addresses, a newcomer of a peer that has none gets in while most have no request.
@@ -362,6 +413,71 @@ mod tests {
             assert!(Census::take(taken.iter().map(|seat| seat.peer)).run_out().is_some(), "{peers}");
         }
     }
+
+    /// Lets so many come, in batches as they are accepted; how long they waited for that, and for how long the one of them
+    /// was there that gave way soonest.
+    fn flood(taken: &mut Vec<Seat>, peers: &[Peer], count: u64, said: fn(u64) -> Standing) -> (u64, u64) {
+        let (mut pace, mut now_ns, mut soonest_ns) = (Pace::default(), NOW, u64::MAX);
+        let mut came = HashMap::new();
+        for batch in 0..count / 16 {
+            let mut rest_ns = now_ns;
+            // Whoever has begun says something again and again.
+            let begun = taken.iter_mut().filter(|seat| matches!(seat.standing, Standing::Begun { .. }));
+            begun.for_each(|seat| seat.standing = Standing::Begun { since_ns: now_ns });
+            for at in batch * 16..batch * 16 + 16 {
+                let peer = peers[at as usize % peers.len()];
+                if let Place::Of(conn) = place(taken, peer, now_ns) {
+                    taken.retain(|seat| seat.conn != conn);
+                    soonest_ns = soonest_ns.min(came.remove(&conn).map_or(u64::MAX, |came_ns| now_ns - came_ns));
+                }
+                came.insert(Conn(1000 + at), now_ns);
+                taken.push(Seat { conn: Conn(1000 + at), peer, standing: said(now_ns) });
+                pace.step(now_ns);
+                if !Census::take(taken.iter().map(|seat| seat.peer)).has_room(peer) {
+                    rest_ns = pace.next_ns();
+                }
+            }
+            now_ns = rest_ns;
+        }
+        (now_ns - NOW, soonest_ns)
+    }
+
+    /// However few of a peer may give way, by however many addresses they come and whatever they say: who comes from elsewhere
+    /// does not wait for long until it is accepted; and of many that say nothing each has time to begin.
+    #[test]
+    fn newcomers_are_accepted_by_thousands_a_second_however_few_may_give_way() {
+        let (begun, silent) = (|since_ns| Standing::Begun { since_ns }, |since_ns| Standing::Silent { since_ns });
+        let outside = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX;
+        for peers in [1, 2, 3, 16, 112] {
+            let most = CONNECTIONS_PEER_MAX.min(outside / peers);
+            let addresses: Vec<Peer> = (0..peers).map(|at| far(at as u8)).collect();
+            for few in [1, 2, 15, 16, 17, 40, 96, 190, 192].into_iter().filter(|few| *few <= most) {
+                for (first, said) in
+                    [(silent as fn(u64) -> Standing, silent as fn(u64) -> Standing), (begun, silent), (begun, begun)]
+                {
+                    let each =
+                        addresses.iter().flat_map(|peer| [(most - few, *peer, Standing::Busy), (few, *peer, first(0))]);
+                    let mut taken = seats(&each.collect::<Vec<_>>());
+                    let count = 1600;
+                    let (waited_ns, soonest_ns) = flood(&mut taken, &addresses, count, said);
+                    let what = format!("{peers} peers, {few} of each: {waited_ns} {soonest_ns}");
+                    assert!(waited_ns <= count * PACE_NS, "{what}");
+                    // But for those that are accepted at once.
+                    if peers == 1 && first(0) == silent(0) {
+                        assert!(soonest_ns >= (few as u64).saturating_sub(16) * PACE_NS, "{what}");
+                    }
+                }
+            }
+        }
+        // Also where they come all at once.
+        let (waited_ns, soonest_ns) = flood(&mut Vec::new(), &[HERE], 1600, silent);
+        assert!(
+            waited_ns <= 1600 * PACE_NS && soonest_ns >= (CONNECTIONS_PEER_MAX as u64 - 16) * PACE_NS,
+            "{soonest_ns}"
+        );
+        const { assert!(1_000_000_000 / PACE_NS >= 3000) };
+    }
+
     /// Whoever has begun its handshake is not driven out by any number that say nothing, nor the other way round.
     #[test]
     fn those_who_say_nothing_and_those_who_say_something_leave_each_other_half() {
@@ -373,10 +489,6 @@ mod tests {
             for at in 0..1000u64 {
                 let Place::Of(conn) = place(&taken, Peer::Unix, NOW) else { panic!("{at}: one of them gives way") };
                 assert_ne!(conn, Conn(1), "{at}");
-                let young = young_until_ns(&taken, Peer::Unix, NOW).expect("it will be old enough some time");
-                let old = taken.iter().find(|seat| seat.conn == conn).expect("it is one of them").standing;
-                assert!(matches!(old, Standing::Begun { since_ns } | Standing::Silent { since_ns }
-                    if young == since_ns + GRACE_NS));
                 taken.retain(|seat| seat.conn != conn);
                 taken.push(Seat { conn: Conn(1000 + at), peer: Peer::Unix, standing: newcomer(10 + at) });
             }
@@ -386,6 +498,5 @@ mod tests {
             assert_eq!(place(&even, Peer::Unix, NOW), Place::Of(Conn(half as u64 + 1)));
             assert_eq!(place(&even[1..], Peer::Unix, NOW), Place::Free);
         }
-        assert_eq!(young_until_ns(&seats(&[(3, Peer::Unix, silent(1))]), Peer::Unix, NOW), None, "there is room");
     }
 }

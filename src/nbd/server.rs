@@ -35,7 +35,7 @@ use crate::limits::{
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::{Outbox, Part, Payloads, Untaken};
-use crate::nbd::places::{Census, Peer, Place, Seat, Standing, place, young_until_ns};
+use crate::nbd::places::{Census, Pace, Peer, Place, Seat, Standing, place};
 use crate::nbd::session::{Event, Export, Refusal, Session};
 
 /// The NBD connections of one daemon.
@@ -56,6 +56,7 @@ pub struct NbdServer {
     shutdown: bool,
     /// Places run out, or did a moment ago.
     crowded: Option<Crowded>,
+    pace: Pace,
 }
 
 /// That places run out.
@@ -66,6 +67,9 @@ struct Crowded {
     since_ns: u64,
     /// When they last were, monotonic.
     seen_ns: u64,
+    /// Connections that were ended for newer ones since then, and newcomers that were refused.
+    ended: u64,
+    refused: u64,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +129,7 @@ impl NbdServer {
     ) {
         assert!(mode == TlsMode::Off || acceptor.is_some(), "who offers TLS has certificates");
         let (now, peer) = (reactor.now(), Peer::of(peer));
-        match place(&self.seats(reactor), peer, now.mono_ns) {
+        match self.place(reactor, peer) {
             Place::Free => {}
             Place::Of(other) => self.abort(reactor, other, "a newer NBD connection needs its place"),
             Place::None => return reactor.abort(conn, "too many NBD connections"),
@@ -143,40 +147,71 @@ impl NbdServer {
         self.clients.insert(conn, client);
         self.count(now);
         // Whoever would give way next has time for its first words: the others wait to be accepted.
-        if let Some(until_ns) =
-            young_until_ns(&self.seats(reactor), peer, now.mono_ns).filter(|until_ns| *until_ns > now.mono_ns)
-        {
-            reactor.rest(conn, until_ns);
+        self.pace.step(now.mono_ns);
+        if !self.census().has_room(peer) {
+            reactor.rest(conn, self.pace.next_ns());
         }
     }
 
-    /// Whether places run out, or did in the last seconds: who had them, and since when, nanoseconds since the Unix epoch.
+    /// A place for one more of `peer`; notes what becomes of whom where there is none.
+    fn place(&mut self, reactor: &Reactor, peer: Peer) -> Place {
+        if self.census().has_room(peer) {
+            return Place::Free;
+        }
+        let now = reactor.now();
+        let mut seats = self.seats(reactor);
+        let mut found = place(&seats, peer, now.mono_ns);
+        // All are asked only where it makes a difference: that costs as much as everything else about a newcomer.
+        if let Place::Of(conn) = found
+            && self.clients[&conn].has_unread(reactor, conn)
+        {
+            for Seat { conn, standing, .. } in &mut seats {
+                let client = &self.clients[conn];
+                *standing = client.standing(client.has_unread(reactor, *conn), now.mono_ns);
+            }
+            found = place(&seats, peer, now.mono_ns);
+        }
+        self.count(now);
+        if let Some(crowded) = &mut self.crowded {
+            crowded.ended += u64::from(matches!(found, Place::Of(_)));
+            crowded.refused += u64::from(found == Place::None);
+        }
+        found
+    }
+
+    /// Whether places run out, or did in the last seconds: who had them, what became of newcomers, and since when, nanoseconds
+    /// since the Unix epoch.
     #[must_use]
     pub fn crowded(&self, now: Now) -> Option<(String, u64)> {
-        let crowded = self.crowded.as_ref()?;
-        let now_ns = now.mono_ns;
-        (now_ns < crowded.seen_ns + CROWDED_NS).then(|| (crowded.text.clone(), crowded.since_ns))
+        let Crowded { text, since_ns, seen_ns, ended, refused } = self.crowded.as_ref()?;
+        let said = match (ended, refused) {
+            (0, 0) => text.clone(),
+            _ => format!("{text}; since then {ended} were ended for newer ones, and {refused} newcomers were refused"),
+        };
+        (now.mono_ns < seen_ns + CROWDED_NS).then_some((said, *since_ns))
     }
 
     /// Notes whether places run out, and who has them.
     fn count(&mut self, now: Now) {
         let Some(text) = self.census().run_out() else { return };
-        let goes_on = self.crowded.take().filter(|it| now.mono_ns < it.seen_ns + CROWDED_NS);
-        let since_ns = goes_on.map_or(now.wall_ns, |it| it.since_ns);
-        self.crowded = Some(Crowded { text, since_ns, seen_ns: now.mono_ns });
+        let seen_ns = now.mono_ns;
+        self.crowded = Some(match self.crowded.take().filter(|it| seen_ns < it.seen_ns + CROWDED_NS) {
+            Some(before) => Crowded { text, seen_ns, ..before },
+            None => Crowded { text, since_ns: now.wall_ns, seen_ns, ended: 0, refused: 0 },
+        });
     }
 
     fn census(&self) -> Census {
         Census::take(self.clients.values().filter(|client| !client.closing).map(|client| client.peer))
     }
 
-    /// Who has a place, in the order in which they came.
+    /// Who has a place, in the order in which they came, as far as is known without looking for what has just arrived.
     fn seats(&mut self, reactor: &Reactor) -> Vec<Seat> {
         let now_ns = reactor.now().mono_ns;
         let open = self.clients.iter_mut().filter(|(_, client)| !client.closing);
         let seat = |(conn, client): (&Conn, &mut Client)| {
             client.look(reactor.queued_bytes(*conn), now_ns);
-            Seat { conn: *conn, peer: client.peer, standing: client.standing(now_ns) }
+            Seat { conn: *conn, peer: client.peer, standing: client.standing(false, now_ns) }
         };
         let mut seats: Vec<Seat> = open.map(seat).collect();
         seats.sort_by_key(|seat| seat.conn);
@@ -621,8 +656,15 @@ impl Client {
         };
     }
 
-    /// What it does with its place.
-    fn standing(&self, now_ns: u64) -> Standing {
+    /// Whether bytes of it have arrived that will be looked at in the next turn. Of whom nothing is received for now, what
+    /// waits will do so for long.
+    fn has_unread(&self, reactor: &Reactor, conn: Conn) -> bool {
+        !self.paused && reactor.arrived_bytes(conn) > self.kept
+    }
+
+    /// What it does with its place. `unread`: bytes of it have arrived, and are looked at in the next turn, from when on the
+    /// standing is what they make of it.
+    fn standing(&self, unread: bool, now_ns: u64) -> Standing {
         let (session, used) = (&self.session, self.asked > 0);
         // Whoever was only refused things has not asked for anything, also if it takes none of these answers.
         let blocked = session.blocked() && (used || !session.full());
@@ -632,6 +674,9 @@ impl Client {
                 Standing::Stuck { since_ns: self.stuck.map_or(0, |(since_ns, _)| since_ns) }
             }
             (true, _, _) => Standing::Busy,
+            // A request, as far as is known: who sends what is none all the time could as well send one.
+            (false, _, _) if unread && session.transmitting() => Standing::Busy,
+            (false, false, _) if unread => Standing::Begun { since_ns: now_ns },
             (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
             (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
             (false, true, _) => Standing::Idle { since_ns: self.moved_ns, asked: self.asked },
