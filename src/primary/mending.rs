@@ -128,10 +128,11 @@ impl Machine {
         self.mending.piece.is_some() || lags || !matches!(self.room(next), Room::Yes)
     }
 
-    /// Bytes of the next piece: with a bound on the lag in bytes a small part of it, so that room for it comes soon.
+    /// Bytes of the next piece: with a bound on the lag in bytes a small part of it, so that room for it comes soon; no more
+    /// than the FIFO keeps in memory, of however many refused writes it is.
     fn next_piece(&self) -> Option<u64> {
         let part = self.options.lag_max.and_then(|most| most.bytes).map_or(u64::MAX, |most| most / LAG_PARTS);
-        let most = u64::from(CHUNK_BYTES_MAX).min(part.max(PIECE_BYTES_MIN));
+        let most = u64::from(CHUNK_BYTES_MAX).min(part).min(self.options.fifo_memory_bytes).max(PIECE_BYTES_MIN);
         self.mending.todo.iter().next().map(|front| front.length.min(most))
     }
 
