@@ -691,6 +691,27 @@ mod tests {
         assert_eq!(machine.sends_upto(), Seq(2999));
     }
 
+    /// Seeds 1080985, 1083432 and 1076327: zeroes and trims have no payload that could be dropped and remembered.
+    #[test]
+    fn a_batch_that_goes_ahead_of_orders_brings_what_they_alone_would_have_brought() {
+        for room in [Seq(4000), Seq(0)] {
+            let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+            machine.dr.phase = Phase::Up { conn: Conn(1) };
+            machine.dr.room = JournalRoom { upto: room, records: 4096 };
+            (machine.dr.synced, machine.dr.next) = (true, machine.tail.next());
+            (machine.reserved, machine.mode) = (Seq(4000), Mode::Coalescing);
+            let record = machine.record(Op::WriteZeroes, 0, Volume(0), 1 << 16, 512, 0);
+            machine.intent.want(extent(1 << 16, 512));
+            machine.append(record, Bytes::new(), None);
+            machine.lost = Cover::new();
+            machine.maybe_begin();
+            let batch = machine.mode.batch().expect("it begins");
+            let jumps = room == Seq(0);
+            assert_eq!(batch.todo.iter().any(|it| it.offset == 1 << 16), jumps, "without room for the order: {jumps}");
+            assert_eq!(machine.dr.next > record.seq, jumps);
+        }
+    }
+
     /// Seeds 610334 and 809047: orders that had waited for DR filled its journal as far as they may, and there was no room for
     /// the begin of the batch behind which it would have let go of them.
     #[test]
