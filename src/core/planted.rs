@@ -106,8 +106,6 @@ bugs! {
     BatchReadsEarly,
     /// Some ranges of dropped payloads are not remembered for the batch.
     BatchLeavesOutRange,
-    /// A batch that goes ahead of orders does not bring what they alone would have brought.
-    JumpedOrdersLost,
     /// The report leaves out records of the table that the history has no place for.
     StraysUnreported,
     /// A promotion goes on before its report is stored.

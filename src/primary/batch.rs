@@ -422,9 +422,7 @@ impl Machine {
         if !self.dr.must_jump && self.orders_unfit() {
             self.dr.must_jump = true;
             // What would have crossed by its order alone, zeroes and trims, is among what the batch has to bring.
-            if !planted(Bug::JumpedOrdersLost) {
-                self.lost.union(&self.intent.ranges());
-            }
+            self.lost.union(&self.intent.ranges());
         }
         if self.dr.must_jump {
             self.drop_queued();

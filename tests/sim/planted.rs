@@ -80,7 +80,6 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::MendedBesideWrites, 100040),
     (Bug::MendingForgotten, 100309),
     (Bug::OverrunInForce, 100046),
-    (Bug::JumpedOrdersLost, 100000),
     (Bug::InForceEarly, 8504),
     (Bug::RingOverflows, 100028),
 ];
