@@ -455,8 +455,6 @@ impl Machine {
             if begin.prev() > self.dr.journal.max(self.first) {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
-            } else {
-                self.dr.never_gets = begin.prev();
             }
             self.dr.leap(begin);
         }

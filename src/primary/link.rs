@@ -123,7 +123,7 @@ pub struct DrLink {
     pub(super) skipped: Seq,
     /// Records durable in the journal before that.
     pub(super) held: Seq,
-    /// Of records up to here it never gets those that it had not when this primary was started again.
+    /// Of records up to here it never gets those that it had not before the last jump.
     pub(super) never_gets: Seq,
     pub cut: Seq,
     pub applied: Seq,
@@ -664,9 +664,7 @@ impl Machine {
         dr.journal = welcome.journal_seq;
         dr.cut = welcome.cut;
         self.cut_before = Seq(0);
-        dr.applied = welcome.applied;
-        dr.synced = welcome.synced;
-        dr.blank = welcome.blank;
+        (dr.applied, dr.synced, dr.blank) = (welcome.applied, welcome.synced, welcome.blank);
         dr.holds_back = None;
         (dr.window_bytes, dr.spool_bytes) = (welcome.window_bytes, welcome.spool_bytes);
         (dr.room, dr.gap) = (welcome.room, Gap::new(welcome.room));
@@ -681,7 +679,6 @@ impl Machine {
         // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.
         let continues = unlogged && self.first == self.log_first;
         if continues {
-            dr.never_gets = self.first.prev();
             dr.leap(self.first);
         }
         dr.must_jump = unlogged && !continues;

@@ -27,7 +27,7 @@ impl DrLink {
         let unsent = self.gap.behind > Seq(0) && self.next <= self.gap.behind;
         let before = if unsent { self.gap.before } else { self.next.prev() };
         self.gap = Gap { before, behind: to, ..self.gap };
-        self.next = to;
+        (self.next, self.never_gets) = (to, to.prev());
         self.headway.left_behind = false;
         self.room = self.room_now();
     }
