@@ -351,8 +351,8 @@ pub struct PromoteReport {
     /// never have been given out, when a primary lost power in between.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<SeqRange>,
-    /// Set where writes may have been acknowledged whose orders reached nobody who could be asked: nothing that was taken in after
-    /// this order is known, and what was is lost and cannot be listed.
+    /// Set where writes may have been acknowledged whose orders reached nobody who could be asked: what was acknowledged after
+    /// this order is lost, and not all of it is known and listed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_until: Option<KnownUntil>,
     /// Of a plan: why the promotion would be refused as things stand, in its own words.

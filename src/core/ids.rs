@@ -72,10 +72,47 @@ pub struct SeqRange {
     pub last: Seq,
 }
 
+impl SeqRange {
+    /// How many seqs these are.
+    #[must_use]
+    pub fn count(self) -> u64 {
+        self.last.0 - self.first.0 + 1
+    }
+
+    /// Adds a seq that is no lower than any in `runs`: to the last of them, if it is next to it.
+    pub fn add_to(runs: &mut Vec<SeqRange>, seq: Seq) {
+        match runs.last_mut() {
+            Some(run) if run.last == seq => {}
+            Some(run) if run.last.next() == seq => run.last = seq,
+            _ => runs.push(SeqRange { first: seq, last: seq }),
+        }
+    }
+
+    /// Ascending seqs as runs.
+    pub fn runs_of(seqs: impl IntoIterator<Item = Seq>) -> Vec<SeqRange> {
+        let mut runs = Vec::new();
+        seqs.into_iter().for_each(|seq| SeqRange::add_to(&mut runs, seq));
+        runs
+    }
+}
+
 /// A byte range of one volume. `length` is never 0 in a stored value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Extent {
     pub volume: Volume,
     pub offset: u64,
     pub length: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ascending_seqs_are_runs_without_gaps_each_seq_once() {
+        let runs = SeqRange::runs_of([1, 2, 2, 3, 5, 7, 8].map(Seq));
+        let found: Vec<_> = runs.iter().map(|run| (run.first.0, run.last.0, run.count())).collect();
+        assert_eq!(found, [(1, 3, 3), (5, 5, 1), (7, 8, 2)]);
+        assert_eq!(SeqRange::runs_of([]), []);
+    }
 }

@@ -411,10 +411,7 @@ impl Machine {
         }
         let (unknown, tail) = self.unknown(promotion, cut, doubt.until, above);
         if !unknown.is_empty() {
-            let ranges: Vec<String> =
-                unknown.iter().take(NAMED_MAX).map(|range| format!("{} to {}", range.first, range.last)).collect();
-            let more = if unknown.len() > NAMED_MAX { ", …" } else { "" };
-            why.push(format!("what was written under seqs {}{more} is not known", ranges.join(", ")));
+            why.push(format!("what was written under seqs {} is not known", spelled(&unknown)));
         }
         if doubt.open && promotion.table.is_none() {
             why.push(format!("writes after seq {tail} may have been acknowledged and are not known"));
@@ -456,6 +453,14 @@ impl Machine {
         }
         false
     }
+}
+
+/// Ranges in words, of very many the first.
+pub(super) fn spelled(ranges: &[SeqRange]) -> String {
+    let named: Vec<String> =
+        ranges.iter().take(NAMED_MAX).map(|range| format!("{} to {}", range.first, range.last)).collect();
+    let more = if ranges.len() > NAMED_MAX { ", …" } else { "" };
+    named.join(", ") + more
 }
 
 /// The status table, to whom asks what it held.

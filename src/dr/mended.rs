@@ -15,13 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::machine::Level;
 use crate::dr::api::Effect;
-use crate::dr::doubt::Seen;
+use crate::dr::doubt::{Seen, spelled};
 use crate::dr::machine::Machine;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{DAMAGED, Superblock};
-
-/// Ranges of seqs that a line spells out.
-const RANGES_NAMED_MAX: usize = 8;
 
 /// Where the journal may have lost orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,10 +62,7 @@ impl Why {
     }
 
     fn line(self, runs: &[SeqRange]) -> (Level, String) {
-        let count: u64 = runs.iter().map(|run| run.last.0 - run.first.0 + 1).sum();
-        let named: Vec<String> =
-            runs.iter().take(RANGES_NAMED_MAX).map(|run| format!("{} to {}", run.first, run.last)).collect();
-        let more = if runs.len() > RANGES_NAMED_MAX { ", …" } else { "" };
+        let count: u64 = runs.iter().map(|run| run.count()).sum();
         let (level, what) = match self {
             Why::HadNotCome => {
                 (Level::Info, "which had not come here when the primary went on behind them (that is no damage)")
@@ -80,23 +74,16 @@ impl Why {
                  apart any more",
             ),
         };
-        (level, format!("{count} orders, {what}, are the status table's: seqs {}{more}", named.join(", ")))
+        (level, format!("{count} orders, {what}, are the status table's: seqs {}", spelled(runs)))
     }
 }
 
 impl Machine {
     /// Says which orders of the status table the history has now, and why it had not. `mended` ascends.
     pub(super) fn say_mended(&self, mended: &[OrderRecord], fx: &mut Vec<Effect>) {
-        let mut runs: Vec<SeqRange> = Vec::new();
-        for seq in mended.iter().map(|record| record.seq) {
-            match runs.last_mut() {
-                Some(run) if run.last.next() == seq => run.last = seq,
-                _ => runs.push(SeqRange { first: seq, last: seq }),
-            }
-        }
         let lacks = self.doubt.as_ref().map(|doubt| &doubt.lacks);
         let mut found: BTreeMap<Why, Vec<SeqRange>> = BTreeMap::new();
-        for run in runs {
+        for run in SeqRange::runs_of(mended.iter().map(|record| record.seq)) {
             // What is filled in stands before something.
             if let Some(next) = self.history.next_after(run.last) {
                 found.entry(Why::of(run, &next.record, lacks)).or_default().push(run);

@@ -430,12 +430,7 @@ impl Machine {
         {
             let (seq, conns) = first.remove_entry();
             for conn in conns {
-                let ranges = by_conn.entry(conn).or_default();
-                match ranges.last_mut() {
-                    Some(range) if range.last == seq => {}
-                    Some(range) if range.last.next() == seq => range.last = seq,
-                    _ => ranges.push(SeqRange { first: seq, last: seq }),
-                }
+                SeqRange::add_to(by_conn.entry(conn).or_default(), seq);
             }
         }
         for (conn, ranges) in by_conn {

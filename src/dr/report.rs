@@ -128,7 +128,7 @@ impl Machine {
         let Options { protect, ack, require, .. } = self.options;
         let hides = protect.hides_the_last(ack, require);
         let goes_on = hides || promotion.table.is_none() && self.needs_table();
-        goes_on.then(|| all.before_power_loss().filter(|_| hides).unwrap_or(newest))
+        goes_on.then(|| hides.then(|| all.before_power_loss()).flatten().unwrap_or(newest))
     }
 
     /// Seqs above the cut of which nothing is known, and the last that is known.
@@ -273,7 +273,7 @@ impl<'a> Above<'a> {
 /// What an undamaged site says of seqs that it knows nothing of.
 fn given_up(unknown: &[SeqRange], read: bool) -> Option<String> {
     let (first, last) = (unknown.first()?.first, unknown.last()?.last);
-    let count: u64 = unknown.iter().map(|range| range.last.0 - range.first.0 + 1).sum();
+    let count: u64 = unknown.iter().map(|range| range.count()).sum();
     let why = if read {
         "the auxiliary's table does not hold their orders: it lost them, or went on without them (overflow = \"coalesce\") \
          because it was full or the primary lost its power and wrote on"

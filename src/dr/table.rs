@@ -190,16 +190,12 @@ impl TableReader {
         }
         let taken = |seq: Seq| self.slots.get(&self.layout.slot(seq)).is_some_and(|&stands| stands >= start);
         let hides_starts = between >= seq_reserve(self.layout.slots);
-        let mut found: Vec<SeqRange> = Vec::new();
-        for at in (seq.next().0..start.0).map(Seq) {
-            match found.last_mut() {
-                _ if !taken(at) && hides_starts => {}
-                _ if !taken(at) => break,
-                Some(range) if range.last.next() == at => range.last = at,
-                _ => found.push(SeqRange { first: at, last: at }),
-            }
+        let seqs = (seq.next().0..start.0).map(Seq);
+        if hides_starts {
+            SeqRange::runs_of(seqs.filter(|at| taken(*at)))
+        } else {
+            SeqRange::runs_of(seqs.take_while(|at| taken(*at)))
         }
-        found
     }
 
     /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute

@@ -587,8 +587,9 @@ impl Backings {
     }
 }
 
-/// What requests wait for where we have ended a connection.
+/// Why a connection was ended that nothing is wrong with.
 const LOOKED_AT: &str = "its size is looked at again";
+/// What requests wait for where we have ended a connection.
 const LEFT: &str = " until the server has ended the old connection, on which it may still carry out what it was asked; \
                     where it hangs, start it again";
 

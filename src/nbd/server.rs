@@ -145,17 +145,19 @@ impl NbdServer {
         reactor.count_sent(conn);
         client.send(reactor, conn);
         self.clients.insert(conn, client);
-        self.count(now);
+        let census = self.census();
+        self.count(&census, now);
         // Whoever would give way next has time for its first words: the others wait to be accepted.
         self.pace.step(now.mono_ns);
-        if !self.census().has_room(peer) {
+        if !census.has_room(peer) {
             reactor.rest(conn, self.pace.next_ns());
         }
     }
 
     /// A place for one more of `peer`; notes what becomes of whom where there is none.
     fn place(&mut self, reactor: &Reactor, peer: Peer) -> Place {
-        if self.census().has_room(peer) {
+        let census = self.census();
+        if census.has_room(peer) {
             return Place::Free;
         }
         let now = reactor.now();
@@ -171,7 +173,7 @@ impl NbdServer {
             }
             found = place(&seats, peer, now.mono_ns);
         }
-        self.count(now);
+        self.count(&census, now);
         if let Some(crowded) = &mut self.crowded {
             crowded.ended += u64::from(matches!(found, Place::Of(_)));
             crowded.refused += u64::from(found == Place::None);
@@ -192,8 +194,8 @@ impl NbdServer {
     }
 
     /// Notes whether places run out, and who has them.
-    fn count(&mut self, now: Now) {
-        let Some(text) = self.census().run_out() else { return };
+    fn count(&mut self, census: &Census, now: Now) {
+        let Some(text) = census.run_out() else { return };
         let seen_ns = now.mono_ns;
         self.crowded = Some(match self.crowded.take().filter(|it| seen_ns < it.seen_ns + CROWDED_NS) {
             Some(before) => Crowded { text, seen_ns, ..before },
@@ -250,7 +252,7 @@ impl NbdServer {
             io::Event::Closed { conn, .. } => {
                 // As it is with this one: what is full stays so for a while.
                 if self.crowded.is_some() {
-                    self.count(reactor.now());
+                    self.count(&self.census(), reactor.now());
                 }
                 let Some(client) = self.clients.remove(conn) else { return false };
                 self.budget.change(client.held, Held::default());

@@ -407,6 +407,13 @@ impl Machine {
             .any(|entry| matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling))
     }
 
+    /// The next batch goes ahead of the orders that DR lacks: what would have crossed by its order alone, zeroes and trims, is
+    /// among what it has to bring.
+    pub(super) fn jump_over_orders(&mut self) {
+        self.dr.must_jump = true;
+        self.lost.union(&self.intent.ranges());
+    }
+
     fn maybe_begin(&mut self) {
         // A load that fills the FIFO during each batch would make this one of beginnings.
         if self.now.mono_ns < self.batch_from_ns {
@@ -420,9 +427,7 @@ impl Machine {
             return;
         }
         if !self.dr.must_jump && self.orders_unfit() {
-            self.dr.must_jump = true;
-            // What would have crossed by its order alone, zeroes and trims, is among what the batch has to bring.
-            self.lost.union(&self.intent.ranges());
+            self.jump_over_orders();
         }
         if self.dr.must_jump {
             self.drop_queued();

@@ -129,8 +129,7 @@ impl Machine {
     /// Whether DR's journal has every order that it has no payload of: it may have been led past some, which a batch covers
     /// that DR has yet to take over.
     fn journal_has_orders(&self) -> bool {
-        let covered = self.mode.batch().is_none() && self.closing.is_none() && !self.lost_any();
-        self.covering().journal.is_some() && covered && self.dr.skipped <= self.dr.cut
+        self.covering().journal.is_some() && !self.catches_up()
     }
 
     fn batch_status(&self, now: Now) -> Option<BatchStatus> {

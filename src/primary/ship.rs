@@ -94,9 +94,8 @@ impl Machine {
     /// The intent log cannot give what DR needs next.
     fn lost_log(&mut self, fx: &mut Vec<Effect>) {
         self.dr.check = None;
-        self.dr.must_jump = true;
         self.coalesce("the intent log no longer holds the records DR needs", fx);
-        self.lost.union(&self.intent.ranges());
+        self.jump_over_orders();
     }
 
     // ---- payloads ----------------------------------------------------------------------------

@@ -265,17 +265,15 @@ fn a_promoted_site_says_so_on_its_volumes_and_a_new_primary_may_take_them_over()
 #[test]
 fn a_resize_that_a_kill_interrupts_starts_again_at_both_sites() -> Result<()> {
     let mut group = Group::started(FAST, "protect = \"order\"")?;
-    let config = group.site.config();
-    let resize = |size: u64| {
-        std::process::Command::new(crate::harness::program())
-            .args(["resize", "db", &format!("{size}MiB"), "--config"])
-            .arg(&config)
+    for round in 0..4u64 {
+        let size = format!("{}MiB", 20 + 4 * round);
+        let config = group.site.config();
+        let mut verb = std::process::Command::new(crate::harness::program())
+            .args(["resize", "db", &size, "--config"])
+            .arg(config)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
-            .spawn()
-    };
-    for round in 0..4u64 {
-        let mut verb = resize(20 + 4 * round)?;
+            .spawn()?;
         std::thread::sleep(std::time::Duration::from_millis(3 * round));
         for role in [Role::Primary, Role::Dr] {
             group.site.kill(role)?;
@@ -286,7 +284,8 @@ fn a_resize_that_a_kill_interrupts_starts_again_at_both_sites() -> Result<()> {
         group.site.ready()?;
     }
     // A store that was grown before the kill is longer than its volume, until a resize comes to its end.
-    ensure!(resize(40)?.wait()?.success(), "nothing interrupts this one");
+    let whole = group.site.verb(&["resize", "db", "40MiB"])?;
+    ensure!(whole.exit == 0, "nothing interrupts this one: {whole:?}");
     group.write(Role::Primary, "db", 39 * MIB, CONTENT)?;
     group.site.settle(LONG)?;
     group.compare_files()

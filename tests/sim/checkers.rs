@@ -276,9 +276,8 @@ fn compare(oracle: &Oracle, cut: Seq, images: &[&[u8]], want: &Images) -> Verdic
 /// Whether the last `lag` orders are within a bound: what came while DR had no copy yet may be more.
 pub fn within(oracle: &Oracle, lag: u64, most: LagMax) -> bool {
     let floor = Seq(oracle.tail().0.saturating_sub(lag));
-    let extents = || oracle.back_from(oracle.tail(), floor).filter_map(OrderRecord::extent);
-    most.writes.is_none_or(|most| lag <= most)
-        && most.bytes.is_none_or(|most| extents().map(|extent| extent.length).sum::<u64>() <= most)
+    let changed = oracle.back_from(oracle.tail(), floor).filter_map(OrderRecord::extent).map(|extent| extent.length);
+    most.writes.is_none_or(|most| lag <= most) && most.bytes.is_none_or(|most| changed.sum::<u64>() <= most)
 }
 
 /// I9: no more was acknowledged and is not in the image than the bound on the lag allows.

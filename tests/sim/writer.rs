@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use farshore::core::ids::{Seq, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, Now};
-use farshore::core::modes::{Ack, LagMax, Overflow, Protect, Require};
+use farshore::core::modes::{Ack, Overflow, Protect, Require};
 use farshore::format::intent::{MapHeader, MapLayout, Page};
 use farshore::format::record::OrderRecord;
 use farshore::format::superblock;
@@ -93,7 +93,7 @@ impl World {
         if turn_ends {
             self.full_at_turn = machine.in_full();
             self.ring_excused = !self.full_at_turn && (self.ring_excused || ring_is_away(machine, now));
-            let most = self.setup.lag_max.unwrap_or(LagMax { writes: None, bytes: None, seconds: None });
+            let most = self.setup.lag_max.unwrap_or_default();
             self.lag_bound =
                 machine.lag_writes().is_some_and(|lag| self.lag_bound || checkers::within(&self.oracle, lag, most));
         }
