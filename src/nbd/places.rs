@@ -6,13 +6,18 @@
 //! | the newcomer | gets |
 //! |---|---|
 //! | there is a place for it | that |
-//! | its own peer has as many as one may have | that of one of its peer that has not asked for anything yet, else of the one that has been stuck for longest, else of the idle one that has asked for least, once it has been idle for [`IDLE_NS`] |
-//! | others have the places | one of the peer that has most: one that has not asked for anything yet, else the one that has been stuck for longest, else the idle one that has asked for least, unless its peer then had fewer than the newcomer's |
+//! | its own peer has as many as one may have | that of one of its peer: one that has not asked for anything yet, else the one that has been stuck for longest, else the idle one that has asked for least, once it has been idle for [`IDLE_NS`] |
+//! | [`CROWD`] or more have not asked for anything yet, of whatever peers | that of one of them |
+//! | others have the places | one of the peer that has most, chosen as above, unless its peer then had fewer than the newcomer's; else that of one that has not asked for anything yet |
 //! | nobody can give way | nothing |
 //!
-//! Of those that have not asked for anything yet the silent ones give way, the oldest first, or those that have said
-//! something (they are in their handshake, or through with it), the one first that has said nothing for longest: whichever
-//! are more. So a crowd that says nothing drives out nobody who has begun.
+//! So whoever has asked for something keeps its place against any number of strangers, by however many addresses they come, as long
+//! as all who have asked leave [`CROWD`] places: one peer alone always does.
+//!
+//! Those that have not asked for anything yet are silent, or have begun their handshake, or are through with it: of the kind
+//! that are most one gives way. So no crowd of one kind drives out those of another. Of that kind it is one of the peer that has
+//! most of them (up to [`SEVERAL`] count as one, for that is how clients with several connections begin), the one that has
+//! said nothing for longest.
 //!
 //! Newcomers have time to begin: where no place is left for another one of their peer the others wait to be accepted, for
 //! [`PACE_NS`] for each one before them ([`Pace`]). So of a crowd of as many as one peer may have each is there for [`GRACE_NS`]
@@ -29,6 +34,7 @@
 //! neither with the rest of it nor with taking the answer. What has arrived counts as said, or asked, also before it is read.
 
 use ::core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -51,8 +57,12 @@ pub enum Standing {
     Silent {
         since_ns: u64,
     },
-    /// It has not asked for anything yet; when it said something.
+    /// It is in its handshake; when it said something.
     Begun {
+        since_ns: u64,
+    },
+    /// It is through with its handshake and has not asked for anything yet; when it said something.
+    Ready {
         since_ns: u64,
     },
     /// It does not go on with a request; since when, monotonic nanoseconds.
@@ -65,6 +75,18 @@ pub enum Standing {
         asked: u64,
     },
     Busy,
+}
+
+impl Standing {
+    /// Which kind of those that have not asked for anything yet, and since when.
+    fn unasked(self) -> Option<(usize, u64)> {
+        match self {
+            Standing::Silent { since_ns } => Some((0, since_ns)),
+            Standing::Begun { since_ns } => Some((1, since_ns)),
+            Standing::Ready { since_ns } => Some((2, since_ns)),
+            Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => None,
+        }
+    }
 }
 
 /// A connection and its place.
@@ -163,6 +185,12 @@ impl Census {
     }
 }
 
+/// Where so many are there that have not asked for anything yet one of them gives way rather than one that has: what all
+/// peers together have beside what one may have.
+pub const CROWD: usize = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX - CONNECTIONS_PEER_MAX;
+/// So many connections of one peer that have not asked for anything yet are no more than one.
+pub const SEVERAL: usize = 4;
+
 /// How long a newcomer has to say its first words, where one peer has all that it may have with such, nanoseconds.
 pub const GRACE_NS: u64 = 50_000_000;
 /// How long newcomers wait for each one before them, where places have run out, nanoseconds.
@@ -203,39 +231,53 @@ pub fn place(seats: &[Seat], peer: Peer, now_ns: u64) -> Place {
 /// Who gives its place to one more of `peer`.
 fn gives_way<'a>(seats: &'a [Seat], peer: Peer, census: &Census, now_ns: u64) -> Option<&'a Seat> {
     let own = census.has(peer);
-    let may = |seat: &&Seat| {
-        if seat.peer == peer {
-            return seat.standing != Standing::Busy;
-        }
-        // Its peer has no fewer than the newcomer's afterwards. A place that is kept is of no use to others.
-        let fair = own < CONNECTIONS_PEER_MAX && census.has(seat.peer) > own + 1;
-        fair && seat.standing != Standing::Busy && (seat.peer != Peer::Unix || !census.outside_is_full())
-    };
-    // Silent ones beyond those of the same peer that have begun.
-    let mut silent: HashMap<Peer, isize> = HashMap::new();
-    for seat in seats {
-        *silent.entry(seat.peer).or_insert(0) += match seat.standing {
-            Standing::Silent { .. } => 1,
-            Standing::Begun { .. } => -1,
-            Standing::Stuck { .. } | Standing::Idle { .. } | Standing::Busy => 0,
-        };
+    if own >= CONNECTIONS_PEER_MAX {
+        return of_peer(seats, peer).filter(|seat| !keeps(seat, now_ns));
     }
-    let first = |seat: &&Seat| {
-        let turn = match seat.standing {
-            Standing::Silent { since_ns } => (u32::from(silent[&seat.peer] < 0), 0, since_ns),
-            Standing::Begun { since_ns } => (u32::from(silent[&seat.peer] >= 0), 0, since_ns),
-            Standing::Stuck { since_ns } => (2, 0, since_ns),
-            Standing::Idle { since_ns, asked } => (3, asked.checked_ilog2().unwrap_or(0), since_ns),
-            Standing::Busy => (4, 0, 0),
-        };
-        (std::cmp::Reverse(census.has(seat.peer)), seat.peer, turn)
+    // A place that is kept is of no use to others.
+    let of_use = |seat: &&Seat| seat.peer == peer || seat.peer != Peer::Unix || !census.outside_is_full();
+    let crowd = || seats.iter().filter(of_use);
+    if crowd().filter(|seat| seat.standing.unasked().is_some()).count() >= CROWD {
+        return of_unasked(crowd());
+    }
+    // Its peer has no fewer than the newcomer's afterwards.
+    let fair = |seat: &&Seat| seat.peer == peer || census.has(seat.peer) > own + 1;
+    let some = crowd().filter(fair).filter(|seat| seat.standing != Standing::Busy);
+    let most = some.min_by_key(|seat| (Reverse(census.has(seat.peer)), seat.peer));
+    let found = most.and_then(|seat| of_peer(seats, seat.peer));
+    found.filter(|seat| seat.peer != peer || !keeps(seat, now_ns)).or_else(|| of_unasked(crowd()))
+}
+
+/// Who gives its place to others of its peer: the idle one that asked for least, or none, not another one because that one has
+/// just asked.
+fn keeps(seat: &Seat, now_ns: u64) -> bool {
+    matches!(seat.standing, Standing::Idle { since_ns, .. } if now_ns < since_ns.saturating_add(IDLE_NS))
+}
+
+/// Who of this peer gives way first.
+fn of_peer(seats: &[Seat], peer: Peer) -> Option<&Seat> {
+    let all = || seats.iter().filter(|seat| seat.peer == peer);
+    let turn = |seat: &&Seat| match seat.standing {
+        Standing::Stuck { since_ns } => Some((0, 0, since_ns)),
+        Standing::Idle { since_ns, asked } => Some((1, asked.checked_ilog2().unwrap_or(0), since_ns)),
+        _ => None,
     };
-    // Of its own peer the idle one that asked for least, or none: not another one, because that one has just asked.
-    let keeps = |seat: &&Seat| match seat.standing {
-        Standing::Idle { since_ns, .. } => seat.peer == peer && now_ns < since_ns.saturating_add(IDLE_NS),
-        _ => false,
-    };
-    seats.iter().filter(may).min_by_key(first).filter(|seat| !keeps(seat))
+    of_unasked(all()).or_else(|| all().filter(|seat| turn(seat).is_some()).min_by_key(turn))
+}
+
+/// Who of those that have not asked for anything yet gives way first.
+fn of_unasked<'a>(seats: impl Iterator<Item = &'a Seat>) -> Option<&'a Seat> {
+    let unasked: Vec<_> = seats.filter_map(|seat| Some((seat, seat.standing.unasked()?))).collect();
+    let (mut kinds, mut peers) = ([0usize; 3], HashMap::new());
+    for (seat, (kind, _)) in &unasked {
+        kinds[*kind] += 1;
+        *peers.entry((seat.peer, *kind)).or_insert(0) += 1;
+    }
+    let most = (0..kinds.len()).min_by_key(|kind| Reverse(kinds[*kind]))?;
+    let of_kind = unasked.iter().filter(|(_, (kind, _))| *kind == most);
+    let first =
+        of_kind.min_by_key(|(seat, (_, since_ns))| (Reverse(peers[&(seat.peer, most)].max(SEVERAL)), *since_ns));
+    first.map(|(seat, _)| *seat)
 }
 
 #[cfg(test)]
@@ -295,11 +337,12 @@ mod tests {
                 (1, far(1), idle(9)),
                 (1, far(1), standing),
                 (most - 2, far(1), Standing::Busy),
-                (rest, far(2), silent),
+                (CROWD - 1, far(2), silent),
+                (rest + 1 - CROWD, far(2), Standing::Busy),
             ])
         };
         assert_eq!(place(&full(idle(8)), far(3), NOW), Place::Of(Conn(2)), "idle for longest");
-        assert_eq!(place(&full(silent), far(3), NOW), Place::Of(Conn(2)), "or not begun");
+        assert_eq!(place(&full(silent), far(3), NOW), Place::Of(Conn(most as u64 + 1)), "or the oldest of a crowd");
         assert_eq!(place(&full(Standing::Busy), far(3), NOW), Place::Of(Conn(1)));
         assert_eq!(place(&full(idle(8)), far(1), NOW), Place::None, "its own have begun, and one peer has no more");
         assert_eq!(place(&full(silent), far(1), NOW), Place::Of(Conn(2)));
@@ -411,6 +454,103 @@ mod tests {
             assert!(place(&taken, far(200), NOW) != Place::None, "{peers}");
             assert_eq!(place(&taken, Peer::Unix, NOW), Place::Free, "{peers}");
             assert!(Census::take(taken.iter().map(|seat| seat.peer)).run_out().is_some(), "{peers}");
+        }
+    }
+
+    /// By however many addresses strangers come, and however far they go without asking for anything: nobody who has asked
+    /// for something is driven out as long as those leave room for a crowd, and a client gets in with each of its four
+    /// connections, each of which takes its time.
+    #[test]
+    fn strangers_of_any_number_of_addresses_drive_out_nobody_who_asked_and_keep_nobody_out() {
+        const STEP_NS: u64 = 15_000_000;
+        let silent = |since_ns| Standing::Silent { since_ns };
+        let begun = |since_ns| Standing::Begun { since_ns };
+        let ready = |since_ns| Standing::Ready { since_ns };
+        let network = |at: u64| Peer::of(&format!("[2001:db8:{:x}:{:x}::1]:7", 1 + at / 65536, at % 65536));
+        for addresses in [1, 3, 31, 110, 223, 224, 225, 300, 5000] {
+            for said in [silent as fn(u64) -> Standing, begun, ready] {
+                for established in [0, 1, 2, 30, 150, CONNECTIONS_PEER_MAX - 4] {
+                    let what = format!("{addresses} {established} {:?}", said(0));
+                    let asked = Standing::Idle { since_ns: 0, asked: 1 };
+                    let mut taken = seats(&[(established, far(1), asked)]);
+                    let (mut now_ns, mut at, mut out) = (NOW, 0, Vec::new());
+                    let mut come = |taken: &mut Vec<Seat>, conn, peer, now_ns, standing: Standing| {
+                        match place(taken, peer, now_ns) {
+                            Place::Free => {}
+                            Place::Of(other) => {
+                                taken.retain(|seat| seat.conn != other);
+                                out.push(other);
+                            }
+                            Place::None => panic!("{what}: {peer} is kept out"),
+                        }
+                        taken.push(Seat { conn, peer, standing });
+                    };
+                    let mut strangers = |taken: &mut Vec<Seat>, until_ns| {
+                        while now_ns < until_ns {
+                            (now_ns, at) = (now_ns + PACE_NS, at + 1);
+                            come(taken, Conn(1_000_000 + at), network(at % addresses), now_ns, said(now_ns));
+                        }
+                        now_ns
+                    };
+                    let start_ns = strangers(&mut taken, NOW + 1000 * PACE_NS);
+                    let clients = 1000..1004u64;
+                    for conn in clients.clone() {
+                        taken.retain(|seat| seat.conn != Conn(conn));
+                        // A place of its own peer, or of the strangers.
+                        let found = place(&taken, far(1), start_ns);
+                        if let Place::Of(other) = found {
+                            assert!(other.0 > 1_000_000, "{what} {other:?}");
+                            taken.retain(|seat| seat.conn != other);
+                        }
+                        assert!(found != Place::None, "{what}");
+                        taken.push(Seat { conn: Conn(conn), peer: far(1), standing: silent(start_ns) });
+                    }
+                    // Where those who asked leave few places the time in which each may begin is as short.
+                    let step_ns = STEP_NS.min((CROWD as u64 - 4) * PACE_NS);
+                    let mut until_ns = start_ns;
+                    for next in
+                        [begun as fn(u64) -> Standing, begun, ready, |since_ns| Standing::Idle { since_ns, asked: 1 }]
+                    {
+                        until_ns += step_ns;
+                        let seen_ns = strangers(&mut taken, until_ns);
+                        for seat in taken.iter_mut().filter(|seat| clients.contains(&seat.conn.0)) {
+                            seat.standing = next(seen_ns);
+                        }
+                    }
+                    strangers(&mut taken, until_ns + STEP_NS);
+                    let there = taken.iter().filter(|seat| clients.contains(&seat.conn.0)).count();
+                    let stay = taken.iter().filter(|seat| seat.conn.0 < 1000).count();
+                    assert_eq!((there, stay), (4, established), "{what}");
+                    assert!(!out.is_empty() && out.iter().all(|conn| conn.0 > 1_000_000), "{what}");
+                }
+            }
+        }
+    }
+
+    /// Beyond what leaves room for a crowd those give way of which one peer has most, for somebody to get in at all; where
+    /// each peer has one, none of them does.
+    #[test]
+    fn a_server_full_of_clients_that_asked_keeps_a_crowd_of_places_for_newcomers() {
+        let outside = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX;
+        for (peers, stay) in [(1, CONNECTIONS_PEER_MAX), (2, outside - CROWD), (7, outside - CROWD), (outside, outside)]
+        {
+            let asked =
+                |at| (1, far((at % peers) as u8), Standing::Idle { since_ns: 0, asked: 1u64 << ((at / peers) % 60) });
+            let mut taken = seats(&(0..outside.min(peers * CONNECTIONS_PEER_MAX)).map(asked).collect::<Vec<_>>());
+            let (count, mut refused) = (taken.len(), 0);
+            for at in 0..1000u64 {
+                match place(&taken, Peer::of(&format!("[2001:db8:0:{at:x}::1]:7")), NOW + at) {
+                    Place::Free => {}
+                    Place::Of(other) => taken.retain(|seat| seat.conn != other),
+                    Place::None => refused += 1,
+                }
+                if refused == 0 {
+                    let peer = Peer::of(&format!("[2001:db8:0:{at:x}::1]:7"));
+                    taken.push(Seat { conn: Conn(1000 + at), peer, standing: Standing::Silent { since_ns: NOW + at } });
+                }
+            }
+            let stayed = taken.iter().filter(|seat| seat.conn.0 < 1000).count();
+            assert_eq!((stayed, refused > 0), (stay, stay == count && peers > 1), "{peers}");
         }
     }
 

@@ -680,6 +680,7 @@ impl Client {
             (false, _, _) if unread && session.transmitting() => Standing::Busy,
             (false, false, _) if unread => Standing::Begun { since_ns: now_ns },
             (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
+            (false, false, _) if session.transmitting() => Standing::Ready { since_ns: self.moved_ns },
             (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
             (false, true, _) => Standing::Idle { since_ns: self.moved_ns, asked: self.asked },
         }

@@ -91,9 +91,11 @@ pub fn failure(error: &Error, said: Option<String>, paths: &Paths, established: 
     match error {
         Error::NoCertificatesPresented => "TLS: the peer shows no certificate, and needs one here".into(),
         Error::AlertReceived(alert) => match alert {
-            AlertDescription::CertificateExpired => {
-                format!("TLS: the peer says that this host's certificate ({mine}) has expired: {NEW_ONES}")
-            }
+            // RFC 8446, section 6.2: of one that has expired, or is not valid at the peer's time.
+            AlertDescription::CertificateExpired => format!(
+                "TLS: the peer says that this host's certificate ({mine}) has expired, or is not valid yet: {NEW_ONES}; or look \
+                 at the clocks of both hosts"
+            ),
             AlertDescription::UnknownCA | AlertDescription::DecryptError => {
                 format!("TLS: the peer does not know the CA of this host's certificate ({mine}): it needs the same CA")
             }
