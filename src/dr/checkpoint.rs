@@ -16,6 +16,7 @@ use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
 use crate::dr::machine::{After, Machine, Trouble};
+use crate::dr::spool::Spool;
 use crate::format::superblock::{DIRECT, SETTLED, SYNCED};
 use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX, spool_for_any_batch};
 
@@ -275,20 +276,9 @@ impl Machine {
     /// for a batch, or of what a crash tore. The oldest payloads that are held back give way, a window of them at
     /// once: the writer covers them by a batch.
     fn evict(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
-        let held: BTreeMap<u64, Seq> =
-            self.history.above(self.cut).filter_map(|entry| Some((entry.payload?, entry.record.seq))).collect();
         let (floor, _) = self.intake.spool.bounds();
         let enough = floor + self.intake.window_bytes();
-        let mut given_up = BTreeSet::new();
-        while let Some(&seq) = held.get(&self.intake.spool.first_live())
-            && self.intake.spool.first_live() < enough
-        {
-            self.intake.spool.free(self.intake.spool.first_live());
-            self.history.lose(seq);
-            given_up.insert(seq);
-            self.copied.remove(&seq);
-            self.owing.insert(seq);
-        }
+        let given_up = self.give_up_until(|spool| spool.first_live() >= enough);
         if let (Some(&first), Some(batch)) = (given_up.first(), &mut self.batch) {
             batch.cursor = batch.cursor.min(first.prev().max(batch.begin));
         }
@@ -309,6 +299,23 @@ impl Machine {
             self.save_floor();
         }
         moved
+    }
+
+    /// Gives up payloads that are held back, in the order in which they stand, until it is enough. Which.
+    pub(super) fn give_up_until(&mut self, enough: impl Fn(&Spool) -> bool) -> BTreeSet<Seq> {
+        let held: BTreeMap<u64, Seq> =
+            self.history.above(self.cut).filter_map(|entry| Some((entry.payload?, entry.record.seq))).collect();
+        let mut given_up = BTreeSet::new();
+        while let Some(&seq) = held.get(&self.intake.spool.first_live())
+            && !enough(&self.intake.spool)
+        {
+            self.intake.spool.free(self.intake.spool.first_live());
+            self.history.lose(seq);
+            given_up.insert(seq);
+            self.copied.remove(&seq);
+            self.owing.insert(seq);
+        }
+        given_up
     }
 
     /// Chunks stand where the payload that is due needs room, and will not go before it is here: they and what was
@@ -340,7 +347,7 @@ impl Machine {
     }
 
     /// Room in the spool that needs no checkpoint of the volumes.
-    fn save_floor(&mut self) {
+    pub(super) fn save_floor(&mut self) {
         self.checkpoints.saving = true;
         let (seq, spool_pos) = (self.history.floor(), self.intake.spool.first_live());
         self.keeper.change(|it| it.spool_pos = spool_pos);

@@ -29,6 +29,7 @@ impl Machine {
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
         promotion.unusable = None;
+        promotion.fetch.clear();
         if self.sizes.stops_at.is_some() {
             return;
         }
@@ -77,11 +78,20 @@ impl Machine {
 
     /// Fetches the next payload, one at a time; with none left, the report is due.
     pub(super) fn fetch_more(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let applying = self.is_applying();
         let Some(promotion) = &mut self.promotion else { return };
         if promotion.fetching.is_some() {
             return;
         }
         let plan = promotion.plan;
+        // What was here and is damaged, the ring may still have: it comes before what lies behind it.
+        if !plan && promotion.fetch_again && promotion.table.is_some() {
+            if self.intake.idle() {
+                promotion.fetch_again = false;
+                self.want_states();
+            }
+            return;
+        }
         if let Some(&(record, _, offset)) = promotion.fetch.front() {
             let length = entry_bytes(record.payload_bytes());
             // What was fetched is held until it is in the spool.
@@ -97,20 +107,39 @@ impl Machine {
             let ticket = self.desk.ticket();
             promotion.fetching = Some(ticket);
             fx.push(Effect::AuxRead { ticket, offset, length });
-        // A batch that these records complete moves the cut: what the report says of it is final.
-        } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() {
-            // What was here and is damaged, the ring may still have.
-            if std::mem::take(&mut promotion.fetch_again) && promotion.table.is_some() && !plan {
-                return self.want_states();
-            }
+        // A batch that these records complete moves the cut: what the report says of it is final. So everything up to it has been
+        // read before: what is found damaged then can still be fetched.
+        } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() && !applying {
             self.report_now(now, fx);
         }
     }
 
-    /// A full spool that only holds what the order forbids to apply: nothing more can be fetched. Whether it is that.
+    /// A full spool that only holds what the order forbids to apply before this payload: of that the oldest gives way, for
+    /// without it nothing behind it can be applied, and with it what the ring has of the rest can be fetched again. Whether
+    /// the fetch is over because nothing more can be given up.
     fn fetch_needs_room(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) -> bool {
-        let waits = !self.intake.idle() || self.replay.applied() > self.history.floor() || !self.keeper.settled();
-        if waits {
+        let freeing = self.replay.applied() > self.history.floor() || self.is_applying();
+        if !self.intake.idle() || freeing || !self.keeper.settled() || !self.checkpoints.idle() {
+            return false;
+        }
+        let length = entry_bytes(record.payload_bytes());
+        let given_up = self.give_up_until(|spool| spool.fits_above(spool.first_live(), length));
+        if !given_up.is_empty() {
+            let text = format!(
+                "the spool ({} bytes) is full: {} payloads give way to that of seq {}, and are fetched after it where the ring \
+                 has them",
+                self.intake.spool.size(),
+                given_up.len(),
+                record.seq
+            );
+            fx.push(Effect::Log { level: Level::Warn, text });
+        }
+        let (floor, _) = self.intake.spool.bounds();
+        if self.intake.spool.rewind() || self.intake.spool.first_live() > floor {
+            self.save_floor();
+            if !given_up.is_empty() {
+                self.want_states();
+            }
             return false;
         }
         let text = format!("no room in the spool to fetch the payload of seq {}: the cut stays before it", record.seq);
@@ -119,6 +148,12 @@ impl Machine {
             promotion.fetch.clear();
         }
         true
+    }
+
+    /// Whether something that is here is on its way into the volumes.
+    fn is_applying(&self) -> bool {
+        let rests = self.replay.idle() && self.desk.idle() && self.keeper.settled() && !self.is_growing();
+        self.replay.applied() < self.cut && (!rests || self.promise_wanted())
     }
 
     /// A payload came from the ring.

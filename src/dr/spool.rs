@@ -71,7 +71,13 @@ impl Spool {
     /// Whether an entry fits now.
     #[must_use]
     pub fn fits(&self, bytes: u64) -> bool {
-        bytes <= self.size && place(self.head, self.size, bytes) + bytes <= self.floor + self.size
+        self.fits_above(self.floor, bytes)
+    }
+
+    /// Whether an entry fits once that is the durable floor.
+    #[must_use]
+    pub fn fits_above(&self, floor: u64, bytes: u64) -> bool {
+        bytes <= self.size && place(self.head, self.size, bytes) + bytes <= floor + self.size
     }
 
     /// Whether an entry may be placed so that entries of `owed` bytes together, the longest of them

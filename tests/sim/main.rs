@@ -180,6 +180,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (1095420, "a mode was in force while DR lacked orders of an earlier start"),
     (1018853, "as 101516, of a table that then went out of reach"),
     (1013908, "as 101516, while a batch that was sent had yet to be taken over"),
+    (1011329, "a promotion left in the ring what its full spool had no room for, and read what it counted on too late"),
+    (1100272, "as 1011329, with two damaged payloads"),
     (1017505, "what a primary had told nobody when it lost its power was neither lost nor unknown"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),

@@ -75,6 +75,14 @@ impl World {
         above.filter_map(|record| Some((record, self.oracle.request_of(record.seq)?.promise?)))
     }
 
+    /// Whether seqs were skipped since: a start could not rely on its log, and what came before it is left to a batch.
+    pub fn before_gap(&self, seq: Seq) -> bool {
+        let mut next = self.oracle.tail().next();
+        self.oracle
+            .back_from(self.oracle.tail(), seq.prev())
+            .any(|it| it.seq.next() < std::mem::replace(&mut next, it.seq))
+    }
+
     /// I3: a mode is in force again only when it holds of everything that was acknowledged below it.
     pub fn check_in_force(&self) -> Verdict {
         let known = self.synced_told && !self.damaged && !self.astray && !self.aux_spoiled();

@@ -480,6 +480,11 @@ impl World {
             // as it would be a moment later: the report will say so (I4).
             return Ok(());
         }
+        if !promise.full && self.before_gap(seq) {
+            // A flush behind a start that could not rely on its log covers what came before that as its batch does: a degraded
+            // group says so, and waits for no batch.
+            return Ok(());
+        }
         // The reply relies on what was called durable before: a bit that has flipped since, in a site that was down or in
         // one that nobody has heard of since, makes it no broken promise. What it costs, the report has to say (I4, I8).
         let mut promise = promise;
