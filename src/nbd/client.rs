@@ -230,14 +230,16 @@ impl ClientSession {
         out.put(&RequestHead::encode(flags, CMD_WRITE_ZEROES, number, offset, length));
     }
 
-    /// Asks which parts of a range have storage; the session must be ready, and know `base:allocation`.
+    /// Asks which parts of a range have storage, or with `one` about what it begins with; the session must be ready, and know
+    /// `base:allocation`.
     ///
     /// # Panics
     /// When it does not.
-    pub fn status(&mut self, cookie: u64, offset: u64, length: u32, out: &mut Outbox) {
+    pub fn status(&mut self, cookie: u64, offset: u64, length: u32, one: bool, out: &mut Outbox) {
         let context = self.context.expect("asked only where the server has it");
+        let flags = if one { CMD_FLAG_REQ_ONE } else { 0 };
         let number = self.number(cookie, 0, Asked::status(context, length));
-        out.put(&RequestHead::encode(0, CMD_BLOCK_STATUS, number, offset, length));
+        out.put(&RequestHead::encode(flags, CMD_BLOCK_STATUS, number, offset, length));
     }
 
     /// Whether `status` can be asked.

@@ -18,6 +18,7 @@
 //! next to nothing, or by sending next to nothing of a request that has its room, is cut off.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 
 use bytes::Bytes;
 
@@ -30,8 +31,9 @@ use crate::io;
 use crate::io::Reactor;
 use crate::io::tls::Acceptor;
 use crate::limits::{
-    CONNECTION_QUEUE_BYTES_MAX, CONNECTION_REPLIES_BYTES_MAX, HANDSHAKE_NS, PATIENCE_BYTES, PATIENCE_NS,
-    SERVER_AHEAD_BYTES_MAX, SERVER_REPLIES_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS, SLOW_PART,
+    CONNECTION_QUEUE_BYTES_MAX, CONNECTION_REPLIES_BYTES_MAX, CONNECTIONS_PEER_MAX, HANDSHAKE_NS, PATIENCE_BYTES,
+    PATIENCE_NS, SERVER_AHEAD_BYTES_MAX, SERVER_REPLIES_BYTES_MAX, SLOW_BYTES, SLOW_HOLDS_BYTES_MIN, SLOW_NS,
+    SLOW_PART,
 };
 use crate::nbd::budget::{Budget, Held, Lanes, Share, Ways};
 use crate::nbd::outbox::{Outbox, Part, Payloads, Untaken};
@@ -81,8 +83,9 @@ struct Client {
     /// When bytes last came, or answers last went, monotonic.
     moved_ns: u64,
     out: Outbox,
-    /// What it can be made secure with.
+    /// What it can be made secure with, and whether it is.
     acceptor: Option<Acceptor>,
+    secured: bool,
     dirty: bool,
     paused: bool,
     /// It said goodbye: it is closed once it has been answered.
@@ -147,8 +150,10 @@ impl NbdServer {
         self.clients.insert(conn, client);
         let census = self.census();
         self.count(&census, now);
-        // Whoever would give way next has time for its first words: the others wait to be accepted.
-        self.pace.step(now.mono_ns);
+        // Whoever would give way next has time for its first words: the others wait to be accepted. Not for the sake of those
+        // of one peer that has all it may have.
+        let all = census.is_full(peer).then_some(CONNECTIONS_PEER_MAX);
+        self.pace.step(now.mono_ns, all.unwrap_or_else(|| self.unasked()));
         if !census.has_room(peer) {
             reactor.rest(conn, self.pace.next_ns());
         }
@@ -161,8 +166,10 @@ impl NbdServer {
             return Place::Free;
         }
         let now = reactor.now();
+        // Nobody can foresee it.
+        let chance = RandomState::new().hash_one(now.mono_ns);
         let mut seats = self.seats(reactor);
-        let mut found = place(&seats, peer, now.mono_ns);
+        let mut found = place(&seats, peer, now.mono_ns, chance);
         // All are asked only where it makes a difference: that costs as much as everything else about a newcomer.
         if let Place::Of(conn) = found
             && self.clients[&conn].has_unread(reactor, conn)
@@ -171,7 +178,7 @@ impl NbdServer {
                 let client = &self.clients[conn];
                 *standing = client.standing(client.has_unread(reactor, *conn), now.mono_ns);
             }
-            found = place(&seats, peer, now.mono_ns);
+            found = place(&seats, peer, now.mono_ns, chance);
         }
         self.count(&census, now);
         if let Some(crowded) = &mut self.crowded {
@@ -201,6 +208,11 @@ impl NbdServer {
             Some(before) => Crowded { text, seen_ns, ..before },
             None => Crowded { text, since_ns: now.wall_ns, seen_ns, ended: 0, refused: 0 },
         });
+    }
+
+    /// How many have not asked for anything yet.
+    fn unasked(&self) -> usize {
+        self.clients.values().filter(|client| !client.closing && client.asked == 0).count()
     }
 
     fn census(&self) -> Census {
@@ -247,6 +259,7 @@ impl NbdServer {
             io::Event::Secured { conn } if self.owns(*conn) => {
                 if let Some(client) = self.live(*conn) {
                     client.session.secured();
+                    client.secured = true;
                 }
             }
             io::Event::Closed { conn, .. } => {
@@ -668,6 +681,7 @@ impl Client {
     /// standing is what they make of it.
     fn standing(&self, unread: bool, now_ns: u64) -> Standing {
         let (session, used) = (&self.session, self.asked > 0);
+        let through = self.secured || session.transmitting();
         // Whoever was only refused things has not asked for anything, also if it takes none of these answers.
         let blocked = session.blocked() && (used || !session.full());
         let waits = session.inflight() > 0 || blocked || (used && self.stuck.is_some());
@@ -678,10 +692,9 @@ impl Client {
             (true, _, _) => Standing::Busy,
             // A request, as far as is known: who sends what is none all the time could as well send one.
             (false, _, _) if unread && session.transmitting() => Standing::Busy,
-            (false, false, _) if unread => Standing::Begun { since_ns: now_ns },
-            (false, false, 0) => Standing::Silent { since_ns: self.moved_ns },
-            (false, false, _) if session.transmitting() => Standing::Ready { since_ns: self.moved_ns },
-            (false, false, _) => Standing::Begun { since_ns: self.moved_ns },
+            (false, false, _) if through => Standing::Ready,
+            (false, false, 0) if !unread => Standing::Silent { since_ns: self.moved_ns },
+            (false, false, _) => Standing::Begun,
             (false, true, _) => Standing::Idle { since_ns: self.moved_ns, asked: self.asked },
         }
     }

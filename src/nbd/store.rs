@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use self::line::{FLUSH, Flushing, Line, Piece, room, send};
+use self::line::{FLUSH, Flushing, Line, Piece, room, send, status_bytes_after};
 use self::op::{Op, Work, join};
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
@@ -40,7 +40,7 @@ use crate::core::ids::Ticket;
 use crate::core::machine::{DiskKind, DiskResult, IoFail};
 use crate::core::overlap::InFlight;
 use crate::core::rope::Rope;
-use crate::limits::{BACKING_REQUESTS_MAX, BACKING_WIRE_BYTES_MAX};
+use crate::limits::{BACKING_REQUESTS_MAX, BACKING_STATUS_BYTES_MIN, BACKING_WIRE_BYTES_MAX};
 use crate::nbd::client::{ClientSession, Event, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -212,6 +212,7 @@ impl Store {
             kept_bytes: 0,
             leaving: false,
             no_zeroes: false,
+            status_bytes: BACKING_STATUS_BYTES_MIN,
             heard_ns: now_ns,
         });
     }
@@ -502,8 +503,15 @@ impl Store {
     fn status_done(&mut self, cookie: u64, stretches: Vec<Stretch>) {
         let Some(line) = &mut self.line else { return };
         let piece = line.pieces.remove(cookie).expect("the session answers what it was given, once");
+        line.wire_bytes -= piece.bytes;
         if let Some(op) = self.ops.get_mut(&piece.op) {
             op.left -= 1;
+            if let Work::Status { most, .. } = op.work
+                && most > 1
+            {
+                let bytes = stretches.iter().map(|stretch| stretch.length).sum();
+                line.status_bytes = status_bytes_after(line.status_bytes, most as u64, stretches.len() as u64, bytes);
+            }
         }
         self.status_found(piece.op, stretches);
     }

@@ -133,7 +133,8 @@ impl Server {
                 self.disk.flush();
                 Ok(Bytes::new())
             }
-            Kind::Status { length, .. } => {
+            Kind::Status { offset, length, one } => {
+                self.log.push(format!("status {offset} {length}{}", if one { " one" } else { "" }));
                 let half = Stretch { length: length / 2, hole: true };
                 let rest = Stretch { length: length - length / 2, hole: false };
                 return self.session.status(cookie, &[half, rest], &mut self.out);
@@ -386,6 +387,13 @@ fn holes_are_listed_where_the_server_knows_them() {
     let said: Vec<Said> = store.said().collect();
     let stretches = [true, false].map(|hole| Stretch { length: SIZE / 2, hole }).into();
     assert_eq!(said, [Said::Extents { ticket: Ticket(3), stretches }]);
+    // Who wants only the first one makes the server list no more.
+    store.extents(0, Ticket(4), 512, 2048, 1);
+    server.run(&mut store);
+    let said: Vec<Said> = store.said().collect();
+    let first = vec![Stretch { length: 1024, hole: true }];
+    assert_eq!(said, [Said::Extents { ticket: Ticket(4), stretches: first }]);
+    assert_eq!(server.log, [format!("status 0 {SIZE}"), "status 512 2048 one".into()]);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use super::op::{Op, Work, part};
 use crate::core::ids::Ticket;
 use crate::core::overlap::InFlight;
-use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_STATUS_BYTES};
+use crate::limits::{
+    BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_STATUS_BYTES, BACKING_STATUS_BYTES_MIN, SECTOR_BYTES,
+};
 use crate::nbd::client::{ClientSession, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -38,6 +40,8 @@ pub struct Line {
     pub leaving: bool,
     /// The server has refused to write zeroes by itself.
     pub no_zeroes: bool,
+    /// How long a range it is asked about at a time, bytes: so that an answer is about as long as what is asked for.
+    pub status_bytes: u64,
     pub heard_ns: u64,
 }
 
@@ -94,6 +98,18 @@ impl Line {
     }
 }
 
+/// How long a range is asked about next, bytes, after one of which so many stretches were told, `bytes` in all, where at most
+/// `most` were asked for: so that an answer is about as long as that.
+pub fn status_bytes_after(status_bytes: u64, most: u64, told: u64, bytes: u64) -> u64 {
+    if told > 2 * most {
+        (bytes / told * most).clamp(BACKING_STATUS_BYTES_MIN, BACKING_STATUS_BYTES)
+    } else if told <= most / 2 {
+        BACKING_STATUS_BYTES.min(2 * status_bytes)
+    } else {
+        status_bytes
+    }
+}
+
 /// Whether a change that has not begun here may: what is remembered has a bound (I9).
 pub fn room(line: &Line, op: &Op, kept_bytes_max: u64) -> bool {
     let begins = op.changes() && op.at == op.offset && op.left == 0;
@@ -114,7 +130,12 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
         Work::Read | Work::Write { .. } => (by_pieces, by_pieces),
         Work::Zero { written: true, .. } => (by_pieces.min(ZEROES_BYTES), by_pieces.min(ZEROES_BYTES)),
         Work::Zero { .. } => (left.min(BACKING_RANGE_BYTES), 0),
-        Work::Status { .. } => (left.min(BACKING_STATUS_BYTES), 0),
+        // Who asks for what a range begins with is told no more.
+        Work::Status { most: 1, .. } => (left.min(BACKING_STATUS_BYTES), 0),
+        Work::Status { .. } => {
+            let length = left.min(line.status_bytes);
+            (length, length / SECTOR_BYTES * 8)
+        }
     };
     let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
     let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });
@@ -123,8 +144,8 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
     let fua = op.durable() && line.flags() & SEND_FUA != 0;
     let Line { session, out, .. } = line;
     match &op.work {
-        Work::Status { .. } => {
-            session.status(piece, at, short, out);
+        Work::Status { most, .. } => {
+            session.status(piece, at, short, *most == 1, out);
             return true;
         }
         Work::Read => {
@@ -146,3 +167,27 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
 
 /// Bytes of one piece when zeroes have to be written out.
 const ZEROES_BYTES: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much of a volume there is to tell, an answer becomes about as long as what is asked for, and stays so.
+    #[test]
+    fn ranges_that_are_asked_about_suit_what_there_is_to_tell_of_them() {
+        let most = 4096;
+        for stretch in [512, 4096, 65536, 1 << 20, 1 << 30] {
+            let mut status_bytes = BACKING_STATUS_BYTES_MIN;
+            for _ in 0..10 {
+                status_bytes = status_bytes_after(status_bytes, most, status_bytes.div_ceil(stretch), status_bytes);
+            }
+            let told = status_bytes.div_ceil(stretch);
+            assert!(told <= 2 * most, "{stretch}: {told}");
+            assert!(told > most / 2 || status_bytes == BACKING_STATUS_BYTES, "{stretch}: {told}");
+            // From one extreme to the other in a step, and back.
+            let dense =
+                status_bytes_after(BACKING_STATUS_BYTES, most, BACKING_STATUS_BYTES / 512, BACKING_STATUS_BYTES);
+            assert_eq!(dense, BACKING_STATUS_BYTES_MIN);
+        }
+    }
+}
