@@ -249,7 +249,7 @@ pub const BACKING_RANGE_BYTES: u64 = 1 << 30;
 /// The longest range that it is asked about what has storage, bytes, and the first one, and the shortest where there is much to
 /// tell; and its answer: a stretch is 8 bytes, and servers tell at most 2^20 of them.
 pub const BACKING_STATUS_BYTES: u64 = 256 << 20;
-pub const BACKING_STATUS_BYTES_MIN: u64 = 2 << 20;
+pub const BACKING_STATUS_BYTES_MIN: u64 = 256 << 10;
 pub const BACKING_STATUS_ANSWER_BYTES_MAX: u32 = 4 + (8 << 20);
 /// Requests on the wire to the server of a volume, and their payload, both ways, from which on the next one waits, bytes.
 pub const BACKING_REQUESTS_MAX: usize = 64;

@@ -64,6 +64,8 @@ pub struct Batch {
     forgotten: bool,
     /// Chunks of it that were acknowledged are not here any more: the writer has to begin another.
     disowned: bool,
+    /// Orders from before its begin were lost here since: it may leave out what they changed, and is never complete.
+    pub(super) lacking: bool,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
     pub(super) unsynced: Vec<Placed>,
     pub(super) writing: BTreeMap<u64, Placed>,
@@ -84,7 +86,7 @@ impl Batch {
     /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
     #[must_use]
     pub fn kept(&self) -> Seq {
-        if self.disowned || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
+        if self.disowned || self.lacking || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
     }
 
     /// Nothing of it is here any more: its chunks, whose room is free, and the writer has to begin another.
@@ -196,7 +198,7 @@ impl Machine {
     /// The end of a batch, if everything it promises is here.
     pub(super) fn batch_complete(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> Option<OrderRecord> {
         // What had come of it is forgotten: an end that counts no chunks is not to be taken for a copy.
-        if batch.forgotten && batch.have.is_empty() {
+        if batch.lacking || batch.forgotten && batch.have.is_empty() {
             return None;
         }
         let (begin, end) = self.history.open_batch(self.cut)?;

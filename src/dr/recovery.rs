@@ -114,10 +114,18 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     if journal.damage.is_some() || superblock.has(DAMAGED) {
         orders_of_payloads(&entries, &mut history, &mut news);
     }
-    let (spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
+    let (mut spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
-    let (batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
+    let (mut batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
+    // What it brings was chosen while those orders were here.
+    if let Some(batch) = batch.as_mut().filter(|it| !it.direct && (journal.damage.is_some() || superblock.has(DAMAGED)))
+    {
+        batch.lacking = true;
+        batch.forgo().values().for_each(|chunk| spool.free(chunk.pos));
+        let text = format!("batch {} may leave out what lost orders changed: it is begun anew", batch.begin);
+        news.push((Level::Warn, text));
+    }
     let after = committed.as_ref().map_or(superblock.seq, |it| it.end);
     let behind = history.unbroken_from(after, history.tail()) < superblock.promised_cut;
     if superblock.has(PROMOTING) && superblock.batch == Seq(0) && behind {

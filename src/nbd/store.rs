@@ -204,6 +204,8 @@ impl Store {
             pieces: Slots::default(),
             wire_bytes: 0,
             ready: VecDeque::new(),
+            asking: VecDeque::new(),
+            asked: false,
             order: None,
             behind: 0,
             settled: Vec::new(),
@@ -349,9 +351,13 @@ impl Store {
                 line.ready.pop_front();
                 continue;
             };
-            if matches!(op.work, Work::Status { .. }) && !line.session.knows_holes() {
+            if matches!(op.work, Work::Status { .. }) {
                 line.ready.pop_front();
-                self.guess(number);
+                if line.session.knows_holes() {
+                    line.asking.push_back(number);
+                } else {
+                    self.guess(number);
+                }
                 continue;
             }
             let full = line.pieces.len() >= BACKING_REQUESTS_MAX || line.wire_bytes >= BACKING_WIRE_BYTES_MAX;
@@ -359,9 +365,17 @@ impl Store {
             if full || held {
                 break;
             }
-            let one_by_one = send(line, number, op, &mut self.zeroes);
-            if one_by_one || op.at >= op.end() {
+            send(line, number, op, &mut self.zeroes);
+            if op.at >= op.end() {
                 line.ready.pop_front();
+            }
+        }
+        while let Some(line) = self.line.as_mut().filter(|line| !line.asked)
+            && let Some(number) = line.asking.pop_front()
+        {
+            if let Some(op) = self.ops.get_mut(&number) {
+                line.asked = true;
+                send(line, number, op, &mut self.zeroes);
             }
         }
         self.flush_if_due(held);
@@ -402,7 +416,10 @@ impl Store {
         let op = self.ops.get_mut(&piece.op).expect("an operation lives until its last piece");
         op.left -= 1;
         match (result, &op.work) {
-            (_, Work::Status { .. }) => return self.guess(piece.op),
+            (_, Work::Status { .. }) => {
+                line.asked = false;
+                return self.guess(piece.op);
+            }
             (Ok(data), Work::Read) => op.data[piece.index] = data,
             (Ok(_), _) => {}
             (Err(errno), _) if op.answered && !op.can_be_written(errno) => {
@@ -503,7 +520,7 @@ impl Store {
     fn status_done(&mut self, cookie: u64, stretches: Vec<Stretch>) {
         let Some(line) = &mut self.line else { return };
         let piece = line.pieces.remove(cookie).expect("the session answers what it was given, once");
-        line.wire_bytes -= piece.bytes;
+        line.asked = false;
         if let Some(op) = self.ops.get_mut(&piece.op) {
             op.left -= 1;
             if let Work::Status { most, .. } = op.work
@@ -535,7 +552,7 @@ impl Store {
             }
         }
         if op.at < op.offset + op.length && found.len() < *most {
-            return line.ready.push_front(number);
+            return line.asking.push_back(number);
         }
         line.finish(number, &self.ops);
         let Some(Op { ticket, work: Work::Status { most, mut found }, .. }) = self.ops.remove(&number) else { return };

@@ -396,6 +396,34 @@ fn holes_are_listed_where_the_server_knows_them() {
     assert_eq!(server.log, [format!("status 0 {SIZE}"), "status 512 2048 one".into()]);
 }
 
+/// A server may take long over a block status, and answer nothing else on the connection meanwhile.
+#[test]
+fn one_block_status_is_asked_for_at_a_time_and_others_go_ahead_of_the_rest() {
+    let (mut server, mut store) = (Server::new(ALL), store());
+    server.connect(&mut store);
+    server.run(&mut store);
+    for ticket in 1..=5 {
+        store.extents(0, Ticket(ticket), 0, SIZE, 5);
+    }
+    store.begin(0, Ticket(6), DiskKind::Read { offset: 0, length: 512 });
+    server.converse(&mut store);
+    let mut ends = Vec::new();
+    while !server.asked.is_empty() {
+        let statuses = server.asked.iter().filter(|it| matches!(it.kind, Kind::Status { .. })).count();
+        assert!(statuses <= 1, "{:?}", server.asked);
+        // The read is there with the first of them.
+        assert!(ends.len() > 1 || server.asked.len() == 2 - ends.len());
+        let request = server.asked.pop().expect("not empty");
+        server.carry_out(request);
+        server.converse(&mut store);
+        ends.extend(store.said().map(|said| match said {
+            Said::Extents { ticket, .. } | Said::Done { ticket, .. } => ticket.0,
+        }));
+    }
+    ends.sort_unstable();
+    assert_eq!(ends, [1, 2, 3, 4, 5, 6]);
+}
+
 #[test]
 fn a_server_that_says_it_is_leaving_is_given_the_same_again() {
     let (mut server, mut store) = (Server::new(ALL), store());

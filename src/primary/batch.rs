@@ -45,7 +45,7 @@ use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::spool::entry_bytes;
-use crate::format::wire::Message;
+use crate::format::wire::{Message, Welcome};
 use crate::limits::CHUNK_BYTES_MAX;
 
 /// How payloads cross at present.
@@ -604,13 +604,15 @@ impl Machine {
         }
     }
 
-    /// After a reconnect: whether DR still keeps what it acknowledged of the batch.
-    pub(super) fn check_batch(&mut self, kept: Seq, cut: Seq, fx: &mut Vec<Effect>) {
+    /// After a reconnect: whether DR still keeps what it acknowledged of the batch. Where it has lost orders, one that began
+    /// before that may not bring what they changed, and the next one brings all that they may have.
+    pub(super) fn check_batch(&mut self, welcome: &Welcome, fx: &mut Vec<Effect>) {
+        let (kept, cut, gaps) = (welcome.batch, welcome.cut, welcome.gaps && welcome.synced);
         let lost = match (&self.mode, &self.closing) {
             (Mode::Batch(batch), _) => {
                 // What the one before it has brought stays where DR has yet to hear of this one.
                 let unheard = batch.carried > Seq(0) && kept == batch.carried && batch.bytes_acked == 0;
-                let brought = batch.bytes_acked > 0 || batch.carried > Seq(0);
+                let brought = gaps || batch.bytes_acked > 0 || batch.carried > Seq(0);
                 (brought && kept != batch.begin && !unheard).then_some(batch.begin)
             }
             (_, Some(batch)) => (batch.end.is_some_and(|end| cut < end) && kept != batch.begin).then_some(batch.begin),
@@ -618,6 +620,9 @@ impl Machine {
         };
         if let Some(begin) = lost {
             self.coalesce(&format!("DR no longer keeps batch {begin}"), fx);
+        }
+        if gaps && self.lost_any() {
+            self.lost.union(&self.intent.ranges());
         }
     }
 

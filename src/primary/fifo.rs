@@ -404,6 +404,11 @@ pub fn scan(size: u64, nonce: u64, head: u64, read: &mut Read<'_>) -> Result<Sca
         }
         break;
     }
+    // Of what the writer went on with at the start of the file only the head is there: nothing would ever free what was passed
+    // over before it.
+    if let Some(turn) = found.turn.take_if(|turn| turn.to == found.end) {
+        found.end = turn.from;
+    }
     Ok(found)
 }
 

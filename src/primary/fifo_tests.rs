@@ -207,6 +207,26 @@ fn what_is_cleared_is_gone_and_the_log_goes_on_behind_it() {
     assert!(log.fifo.pop_staged().is_none());
 }
 
+/// A crash may leave the head of an entry at the start of the file and not its data: what was passed over before it is no part
+/// of the log then, for nothing that is taken out would free it.
+#[test]
+fn a_start_passes_over_nothing_before_an_entry_that_is_not_whole() {
+    for before in [0, 2] {
+        let from = SIZE - 2048 - before * spool::entry_bytes(512);
+        let mut log = Log::new(from);
+        (0..before).for_each(|_| assert!(log.append(512)));
+        assert!(log.append(3000) && log.fifo.tail == SIZE + spool::entry_bytes(3000), "it did not fit before the end");
+        log.file[spool::ENTRY_HEADER_BYTES + 7] ^= 1;
+        let found = scan_file(&log.file, from);
+        assert_eq!((found.end, found.last, found.turn), (SIZE - 2048, Seq(before), None));
+        log.fifo = DiskFifo::resume(SIZE, NONCE, from, &found);
+        log.read(SIZE);
+        while log.fifo.pop_staged().is_some() {}
+        log.fifo.release(None);
+        assert!(log.fifo.is_empty() && log.fifo.all_sent());
+    }
+}
+
 /// Appends end in any order: what is readable has no hole.
 #[test]
 fn only_what_is_written_without_a_hole_is_read() {

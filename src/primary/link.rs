@@ -651,7 +651,7 @@ impl Machine {
             let reserved = self.superblock.seq;
             self.write_superblock(reserved, fx);
         }
-        self.check_batch(welcome.batch, welcome.cut, fx);
+        self.check_batch(welcome, fx);
         let dr = &mut self.dr;
         // What went to the other directory meanwhile this one lacks.
         let regressed = back || welcome.cut < dr.cut;

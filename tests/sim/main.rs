@@ -180,6 +180,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (1095420, "a mode was in force while DR lacked orders of an earlier start"),
     (1018853, "as 101516, of a table that then went out of reach"),
     (1013908, "as 101516, while a batch that was sent had yet to be taken over"),
+    (2009286, "DR lost the order of a resize, and completed a batch that had begun while it was there"),
+    (
+        2025662,
+        "of the disk FIFO only what was passed over at its end was left after a loss of power, and no batch began",
+    ),
     (1011329, "a promotion left in the ring what its full spool had no room for, and read what it counted on too late"),
     (1100272, "as 1011329, with two damaged payloads"),
     (1017505, "what a primary had told nobody when it lost its power was neither lost nor unknown"),

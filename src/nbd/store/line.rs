@@ -7,9 +7,7 @@ use bytes::Bytes;
 use super::op::{Op, Work, part};
 use crate::core::ids::Ticket;
 use crate::core::overlap::InFlight;
-use crate::limits::{
-    BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_STATUS_BYTES, BACKING_STATUS_BYTES_MIN, SECTOR_BYTES,
-};
+use crate::limits::{BACKING_PIECE_BYTES, BACKING_RANGE_BYTES, BACKING_STATUS_BYTES, BACKING_STATUS_BYTES_MIN};
 use crate::nbd::client::{ClientSession, ExportInfo};
 use crate::nbd::outbox::Outbox;
 use crate::nbd::protocol::*;
@@ -26,6 +24,10 @@ pub struct Line {
     pub wire_bytes: u64,
     /// May be sent, the next one first.
     pub ready: VecDeque<u64>,
+    /// The same, of those that ask for block status; and whether one is being answered. It takes the server long, and what is
+    /// sent after it may have to wait for that: there is one at a time, and they take turns.
+    pub asking: VecDeque<u64>,
+    pub asked: bool,
     /// While operations of earlier connections are sent again.
     pub order: Option<InFlight<u64>>,
     /// Changes that were answered before this connection, and are not acknowledged on it.
@@ -98,9 +100,13 @@ impl Line {
     }
 }
 
+/// So many stretches are a good answer: others wait for no more.
+const STRETCHES: u64 = 512;
+
 /// How long a range is asked about next, bytes, after one of which so many stretches were told, `bytes` in all, where at most
-/// `most` were asked for: so that an answer is about as long as that.
+/// `most` were asked for: so that an answer is about as long as that, and not long.
 pub fn status_bytes_after(status_bytes: u64, most: u64, told: u64, bytes: u64) -> u64 {
+    let most = most.min(STRETCHES);
     if told > 2 * most {
         (bytes / told * most).clamp(BACKING_STATUS_BYTES_MIN, BACKING_STATUS_BYTES)
     } else if told <= most / 2 {
@@ -116,8 +122,8 @@ pub fn room(line: &Line, op: &Op, kept_bytes_max: u64) -> bool {
     !begins || op.answered || line.kept_bytes == 0 || line.kept_bytes + op.kept_bytes() <= kept_bytes_max
 }
 
-/// Sends the next piece of an operation. True when its next one is not known before this one is answered.
-pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bool {
+/// Sends the next piece of an operation.
+pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) {
     if op.at == op.offset && op.left == 0 {
         line.kept_bytes += op.kept_bytes();
         if let Work::Zero { written, .. } = &mut op.work {
@@ -132,10 +138,7 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
         Work::Zero { .. } => (left.min(BACKING_RANGE_BYTES), 0),
         // Who asks for what a range begins with is told no more.
         Work::Status { most: 1, .. } => (left.min(BACKING_STATUS_BYTES), 0),
-        Work::Status { .. } => {
-            let length = left.min(line.status_bytes);
-            (length, length / SECTOR_BYTES * 8)
-        }
+        Work::Status { .. } => (left.min(line.status_bytes), 0),
     };
     let short = u32::try_from(length).expect("pieces are bounded far below 2^32");
     let piece = line.pieces.insert(Piece { op: number, index: op.data.len(), bytes });
@@ -144,10 +147,8 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
     let fua = op.durable() && line.flags() & SEND_FUA != 0;
     let Line { session, out, .. } = line;
     match &op.work {
-        Work::Status { most, .. } => {
-            session.status(piece, at, short, *most == 1, out);
-            return true;
-        }
+        // How much of it that will be is not known.
+        Work::Status { most, .. } => return session.status(piece, at, short, *most == 1, out),
         Work::Read => {
             op.data.push(Bytes::new());
             session.read(piece, at, short, out);
@@ -162,7 +163,6 @@ pub fn send(line: &mut Line, number: u64, op: &mut Op, zeroes: &mut Bytes) -> bo
         }
     }
     op.at += length;
-    false
 }
 
 /// Bytes of one piece when zeroes have to be written out.
@@ -175,7 +175,7 @@ mod tests {
     /// However much of a volume there is to tell, an answer becomes about as long as what is asked for, and stays so.
     #[test]
     fn ranges_that_are_asked_about_suit_what_there_is_to_tell_of_them() {
-        let most = 4096;
+        let most = STRETCHES;
         for stretch in [512, 4096, 65536, 1 << 20, 1 << 30] {
             let mut status_bytes = BACKING_STATUS_BYTES_MIN;
             for _ in 0..10 {
