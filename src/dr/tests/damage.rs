@@ -3,12 +3,15 @@
 
 use bytes::Bytes;
 
-use super::named::{caught_up, site};
+use super::named::{batch_end, caught_up, greet, order, site, synced};
 use super::run::{Trial, damage_in};
-use crate::core::ids::{Seq, Ticket};
+use crate::core::ids::{Conn, Seq, Ticket};
+use crate::core::op::Op;
 use crate::dr::api::{File, Input};
 use crate::dr::report::LEFT_OUT;
+use crate::format::record::OrderRecord;
 use crate::format::superblock::{DAMAGED, SYNCED};
+use crate::format::wire::{Message, Purpose};
 
 /// What is done to the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,6 +279,48 @@ fn an_order_that_spoils_before_a_record_that_may_follow_a_gap_is_missed() {
         true
     });
     assert!(found.is_some(), "no seed gets there");
+}
+
+/// Seed 2009286: what the lost order had zeroed was no part of the batch, which was chosen while DR had that order.
+#[test]
+fn a_batch_from_before_orders_were_lost_is_begun_anew() {
+    for (lost, kept) in [(4, true), (4, false), (5, true)] {
+        let (mut trial, chain) = synced(3);
+        let missing = order(3, Op::Write, chain);
+        let zeroes = order(4, Op::WriteZeroes, missing.chain);
+        let begin = order(5, Op::BatchBegin, zeroes.chain);
+        let end = batch_end(6, &begin, begin.chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        trial.writer.records = vec![missing, zeroes, begin, end];
+        trial.writer.damaged = true;
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![missing, zeroes, begin]) });
+        if kept {
+            let message = Message::Chunk { index: 0, record: chunk, data: Bytes::new() };
+            trial.step(Input::Message { conn: Conn(2), message });
+        }
+        trial.drain_disk();
+        let (_, at) = trial.journal_slots().into_iter().find(|slot| slot.0 == Seq(lost)).expect("it is durable");
+        trial.disk.flip(File::Journal, at + 20, 3);
+        trial.crash(true);
+        trial.drain_disk();
+        greet(&mut trial, Conn(3), Purpose::Order);
+        trial.drain_disk();
+        let welcome = trial.sent(Conn(3)).iter().find_map(|it| match it {
+            Message::Welcome(welcome) => Some((welcome.batch, welcome.gaps, welcome.cut)),
+            _ => None,
+        });
+        assert_eq!(welcome, Some((Seq(0), true, Seq(2))), "{lost}");
+        if lost == 4 {
+            // A writer that believes in it all the same gets nowhere with it.
+            greet(&mut trial, Conn(4), Purpose::Stream);
+            let message = Message::Chunk { index: 0, record: chunk, data: Bytes::new() };
+            trial.step(Input::Message { conn: Conn(4), message });
+            trial.drain_disk();
+            trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![end]) });
+            trial.drain_disk();
+            assert_eq!(trial.machine.cut, Seq(2), "nothing shows what was zeroed");
+        }
+    }
 }
 
 #[test]
