@@ -249,6 +249,8 @@ pub struct World {
     /// Of the auxiliary: seqs whose record or payload was damaged there, or all of them.
     pub aux_rotten: BTreeSet<Seq>,
     pub aux_astray: bool,
+    /// A write to DR's spool has landed elsewhere: on another payload, maybe.
+    pub dr_spool_astray: bool,
     /// A write to the table, to the journal or to the spool has landed elsewhere.
     pub astray: bool,
     /// Payloads in the ring: seq, offset in the table, bytes.
@@ -377,6 +379,7 @@ impl World {
             dr_rotten_heard: BTreeSet::new(),
             aux_rotten: BTreeSet::new(),
             aux_astray: false,
+            dr_spool_astray: false,
             astray: false,
             ring_places: Vec::new(),
             primary_boot: 0,

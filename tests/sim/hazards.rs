@@ -152,6 +152,7 @@ impl World {
         if let Some(file) = self.dr_disk.take_misdirected() {
             self.landmark(|| format!("a write to DR's {file:?} lands elsewhere"));
             self.damaged = true;
+            self.dr_spool_astray |= file == dr::api::File::Spool;
             self.astray = true;
         }
     }

@@ -188,6 +188,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (1011329, "a promotion left in the ring what its full spool had no room for, and read what it counted on too late"),
     (1100272, "as 1011329, with two damaged payloads"),
     (1017505, "what a primary had told nobody when it lost its power was neither lost nor unknown"),
+    (2080045, "the checker wanted a table back whose first write had gone elsewhere, without its operator"),
+    (
+        2098738,
+        "the checker blamed DR for a payload of which the disk had said that it was written, and it went elsewhere",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
