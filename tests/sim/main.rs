@@ -193,6 +193,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         2098738,
         "the checker blamed DR for a payload of which the disk had said that it was written, and it went elsewhere",
     ),
+    (2109578, "the checker held an operator, who forced the point before a resize, to the bound on the lag"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

@@ -532,7 +532,8 @@ impl World {
             stopped: self.stopped_before_resize(outcome),
         };
         checkers::check_report(&self.oracle, self.setup.protect, outcome, &reach)?;
-        match self.setup.lag_max.filter(|_| self.lag_bound && !self.damaged) {
+        let bound = self.lag_bound && !self.damaged && !reach.stopped;
+        match self.setup.lag_max.filter(|_| bound) {
             Some(most) if !plan => checkers::check_lag(&self.oracle, outcome.cut, most),
             _ => Ok(()),
         }
