@@ -343,8 +343,8 @@ impl Machine {
             let text = format!("disk FIFO damaged, {why}; its ranges are copied as a batch (I8)");
             fx.push(Effect::Log { level: Level::Error, text });
             self.coalesce("the disk FIFO is damaged", fx);
-            self.dr.forget_sent();
-            self.drop_on_disk();
+            // What is on its way to DR from memory comes after it: the batch has that, too.
+            self.drop_queued();
         }
     }
 }
