@@ -441,6 +441,8 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
     assert!(path.exists(), "the standard library leaves the file of a closed listener");
     let mut first = reactor();
     let listener = first.listen(&Address::Unix(path.clone())).expect("replaces the stale socket");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).expect("it is there").permissions());
+    assert_eq!(mode & 0o777, 0o600, "its user's alone, whatever the umask is");
     let refused = reactor().listen(&Address::Unix(path.clone())).expect_err("in use");
     assert!(refused.to_string().contains("in use"), "{refused}");
     first.stop_listening(listener);

@@ -30,7 +30,7 @@ use super::arguments::{Attach, Detach};
 use super::failure::Failure;
 use super::{files, logs};
 use crate::cluster::size::human_size;
-use crate::core::address::NbdUri;
+use crate::core::address::{Address, NbdUri};
 use crate::io::notify;
 use crate::nbd::client::ExportInfo;
 use crate::nbd::protocol::{CAN_MULTI_CONN, READ_ONLY};
@@ -149,6 +149,7 @@ fn target(options: &Attach) -> Result<(NbdUri, String), Failure> {
                 "{uri}: the kernel's client speaks no TLS; attach a unix socket, or run nbdfuse"
             )));
         }
+        let uri = from_root(uri)?;
         let backend = format!("farshore {uri}");
         return Ok((uri, backend));
     }
@@ -170,8 +171,18 @@ fn target(options: &Attach) -> Result<(NbdUri, String), Failure> {
     let address = listen.and_then(|addresses| addresses.first().cloned()).ok_or_else(|| {
         Failure::usage(format!("{}: [{section}] has no {key}: there is nothing to attach", config.path))
     })?;
-    let uri = NbdUri { address, export: name.clone(), tls: None };
+    let uri = from_root(NbdUri { address, export: name.clone(), tls: None })?;
     Ok((uri, format!("farshore {}/{name}", config.group.name)))
+}
+
+/// The same with the whole path of its socket: who keeps the device connects again from another directory.
+fn from_root(mut uri: NbdUri) -> Result<NbdUri, Failure> {
+    if let Address::Unix(path) = &uri.address {
+        let whole =
+            std::path::absolute(path).map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+        uri.address = Address::Unix(whole);
+    }
+    Ok(uri)
 }
 
 /// Connects the device and replaces connections that die, until it is disconnected.
@@ -414,5 +425,20 @@ impl Growth {
             ),
             Err(error) => tracing::warn!("{error}; the export has {shown} now: detach the device and attach it again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_known_by_its_whole_path() {
+        let from =
+            |uri: &str| from_root(uri.parse().expect("a URI")).expect("there is a working directory").to_string();
+        let here = std::env::current_dir().expect("there is one");
+        assert_eq!(from("nbd+unix:///db?socket=run/s"), format!("nbd+unix:///db?socket={}/run/s", here.display()));
+        assert_eq!(from("nbd+unix:///db?socket=/run/s"), "nbd+unix:///db?socket=/run/s");
+        assert_eq!(from("nbd://h/db"), "nbd://h/db");
     }
 }

@@ -36,7 +36,9 @@ pub fn run(options: &Resize, out: &mut dyn Write) -> Result<(), Failure> {
     if done.old_size_bytes == done.size_bytes {
         return Ok(writeln!(out, "{name} has {new} already")?);
     }
-    let follows = done.seq.map_or(String::new(), |seq| format!("; DR follows with seq {seq}"));
+    // A site that was promoted has none.
+    let follows = done.seq.filter(|_| done.dr_asked.is_some());
+    let follows = follows.map_or(String::new(), |seq| format!("; DR follows with seq {seq}"));
     writeln!(out, "{name} has {new} now, and had {old}{follows}")?;
     if done.dr_asked == Some(false) {
         writeln!(

@@ -327,6 +327,9 @@ impl UriTls {
     fn take(&mut self, key: &str, value: String) -> Result<(), &'static str> {
         match (key, value.as_str()) {
             ("tls-certificates" | "tls-hostname" | "tls-psk-file", "") => return Err("a parameter of TLS is empty"),
+            ("tls-certificates", _) if self.certificates.is_some() => return Err("tls-certificates is given twice"),
+            ("tls-hostname", _) if self.hostname.is_some() => return Err("tls-hostname is given twice"),
+            ("tls-psk-file", _) if self.key.is_some() => return Err("tls-psk-file is given twice"),
             ("tls-certificates", dir) if !dir.starts_with('/') => {
                 return Err("tls-certificates is the whole path of a directory, from / on");
             }
@@ -616,6 +619,9 @@ mod tests {
             ("nbds://@h/e?tls-psk-file=/x", "empty"),
             ("nbds://h/e?tls-type=anon", "x509 or psk"),
             ("nbds://h/e?tls-verify-peer=false", "anybody"),
+            ("nbds://h/e?tls-hostname=a&tls-hostname=b", "tls-hostname is given twice"),
+            ("nbds://h/e?tls-certificates=/a&tls-certificates=/a", "tls-certificates is given twice"),
+            ("nbds://u@h/e?tls-psk-file=/a&tls-psk-file=/b", "tls-psk-file is given twice"),
             ("nbds://h/e?tls-certificates=here", "whole path"),
             ("nbds://h/e?tls-hostname=", "empty"),
             ("nbds://h/e?tls-priority=x", "not known"),

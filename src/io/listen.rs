@@ -198,6 +198,8 @@ fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
         std::fs::remove_file(path)?;
         bind(fd.as_raw_fd(), &address).map_err(|error| named(path.display(), error.into()))?;
     }
+    // Nobody has connected yet, for it does not listen. Others than its user are let in by whoever says so.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(|error| named(path.display(), error))?;
     listen(&fd, BACKLOG)?;
     Ok(fd)
 }

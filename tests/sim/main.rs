@@ -194,7 +194,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "the checker blamed DR for a payload of which the disk had said that it was written, and it went elsewhere",
     ),
     (2109578, "the checker held an operator, who forced the point before a resize, to the bound on the lag"),
-    (2145298, "behind damage in the disk FIFO what was on its way from memory was never told of again, and no batch began"),
+    (
+        2145298,
+        "behind damage in the disk FIFO what was on its way from memory was never told of again, and no batch began",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
