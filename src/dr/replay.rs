@@ -162,15 +162,16 @@ impl Replay {
     }
 
     /// A batch is lost: what is queued of it is not applied any more, and nothing above `seq` counts as applied, whatever of
-    /// it the volumes hold. What was queued besides has to be pushed again.
+    /// it the volumes hold. What was queued besides has to be pushed again; and what is being written, too, which counts only
+    /// then: until it is through, what is pushed again before it has taken the place of it in the volumes.
     pub fn fall_back(&mut self, seq: Seq) {
         if !planted(Bug::SpoiltMovesUp) {
             self.drop_from(0);
         }
-        for running in &mut self.running {
-            running.reached = seq.min(running.reached);
-        }
         self.applied = self.applied.min(seq);
+        for running in &mut self.running {
+            running.reached = self.applied.min(running.reached);
+        }
     }
 
     fn drop_from(&mut self, index: usize) {
@@ -350,4 +351,45 @@ fn verify(bytes: &Bytes, nonce: u64, pos: u64, item: Item, record: &OrderRecord)
         return Err(format!("position {pos} of the spool holds another entry: seq {}", header.record.seq));
     }
     Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Volume;
+    use crate::core::machine::DiskOp;
+
+    fn push(replay: &mut Replay, seqs: std::ops::RangeInclusive<u64>) {
+        for seq in seqs {
+            let extent = Extent { volume: Volume(0), offset: 0, length: 4096 };
+            replay.push(Step { action: Action::Zero { extent, unmap: true }, reached: Seq(seq), tag: None });
+        }
+    }
+
+    /// Ends the one write that is under way, and starts the next.
+    fn end_one(replay: &mut Replay, desk: &mut Desk, fx: &mut Vec<Effect>) {
+        let ended =
+            fx.drain(..).find_map(|it| if let Effect::Disk(DiskOp { ticket, .. }) = it { Some(ticket) } else { None });
+        assert!(replay.written(ended.expect("one is under way"), desk, fx));
+    }
+
+    /// Seed 2181594: older writes were made once more over newer ones that were under way; those counted, the payloads were
+    /// forgotten, and damage kept them from being made again.
+    #[test]
+    fn what_is_under_way_when_a_batch_is_lost_counts_once_it_was_pushed_again() {
+        let (mut replay, mut desk, mut fx) = (Replay::new(1, Seq(10), 1, 1 << 20), Desk::default(), Vec::new());
+        push(&mut replay, 11..=13);
+        replay.pump(&mut desk, &mut fx);
+        end_one(&mut replay, &mut desk, &mut fx);
+        assert_eq!(replay.applied(), Seq(11));
+        replay.fall_back(Seq(12));
+        push(&mut replay, 12..=12);
+        replay.pump(&mut desk, &mut fx);
+        for _ in 0..2 {
+            end_one(&mut replay, &mut desk, &mut fx);
+            assert_eq!(replay.applied(), Seq(11), "12 is to be made after them");
+        }
+        end_one(&mut replay, &mut desk, &mut fx);
+        assert!(replay.applied() == Seq(12) && replay.idle());
+    }
 }

@@ -198,6 +198,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         2145298,
         "behind damage in the disk FIFO what was on its way from memory was never told of again, and no batch began",
     ),
+    (2181594, "writes that were under way when a batch was lost counted, and older ones were made once more over them"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),
