@@ -86,7 +86,7 @@ impl Batch {
     /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
     #[must_use]
     pub fn kept(&self) -> Seq {
-        if self.disowned || self.lacking || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
+        if self.disowned || self.forgotten && self.have.is_empty() { Seq(0) } else { self.begin }
     }
 
     /// Nothing of it is here any more: its chunks, whose room is free, and the writer has to begin another.

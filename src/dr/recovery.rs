@@ -111,7 +111,8 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     };
     let (entries, torn) =
         scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
-    if journal.damage.is_some() || superblock.has(DAMAGED) {
+    let lacks_orders = journal.damage.is_some() || superblock.has(DAMAGED);
+    if lacks_orders {
         orders_of_payloads(&entries, &mut history, &mut news);
     }
     let (mut spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
@@ -119,8 +120,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let mut damage = journal.damage.clone();
     let (mut batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
     // What it brings was chosen while those orders were here.
-    if let Some(batch) = batch.as_mut().filter(|it| !it.direct && (journal.damage.is_some() || superblock.has(DAMAGED)))
-    {
+    if let Some(batch) = batch.as_mut().filter(|it| lacks_orders && !it.direct) {
         batch.lacking = true;
         batch.forgo().values().for_each(|chunk| spool.free(chunk.pos));
         let text = format!("batch {} may leave out what lost orders changed: it is begun anew", batch.begin);

@@ -305,6 +305,11 @@ mod tests {
         super::place(seats, peer, now_ns, now_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20)
     }
 
+    /// One of any number.
+    fn network(at: u64) -> Peer {
+        Peer::of(&format!("[2001:db8:{:x}:{:x}::1]:7", 1 + at / 65536, at % 65536))
+    }
+
     /// So many of each, in this order.
     fn seats(of: &[(usize, Peer, Standing)]) -> Vec<Seat> {
         let each = of.iter().flat_map(|(count, peer, standing)| std::iter::repeat_n((*peer, *standing), *count));
@@ -475,7 +480,6 @@ mod tests {
     #[test]
     fn strangers_of_any_number_of_addresses_drive_out_nobody_who_asked_and_keep_nobody_out() {
         const STEP_NS: u64 = 12_000_000;
-        let network = |at: u64| Peer::of(&format!("[2001:db8:{:x}:{:x}::1]:7", 1 + at / 65536, at % 65536));
         let mut most_attempts = 0;
         for addresses in [1, 3, 31, 110, 224, 300, 5000] {
             for said in [|since_ns| Standing::Silent { since_ns }, |_| Standing::Begun, |_| Standing::Ready] {
@@ -544,13 +548,13 @@ mod tests {
             let mut taken = seats(&(0..outside.min(peers * CONNECTIONS_PEER_MAX)).map(asked).collect::<Vec<_>>());
             let (count, mut refused) = (taken.len(), 0);
             for at in 0..1000u64 {
-                match place(&taken, Peer::of(&format!("[2001:db8:0:{at:x}::1]:7")), NOW + at) {
+                let peer = network(at);
+                match place(&taken, peer, NOW + at) {
                     Place::Free => {}
                     Place::Of(other) => taken.retain(|seat| seat.conn != other),
                     Place::None => refused += 1,
                 }
                 if refused == 0 {
-                    let peer = Peer::of(&format!("[2001:db8:0:{at:x}::1]:7"));
                     taken.push(Seat { conn: Conn(1000 + at), peer, standing: Standing::Silent { since_ns: NOW + at } });
                 }
             }

@@ -66,21 +66,23 @@ impl World {
         }
     }
 
-    /// What was promised of the records above the cut, the newest first, as far as the seqs have no gap: what stands before one
-    /// is from before a loss of power, and left to a batch.
-    fn promised(&self) -> impl Iterator<Item = (&OrderRecord, Promise)> {
+    /// The records above a seq, the newest first, as far as the seqs have no gap: what stands before one is from before a start
+    /// that could not rely on its log, and left to a batch.
+    fn since_gap(&self, above: Seq) -> impl Iterator<Item = &OrderRecord> {
         let mut next = self.oracle.tail().next();
         let whole = move |record: &&OrderRecord| record.seq.next() >= std::mem::replace(&mut next, record.seq);
-        let above = self.oracle.back_from(self.oracle.tail(), self.cut()).take_while(whole);
+        self.oracle.back_from(self.oracle.tail(), above).take_while(whole)
+    }
+
+    /// What was promised of those above the cut.
+    fn promised(&self) -> impl Iterator<Item = (&OrderRecord, Promise)> {
+        let above = self.since_gap(self.cut());
         above.filter_map(|record| Some((record, self.oracle.request_of(record.seq)?.promise?)))
     }
 
-    /// Whether seqs were skipped since: a start could not rely on its log, and what came before it is left to a batch.
+    /// Whether an order stands before such a gap.
     pub fn before_gap(&self, seq: Seq) -> bool {
-        let mut next = self.oracle.tail().next();
-        self.oracle
-            .back_from(self.oracle.tail(), seq.prev())
-            .any(|it| it.seq.next() < std::mem::replace(&mut next, it.seq))
+        self.since_gap(seq.prev()).all(|record| record.seq != seq)
     }
 
     /// I3: a mode is in force again only when it holds of everything that was acknowledged below it.
