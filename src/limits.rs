@@ -229,8 +229,10 @@ pub const PROGRESS_EVERY_NS: u64 = 100_000_000;
 pub const PROGRESS_SHORT_NS: u64 = 5_000_000;
 /// How long a payload stream may be silent: one payload of the longest kind crosses even a slow link.
 pub const STREAM_SILENCE_NS: u64 = 300_000_000_000;
-/// How long a stream with something unacknowledged on it may be silent before the primary sends it again on another,
-/// nanoseconds, and the slowest a single stream may be; DR may hold its streams back for a while when it has no room.
+/// How often a stream with nothing on it is probed, nanoseconds.
+pub const STREAM_IDLE_PING_NS: u64 = 5_000_000_000;
+/// How long a stream may be silent before the primary sends what is on it again on another, nanoseconds, and the
+/// slowest a single stream may be; DR may hold its streams back for a while when it has no room.
 pub const STREAM_STALL_NS: u64 = 30_000_000_000;
 pub const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How long DR waits for a payload that is due, while none comes at all, before it asks, nanoseconds.
@@ -367,6 +369,7 @@ const _: () = assert!(
         >= STREAM_STALL_NS + CHUNK_BYTES_MAX as u64 * 1_000_000_000 / STREAM_BYTES_PER_SECOND_MIN + LINK_SILENCE_NS,
     "what was on a dead stream is sent again before DR asks for it"
 );
+const _: () = assert!(STREAM_IDLE_PING_NS * 2 < STREAM_STALL_NS, "one lost ping does not end an idle stream");
 const _: () = assert!(STREAM_SILENCE_NS > LINK_SILENCE_NS, "a stream is closed with its order connection, or later");
 const _: () = assert!(
     REPORT_ENTRY_BYTES_MAX > 2 * 6 * NAME_BYTES_MAX as u64 + 512,

@@ -208,7 +208,9 @@ impl Machine {
         if self.promise_wanted() {
             return;
         }
-        let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle();
+        // What a batch that is complete is about to apply makes room, and none of it may be given up any more.
+        let complete = self.committing.is_some();
+        let settled = self.checkpoints.idle() && self.replay.idle() && self.intake.idle() && !complete;
         if !settled || self.replay.applied() > self.history.floor() {
             return;
         }

@@ -81,8 +81,9 @@ impl Machine {
     }
 
     /// Nothing is under way here that could bring the recovery point nearer.
-    fn at_rest(&self) -> bool {
+    pub(super) fn at_rest(&self) -> bool {
         let quiet = self.journal.idle() && self.intake.idle() && self.replay.idle();
-        quiet && self.keeper.settled() && self.desk.idle() && !self.is_growing()
+        // What has yet to be promised before it is applied is about to be.
+        quiet && self.keeper.settled() && self.desk.idle() && !self.is_growing() && !self.promise_wanted()
     }
 }

@@ -26,10 +26,10 @@ pub struct Keeper<A> {
 }
 
 impl<A> Keeper<A> {
-    /// `fresh`: nothing of it is on disk yet.
+    /// `fresh`: nothing of it is on disk yet. `half`: only in one slot, the other one is damaged and written at once.
     #[must_use]
-    pub fn new(found: Superblock, fresh: bool) -> Keeper<A> {
-        let changed = u64::from(fresh);
+    pub fn new(found: Superblock, fresh: bool, half: bool) -> Keeper<A> {
+        let changed = u64::from(fresh || half);
         Keeper { intended: found, unwritten: fresh, changed, durable: 0, writing: None, waiting: Vec::new() }
     }
 
@@ -112,10 +112,10 @@ mod tests {
     /// The first change after a start went over the only slot of a directory that had written no more than one.
     #[test]
     fn the_first_change_after_a_start_does_not_go_over_the_slot_in_force() {
-        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true);
+        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true, false);
         let (first_at, bytes) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
         let found = Superblock::decode(&bytes).expect("valid");
-        let mut keeper: Keeper<()> = Keeper::new(found, false);
+        let mut keeper: Keeper<()> = Keeper::new(found, false, false);
         keeper.change(|it| it.epoch = Epoch(2));
         let (next_at, bytes) = keeper.next_write(Ticket(1)).expect("the change");
         assert_ne!(first_at, next_at);
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn nobody_is_woken_before_his_change_is_durable() {
-        let mut keeper = Keeper::new(Superblock::new(Role::Dr), true);
+        let mut keeper = Keeper::new(Superblock::new(Role::Dr), true, false);
         keeper.then("first");
         let (first_at, _) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
         keeper.change(|it| it.epoch = Epoch(2));

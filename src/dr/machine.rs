@@ -157,6 +157,7 @@ impl Machine {
         let Recovered {
             superblock,
             fresh,
+            half,
             history,
             journal,
             spool,
@@ -215,7 +216,7 @@ impl Machine {
             stopping: false,
             dead: false,
             news,
-            keeper: Keeper::new(superblock, fresh),
+            keeper: Keeper::new(superblock, fresh, half),
             history,
             options,
         }

@@ -550,7 +550,7 @@ impl Machine {
         if quiet && self.committed.is_none() && self.replay.idle() && !waits {
             return self.merge(fx);
         }
-        let stuck = quiet && self.replay.idle() && self.keeper.settled() && self.desk.idle() && !self.is_growing();
+        let stuck = quiet && self.at_rest();
         if !stuck || !waits {
             return;
         }

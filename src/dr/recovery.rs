@@ -62,6 +62,8 @@ impl From<ScanError> for RecoverError {
 pub struct Recovered {
     pub(super) superblock: Superblock,
     pub(super) fresh: bool,
+    /// A slot of the superblock was not readable: the next damage would take the other one.
+    pub(super) half: bool,
     pub(super) history: History,
     pub(super) journal: Start,
     pub(super) spool: Spool,
@@ -106,7 +108,7 @@ impl Recovered {
 pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, RecoverError> {
     let segments = options.journal_bytes / segment_bytes();
     let (judged, mut news) = judge(found.superblock, found.journal, options)?;
-    let Some(Judged { mut superblock, mut history, journal, news_before }) = judged else {
+    let Some(Judged { mut superblock, half, mut history, journal, news_before }) = judged else {
         return Ok(fresh(&found, options, segments, news));
     };
     let (entries, torn) =
@@ -154,6 +156,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     Ok(Recovered {
         doubt,
         fresh: false,
+        half,
         history,
         journal: journal.start,
         spool,
@@ -170,6 +173,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
 /// A directory that a start may go on from: its superblock in force, and what its journal holds.
 pub struct Judged {
     superblock: Superblock,
+    half: bool,
     history: History,
     journal: FoundJournal,
     /// How many of the news are about the superblock.
@@ -185,7 +189,7 @@ pub fn judge(
 ) -> Result<(Option<Judged>, News), RecoverError> {
     check_options(options)?;
     let mut news = News::new();
-    let Some(superblock) = read_superblock(superblock, journal, &mut news)? else {
+    let Some((superblock, half)) = read_superblock(superblock, journal, &mut news)? else {
         if journal_is_empty(journal)? {
             return Ok((None, news));
         }
@@ -198,7 +202,7 @@ pub fn judge(
     let mut history = History::after(superblock.seq, superblock.chain).settled(superblock.has(SETTLED));
     let (segments, first) = (options.journal_bytes / segment_bytes(), superblock.journal_segment.max(1));
     let journal = scan_journal(journal, superblock.group, segments, first, &mut history, &mut news)?;
-    Ok((Some(Judged { superblock, history, journal, news_before }), news))
+    Ok((Some(Judged { superblock, half, history, journal, news_before }), news))
 }
 
 fn check_options(options: &Options) -> Result<(), RecoverError> {
@@ -216,8 +220,12 @@ fn check_options(options: &Options) -> Result<(), RecoverError> {
     Ok(())
 }
 
-/// The superblock in force, or none in a directory to which nothing was ever promised.
-fn read_superblock(slots: &[u8], journal: &dyn ReadAt, news: &mut News) -> Result<Option<Superblock>, RecoverError> {
+/// The superblock in force and whether the other slot is damaged, or none in a directory to which nothing was ever promised.
+fn read_superblock(
+    slots: &[u8],
+    journal: &dyn ReadAt,
+    news: &mut News,
+) -> Result<Option<(Superblock, bool)>, RecoverError> {
     if is_zero(slots) {
         return Ok(None);
     }
@@ -229,11 +237,12 @@ fn read_superblock(slots: &[u8], journal: &dyn ReadAt, news: &mut News) -> Resul
     };
     match read_slots(bytes) {
         Ok(slots) => {
+            let half = slots.damaged.is_some();
             if let Some(err) = slots.damaged {
                 let text = format!("one slot of the superblock is not readable ({err}): the other one counts");
                 news.push((Level::Warn, text));
             }
-            Ok(slots.newest)
+            Ok(slots.newest.map(|newest| (newest, half)))
         }
         // Generation 1 goes to the second slot, and promises nothing: hellos are accepted after it.
         Err(_) if is_zero(&bytes[..BLOCK_BYTES]) && journal_is_empty(journal)? => {
@@ -272,6 +281,7 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
     Recovered {
         superblock,
         fresh: true,
+        half: false,
         history: History::after(Seq(0), Chain(0)),
         journal: Start { segments, first: 1, ..Start::default() },
         spool: Spool::new(options.spool_bytes, 0, 0),

@@ -8,6 +8,7 @@
 //! | zeroes, then records, within what can have been in flight | torn: never acknowledged | zeroed, sent again |
 //! | a slot that is neither record nor zero, then records | damage | named; records behind it are kept, the cut stops before them |
 //! | zeroes, then records far behind | a lost write: damage | the same |
+//! | zeroes, then older records that do not fill a gap, within what can have been in flight | torn: a promotion appended them | left out |
 //!
 //! How far the journal reached is what tells a lost write from a torn one, and zeroing what is torn takes that away.
 //! So behind a lost write nothing is called torn: the next start finds what this one found.
@@ -72,6 +73,17 @@ struct Place {
     slot: usize,
 }
 
+impl Place {
+    /// Where a writer that leaves no room puts the next one: behind the header, in the next segment.
+    fn next(self) -> Self {
+        if self.slot + 1 < RECORDS_PER_BLOCK {
+            return Self { slot: self.slot + 1, ..self };
+        }
+        let block = self.block + 1;
+        Self { block: block + u64::from(block.is_multiple_of(segment_blocks())), slot: 0 }
+    }
+}
+
 /// The journal as found.
 pub struct FoundJournal {
     pub start: Start,
@@ -116,6 +128,8 @@ pub fn scan_journal(
         lost_write: false,
         gaps: BTreeSet::new(),
         open: false,
+        astray: false,
+        stray: 0,
     };
     let checkpoint = (history.floor(), history.chain_at(history.floor()));
     scan.segments(group, first, checkpoint)?;
@@ -129,6 +143,13 @@ pub fn scan_journal(
         news.push((Level::Error, text));
     }
     let end = scan.accept(history, news);
+    if scan.stray > 0 {
+        let text = format!(
+            "{} orders that a promotion was appending when it was interrupted are left out: orders before them are missing",
+            scan.stray
+        );
+        news.push((Level::Info, text));
+    }
     let start = scan.start(first, end, history)?;
     if let Some(text) = &scan.damage {
         news.push((Level::Error, text.clone()));
@@ -163,6 +184,10 @@ struct Scan<'a> {
     lost_write: bool,
     gaps: BTreeSet<Seq>,
     open: bool,
+    /// The records before this one were in flight when a promotion that appended them was interrupted.
+    astray: bool,
+    /// As many as those are.
+    stray: usize,
 }
 
 impl Scan<'_> {
@@ -293,6 +318,10 @@ impl Scan<'_> {
                     }
                 }
                 Ok(Intake::New | Intake::Known) => {}
+                Err(_) if record.seq <= tail && damaged.is_none() && self.in_flight(place, end) => {
+                    self.stray += 1;
+                    continue;
+                }
                 Err(_) if record.seq <= history.tail() => {
                     self.name(format!("seq {} stands in the journal where it does not belong: left out", record.seq));
                     continue;
@@ -316,6 +345,7 @@ impl Scan<'_> {
             }
             damaged = None;
             self.spoiled = 0;
+            self.astray = false;
             end = Some(place);
         }
         self.open = damaged.is_some();
@@ -324,6 +354,15 @@ impl Scan<'_> {
         }
         self.slots = slots;
         end
+    }
+
+    /// Whether a record that is older than the last one was in flight with what is missing before it. What a promotion finds
+    /// elsewhere of the orders before a gap goes behind later ones.
+    fn in_flight(&mut self, place: Place, end: Option<Place>) -> bool {
+        let Some(end) = end else { return false };
+        self.astray |= place != end.next();
+        self.astray &= place.block - end.block <= torn_blocks();
+        self.astray
     }
 
     fn name_gap(&mut self, tail: Seq, next: Seq) {
@@ -370,7 +409,7 @@ impl Scan<'_> {
         if let Some(end) = end {
             self.reuse_block(end, &mut start);
         }
-        if let Some(last) = last.filter(|_| start.partial.is_empty()) {
+        if let Some(last) = last {
             start.repairs.extend(self.end_of_block(last)?);
         }
         let base = self.segment_at(current);
@@ -407,8 +446,8 @@ impl Scan<'_> {
         }
     }
 
-    /// The block of the last record, without the torn records behind it there, when no append writes it again: the next
-    /// start would take them for the end. The sectors before them get the bytes that they have.
+    /// The block of the last record, without the torn records behind it there: the next start would take them for the end
+    /// if no append writes the block again. The sectors before them get the bytes that they have.
     fn end_of_block(&self, last: Place) -> Result<Option<Write>, ScanError> {
         let torn = |(place, slot): &(Place, Slot)| {
             place.block == last.block && *place > last && matches!(slot, Slot::Record { .. })

@@ -276,15 +276,17 @@ impl Machine {
             }
             let length = entry.data.len() as u64;
             let entry_bytes = spool::entry_bytes(length);
-            // An entry that ended exactly at the end of the log leaves the next one at its start, too.
-            let at_start = self.fifo.tail.is_multiple_of(self.fifo.size.max(1));
-            let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
             if !entry.may_leave()
                 || ring.is_some_and(|from| entry.record.seq >= from)
                 || !self.fifo.fits(entry_bytes)
                 || start.is_some_and(|start| self.fifo.tail - start >= SPILL_BYTES)
-                || (wraps && start.is_some())
             {
+                break;
+            }
+            // An entry that ended exactly at the end of the log leaves the next one at its start, too.
+            let at_start = self.fifo.tail.is_multiple_of(self.fifo.size);
+            let wraps = at_start || spool::place(self.fifo.tail, self.fifo.size, entry_bytes) != self.fifo.tail;
+            if wraps && start.is_some() {
                 break;
             }
             let header = self.fifo.place(entry.record);

@@ -8,14 +8,17 @@ mod backlog;
 mod former;
 mod need;
 mod room;
+mod stream;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
 use self::backlog::Backlog;
 use self::former::Former;
 use self::room::Gap;
+pub(super) use self::stream::Phase;
+use self::stream::{OnStream, Stream};
 use super::batch::Headway;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
@@ -29,7 +32,7 @@ use crate::format::spool;
 use crate::format::wire::{
     FRAME_HEADER_BYTES, Hello, JournalRoom, Message, Purpose, Refuse, RefuseCode, StoreRoom, Welcome,
 };
-use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
+use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_IDLE_PING_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
 const STREAM_FILL_BYTES: u64 = 128 << 10;
@@ -39,76 +42,6 @@ pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
 pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 8 << 20;
 /// What streams may hold that has not left this host, bytes of memory, unless it is a single payload.
 const BACKLOG_BYTES_MAX: u64 = 8 << 20;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    Idle { retry_ns: u64 },
-    Connecting { conn: Conn, since_ns: u64 },
-    Greeting { conn: Conn, since_ns: u64 },
-    Up { conn: Conn },
-}
-
-/// A payload on a stream, not acknowledged.
-#[derive(Clone, Debug)]
-struct OnStream {
-    bytes: u64,
-    /// Its number in the backlog of the stream.
-    number: u64,
-    /// Set when it came from the disk FIFO.
-    staged: Option<Staged>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Stream {
-    pub(super) phase: Phase,
-    sent: BTreeMap<Seq, OnStream>,
-    /// Pieces of a batch by index: bytes, and the number in the backlog.
-    pieces: BTreeMap<u64, (u64, u64)>,
-    /// Payloads on it that are nobody's concern any more, by their number in the backlog.
-    forgotten: BTreeMap<Seq, u64>,
-    backlog: Backlog,
-    unacked: u64,
-    /// When DR last said something on it, or when it last had nothing to say.
-    heard_ns: u64,
-    pinged_ns: u64,
-}
-
-impl Stream {
-    fn new() -> Stream {
-        let phase = Phase::Idle { retry_ns: 0 };
-        Stream {
-            phase,
-            sent: BTreeMap::new(),
-            pieces: BTreeMap::new(),
-            forgotten: BTreeMap::new(),
-            backlog: Backlog::default(),
-            unacked: 0,
-            heard_ns: 0,
-            pinged_ns: 0,
-        }
-    }
-
-    /// How long it may be silent with something unacknowledged on it: a ping waits behind the longest payload.
-    fn patience_ns(&self) -> u64 {
-        let lengths = self.sent.values().map(|sent| sent.bytes).chain(self.pieces.values().map(|piece| piece.0));
-        STREAM_STALL_NS + lengths.max().unwrap_or(0) * 1_000_000_000 / STREAM_BYTES_PER_SECOND_MIN
-    }
-
-    fn conn(&self) -> Option<Conn> {
-        phase_conn(self.phase)
-    }
-
-    fn up(&self) -> Option<Conn> {
-        if let Phase::Up { conn } = self.phase { Some(conn) } else { None }
-    }
-}
-
-fn phase_conn(phase: Phase) -> Option<Conn> {
-    match phase {
-        Phase::Idle { .. } => None,
-        Phase::Connecting { conn, .. } | Phase::Greeting { conn, .. } | Phase::Up { conn } => Some(conn),
-    }
-}
 
 /// What the primary knows of DR and of the connections to it.
 #[derive(Clone, Debug)]
@@ -449,17 +382,18 @@ impl Machine {
         }
     }
 
-    /// A stream can die alone, half-open: what is on it is then sent again on a new one.
+    /// A stream can die alone, half-open: what is on it is then sent again on a new one, and one that nothing is on is asked
+    /// now and then, so that nothing is put on a dead one for long.
     fn watch_stream(&mut self, at: usize, conn: Conn, fx: &mut Vec<Effect>) {
         let now = self.now.mono_ns;
         let stream = &mut self.dr.streams[at];
-        if stream.unacked == 0 {
-            stream.heard_ns = now;
-        } else if now > stream.heard_ns + stream.patience_ns() {
-            fx.push(Effect::Log { level: Level::Warn, text: "a stream to DR has been silent for too long".into() });
+        let idle = stream.unacked == 0;
+        if now > stream.heard_ns + stream.patience_ns() {
+            let level = if idle { Level::Info } else { Level::Warn };
+            fx.push(Effect::Log { level, text: "a stream to DR has been silent for too long".into() });
             fx.push(Effect::DrClose { conn });
             self.stream_lost(conn);
-        } else if now >= stream.pinged_ns + PING_EVERY_NS {
+        } else if now >= stream.pinged_ns + if idle { STREAM_IDLE_PING_NS } else { PING_EVERY_NS } {
             stream.pinged_ns = now;
             fx.push(Effect::DrSend { conn, message: Message::Ping { nonce: now } });
         }
@@ -467,7 +401,7 @@ impl Machine {
 
     pub(super) fn dr_up(&mut self, conn: Conn, fx: &mut Vec<Effect>) {
         let since_ns = self.now.mono_ns;
-        let purpose = if phase_conn(self.dr.phase) == Some(conn) {
+        let purpose = if self.dr.phase.conn() == Some(conn) {
             self.dr.phase = Phase::Greeting { conn, since_ns };
             Purpose::Order
         } else if let Some(stream) = self.dr.stream_mut(conn) {
@@ -491,7 +425,7 @@ impl Machine {
     }
 
     pub(super) fn dr_closed(&mut self, conn: Conn, reason: &str, fx: &mut Vec<Effect>) {
-        if phase_conn(self.dr.phase) == Some(conn) {
+        if self.dr.phase.conn() == Some(conn) {
             self.dr_down(reason, RETRY_NS, fx);
         } else {
             self.stream_lost(conn);
@@ -568,7 +502,7 @@ impl Machine {
     // ---- messages ----------------------------------------------------------------------------
 
     pub(super) fn dr_message(&mut self, conn: Conn, message: Message, fx: &mut Vec<Effect>) {
-        let order = phase_conn(self.dr.phase) == Some(conn);
+        let order = self.dr.phase.conn() == Some(conn);
         if !order && self.dr.stream_mut(conn).is_none() {
             return;
         }
@@ -623,7 +557,7 @@ impl Machine {
             RefuseCode::Fenced if refuse.epoch > self.superblock.epoch => self.fence(&refuse.text, fx),
             _ => {}
         }
-        if phase_conn(self.dr.phase) == Some(conn) {
+        if self.dr.phase.conn() == Some(conn) {
             let retry = if refuse.code == RefuseCode::NotNow { RETRY_NS } else { RETRY_REFUSED_NS };
             self.dr_reject(conn, &format!("DR refuses: {}", refuse.text), retry, fx);
             self.dr.gone = false;

@@ -232,6 +232,8 @@ pub struct World {
     pub group_id: u64,
     /// Highest seq that DR called durable in its journal.
     pub journal_told: Seq,
+    /// Of those, what DR was led past before it had told of them.
+    pub passed_untold: BTreeSet<Seq>,
     /// DR's superblock in force, by its stable bytes.
     pub dr_superblock: Option<Superblock>,
     /// What its process has promised so far, and was found durable.
@@ -369,6 +371,7 @@ impl World {
             table_reach: (0, 0),
             group_id: 0,
             journal_told: Seq(0),
+            passed_untold: BTreeSet::new(),
             dr_superblock: None,
             promise_checked: Seq(0),
             aux_writers: BTreeMap::new(),

@@ -361,6 +361,8 @@ impl World {
                 let seq = Seq(u64::from_le_bytes(old[..8].try_into().expect("eight bytes")));
                 let needed =
                     seq > it.seq && seq <= self.journal_told && self.oracle.encoded(seq).is_some_and(|e| e == old);
+                // What only a promotion found of it was told to nobody.
+                let needed = needed && !self.passed_untold.contains(&seq);
                 if needed && it.has(superblock::SYNCED) {
                     let text = format!("DR overwrites seq {seq} in its journal, its checkpoint is at {}", it.seq);
                     return self.fail("I8", text);

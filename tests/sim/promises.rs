@@ -140,6 +140,9 @@ impl World {
                 return self.fail("I3", text);
             }
             if record.op.may_jump() {
+                let passed = self.oracle.back_from(Seq(record.seq.0 - 1), from).map(|record| record.seq);
+                let passed: Vec<Seq> = passed.collect();
+                self.passed_untold.extend(passed);
                 break;
             }
         }

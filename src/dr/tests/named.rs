@@ -545,6 +545,21 @@ fn a_start_writes_the_other_slot_of_the_superblock_only_when_the_one_it_found_is
     assert!(written(&trial), "that the site was stopped cleanly is taken back");
 }
 
+/// Found by seed 2314990: while nothing happened the damaged slot stayed as it was, and the next damage took the other one.
+#[test]
+fn a_damaged_slot_of_the_superblock_is_written_again_at_a_start() {
+    for newest in [false, true] {
+        let mut trial = site(9, false);
+        trial.settle_start();
+        let at = trial.superblock().offset() as usize ^ if newest { 0 } else { BLOCK_BYTES };
+        trial.disk.flip(File::Superblock, at + 100, 1);
+        trial.crash(false);
+        trial.settle_start();
+        let bytes = &trial.disk.files[&File::Superblock].stable;
+        assert_eq!(read_slots(bytes).expect("valid").damaged, None, "newest {newest}");
+    }
+}
+
 #[test]
 fn a_silent_link_is_closed_and_a_ping_is_answered() {
     let mut trial = Trial::new(12, false);

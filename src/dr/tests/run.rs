@@ -633,7 +633,7 @@ impl Trial {
     }
 
     /// A start needs its first superblock and repairs to be durable.
-    fn settle_start(&mut self) {
+    pub fn settle_start(&mut self) {
         for _ in 0..200 {
             self.complete_disk();
         }

@@ -143,11 +143,6 @@ fn what_is_torn_in_the_block_of_the_last_record_does_not_hide_what_follows() {
         assert_eq!(found.last().copied().unwrap_or(floor), 3);
         file.mend(&journal);
         let (block, slot) = (journal.start.block as usize, journal.start.partial.len());
-        if slot > 0 {
-            // The machine writes whole blocks: what was torn there goes with the first append.
-            let at = segment_offset(1, SEGMENTS) as usize + block * BLOCK_BYTES;
-            file.0[at + slot * RECORD_BYTES..at + BLOCK_BYTES].fill(0);
-        }
         file.put(&[(4, block, slot), (5, block, slot + 1)]);
         let (found, journal) = file.scan_from(floor);
         assert_eq!(found.last(), Some(&5), "checkpoint {floor}");
@@ -164,6 +159,36 @@ fn an_order_that_a_promotion_appended_again_takes_the_place_of_the_damaged_one()
     assert_eq!(file.scan().0, [1, 2, 3, 4, 5]);
     file.put(&[(6, 1, 6)]);
     assert_eq!(file.started_twice(), (vec![1, 2, 3, 4, 5, 6], vec![1, 2, 3, 4, 5, 6]));
+}
+
+/// Found by seed 2179647: what a promotion had found of the orders before a gap was in flight when it was killed, and was
+/// called damage.
+#[test]
+fn what_a_promotion_was_appending_when_it_was_killed_is_torn_not_damage() {
+    let jump = OrderRecord { seq: Seq(100), op: Op::EpochStart, offset: 0, length: 1, payload_crc: 0, ..record(1) };
+    // (places of orders before the gap behind it, what a start finds, whether it is damage)
+    type Case<'a> = (&'a [(u64, usize, usize)], &'a [u64], bool);
+    let cases: [Case; 6] = [
+        (&[(3, 1, 3), (4, 1, 4)], &[1, 2, 3, 4, 100], false),
+        (&[(4, 1, 8), (5, 1, 9)], &[1, 2, 100], false),
+        (&[(3, 1, 3), (6, 2, 0), (7, 2, 1), (8, 3, 0)], &[1, 2, 3, 100], false),
+        (&[(3, 1, 3), (9, 30, 0)], &[1, 2, 3, 100], false),
+        (&[(4, 1, 3), (5, 1, 4)], &[1, 2, 100], true),
+        (&[(3, 1, 3), (9, 120, 0)], &[1, 2, 3, 100], true),
+    ];
+    for (places, wanted, damaged) in cases {
+        let mut file = journal();
+        file.put(&[(1, 1, 0), (2, 1, 1)]);
+        file.put_record(&jump.chained(Chain(0)), 1, 2);
+        file.put(places);
+        let (found, journal) = file.scan();
+        assert_eq!((&found[..], journal.damage.is_some()), (wanted, damaged), "{places:?}");
+        if !damaged {
+            file.mend(&journal);
+            let (found, again) = file.scan();
+            assert_eq!((&found[..], again.damage, again.start.repairs.len()), (wanted, None, 0), "{places:?}");
+        }
+    }
 }
 
 /// What a start makes of a directory with its checkpoint at `floor`: the seqs that it knows, and whether it is in doubt.

@@ -5,6 +5,7 @@ use crate::core::ids::{Epoch, GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
+use crate::limits::STREAM_STALL_NS;
 use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
 
@@ -173,4 +174,40 @@ fn what_stood_on_disk_or_was_on_its_way_there_is_dropped_with_the_disk_fifo() {
     for seq in [seq, record.seq] {
         assert_eq!(machine.window.get(seq).expect("not answered").payload, Payload::Dropped);
     }
+}
+
+/// Found by seed 2201942: one half-open stream after the other was given what had been on the one before, each found dead
+/// only half a minute after that.
+#[test]
+fn a_stream_that_nothing_is_on_is_found_dead_too() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut machine = primary();
+    machine.dr.phase = Phase::Up { conn: CONN };
+    machine.dr.streams.push(Stream { phase: Phase::Up { conn: STREAM }, ..Stream::new() });
+    let mut asked = Vec::new();
+    let mut closed_ns = None;
+    for now_ns in (0..100).map(|half| half * SECOND / 2) {
+        machine.now.mono_ns = now_ns;
+        let mut fx = Vec::new();
+        machine.watch_stream(0, STREAM, &mut fx);
+        for effect in fx {
+            match effect {
+                Effect::DrSend { conn: STREAM, message: Message::Ping { nonce } } => {
+                    asked.push(nonce / SECOND);
+                    if now_ns < 12 * SECOND {
+                        machine.dr_message(STREAM, Message::Pong { nonce }, &mut Vec::new());
+                    }
+                }
+                Effect::DrClose { conn: STREAM } => closed_ns = Some(now_ns),
+                _ => {}
+            }
+        }
+        if closed_ns.is_some() {
+            break;
+        }
+    }
+    assert_eq!(asked, [5, 10, 15, 20, 25, 30, 35, 40], "not more often than it has to be");
+    let silence_ns = closed_ns.expect("it is closed") - 10 * SECOND;
+    assert_eq!(silence_ns, STREAM_STALL_NS + SECOND / 2);
+    assert!(matches!(machine.dr.streams[0].phase, Phase::Idle { .. }), "and opened anew");
 }
