@@ -160,6 +160,9 @@ fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
         if link.streams > 0 {
             text.push_str(&format!(", {} streams", link.streams));
         }
+        if let Some(limit) = link.limit_bytes_per_second {
+            text.push_str(&format!(", at most {} a second", human_size(limit)));
+        }
         for (bytes, way) in [(link.sent_bytes, "out"), (link.received_bytes, "in")] {
             if bytes > 0 {
                 text.push_str(&format!(", {} {way}", human_size(bytes)));

@@ -4,6 +4,7 @@
 //! One file describes a group for all its hosts; each role reads its own section and what it needs of the others
 //! (their addresses). Pure: whether a path exists or a port is free is for `farshore check`.
 
+mod link;
 mod places;
 mod read;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::core::address::{Address, NbdUri};
 use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
 use crate::core::peer::{End, Paths, PeerName, Role};
+use crate::core::rate::RateLimit;
 
 /// A group as its file describes it. What `parse` returns has been checked as far as text can be.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +92,8 @@ pub struct PrimaryConfig {
     pub overflow: Overflow,
     /// Set with `overflow = "pace"` only.
     pub lag_max: Option<LagMax>,
+    /// How many bytes of data a second may go to DR.
+    pub link: RateLimit,
     pub direct: Direct,
     pub metrics: Option<Address>,
     /// What NBD clients may do without TLS, and whether they need certificates with it.

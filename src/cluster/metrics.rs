@@ -111,6 +111,7 @@ const LINK: &[Row] = &[
     ("received_bytes", "link_received_bytes", Counter, "Bytes received from the peer"),
     ("order_bytes", "link_order_bytes", Counter, "Bytes of what a write waits for, both ways"),
     ("streams", "link_streams", Gauge, "Payload streams that are up"),
+    ("limit_bytes_per_second", "link_limit_bytes_per_second", Gauge, "What the payload streams may send together"),
     ("seconds", "link_state_seconds", Gauge, "How long the link has been in its state"),
 ];
 

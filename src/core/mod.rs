@@ -16,6 +16,7 @@ pub mod overlap;
 pub mod peer;
 pub mod planted;
 pub mod ranges;
+pub mod rate;
 pub mod rope;
 pub mod sparing;
 pub mod zero;

@@ -272,6 +272,16 @@ impl Net {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }
 
+    pub fn limit_rate(&self, conn: Conn, limit: Option<u64>) {
+        if let Some(socket) = self.sockets.get(&conn) {
+            socket.limit_rate(limit);
+        }
+    }
+
+    pub fn has_arrived(&self, conn: Conn) -> bool {
+        self.sockets.get(&conn).is_none_or(|socket| socket.queued_bytes == 0 && socket.has_arrived())
+    }
+
     pub fn queued_bytes(&self, conn: Conn) -> usize {
         self.sockets.get(&conn).map_or(0, |socket| socket.queued_bytes)
     }

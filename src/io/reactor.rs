@@ -321,6 +321,17 @@ impl Reactor {
         self.net.asker(conn)
     }
 
+    /// The kernel sends at most so many bytes a second on a connection over TCP, from now on.
+    pub fn limit_rate(&self, conn: Conn, limit: Option<u64>) {
+        self.net.limit_rate(conn, limit);
+    }
+
+    /// Whether all that was sent has been acknowledged by the peer's kernel.
+    #[must_use]
+    pub fn has_arrived(&self, conn: Conn) -> bool {
+        self.net.has_arrived(conn)
+    }
+
     /// Bytes queued and not yet taken by the kernel.
     #[must_use]
     pub fn queued_bytes(&self, conn: Conn) -> usize {

@@ -192,6 +192,23 @@ impl Socket {
         status == 0 && left == 0
     }
 
+    /// Has the kernel send at most so many bytes a second over TCP, from now on.
+    pub fn limit_rate(&self, limit: Option<u64>) {
+        let Some(fd) = &self.fd else { return };
+        let limit = limit.unwrap_or(u64::MAX);
+        let length = size_of_val(&limit) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the value lives through the call, which only reads it.
+        let _ = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MAX_PACING_RATE,
+                (&raw const limit).cast(),
+                length,
+            )
+        };
+    }
+
     /// Who is at the other end of a unix socket.
     pub fn asker(&self) -> Asker {
         listen::asker(self.fd.as_ref())

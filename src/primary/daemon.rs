@@ -32,6 +32,7 @@ use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, 
 use crate::core::machine::Level;
 use crate::core::modes::{Awaited, Overflow};
 use crate::core::peer::Role;
+use crate::format::wire::Purpose;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::{Event, Reactor, ReactorOptions, entropy, notify};
@@ -137,6 +138,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let mut shell = Shell::new(reactor, opened, recovered, options)?;
     (shell.table, shell.security) = (Some(table), security);
     shell.dr_address = Some(dr.address.clone());
+    shell.dr.limit = primary.link.clone();
     shell.listen(&primary.listen)?;
     shell.controls = Controls::start(&mut shell.reactor, &primary.control)
         .with_context(|| format!("listening on {}", primary.control.display()))?;
@@ -377,6 +379,7 @@ impl Shell {
             for event in events.drain(..) {
                 self.on_event(event)?;
             }
+            self.dr.pace(&self.reactor);
             self.nbd.tick(&mut self.reactor);
             self.opened.backings.tick(&mut self.reactor);
             self.look_for_room()?;
@@ -571,7 +574,8 @@ impl Shell {
             }
             Effect::DrConnect { conn, records } => {
                 if let Some(address) = &self.dr_address {
-                    self.dr.connect(&mut self.reactor, conn, address, self.security.dr.as_ref());
+                    let purpose = if records { Purpose::Order } else { Purpose::Stream };
+                    self.dr.connect(&mut self.reactor, conn, purpose, address, self.security.dr.as_ref());
                     self.dr.bulk(&mut self.reactor, conn, !(records && self.awaited.journal));
                 }
             }
@@ -691,6 +695,7 @@ impl Shell {
         for link in &mut status.links {
             if link.peer == "dr" {
                 link.received_bytes = self.dr.received_bytes;
+                link.limit_bytes_per_second = self.dr.limit_at(now.wall_ns);
             }
             link.address = match link.peer.as_str() {
                 "aux" => match &self.table {

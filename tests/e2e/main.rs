@@ -8,6 +8,7 @@ mod harness;
 mod identity;
 mod intruders;
 mod journal;
+mod link;
 #[path = "../common/listens.rs"]
 mod listens;
 mod long;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{
     AuxConfig, Backing, Config, ConfigError, Direct, DrConfig, Fifo, Group, OnIsolated, OwnAux, PrimaryConfig,
-    TablePlace, Tls, VolumeConfig, places, tls,
+    TablePlace, Tls, VolumeConfig, link, places, tls,
 };
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
@@ -45,6 +45,7 @@ pub(super) fn config(text: &str, path: &str) -> Result<Config, Vec<ConfigError>>
     let aux = r.child(&root, "aux", AUX_KEYS).and_then(|s| aux(&mut r, &s, protect));
     let slots = aux.as_ref().map_or(0, |aux| aux.slots);
     let dr = r.child(&root, "dr", DR_KEYS).and_then(|s| dr(&mut r, &s, &volumes, &tls, psk.is_some(), slots));
+    link::check(&mut r, text, primary.as_ref(), dr.as_ref());
     tls::check_links(&mut r, &root, &tls, aux.as_ref(), dr.as_ref());
     tls::check_open(&mut r, &root, (primary.as_ref(), aux.as_ref(), dr.as_ref()), psk.is_some());
     let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
@@ -136,6 +137,7 @@ const PRIMARY_KEYS: &[&str] = &[
     "fifo",
     "overflow",
     "lag_max",
+    "link",
     "direct",
     "metrics",
     "tls",
@@ -156,6 +158,7 @@ fn primary(
     let control = control(r, s, dir.as_deref());
     let overflow = r.word(s, "overflow", &OVERFLOW);
     let lag_max = lag_max(r, s, overflow);
+    let link = link::read(r, s);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
     let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
@@ -167,6 +170,7 @@ fn primary(
         fifo,
         overflow,
         lag_max,
+        link,
         direct,
         metrics,
         tls,

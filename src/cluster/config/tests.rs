@@ -123,6 +123,8 @@ fn each_wrong_line_is_named_with_its_remedy() {
         ("listen = \"127.0.0.1:10820\"", "", "f.toml:20: aux.listen: is missing"),
         (r#"memory = "256MiB", "#, r#"memory = "4KiB", "#, r#"primary.fifo.memory: 4KiB is too small"#),
         (r#"disk = "8GiB""#, r#"disk = "1MiB""#, "or 0 for no disk FIFO"),
+        ("streams = 4", "streams = 4\n[primary.link]", "f.toml:31: primary.link: names no limit"),
+        ("streams = 4", "streams = 4\nlink = 5", "dr.link: unknown key"),
         ("[[volume]]", "[volume]", "must be written [[volume]]"),
         ("[group]", "[group", "f.toml:2: "),
     ];
@@ -408,6 +410,42 @@ fn nbd_clients_share_keys_and_links_keep_their_certificates() {
 fn a_build_without_shared_keys_refuses_them_and_says_how_to_build_it() {
     let told = complaint(&format!("{EXAMPLE}{SHARED}"));
     assert!(told.contains("tls.psk: this farshore was built without") && told.contains("--features psk"), "{told}");
+}
+
+#[test]
+fn what_may_go_to_dr_is_limited_by_the_hour() {
+    let link = |text: &str| with("metrics = \"127.0.0.1:9810\"", &format!("link = {text}"));
+    let read = |text: &str| parse(&link(text), "f.toml").map(|it| it.primary.expect("a primary").link);
+    let limit = read("{ bytes_per_second = \"50MiB\" }").expect("a limit");
+    assert_eq!((limit.limit, limit.hours.len()), (Some(50 << 20), 0));
+    let limit = read(
+        "{ hours = [{ from = \"22:00\", to = \"06:00\" }, { from = \"08:00\", to = \"18:00\", days = [\"mon\", \"sun\"], \
+         bytes_per_second = \"5MiB\" }] }",
+    )
+    .expect("hours");
+    assert_eq!((limit.limit, limit.hours[0].limit, limit.hours[0].days), (None, None, [true; 7]));
+    let office = &limit.hours[1];
+    assert_eq!((office.from, office.to, office.limit), (480, 1080, Some(5 << 20)));
+    assert_eq!(office.days, [true, false, false, false, false, false, true]);
+    assert_eq!(parse(EXAMPLE, "f.toml").expect("no limit").primary.expect("a primary").link, RateLimit::default());
+    for (text, part) in [
+        ("{}", "primary.link: names no limit"),
+        ("7", "must be a table: link = { … }"),
+        ("{ bytes_per_second = \"1KiB\" }", "1KiB is too small"),
+        ("{ bytes_per_second = \"100KiB\" }", "too few for 4 streams: at least \"256KiB\", or fewer [dr] streams"),
+        ("{ bytes_per_second = \"1MiB\", rate = 1 }", "primary.link.rate: unknown key"),
+        ("{ hours = [{ to = \"06:00\" }] }", "from: is missing: a time of day"),
+        ("{ hours = [{ from = \"24:00\", to = \"06:00\" }] }", "\"24:00\" is no time of day"),
+        ("{ hours = [{ from = \"9:00\", to = \"06:00\" }] }", "\"9:00\" is no time of day"),
+        ("{ hours = [{ from = \"09:00\", to = \"06:00\", days = [\"monday\"] }] }", "\"monday\" is no day"),
+        ("{ hours = [{ from = \"09:00\", to = \"06:00\", bytes_per_second = 0 }] }", "too small"),
+    ] {
+        let said = complaint(&link(text));
+        assert!(said.contains(part), "{text}: {said}");
+        assert!(said.starts_with("f.toml:18: "), "{text}: {said}");
+    }
+    let unix = link("{ bytes_per_second = \"50MiB\" }").replace("\"127.0.0.1:10830\"", "\"unix:/run/dr.sock\"");
+    assert!(complaint(&unix).contains("only what goes over TCP can be limited"), "{}", complaint(&unix));
 }
 
 #[test]

@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::core::address::Address;
 use crate::core::ids::{Conn, Epoch};
+use crate::core::rate::RateLimit;
 use crate::format::FormatError;
-use crate::format::wire::{self, Encoder, Message, Refuse, RefuseCode};
-use crate::io::Reactor;
+use crate::format::wire::{self, Encoder, Message, Purpose, Refuse, RefuseCode};
 use crate::io::tls::Connector;
+use crate::io::{Reactor, clock};
 use crate::primary::window::Held;
 
 /// Connections by both names: the machine chooses its own, the reactor has one for each socket.
@@ -21,10 +22,17 @@ pub struct DrConns {
     out: Vec<Bytes>,
     /// Of all connections since the start.
     pub received_bytes: u64,
+    /// What the streams may send together.
+    pub limit: RateLimit,
+    /// When they are next told what each may.
+    pace_due_ns: u64,
 }
 
 struct Line {
     name: Conn,
+    purpose: Purpose,
+    /// What it may send, bytes a second, as the kernel was told.
+    pace: Option<u64>,
     encoder: Encoder,
     dirty: bool,
     /// The machine has given it up: its end is of no interest.
@@ -37,15 +45,27 @@ struct Line {
     watched: bool,
 }
 
+/// How long what a stream leaves of its share is not another's, nanoseconds.
+const PACE_EVERY_NS: u64 = 100_000_000;
 /// So much memory may be given to a connection before the machine is told how much of it has left.
 const TELL_BYTES: u64 = 256 << 10;
 
 impl DrConns {
-    pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, address: &Address, connector: Option<&Connector>) {
+    pub fn connect(
+        &mut self,
+        reactor: &mut Reactor,
+        name: Conn,
+        purpose: Purpose,
+        address: &Address,
+        connector: Option<&Connector>,
+    ) {
+        self.pace_due_ns = 0;
         let conn = reactor.next_conn();
         self.by_machine.insert(name, conn);
         let line = Line {
             name,
+            purpose,
+            pace: None,
             encoder: Encoder::new(),
             dirty: false,
             dropped: false,
@@ -55,6 +75,30 @@ impl DrConns {
         };
         self.by_reactor.insert(conn, line);
         reactor.connect_with(conn, address, connector);
+    }
+
+    /// What the streams may send together at a time of the wall clock, bytes a second.
+    pub fn limit_at(&self, wall_ns: u64) -> Option<u64> {
+        self.limit.least().and_then(|_| self.limit.at(clock::of_the_week(wall_ns)))
+    }
+
+    /// Shares out what may be sent: among the streams that have something to send. What is ordered goes as fast as it can.
+    pub fn pace(&mut self, reactor: &Reactor) {
+        let now = reactor.now();
+        if self.limit.least().is_none() || now.mono_ns < self.pace_due_ns {
+            return;
+        }
+        self.pace_due_ns = now.mono_ns + PACE_EVERY_NS;
+        let limit = self.limit_at(now.wall_ns);
+        let streams = self.by_reactor.iter_mut().filter(|(_, line)| line.purpose == Purpose::Stream);
+        let streams: Vec<(&Conn, &mut Line)> = streams.collect();
+        let busy = streams.iter().filter(|(conn, _)| !reactor.has_arrived(**conn)).count().max(1);
+        let share = limit.map(|limit| limit / busy as u64);
+        for (conn, line) in streams {
+            if std::mem::replace(&mut line.pace, share) != share {
+                reactor.limit_rate(*conn, share);
+            }
+        }
     }
 
     /// Whether a connection is in no hurry: what no reply waits for goes out while the local disk works, and what one
