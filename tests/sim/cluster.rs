@@ -274,6 +274,10 @@ pub struct World {
     pub ring_excused: bool,
     /// A write to a volume of the primary is being refused for want of space.
     pub volume_refused: bool,
+    /// A disk operation of the primary has failed otherwise: it is about to end.
+    pub volume_failed: bool,
+    /// This process of the primary has been told of a higher epoch.
+    pub fence_heard: bool,
 
     pub recording: bool,
     /// Of all that happened, while recording.
@@ -396,6 +400,8 @@ impl World {
             full_at_turn: false,
             ring_excused: true,
             volume_refused: false,
+            volume_failed: false,
+            fence_heard: false,
             recording,
             happened: Xxh3::new(),
             history: VecDeque::new(),

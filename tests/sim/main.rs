@@ -242,5 +242,8 @@ fn same_seed_goes_the_same_way() {
     for seed in (1..=5).chain(FROM..=FROM + 5) {
         let outcome = |recording| Run { recording, ..Run::of(seed) }.go().map(without_digest).map_err(|f| f.violation);
         assert_eq!(outcome(false), outcome(true), "seed {seed}");
+        // Byte for byte: every input and every effect of every role.
+        let history = || Run { recording: true, ..Run::of(seed) }.go().ok().and_then(|passed| passed.digest);
+        assert!(history().is_some() && history() == history(), "seed {seed}");
     }
 }

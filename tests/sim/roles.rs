@@ -93,6 +93,7 @@ impl World {
                 self.volume_refused = volume && matches!(result, Err(IoFail::NoSpace(_)));
                 self.host_mut(node).excused |= self.volume_refused;
                 let failed = !self.volume_refused && self.failed(node, &result);
+                self.volume_failed = failed;
                 let stepped = self.primary_step(primary::machine::Input::Disk { ticket, result });
                 let refused = std::mem::take(&mut self.volume_refused);
                 self.host_mut(node).excused &= !refused;
@@ -396,6 +397,7 @@ impl World {
         };
         let now = self.clock(Node::Primary);
         let mut effects = Vec::new();
+        (self.fence_heard, self.volume_failed) = (false, false);
         self.primary = Some(primary::machine::Machine::new(options, recovered, now, &mut effects));
         self.wake_clients();
         self.primary_effects(effects)

@@ -278,6 +278,7 @@ impl World {
             && d.applied_seq == tail
             && d.synced
             && !p.overflow
+            && p.degraded.iter().all(|it| it.what.contains("paced"))
             && !primary.mends();
         // The last resize may have crossed before the primary's own directory says that it is done.
         let grown = self.oracle.sizes_after(tail) == self.primary_sizes();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use farshore::core::errno::Errno;
 use farshore::core::ids::{Seq, Volume};
 use farshore::core::machine::{DiskKind, DiskOp, Now};
 use farshore::core::modes::{Ack, Overflow, Protect, Require};
@@ -10,7 +11,7 @@ use farshore::format::intent::{MapHeader, MapLayout, Page};
 use farshore::format::record::OrderRecord;
 use farshore::format::superblock;
 use farshore::format::table::RECORDS_AT;
-use farshore::format::wire::Message;
+use farshore::format::wire::{Message, RefuseCode};
 use farshore::limits::{BLOCK_BYTES, INTENT_EXTENT_BYTES, RECORD_BYTES};
 use farshore::{auxiliary, dr, primary};
 
@@ -83,6 +84,13 @@ impl World {
         {
             self.dr_rotten_heard.clone_from(&self.dr_rotten);
         }
+        self.fence_heard |= match &input {
+            primary::machine::Input::AuxFailed { fenced, .. } => *fenced,
+            primary::machine::Input::DrMessage { message: Message::Refuse(refuse), .. } => {
+                refuse.code == RefuseCode::Fenced
+            }
+            _ => false,
+        };
         let Some(machine) = self.primary.as_mut() else { return Ok(()) };
         let full_before = machine.in_full();
         let mut effects = Vec::new();
@@ -132,7 +140,7 @@ impl World {
                 let Some(asked) = self.asked.remove(&req.0) else {
                     return self.fail("I3", format!("request {} is answered twice", req.0));
                 };
-                self.replied(asked, result.is_ok())?;
+                self.replied(asked, result)?;
             }
             Effect::Disk(op) => {
                 self.saw_primary_write(&op)?;
@@ -372,21 +380,24 @@ impl World {
     }
 
     /// The primary answered: the client thinks and asks again, and the checkers look at what was promised.
-    pub fn replied(&mut self, asked: Asked, ok: bool) -> Verdict {
+    pub fn replied(&mut self, asked: Asked, result: Result<(), Errno>) -> Verdict {
         let state = &mut self.clients[asked.client];
         state.in_flight -= 1;
         let think_ns = state.client.think_ns();
         let run = self.host(Node::Primary).run;
         self.after(think_ns, Event::Ask { client: asked.client, run });
-        if !ok {
+        if let Err(errno) = result {
             self.oracle.failed(asked.number);
             self.oracle.requests[asked.number].half |= self.volume_refused;
-            return Ok(());
+            return self.check_refused(asked.number, errno);
         }
         if self.promoted_at_ns.is_some() {
             // Who chose to go on alone gave I7 up (design: `require = none`, `on_isolated = continue`).
             // And who forces a promotion past an auxiliary that the old primary still reaches.
-            if self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux() {
+            // Only until it hears of it.
+            let alone =
+                self.setup.require == Require::None || self.setup.isolated_continue || self.forced_past_a_live_aux();
+            if alone && !self.fence_heard {
                 return Ok(());
             }
             let text = format!(
@@ -396,6 +407,26 @@ impl World {
             return self.fail("I7", text);
         }
         self.acknowledged(asked.number)
+    }
+
+    /// Liveness: a request is refused only by a primary that is fenced or stopping, for lack of room, by its volume, or when
+    /// it has waited for as long as the group allows.
+    fn check_refused(&self, number: usize, errno: Errno) -> Verdict {
+        let over = self.host(Node::Primary).stopping.is_some() || self.primary.as_ref().is_none_or(|it| !it.readable());
+        let request = &self.oracle.requests[number];
+        let first_end = self.setup.volume_bytes[usize::from(request.volume.0)];
+        // Clients know of a new size before the primary has it.
+        let beyond = request.ask.range().is_some_and(|(offset, length)| offset + length > first_end);
+        let legal = match errno {
+            Errno::Shutdown => over,
+            Errno::NoSpc => beyond || self.volume_refused || self.setup.overflow == Overflow::Refuse,
+            Errno::Io => self.setup.freeze_timeout_ns > 0 || self.volume_failed,
+            _ => false,
+        };
+        if legal {
+            return Ok(());
+        }
+        self.fail("liveness", format!("request {number} is refused ({errno:?}), and nothing is in its way"))
     }
 
     pub fn acknowledged(&mut self, number: usize) -> Verdict {
