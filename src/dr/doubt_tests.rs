@@ -70,6 +70,23 @@ fn of_many_damaged_entries_some_are_named() {
     assert_eq!(reason.matches("is torn").count(), NAMED_MAX);
 }
 
+/// What is left out is said to be left out, and nothing else is.
+#[test]
+fn of_many_ranges_the_first_are_spelled_out_and_the_others_are_said_to_be_there() {
+    for count in 0..2 * NAMED_MAX as u64 {
+        let ranges: Vec<SeqRange> =
+            (0..count).map(|at| SeqRange { first: Seq(10 * at + 1), last: Seq(10 * at + 3) }).collect();
+        let text = spelled(&ranges);
+        let named: Vec<&str> = text.split(", ").filter(|part| part.contains(" to ")).collect();
+        assert_eq!(named.len() as u64, count.min(NAMED_MAX as u64), "{text}");
+        assert!(
+            named.iter().zip(0..).all(|(part, at)| **part == format!("{} to {}", 10 * at + 1, 10 * at + 3)),
+            "{text}"
+        );
+        assert_eq!(text.ends_with(", …"), count > NAMED_MAX as u64, "{text}");
+    }
+}
+
 /// Steps of seqs from one record to the next, and where a writer started.
 fn records() -> impl Strategy<Value = Vec<(u64, bool, u64)>> {
     prop::collection::vec((1..6u64, any::<bool>(), 0..6u64), 0..8)

@@ -141,4 +141,61 @@ mod tests {
         assert_eq!(keeper.ready(), ["second"]);
         assert!(keeper.settled());
     }
+
+    /// Generation 1 promises nothing: a start that finds it torn, and nothing else, begins afresh.
+    #[test]
+    fn only_what_says_nothing_yet_is_written_as_generation_1() {
+        for changes in 0..3 {
+            let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true, false);
+            (0..changes).for_each(|_| keeper.change(|it| it.epoch = Epoch(it.epoch.0 + 1)));
+            let (_, bytes) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
+            let written = Superblock::decode(&bytes).expect("valid");
+            assert_eq!((written.epoch, written.generation == 1), (Epoch(changes), changes == 0));
+        }
+    }
+
+    #[test]
+    fn a_damaged_slot_is_written_at_once_and_a_whole_directory_only_when_something_changes() {
+        for half in [false, true] {
+            let found = Superblock { generation: 7, ..Superblock::new(Role::Dr) };
+            let in_force = found.offset();
+            let mut keeper: Keeper<()> = Keeper::new(found, false, half);
+            assert_eq!(keeper.settled(), !half);
+            let write = keeper.next_write(Ticket(1));
+            assert_eq!(write.is_some(), half);
+            let Some((at, bytes)) = write else { continue };
+            assert_ne!(at, in_force, "the slot in force stays");
+            assert_eq!(Superblock::decode(&bytes).expect("valid").generation, 8);
+            assert!(!keeper.settled() && keeper.done(Ticket(1)) && keeper.settled());
+            assert!(keeper.next_write(Ticket(2)).is_none(), "that was all");
+        }
+    }
+
+    #[test]
+    fn who_waits_is_seen_to_be_ready_and_unsettled_until_it_is_taken() {
+        let mut keeper = Keeper::new(Superblock::new(Role::Dr), false, false);
+        keeper.change(|it| it.epoch = Epoch(2));
+        keeper.then("it");
+        assert!(!keeper.has_ready());
+        keeper.next_write(Ticket(1)).expect("the change");
+        assert!(!keeper.has_ready() && keeper.done(Ticket(1)));
+        assert!(keeper.has_ready() && !keeper.settled(), "it is durable, and nobody has been told");
+        assert_eq!(keeper.ready(), ["it"]);
+        assert!(!keeper.has_ready() && keeper.settled());
+    }
+
+    /// A start that finds a clean end looks for no torn one.
+    #[test]
+    fn a_clean_end_is_said_until_anything_changes() {
+        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), false, false);
+        let written = |keeper: &mut Keeper<()>| {
+            let (_, bytes) = keeper.next_write(Ticket(1)).expect("a change");
+            assert!(keeper.done(Ticket(1)));
+            Superblock::decode(&bytes).expect("valid").has(CLEAN)
+        };
+        keeper.change_cleanly();
+        assert!(written(&mut keeper));
+        keeper.change(|_| {});
+        assert!(!written(&mut keeper));
+    }
 }

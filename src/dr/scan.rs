@@ -575,3 +575,20 @@ impl Window<'_> {
         Ok(self.bytes.slice(from..from + usize::try_from(length).expect("inside the window")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_leaves_no_room_comes_by_every_slot_but_those_of_headers() {
+        let (mut place, mut walked) = (Place { block: segment_blocks() + 1, slot: 0 }, Vec::new());
+        while place.block < 3 * segment_blocks() {
+            walked.push((place.block, place.slot));
+            place = place.next();
+        }
+        let blocks = (segment_blocks()..3 * segment_blocks()).filter(|block| !block.is_multiple_of(segment_blocks()));
+        let slots = blocks.flat_map(|block| (0..RECORDS_PER_BLOCK).map(move |slot| (block, slot)));
+        assert!(slots.eq(walked));
+    }
+}

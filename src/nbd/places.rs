@@ -324,7 +324,9 @@ mod tests {
         assert_eq!(Peer::of("[2001:db8::1]:1"), Peer::of("[2001:db8::ffff:2]:9"));
         assert_ne!(Peer::of("[2001:db8::1]:1"), Peer::of("[2001:db8:0:1::1]:1"));
         assert_eq!((Peer::of("[::1]:4"), Peer::of("what?")), (HERE, Peer::Unknown));
-        assert_eq!(Peer::of("[2001:db8::1]:1").to_string(), "2001:db8::/64");
+        let named = ["[2001:db8::1]:1", "[::1]:4", "192.0.2.1:1", "unix pid 7", "what?"];
+        let names = ["2001:db8::/64", "::1", "192.0.2.1", "unix sockets", "an unknown address"];
+        assert_eq!(named.map(|name| Peer::of(name).to_string()), names);
     }
 
     #[test]
@@ -341,6 +343,41 @@ mod tests {
         let all: Vec<_> = (0..outside).map(|at| (1, far(at as u8), Standing::Busy)).collect();
         let all = seats(&all);
         assert_eq!((place(&all, far(250), NOW), place(&all, Peer::Unix, NOW)), (Place::None, Place::Free));
+    }
+
+    /// At the bound, not one before and not one beyond; and it is said then, of whoever has most.
+    #[test]
+    fn no_more_have_places_than_there_are_and_it_is_said_when_they_run_out() {
+        let outside = CONNECTIONS_MAX - CONNECTIONS_KEPT_UNIX;
+        let near = CONNECTIONS_PEER_MAX - 1;
+        for (unix, first, second, wanted) in [
+            (0, near, 0, None),
+            (0, near + 1, 0, Some(far(1))),
+            (near, 0, 0, None),
+            (near + 1, 0, 0, Some(Peer::Unix)),
+            (0, near, outside - near - 1, None),
+            (0, near, outside - near, Some(far(1))),
+            (CONNECTIONS_KEPT_UNIX, near, outside - near - 1, None),
+            (CONNECTIONS_KEPT_UNIX + 1, near, outside - near - 1, Some(far(1))),
+            (near, 1, CONNECTIONS_MAX - near - 2, None),
+            (near, 1, CONNECTIONS_MAX - near - 1, Some(Peer::Unix)),
+        ] {
+            let busy = Standing::Busy;
+            let taken = seats(&[(unix, Peer::Unix, busy), (first, far(1), busy), (second, far(2), busy)]);
+            let what = format!("{unix} {first} {second}");
+            let census = Census::take(taken.iter().map(|seat| seat.peer));
+            let said = census.run_out();
+            assert_eq!(said.is_some(), wanted.is_some(), "{what}: {said:?}");
+            if let (Some(text), Some(most)) = (said, wanted) {
+                assert!(text.contains(&format!(" {} of {CONNECTIONS_MAX} are taken", taken.len())), "{text}");
+                assert!(text.contains(&format!(" {} of them by {most} (", census.has(most))), "{text}");
+            }
+            let free = |peer| place(&taken, peer, NOW) == Place::Free;
+            assert_eq!(free(Peer::Unix), taken.len() < CONNECTIONS_MAX && unix <= near, "{what}");
+            let room = taken.len() < CONNECTIONS_MAX && first + second < outside;
+            assert_eq!(free(far(3)), room, "{what}");
+        }
+        assert_eq!(Census::take(std::iter::empty()).run_out(), None);
     }
 
     #[test]

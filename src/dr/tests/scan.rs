@@ -10,13 +10,14 @@ use crate::core::machine::{IoFail, ReadAt};
 use crate::core::op::Op;
 use crate::dr::api::Options;
 use crate::dr::history::History;
+use crate::dr::journal::append_blocks_max;
 use crate::dr::recovery::{Found, Recovered, recover};
-use crate::dr::scan::{FoundJournal, News, scan_journal};
+use crate::dr::scan::{FoundJournal, News, ScanError, scan_journal};
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, sized_nonce};
 use crate::format::superblock::{PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest};
-use crate::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
+use crate::limits::{BLOCK_BYTES, DR_APPENDS_INFLIGHT_MAX, RECORD_BYTES, SEGMENT_BYTES};
 
 const GROUP: GroupId = GroupId(5);
 const SEGMENTS: u64 = 2;
@@ -189,6 +190,83 @@ fn what_a_promotion_was_appending_when_it_was_killed_is_torn_not_damage() {
             assert_eq!((&found[..], again.damage, again.start.repairs.len()), (wanted, None, 0), "{places:?}");
         }
     }
+}
+
+/// What a start that looks for `segments` segments says of a journal, or why it is none.
+fn said(file: &Memory, segments: u64, floor: u64) -> Result<Vec<String>, ScanError> {
+    let chain = if floor == 0 { Chain(0) } else { record(floor).chain };
+    let (mut history, mut news) = (History::after(Seq(floor), chain), News::new());
+    scan_journal(file, GROUP, segments, 1, &mut history, &mut news)?;
+    Ok(news.into_iter().map(|(_, text)| text).collect())
+}
+
+#[test]
+fn only_of_what_is_not_whole_a_start_says_anything() {
+    let mut file = journal();
+    assert_eq!(said(&file, SEGMENTS, 0), Ok(vec![]));
+    file.put(&[(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 1, 3)]);
+    for floor in 0..=4 {
+        assert_eq!(said(&file, SEGMENTS, floor), Ok(vec![]), "checkpoint {floor}");
+    }
+    file.0[segment_offset(1, SEGMENTS) as usize + BLOCK_BYTES + 20] ^= 1;
+    let [before] = &said(&file, SEGMENTS, 3).expect("readable")[..] else { panic!("it is harmless") };
+    assert!(before.contains("in 1 records before the checkpoint"), "{before}");
+    let jump = OrderRecord { seq: Seq(100), op: Op::EpochStart, offset: 0, length: 1, payload_crc: 0, ..record(1) };
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1)]);
+    file.put_record(&jump.chained(Chain(0)), 1, 2);
+    for (count, at) in [(1, 8), (2, 9)] {
+        file.put(&[(count + 3, 1, at)]);
+        let [stray] = &said(&file, SEGMENTS, 0).expect("readable")[..] else { panic!("they are torn") };
+        assert!(stray.starts_with(&format!("{count} orders that a promotion was appending")), "{stray}");
+    }
+}
+
+#[test]
+fn a_journal_of_another_length_is_refused_and_that_of_another_group_is_none() {
+    let header = |group: GroupId, number: u64| {
+        SegmentHeader { group, number, first_seq: Seq(1), previous_seq: Seq(0), previous_chain: Chain(0) }.encode()
+    };
+    let mut file = journal();
+    file.put(&[(1, 1, 0)]);
+    let bytes = SEGMENTS * SEGMENT_BYTES;
+    assert_eq!(said(&file, SEGMENTS - 1, 0), Err(ScanError::Shrunk { found: bytes, bytes: bytes / 2 }));
+    // Segment 2 begins the file where there are two of them, not where there are three.
+    let mut longer = Memory(file.0.clone());
+    longer.0.resize((bytes + SEGMENT_BYTES) as usize, 0);
+    longer.0[..BLOCK_BYTES].copy_from_slice(&header(GROUP, 2));
+    let (bytes, number, slot) = (bytes + SEGMENT_BYTES, 2, 0);
+    assert_eq!(said(&longer, SEGMENTS + 1, 0), Err(ScanError::Resized { bytes, number, slot }));
+    longer.0[..BLOCK_BYTES].copy_from_slice(&header(GroupId(6), 2));
+    assert_eq!(said(&longer, SEGMENTS + 1, 0), Ok(vec![]));
+}
+
+/// Only its header says that a segment is in use, but a damaged one loses none of the orders behind it.
+#[test]
+fn the_orders_of_the_newest_segment_are_kept_when_its_header_is_damaged() {
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1)]);
+    // The first segment is left with room: what counts is what follows.
+    let at = segment_offset(2, SEGMENTS) as usize;
+    for (seq, slot) in [(3, 0), (4, 1)] {
+        let at = at + BLOCK_BYTES + slot * RECORD_BYTES;
+        file.0[at..at + RECORD_BYTES].copy_from_slice(&record(seq).encode());
+    }
+    file.0[at..at + 512].fill(0xA5);
+    assert_eq!(file.scan().0, [1, 2, 3, 4]);
+    let lines = said(&file, SEGMENTS, 0).expect("readable");
+    assert!(lines.iter().any(|text| text.contains("the header of segment 2 ")), "{lines:?}");
+    assert_eq!(file.started_twice(), (vec![1, 2, 3, 4], vec![1, 2, 3, 4]));
+}
+
+/// A crash may leave nothing of the appends that were in flight but the last block of the last one.
+#[test]
+fn the_furthest_block_that_can_have_been_in_flight_is_torn_not_damage() {
+    let furthest = DR_APPENDS_INFLIGHT_MAX * append_blocks_max();
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1), (90, 1 + furthest, 0)]);
+    let (found, journal) = file.scan();
+    assert_eq!((found, journal.damage), (vec![1, 2], None));
 }
 
 /// What a start makes of a directory with its checkpoint at `floor`: the seqs that it knows, and whether it is in doubt.

@@ -5,7 +5,7 @@ use crate::core::ids::{Epoch, GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
-use crate::limits::STREAM_STALL_NS;
+use crate::limits::{STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
 
@@ -210,4 +210,31 @@ fn a_stream_that_nothing_is_on_is_found_dead_too() {
     let silence_ns = closed_ns.expect("it is closed") - 10 * SECOND;
     assert_eq!(silence_ns, STREAM_STALL_NS + SECOND / 2);
     assert!(matches!(machine.dr.streams[0].phase, Phase::Idle { .. }), "and opened anew");
+}
+
+/// A payload at the least speed that is put up with is not taken for silence, be it of a write or of a batch.
+#[test]
+fn a_stream_has_the_time_that_its_longest_payload_takes() {
+    const SECOND: u64 = 1_000_000_000;
+    let bytes = 3 * STREAM_BYTES_PER_SECOND_MIN;
+    for (sent, piece, takes_s) in
+        [(0, 0, 0), (bytes, 0, 3), (0, bytes, 3), (bytes, 2 * bytes, 6), (2 * bytes, bytes, 6)]
+    {
+        let mut machine = primary();
+        machine.dr.phase = Phase::Up { conn: CONN };
+        let mut stream = Stream { phase: Phase::Up { conn: STREAM }, ..Stream::new() };
+        (1..3).for_each(|seq| {
+            stream.sent.insert(Seq(seq), OnStream { bytes: sent / seq, number: seq, staged: None });
+        });
+        (1..3).for_each(|index| {
+            stream.pieces.insert(index, (piece / index, 2 + index));
+        });
+        machine.dr.streams.push(stream);
+        let silence_ns = STREAM_STALL_NS + takes_s * SECOND;
+        for (now_ns, up) in [(silence_ns, true), (silence_ns + 1, false)] {
+            machine.now.mono_ns = now_ns;
+            machine.watch_stream(0, STREAM, &mut Vec::new());
+            assert_eq!(machine.dr.streams[0].up().is_some(), up, "{sent} {piece} {now_ns}");
+        }
+    }
 }
