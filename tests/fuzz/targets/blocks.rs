@@ -83,3 +83,11 @@ fn slots(block: &[u8]) {
         }
     }
 }
+
+/// An old version is refused before anything behind it is read.
+#[cfg(test)]
+#[test]
+fn the_superblock_that_is_planted_is_of_the_version_in_force() {
+    let written = Superblock::new(farshore::format::superblock::Role::Dr).encode();
+    assert!(written.starts_with(KINDS[1].2));
+}
