@@ -127,6 +127,10 @@ impl Bench {
     /// A write of one block is refused for want of space.
     fn refused(&mut self, req: u64) {
         self.write(req, 4096);
+        self.refuses(req);
+    }
+
+    fn refuses(&mut self, req: u64) {
         (0..2).for_each(|_| self.complete(|op| !of_volume(op)));
         self.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Err(IoFail::NoSpace("full".into())));
         let told =
@@ -242,6 +246,79 @@ impl Bench {
     /// Whether a write has its seq.
     fn has_begun(&self, req: u64) -> bool {
         self.machine.window.from(Seq(1)).any(|entry| entry.req == Some(Req(req)))
+    }
+}
+
+/// Whoever overlaps a block that is read would not be in what is ordered behind it (I1); others have no reason to wait.
+#[test]
+fn only_who_writes_to_a_block_that_is_read_back_waits_for_its_order() {
+    let (at, block) = (64 << 10, 4096);
+    for (offset, length, waits) in [
+        (at - block, block, false),
+        (at - 1, 1, false),
+        (at - 1, 2, true),
+        (at, 1, true),
+        (at + 512, 512, true),
+        (at + block - 1, 1, true),
+        (at - block, 3 * block, true),
+        (at + block - 1, 2, true),
+        (at + block, 1, false),
+        (at + 2 * block, block, false),
+    ] {
+        let mut bench = paced(1 << 30);
+        bench.machine.options.overflow = Overflow::Coalesce;
+        let data = Bytes::from(vec![1; block as usize]);
+        let kind = Kind::Write { offset: at, data, fua: false };
+        bench.input(Input::Request { req: Req(1), volume: Volume(0), kind });
+        bench.refuses(1);
+        let data = Bytes::from(vec![1; length as usize]);
+        let kinds = [
+            Kind::Write { offset, data, fua: false },
+            Kind::Zeroes { offset, length, no_hole: false, fua: false },
+            Kind::Trim { offset, length, fua: false },
+        ];
+        for (kind, req) in kinds.into_iter().zip(8..) {
+            bench.input(Input::Request { req: Req(req), volume: Volume(0), kind });
+        }
+        bench.input(Input::Request { req: Req(11), volume: Volume(0), kind: Kind::Flush });
+        bench.input(Input::EndOfTurn);
+        assert!((8..11).all(|req| bench.has_begun(req) != waits), "{offset} {length}");
+        bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; 4096].into()));
+        assert!((8..11).all(|req| bench.has_begun(req)), "{offset} {length}");
+    }
+}
+
+/// Newcomers would take every room that becomes free for it, also those that write elsewhere.
+#[test]
+fn where_writes_are_paced_newcomers_wait_while_a_block_is_read_back() {
+    for overflow in [Overflow::Pace, Overflow::Coalesce] {
+        let mut bench = paced(1 << 30);
+        bench.machine.options.overflow = overflow;
+        bench.refused(0);
+        bench.write(8, 4096);
+        bench.input(Input::EndOfTurn);
+        assert_eq!(bench.has_begun(8), overflow != Overflow::Pace);
+        bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; 4096].into()));
+        assert!(bench.has_begun(8));
+    }
+}
+
+#[test]
+fn nothing_is_read_back_where_nobody_is_to_be_told_or_for_a_machine_that_stops() {
+    for (standalone, stops) in [(false, false), (true, false), (false, true)] {
+        let mut bench = paced(1 << 30);
+        bench.machine.options.standalone = standalone;
+        bench.write(0, 4096);
+        bench.refused_behind(0);
+        if stops {
+            bench.input(Input::Stop);
+        }
+        let ends = |op: &DiskOp<File>| of_volume(op) && matches!(op.kind, DiskKind::Write { .. });
+        while bench.waiting.iter().any(ends) {
+            bench.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Ok(Bytes::new()));
+        }
+        let reads = bench.waiting.iter().any(|op| of_volume(op) && matches!(op.kind, DiskKind::Read { .. }));
+        assert_eq!((bench.machine.mends(), reads), (!standalone, !standalone && !stops), "{standalone} {stops}");
     }
 }
 

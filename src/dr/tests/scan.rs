@@ -259,6 +259,40 @@ fn the_orders_of_the_newest_segment_are_kept_when_its_header_is_damaged() {
     assert_eq!(file.started_twice(), (vec![1, 2, 3, 4], vec![1, 2, 3, 4]));
 }
 
+/// A writer that starts goes on behind any gap: whether orders before it were here and are lost, only what is around it tells.
+#[test]
+fn orders_that_are_lost_before_a_start_of_the_writer_are_named_and_none_where_nothing_is_missing() {
+    // (seq that the start names as the last one before it, in which segment it stands, its slot there, the last seq before
+    // that segment, whether orders are lost)
+    for (named, segment, slot, previous, lost) in [
+        (2, 1, 2, 0, false),
+        (4, 1, 2, 0, false),
+        (2, 1, 8, 0, false),
+        (4, 1, 8, 0, true),
+        (2, 2, 0, 2, false),
+        (4, 2, 0, 2, false),
+        (4, 2, 0, 4, true),
+    ] {
+        let start =
+            OrderRecord { seq: Seq(100), op: Op::EpochStart, offset: named, length: 1, payload_crc: 0, ..record(1) };
+        let mut file = journal();
+        file.put(&[(1, 1, 0), (2, 1, 1)]);
+        let at = segment_offset(segment, SEGMENTS) as usize;
+        if segment > 1 {
+            let previous_chain = record(previous).chain;
+            let (first_seq, previous_seq) = (Seq(100), Seq(previous));
+            let header = SegmentHeader { group: GROUP, number: segment, first_seq, previous_seq, previous_chain };
+            file.0[at..at + BLOCK_BYTES].copy_from_slice(&header.encode());
+        }
+        let at = at + BLOCK_BYTES + slot * RECORD_BYTES;
+        file.0[at..at + RECORD_BYTES].copy_from_slice(&start.chained(Chain(0)).encode());
+        let what = format!("{named} {segment} {slot} {previous}");
+        let (found, journal) = file.scan();
+        assert_eq!(found, [1, 2, 100], "{what}");
+        assert_eq!((journal.damage.is_some(), journal.gaps.contains(&Seq(100))), (lost, lost), "{what}");
+    }
+}
+
 /// A crash may leave nothing of the appends that were in flight but the last block of the last one.
 #[test]
 fn the_furthest_block_that_can_have_been_in_flight_is_torn_not_damage() {
