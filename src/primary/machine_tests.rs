@@ -322,6 +322,50 @@ fn nothing_is_read_back_where_nobody_is_to_be_told_or_for_a_machine_that_stops()
     }
 }
 
+/// One piece after the other, none of them longer than what is kept of it in memory or than a small part of the bound on the
+/// lag, and not so short that there is no end of them (I9).
+#[test]
+fn what_a_long_refused_write_has_left_is_read_back_in_bounded_pieces() {
+    let long = 1 << 20;
+    for (lag_bytes, memory, piece) in [
+        (None, 1 << 30, 1 << 20),
+        (Some(8 << 20), 1 << 30, 1 << 20),
+        (Some(2 << 20), 1 << 30, 512 << 10),
+        (Some(64 << 10), 1 << 30, 64 << 10),
+        (None, 256 << 10, 256 << 10),
+        (None, 1, 64 << 10),
+    ] {
+        let mut bench = paced(1 << 30);
+        bench.write(0, long);
+        (0..2).for_each(|_| bench.complete(|op| !of_volume(op)));
+        // Its payload has crossed.
+        let machine = &mut bench.machine;
+        let entry =
+            machine.window.from_mut(Seq(1)).find(|entry| entry.payload == Payload::Queued).expect("it is queued");
+        entry.payload = Payload::Copied;
+        machine.held -= Held::one(entry.record.length);
+        machine.options.fifo_memory_bytes = memory;
+        let bytes = lag_bytes;
+        machine.options.lag_max = Some(LagMax { bytes, ..LagMax::default() });
+        bench.end_volume_op(|kind| matches!(kind, DiskKind::Write { .. }), Err(IoFail::NoSpace("full".into())));
+        let mut at = 0;
+        while at < long {
+            assert_eq!(bench.machine.mending.bytes(), long - at);
+            bench.input(Input::EndOfTurn);
+            let reads = bench.waiting.iter().filter_map(|op| match op.kind {
+                DiskKind::Read { offset, length } if of_volume(op) => Some((offset, length)),
+                _ => None,
+            });
+            assert_eq!(reads.collect::<Vec<_>>(), [(at, piece)], "{lag_bytes:?} {memory}");
+            at += piece;
+            let before = bench.machine.mended();
+            bench.end_volume_op(|kind| matches!(kind, DiskKind::Read { .. }), Ok(vec![0; piece as usize].into()));
+            assert!(bench.machine.mended() > before, "{lag_bytes:?} {memory}: it has its order");
+        }
+        assert!(!bench.machine.mends());
+    }
+}
+
 /// With a queue full of long writes, a small one waited until the link had taken those before it: at 1 MiB/s, 12 s.
 #[test]
 fn a_small_write_does_not_wait_for_the_long_ones_that_wait_for_the_link() {
