@@ -272,8 +272,8 @@ impl Net {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }
 
-    pub fn limit_rate(&self, conn: Conn, limit: Option<u64>) {
-        if let Some(socket) = self.sockets.get(&conn) {
+    pub fn limit_rate(&mut self, conn: Conn, limit: Option<u64>) {
+        if let Some(socket) = self.sockets.get_mut(&conn) {
             socket.limit_rate(limit);
         }
     }

@@ -322,7 +322,7 @@ impl Reactor {
     }
 
     /// The kernel sends at most so many bytes a second on a connection over TCP, from now on.
-    pub fn limit_rate(&self, conn: Conn, limit: Option<u64>) {
+    pub fn limit_rate(&mut self, conn: Conn, limit: Option<u64>) {
         self.net.limit_rate(conn, limit);
     }
 

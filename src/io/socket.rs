@@ -46,6 +46,8 @@ pub struct Socket {
     /// A close waits for the peer to end its side, however long that takes.
     pub patient: bool,
     fd: Option<OwnedFd>,
+    /// Bytes a second that it may send; a descriptor that comes later is told, too.
+    rate: Option<u64>,
     pub target: Option<Target>,
     /// Addresses still to try, the next one last.
     pub addresses: Vec<SockaddrStorage>,
@@ -112,6 +114,7 @@ impl Socket {
             deadline_ns: u64::MAX,
             patient: false,
             fd: None,
+            rate: None,
             target: None,
             addresses: Vec::new(),
             address: None,
@@ -148,6 +151,9 @@ impl Socket {
         super::listen::tune(&fd);
         self.target = Some(kernel.register_file(fd.as_raw_fd()));
         self.fd = Some(fd);
+        if self.rate.is_some() {
+            self.limit_rate(self.rate);
+        }
     }
 
     /// Closes the descriptor, if there is one. Nothing may be in flight on it.
@@ -193,7 +199,8 @@ impl Socket {
     }
 
     /// Has the kernel send at most so many bytes a second over TCP, from now on.
-    pub fn limit_rate(&self, limit: Option<u64>) {
+    pub fn limit_rate(&mut self, limit: Option<u64>) {
+        self.rate = limit;
         let Some(fd) = &self.fd else { return };
         let limit = limit.unwrap_or(u64::MAX);
         let length = size_of_val(&limit) as libc::socklen_t;

@@ -379,7 +379,7 @@ impl Shell {
             for event in events.drain(..) {
                 self.on_event(event)?;
             }
-            self.dr.pace(&self.reactor);
+            self.dr.pace(&mut self.reactor);
             self.nbd.tick(&mut self.reactor);
             self.opened.backings.tick(&mut self.reactor);
             self.look_for_room()?;

@@ -83,7 +83,7 @@ impl DrConns {
     }
 
     /// Shares out what may be sent: among the streams that have something to send. What is ordered goes as fast as it can.
-    pub fn pace(&mut self, reactor: &Reactor) {
+    pub fn pace(&mut self, reactor: &mut Reactor) {
         let now = reactor.now();
         if self.limit.least().is_none() || now.mono_ns < self.pace_due_ns {
             return;
