@@ -62,7 +62,7 @@ pub fn recover(slots: &[u8], table_head: &[u8], group: &str, identity: Owner) ->
     let blank_table = table_head.iter().all(|byte| *byte == 0);
     let slots_read = superblock::read_slots(slots);
     match slots_read {
-        Ok(Slots { newest: Some(superblock), damaged }) => resume(superblock, damaged, slots, blank_table, group),
+        Ok(Slots { newest: Some(superblock), damaged, .. }) => resume(superblock, damaged, slots, blank_table, group),
         Ok(Slots { newest: None, .. }) if blank_table => Ok(fresh(group, identity, Vec::new())),
         Ok(Slots { newest: None, .. }) => Err(RecoveryError::Lost),
         Err(FormatError::Magic { .. } | FormatError::Checksum { .. }) if blank_table => {

@@ -92,6 +92,10 @@ bugs! {
     TailPromisedEarly,
     /// DR writes every superblock to the same slot.
     SuperblockOneSlot,
+    /// What stands in one slot of DR's superblock counts, before the other one has it.
+    SuperblockOnceCounts,
+    /// The primary writes its superblock to one slot, and goes on from there.
+    PrimarySuperblockOnce,
     /// Room in the spool is used again before the checkpoint that frees it is durable.
     SpoolFreedEarly,
     /// DR acknowledges chunks of a batch before they are durable.

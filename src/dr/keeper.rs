@@ -3,8 +3,9 @@
 //! Invariants:
 //! - One write at a time, to the slot the newest durable generation is not in: a torn write leaves the
 //!   generation before it.
-//! - Whoever waits is woken only by a generation that contains the change it waits for (persist before
-//!   promise): epochs, batches, checkpoints and promotions all go through here.
+//! - Whoever waits is woken only when both slots contain the change it waits for (persist before promise): epochs,
+//!   batches, checkpoints and promotions all go through here, and a bit that flips in either slot takes none of them
+//!   back. What changes while one slot is written goes into the other one, so that this costs a write after the last.
 
 use bytes::Bytes;
 
@@ -18,19 +19,21 @@ pub struct Keeper<A> {
     intended: Superblock,
     /// Nothing of it has been written to the disk yet, by this process or one before it.
     unwritten: bool,
-    /// Changes made to `intended`, contained in the write in flight, and durable.
+    /// Changes made to `intended`; how many of them the newest durable generation contains, and how many both slots do.
     changed: u64,
+    written: u64,
     durable: u64,
+    /// The write in flight, and what it contains.
     writing: Option<(Ticket, u64)>,
     waiting: Vec<(u64, A)>,
 }
 
 impl<A> Keeper<A> {
-    /// `fresh`: nothing of it is on disk yet. `half`: only in one slot, the other one is damaged and written at once.
+    /// `fresh`: nothing of it is on disk yet. `half`: it is only in one slot, and written to the other one at once.
     #[must_use]
     pub fn new(found: Superblock, fresh: bool, half: bool) -> Keeper<A> {
-        let changed = u64::from(fresh || half);
-        Keeper { intended: found, unwritten: fresh, changed, durable: 0, writing: None, waiting: Vec::new() }
+        let (changed, written) = (u64::from(fresh || half), u64::from(half));
+        Keeper { intended: found, unwritten: fresh, changed, written, durable: 0, writing: None, waiting: Vec::new() }
     }
 
     /// The superblock as it is or will be on disk.
@@ -58,7 +61,7 @@ impl<A> Keeper<A> {
         self.waiting.iter().any(|(change, _)| *change <= self.durable)
     }
 
-    /// Has `after` returned once everything changed so far is durable.
+    /// Has `after` returned once everything changed so far is durable, in both slots.
     pub fn then(&mut self, after: A) {
         self.waiting.push((self.changed, after));
     }
@@ -94,7 +97,8 @@ impl<A> Keeper<A> {
     pub fn done(&mut self, ticket: Ticket) -> bool {
         match self.writing {
             Some((writing, contains)) if writing == ticket => {
-                self.durable = contains;
+                let before = if planted(Bug::SuperblockOnceCounts) { contains } else { self.written };
+                (self.durable, self.written) = (before, contains);
                 self.writing = None;
                 true
             }
@@ -107,79 +111,132 @@ impl<A> Keeper<A> {
 mod tests {
     use super::*;
     use crate::core::ids::Epoch;
-    use crate::format::superblock::Role;
+    use crate::format::superblock::{Role, SUPERBLOCK_BYTES, read_slots};
+    use crate::limits::BLOCK_BYTES;
+
+    /// Both slots, as they are on the disk.
+    struct Disk {
+        slots: Vec<u8>,
+        writes: u64,
+    }
+
+    impl Disk {
+        fn new() -> Disk {
+            Disk { slots: vec![0; SUPERBLOCK_BYTES], writes: 0 }
+        }
+
+        /// The next write, if there is one, and where it went.
+        fn write<A>(&mut self, keeper: &mut Keeper<A>) -> Option<usize> {
+            let ticket = Ticket(self.writes);
+            let (offset, bytes) = keeper.next_write(ticket)?;
+            assert!(keeper.next_write(Ticket(self.writes + 1)).is_none(), "one write at a time");
+            let at = usize::try_from(offset).expect("one of two slots");
+            self.slots[at..at + BLOCK_BYTES].copy_from_slice(&bytes);
+            self.writes += 1;
+            assert!(!keeper.done(Ticket(self.writes)) && keeper.done(ticket));
+            Some(at)
+        }
+
+        fn found(&self) -> Superblock {
+            read_slots(&self.slots).expect("valid").newest.expect("written")
+        }
+
+        /// What a start finds when a bit of this slot has flipped.
+        fn found_without(&self, slot: usize) -> Option<Superblock> {
+            let mut slots = self.slots.clone();
+            slots[slot * BLOCK_BYTES + 100] ^= 1;
+            read_slots(&slots).ok()?.newest
+        }
+    }
+
+    fn with_epoch(generation: u64, epoch: u32) -> Superblock {
+        Superblock { generation, epoch: Epoch(epoch), ..Superblock::new(Role::Dr) }
+    }
 
     /// The first change after a start went over the only slot of a directory that had written no more than one.
     #[test]
     fn the_first_change_after_a_start_does_not_go_over_the_slot_in_force() {
-        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true, false);
-        let (first_at, bytes) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
-        let found = Superblock::decode(&bytes).expect("valid");
-        let mut keeper: Keeper<()> = Keeper::new(found, false, false);
+        let mut disk = Disk::new();
+        let first_at = disk.write(&mut Keeper::<()>::new(Superblock::new(Role::Dr), true, false)).expect("a fresh one");
+        let mut keeper: Keeper<()> = Keeper::new(disk.found(), false, false);
         keeper.change(|it| it.epoch = Epoch(2));
-        let (next_at, bytes) = keeper.next_write(Ticket(1)).expect("the change");
-        assert_ne!(first_at, next_at);
-        assert_eq!(Superblock::decode(&bytes).expect("valid").generation, 2);
+        assert_ne!(disk.write(&mut keeper), Some(first_at));
+        assert_eq!(disk.found().generation, 2);
     }
 
     #[test]
-    fn nobody_is_woken_before_his_change_is_durable() {
-        let mut keeper = Keeper::new(Superblock::new(Role::Dr), true, false);
+    fn nobody_is_woken_before_his_change_is_durable_in_both_slots() {
+        let (mut disk, mut keeper) = (Disk::new(), Keeper::new(Superblock::new(Role::Dr), true, false));
         keeper.then("first");
-        let (first_at, _) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
+        let first_at = disk.write(&mut keeper).expect("a fresh directory is written");
+        assert!(keeper.ready().is_empty() && !keeper.settled(), "a bit that flips would take it back");
         keeper.change(|it| it.epoch = Epoch(2));
         keeper.then("second");
-        assert!(keeper.next_write(Ticket(2)).is_none(), "one write at a time");
-        assert!(keeper.ready().is_empty());
-        assert!(keeper.done(Ticket(1)));
+        assert_ne!(disk.write(&mut keeper), Some(first_at), "slots alternate");
         assert_eq!(keeper.ready(), ["first"]);
-        let (second_at, bytes) = keeper.next_write(Ticket(3)).expect("the change");
-        assert_ne!(first_at, second_at, "slots alternate");
-        assert_eq!(Superblock::decode(&bytes).expect("valid").epoch, Epoch(2));
-        assert!(!keeper.done(Ticket(2)));
-        assert!(keeper.done(Ticket(3)));
+        assert_eq!(disk.found_without(1).map(|it| it.epoch), Some(Epoch(2)));
+        assert_eq!(disk.found_without(0).map(|it| it.epoch), Some(Epoch(0)), "the change is in one slot");
+        assert_eq!(disk.write(&mut keeper), Some(first_at));
         assert_eq!(keeper.ready(), ["second"]);
-        assert!(keeper.settled());
+        assert!(keeper.settled() && disk.write(&mut keeper).is_none());
+        for slot in [0, 1] {
+            assert_eq!(disk.found_without(slot).map(|it| it.epoch), Some(Epoch(2)));
+        }
+    }
+
+    /// Changes that come one after the other cost a write each, and one after the last.
+    #[test]
+    fn what_changes_meanwhile_goes_into_the_other_slot() {
+        let (mut disk, mut keeper) = (Disk::new(), Keeper::new(with_epoch(7, 0), false, false));
+        for epoch in 1..=10 {
+            keeper.change(|it| it.epoch = Epoch(epoch));
+            keeper.then(epoch);
+            disk.write(&mut keeper).expect("a change");
+            assert_eq!(keeper.ready(), if epoch > 1 { vec![epoch - 1] } else { Vec::new() });
+        }
+        disk.write(&mut keeper).expect("the last one once more");
+        assert_eq!((keeper.ready(), disk.writes), (vec![10], 11));
     }
 
     /// Generation 1 promises nothing: a start that finds it torn, and nothing else, begins afresh.
     #[test]
     fn only_what_says_nothing_yet_is_written_as_generation_1() {
         for changes in 0..3 {
-            let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), true, false);
+            let (mut disk, mut keeper) = (Disk::new(), Keeper::<()>::new(Superblock::new(Role::Dr), true, false));
             (0..changes).for_each(|_| keeper.change(|it| it.epoch = Epoch(it.epoch.0 + 1)));
-            let (_, bytes) = keeper.next_write(Ticket(1)).expect("a fresh directory is written");
-            let written = Superblock::decode(&bytes).expect("valid");
+            disk.write(&mut keeper).expect("a fresh directory is written");
+            let written = disk.found();
             assert_eq!((written.epoch, written.generation == 1), (Epoch(changes), changes == 0));
         }
     }
 
     #[test]
-    fn a_damaged_slot_is_written_at_once_and_a_whole_directory_only_when_something_changes() {
+    fn a_slot_that_lacks_something_is_written_at_once_and_a_whole_directory_only_when_something_changes() {
         for half in [false, true] {
-            let found = Superblock { generation: 7, ..Superblock::new(Role::Dr) };
-            let in_force = found.offset();
-            let mut keeper: Keeper<()> = Keeper::new(found, false, half);
+            let found = with_epoch(7, 3);
+            let in_force = usize::try_from(found.offset()).expect("one of two slots");
+            let (mut disk, mut keeper) = (Disk::new(), Keeper::<()>::new(found, false, half));
             assert_eq!(keeper.settled(), !half);
-            let write = keeper.next_write(Ticket(1));
+            let write = disk.write(&mut keeper);
             assert_eq!(write.is_some(), half);
-            let Some((at, bytes)) = write else { continue };
-            assert_ne!(at, in_force, "the slot in force stays");
-            assert_eq!(Superblock::decode(&bytes).expect("valid").generation, 8);
-            assert!(!keeper.settled() && keeper.done(Ticket(1)) && keeper.settled());
-            assert!(keeper.next_write(Ticket(2)).is_none(), "that was all");
+            assert_ne!(write, Some(in_force), "the slot in force stays");
+            assert!(keeper.settled() && disk.write(&mut keeper).is_none(), "that was all");
+            if half {
+                assert_eq!(disk.found(), with_epoch(8, 3));
+            }
         }
     }
 
     #[test]
     fn who_waits_is_seen_to_be_ready_and_unsettled_until_it_is_taken() {
-        let mut keeper = Keeper::new(Superblock::new(Role::Dr), false, false);
+        let (mut disk, mut keeper) = (Disk::new(), Keeper::new(Superblock::new(Role::Dr), false, false));
         keeper.change(|it| it.epoch = Epoch(2));
         keeper.then("it");
         assert!(!keeper.has_ready());
-        keeper.next_write(Ticket(1)).expect("the change");
-        assert!(!keeper.has_ready() && keeper.done(Ticket(1)));
-        assert!(keeper.has_ready() && !keeper.settled(), "it is durable, and nobody has been told");
+        for done in [false, true] {
+            disk.write(&mut keeper).expect("the change");
+            assert_eq!((keeper.has_ready(), keeper.settled()), (done, false));
+        }
         assert_eq!(keeper.ready(), ["it"]);
         assert!(!keeper.has_ready() && keeper.settled());
     }
@@ -187,15 +244,15 @@ mod tests {
     /// A start that finds a clean end looks for no torn one.
     #[test]
     fn a_clean_end_is_said_until_anything_changes() {
-        let mut keeper: Keeper<()> = Keeper::new(Superblock::new(Role::Dr), false, false);
-        let written = |keeper: &mut Keeper<()>| {
-            let (_, bytes) = keeper.next_write(Ticket(1)).expect("a change");
-            assert!(keeper.done(Ticket(1)));
-            Superblock::decode(&bytes).expect("valid").has(CLEAN)
-        };
-        keeper.change_cleanly();
-        assert!(written(&mut keeper));
-        keeper.change(|_| {});
-        assert!(!written(&mut keeper));
+        let (mut disk, mut keeper) = (Disk::new(), Keeper::<()>::new(Superblock::new(Role::Dr), false, false));
+        for clean in [true, false] {
+            if clean {
+                keeper.change_cleanly();
+            } else {
+                keeper.change(|_| {});
+            }
+            while disk.write(&mut keeper).is_some() {}
+            assert_eq!([0, 1].map(|slot| disk.found_without(slot).map(|it| it.has(CLEAN))), [Some(clean); 2]);
+        }
     }
 }

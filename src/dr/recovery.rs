@@ -62,7 +62,7 @@ impl From<ScanError> for RecoverError {
 pub struct Recovered {
     pub(super) superblock: Superblock,
     pub(super) fresh: bool,
-    /// A slot of the superblock was not readable: the next damage would take the other one.
+    /// Only one slot of the superblock has it: damage to that one would take it.
     pub(super) half: bool,
     pub(super) history: History,
     pub(super) journal: Start,
@@ -220,7 +220,7 @@ fn check_options(options: &Options) -> Result<(), RecoverError> {
     Ok(())
 }
 
-/// The superblock in force and whether the other slot is damaged, or none in a directory to which nothing was ever promised.
+/// The superblock in force and whether only one slot has it, or none in a directory to which nothing was ever promised.
 fn read_superblock(
     slots: &[u8],
     journal: &dyn ReadAt,
@@ -237,7 +237,7 @@ fn read_superblock(
     };
     match read_slots(bytes) {
         Ok(slots) => {
-            let half = slots.damaged.is_some();
+            let half = !slots.twice;
             if let Some(err) = slots.damaged {
                 let text = format!("one slot of the superblock is not readable ({err}): the other one counts");
                 news.push((Level::Warn, text));

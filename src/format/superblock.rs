@@ -1,7 +1,8 @@
 //! The superblock: who a data directory is, and where its logs stand. Two slots at 0 and 4096.
 //!
 //! Slot `generation % 2` is written, so a torn write leaves the generation before it (see [`read_slots`]
-//! for what each state of the two slots means).
+//! for what each state of the two slots means). A slot that is damaged at rest cannot be told from a torn one: so nothing
+//! counts that stands in one of them only, and whoever waits for a change waits for two generations with it.
 //!
 //! | at | bytes | field |
 //! |---|---|---|
@@ -242,6 +243,14 @@ impl Superblock {
         slot_offset(self.generation)
     }
 
+    /// Gives both slots what this says, in generations of their own: what to write, in this order, as offset and bytes.
+    pub fn in_both_slots(&mut self) -> [(u64, Block); 2] {
+        [(); 2].map(|()| {
+            self.generation += 1;
+            (self.offset(), self.encode())
+        })
+    }
+
     /// The 4096 bytes.
     ///
     /// # Panics
@@ -345,6 +354,8 @@ pub struct Slots {
     pub newest: Option<Superblock>,
     /// The other slot is damaged: a torn write of the next generation, or worse. Worth a log line.
     pub damaged: Option<FormatError>,
+    /// The other slot says the same, in a generation before: the loss of either changes nothing.
+    pub twice: bool,
 }
 
 /// Reads both slots.
@@ -354,7 +365,7 @@ pub struct Slots {
 /// | zero | zero | new |
 /// | valid | zero | the valid one |
 /// | valid | valid | the higher generation |
-/// | valid | damaged | the valid one: what tore was never promised to anyone |
+/// | valid | damaged | the valid one: it has whatever was promised to anyone |
 /// | damaged | zero or damaged | error: nothing can be trusted |
 /// | other version, or nonsense under a valid checksum | anything | error: not for this program to judge |
 pub fn read_slots(bytes: &[u8]) -> Result<Slots, FormatError> {
@@ -363,15 +374,17 @@ pub fn read_slots(bytes: &[u8]) -> Result<Slots, FormatError> {
     }
     let (first, second) = bytes.split_at(BLOCK_BYTES);
     match (read_slot(first, 0)?, read_slot(second, 1)?) {
-        (Slot::Zero, Slot::Zero) => Ok(Slots { newest: None, damaged: None }),
+        (Slot::Zero, Slot::Zero) => Ok(Slots { newest: None, damaged: None, twice: false }),
         (Slot::Valid(only), Slot::Zero) | (Slot::Zero, Slot::Valid(only)) => {
-            Ok(Slots { newest: Some(*only), damaged: None })
+            Ok(Slots { newest: Some(*only), damaged: None, twice: false })
         }
         (Slot::Valid(a), Slot::Valid(b)) => {
-            Ok(Slots { newest: Some(if a.generation > b.generation { *a } else { *b }), damaged: None })
+            let (newest, mut before) = if a.generation > b.generation { (*a, *b) } else { (*b, *a) };
+            before.generation = newest.generation;
+            Ok(Slots { twice: newest == before, newest: Some(newest), damaged: None })
         }
         (Slot::Valid(only), Slot::Damaged(error)) | (Slot::Damaged(error), Slot::Valid(only)) => {
-            Ok(Slots { newest: Some(*only), damaged: Some(error) })
+            Ok(Slots { newest: Some(*only), damaged: Some(error), twice: false })
         }
         (Slot::Damaged(error), _) | (_, Slot::Damaged(error)) => Err(error),
     }

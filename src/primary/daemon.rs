@@ -585,9 +585,11 @@ impl Shell {
             Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
             Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),
             Effect::Log { level, text } => log(level, &text),
-            Effect::Fatal { text, mark: (offset, block) } => {
-                if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
-                    tracing::error!("the next start is not told of this failure: {error}");
+            Effect::Fatal { text, marks } => {
+                for (offset, block) in marks {
+                    if let Err(error) = self.reactor.write_sync(self.opened.superblock, offset, &block) {
+                        tracing::error!("the next start is not told of this failure: {error}");
+                    }
                 }
                 self.last_answers("the primary ends: its disk failed");
                 bail!("{text}")

@@ -19,7 +19,12 @@ impl Machine {
             (Pending::IntentPage, Ok(_)) => self.intent_done(),
             (Pending::Unwatched(_), Ok(_)) => {}
             (Pending::MapHeader, Ok(_)) => self.map_laid_out(),
-            (Pending::Superblock { reserved, fifo_head, says }, Ok(_)) => {
+            (Pending::Superblock { reserved, fifo_head, says, again: Some(mut block) }, Ok(_)) => {
+                self.superblock.generation += 1;
+                block.generation = self.superblock.generation;
+                self.put_superblock(&block, Pending::Superblock { reserved, fifo_head, says, again: None }, fx);
+            }
+            (Pending::Superblock { reserved, fifo_head, says, again: None }, Ok(_)) => {
                 self.resize_saved(says);
                 self.fifo.saved(fifo_head);
                 self.superblock_busy = false;

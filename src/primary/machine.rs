@@ -182,8 +182,8 @@ pub enum Effect {
     /// Nothing can be trusted any more: the process ends and a restart recovers.
     Fatal {
         text: String,
-        /// Written to the superblock before, at this offset, if that is still possible: what the next start has to know.
-        mark: (u64, Bytes),
+        /// Written to the superblock before, at these offsets, if that is still possible: what the next start has to know.
+        marks: [(u64, Bytes); 2],
     },
     Stopped,
 }
@@ -241,6 +241,8 @@ pub(super) enum Pending {
         reserved: Seq,
         fifo_head: u64,
         says: Says,
+        /// What the other slot is given before any of it counts.
+        again: Option<Box<Superblock>>,
     },
     MapHeader,
     Flush {
@@ -587,32 +589,36 @@ impl Machine {
         }
     }
 
-    /// Writes the superblock, durably, to the slot not written last; one at a time: an older one must not land over a newer,
-    /// nor both slots be lost at once.
+    /// Writes the superblock, durably, to the slot not written last and then to the other one; one at a time: an older one
+    /// must not land over a newer, nor both slots be lost at once.
     pub(super) fn write_superblock(&mut self, reserved: Seq, fx: &mut Vec<Effect>) {
         if self.superblock_busy && !planted(Bug::SuperblocksOverlap) {
             self.superblock_waits = self.superblock_waits.max(Some(reserved));
             return;
         }
         self.superblock_busy = true;
+        let fifo_head = self.fifo.head();
+        self.superblock.spool_pos = fifo_head;
         self.superblock.generation += 1;
-        self.superblock.spool_pos = self.fifo.head();
         let says = Says { resizing: self.superblock.resizing, resized: self.superblock.resized };
-        let ticket = self.ticket(Pending::Superblock { reserved, fifo_head: self.fifo.head(), says });
-        let offset = superblock::slot_offset(self.superblock.generation);
-        let bytes = Bytes::copy_from_slice(&self.superblock.encode());
-        fx.push(disk_write(ticket, File::Superblock, offset, vec![bytes], true));
+        let block = self.superblock.clone();
+        let again = (!planted(Bug::PrimarySuperblockOnce)).then(|| Box::new(block.clone()));
+        self.put_superblock(&block, Pending::Superblock { reserved, fifo_head, says, again }, fx);
+    }
+
+    pub(super) fn put_superblock(&mut self, block: &Superblock, pending: Pending, fx: &mut Vec<Effect>) {
+        let ticket = self.ticket(pending);
+        let bytes = Bytes::copy_from_slice(&block.encode());
+        fx.push(disk_write(ticket, File::Superblock, block.offset(), vec![bytes], true));
     }
 
     /// After a failed operation nothing that only a cache may hold is believed: the next start goes on as after a loss of
     /// power, even in the same boot. Seqs that the log forgot are never given out again, and what a volume forgot is copied.
     pub(super) fn disk_failed(&mut self, text: String, fx: &mut Vec<Effect>) {
-        self.superblock.generation += 1;
         self.superblock.boot_id = superblock::NO_BOOT;
         self.superblock.flags &= !superblock::CLEAN;
-        let offset = superblock::slot_offset(self.superblock.generation);
-        let mark = (offset, Bytes::copy_from_slice(&self.superblock.encode()));
-        fx.push(Effect::Fatal { text, mark });
+        let marks = self.superblock.in_both_slots().map(|(offset, block)| (offset, Bytes::copy_from_slice(&block)));
+        fx.push(Effect::Fatal { text, marks });
     }
 
     /// Everything up to here needs no slot of the table and no bit of the map any more.

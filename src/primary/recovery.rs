@@ -11,14 +11,12 @@
 //!
 //! A log that ends before what its watermark says was done, or with a damaged record, counts for nothing.
 //!
+//! A slot of the superblock that is damaged takes nothing along: whatever counts stands in both.
+//!
 //! What sizes the volumes have the superblock says, not the configuration, which may lag or lead. While one of them is being
 //! resized the intent map is laid out for the size before or the one after; its header tells which. A record may be about
-//! the one after.
-//!
-//! | superblock in force | names a resize | a start |
-//! |---|---|---|
-//! | the newest, as far as can be told | yes | goes on with it (see `resize`): clients have written nothing beyond the old end |
-//! | the older one, the other is damaged | yes | takes it for done, for clients may have; what was added is copied |
+//! the one after. A superblock that names a resize has a start go on with it (see `resize`): clients have written nothing
+//! beyond the old end.
 //!
 //! What is damaged of the intent map counts as full, and is written so before the machine starts: what was read damaged
 //! may be read whole the next time, and would say then that nothing was written since (I2).
@@ -31,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::fifo::{self, DiskFifo, Scanned};
 use super::intent::IntentMap;
-use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
+use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
@@ -115,12 +113,10 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
     let sizes: Vec<u64> = expect.volumes.iter().map(|(_, size)| *size).collect();
     let mut notes = Vec::new();
     let judged = judge(&expect.group_name, &expect.volumes, files.superblock, files.log, &mut notes)?;
-    let Some((mut superblock, damaged)) = judged else {
+    let Some(superblock) = judged else {
         return Ok(Recovered { notes, ..fresh(expect, &sizes) });
     };
     note_sizes(expect, &superblock, &mut notes);
-    let unsure = superblock.resizing.filter(|_| damaged);
-    let added = unsure.map(|(volume, size)| take_for_done(&mut superblock, volume, size));
     let (intent, mended) = read_map(files.map, &superblock, &mut notes)?;
     let log = read_log(files.log, &superblock, &mut notes)?;
     let failed = superblock.boot_id == superblock::NO_BOOT;
@@ -150,10 +146,6 @@ pub fn recover(expect: &Expect, files: &Files<'_>) -> Result<Recovered, Recovery
             resume_after_power_loss(expect, superblock, intent, fifo, &mut notes)
         }
     };
-    if let Some(added) = added {
-        recovered.lost.insert(added);
-        recovered.lost_any = true;
-    }
     recovered.superblock.boot_id = expect.boot_id;
     recovered.format.extend(mended);
     recovered.format.extend(log_header(expect, &recovered));
@@ -175,19 +167,18 @@ fn not_the_same(drawn: bool) -> &'static str {
     }
 }
 
-/// Whether a start may go on from the directory, as `farshore check` asks beforehand: the superblock in force and whether its
-/// other slot is damaged, or `None` for a directory that has never been used. All that keeps [`recover`] from succeeding, but
-/// for disks that fail.
+/// Whether a start may go on from the directory, as `farshore check` asks beforehand: the superblock in force, or `None` for a
+/// directory that has never been used. All that keeps [`recover`] from succeeding, but for disks that fail.
 pub fn judge(
     group_name: &str,
     volumes: &[(String, u64)],
     superblock: &dyn ReadAt,
     log: &dyn ReadAt,
     notes: &mut Vec<String>,
-) -> Result<Option<(Superblock, bool)>, RecoveryError> {
+) -> Result<Option<Superblock>, RecoveryError> {
     match read_superblock(superblock, notes) {
         Ok(Some(found)) => {
-            check_superblock(group_name, volumes, &found.0)?;
+            check_superblock(group_name, volumes, &found)?;
             Ok(Some(found))
         }
         Ok(None) => Ok(None),
@@ -357,23 +348,19 @@ const MEND_BYTES: usize = 1 << 20;
 
 // ---- reading ---------------------------------------------------------------------------------
 
-/// The superblock in force, and whether the other slot is damaged. The slot that is not readable may have been newer: torn, or damaged after it had promised
-/// something. So no clean stop is believed, and the seqs that it may have reserved are passed over.
-fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<(Superblock, bool)>, RecoveryError> {
+/// The superblock in force. A slot that is not readable may have been newer, torn or damaged: what it promised, the other one
+/// promises as well.
+fn read_superblock(file: &dyn ReadAt, notes: &mut Vec<String>) -> Result<Option<Superblock>, RecoveryError> {
     if file.size() == 0 {
         return Ok(None);
     }
     let bytes = file.read_at(0, SUPERBLOCK_BYTES).map_err(|source| RecoveryError::Io { file: "superblock", source })?;
     let slots =
         superblock::read_slots(&bytes).map_err(|source| RecoveryError::Damaged { file: "superblock", source })?;
-    let Some(mut newest) = slots.newest else { return Ok(None) };
-    let damaged = slots.damaged.is_some();
     if let Some(why) = slots.damaged {
         notes.push(format!("one slot of the superblock is damaged ({why}): the other one counts"));
-        newest.boot_id = superblock::NO_BOOT;
-        newest.seq = Seq(newest.seq.0 + SEQ_RESERVE_MAX);
     }
-    Ok(Some((newest, damaged)))
+    Ok(slots.newest)
 }
 
 /// Whether the intent log has no record and one slot of the superblock is still blank: the directory of a primary
@@ -425,18 +412,6 @@ fn note_sizes(expect: &Expect, superblock: &Superblock, notes: &mut Vec<String>)
             ));
         }
     }
-}
-
-/// The slot of the superblock that said whether a resize was done is damaged: clients may have written beyond the old end.
-/// Whatever stands there is copied.
-fn take_for_done(superblock: &mut Superblock, volume: Volume, size: u64) -> Extent {
-    let has = &mut superblock.volumes[usize::from(volume.0)].1;
-    let added = Extent { volume, offset: *has, length: size - *has };
-    *has = size;
-    superblock.resizing = None;
-    // Nobody can have passed that.
-    superblock.resized = superblock.seq;
-    added
 }
 
 fn describe_sizes(sizes: impl Iterator<Item = u64>) -> String {

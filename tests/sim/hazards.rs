@@ -6,7 +6,7 @@
 //! | the primary's volumes have no space | what is refused is told to its client, the role goes on, and both sides become the same again |
 //! | a disk stalls | everything; only later |
 //! | a bit at rest: DR's journal, spool | what is vouched for is true; else the report is incomplete, or refused without force |
-//! | a bit at rest: one slot of a superblock, any role | everything: the other slot holds |
+//! | a bit at rest: either slot of a superblock, any role | everything: the other slot holds |
 //! | a bit at rest: the table | that record or payload may be lost if nobody else has it, and then the report says so |
 //! | a bit at rest: the primary's map, log, FIFO | everything: its volumes have what is lost there |
 //! | a write that lands elsewhere in its file | as a bit in that file; not in volumes, superblocks and the intent map, where a stale block that is valid cannot be told from a new one |
@@ -25,6 +25,7 @@ use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::Verdict;
 use crate::cluster::{Event, World};
+use crate::disk::SimFile;
 use crate::network::Node;
 use crate::rng::Rng;
 use crate::setup::{Failing, Fault, MS};
@@ -248,7 +249,7 @@ impl World {
         let file = rng.pick(&[File::IntentMap, File::IntentLog, File::IntentLog, File::Fifo, File::Superblock]);
         let bytes = self.primary_disk.file(file).stable();
         let found = match file {
-            File::Superblock => older_slot(bytes),
+            File::Superblock => either_slot(self.primary_disk.file(file)),
             File::Fifo => written(bytes, ENTRY_ALIGN_BYTES as usize),
             File::IntentMap => written(bytes, BLOCK_BYTES),
             _ => written(bytes, RECORD_BYTES),
@@ -264,7 +265,7 @@ impl World {
         if self.setup.plain_table || rng.chance(75) {
             return self.rot_table(rng);
         }
-        let found = older_slot(self.aux_disk.file(File::Superblock).stable());
+        let found = either_slot(self.aux_disk.file(File::Superblock));
         if let Some((at, bit)) = somewhere(&found, rng) {
             self.landmark(|| format!("bit {bit} of byte {at} of the auxiliary's superblock flips"));
             self.aux_disk.flip(File::Superblock, at, bit);
@@ -307,7 +308,7 @@ impl World {
             return self.rot_payload(before, rng);
         }
         if rng.chance(10) {
-            let found = older_slot(self.dr_disk.file(File::Superblock).stable());
+            let found = either_slot(self.dr_disk.file(File::Superblock));
             if let Some((at, bit)) = somewhere(&found, rng) {
                 self.landmark(|| format!("bit {bit} of byte {at} of DR's superblock flips"));
                 self.dr_disk.flip(File::Superblock, at, bit);
@@ -407,16 +408,16 @@ fn written(bytes: &[u8], piece: usize) -> Vec<(u64, u64)> {
     used.map(|(at, _)| ((at * piece) as u64, piece as u64)).collect()
 }
 
-/// The slot of a superblock that is not in force, if both were written.
-fn older_slot(bytes: &[u8]) -> Vec<(u64, u64)> {
-    let generation = |slot: usize| {
-        let block = bytes.get(slot * BLOCK_BYTES..(slot + 1) * BLOCK_BYTES)?;
-        superblock::Superblock::decode(block).ok().map(|it| it.generation)
+/// The slots of a superblock, if both are whole: what is torn in one and damaged in the other is lost, and no start goes on.
+fn either_slot(file: &SimFile) -> Vec<(u64, u64)> {
+    let slots = [0, 1].map(|slot| slot * BLOCK_BYTES);
+    let whole = |bytes: &[u8]| {
+        slots
+            .iter()
+            .all(|at| bytes.get(*at..at + BLOCK_BYTES).is_some_and(|it| superblock::Superblock::decode(it).is_ok()))
     };
-    match (generation(0), generation(1)) {
-        (Some(first), Some(second)) => vec![((usize::from(first > second) * BLOCK_BYTES) as u64, BLOCK_BYTES as u64)],
-        _ => Vec::new(),
-    }
+    let both = whole(file.stable()) && whole(file.cache());
+    slots.iter().filter(|_| both).map(|at| (*at as u64, BLOCK_BYTES as u64)).collect()
 }
 
 /// A bit in one of the places, rather a late one.

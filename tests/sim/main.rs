@@ -203,6 +203,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (2212673, "what was torn in the block of the last order stayed there until it was written again"),
     (2201942, "one half-open stream after the other was given what had been on the one before"),
     (2551350, "a payload that is longer than the disk FIFO was to be put there"),
+    (104979, "a damaged slot of DR's superblock took its recovery point along, and a first sync went over it"),
+    (104296, "a slot of the primary's superblock was damaged twice, and seqs were given out twice behind it"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

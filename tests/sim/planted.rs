@@ -48,6 +48,8 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::CheckpointUnsynced, 100007),
     (Bug::TailPromisedEarly, 100017),
     (Bug::SuperblockOneSlot, 100007),
+    (Bug::SuperblockOnceCounts, 101163),
+    (Bug::PrimarySuperblockOnce, 104296),
     (Bug::ChunkAckEarly, 8504),
     (Bug::BatchIncomplete, 8504),
     (Bug::BatchKeepsOldChunks, 8522),
@@ -93,6 +95,8 @@ const RARE: &[(Bug, &str)] = &[
     (Bug::FailedUnmended, "VolumesFull"),
     (Bug::MendedBesideWrites, "VolumesFull"),
     (Bug::MendingForgotten, "KillAtMending"),
+    (Bug::SuperblockOnceCounts, "Rot { node: Dr"),
+    (Bug::PrimarySuperblockOnce, "Rot { node: Primary"),
 ];
 
 struct Caught {

@@ -24,6 +24,8 @@ use crate::rng::Rng;
 pub const GROUP: &str = "sim";
 /// How soon a process that cannot start is started again.
 const START_AGAIN_NS: u64 = 200_000_000;
+/// No volume is ever made as large as this: who believes what is damaged may say so, bytes.
+const VOLUME_BYTES_MAX: u64 = 1 << 30;
 
 impl World {
     // ---- events --------------------------------------------------------------------------------
@@ -482,6 +484,9 @@ impl World {
         let recovered = recovered.map_err(|e| Violation::new("I8", format!("DR does not start: {e}")))?;
         // The shell opens stores as large as the superblock says.
         for (at, (_, size)) in (0..).zip(&recovered.superblock().volumes) {
+            if *size > VOLUME_BYTES_MAX {
+                return self.fail("I8", format!("DR's superblock says that volume {at} has {size} bytes"));
+            }
             self.dr_disk.grow(File::Volume(Volume(at)), *size, None);
         }
         self.dr = Some(dr::machine::Machine::new(recovered, options));
@@ -663,6 +668,9 @@ impl World {
 
     /// A store of DR has grown, or is a device that somebody has yet to make larger.
     fn grown(&mut self, volume: Volume, size: u64) -> Verdict {
+        if size > VOLUME_BYTES_MAX {
+            return self.fail("I8", format!("DR makes volume {volume} {size} bytes large"));
+        }
         let small = self.now_ns < self.dr_small_until_ns[volume.0 as usize];
         if !small {
             let device = self.noise.chance(50);

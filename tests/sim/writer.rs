@@ -196,10 +196,11 @@ impl World {
             }
             Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok().flatten())?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
-            Effect::Fatal { text, mark: (offset, block) } => {
+            Effect::Fatal { text, marks } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.
-                if !self.disk_fails(Node::Primary) {
-                    self.primary_disk.plant(primary::machine::File::Superblock, offset, &block);
+                let taken = if self.disk_fails(Node::Primary) { &[][..] } else { &marks };
+                for (offset, block) in taken {
+                    self.primary_disk.plant(primary::machine::File::Superblock, *offset, block);
                 }
                 return self.ended(Node::Primary, &text);
             }

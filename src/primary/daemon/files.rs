@@ -308,10 +308,12 @@ fn distrust(reactor: &Reactor, file: FileId) {
         let Some(mut known) = superblock::newest(&reactor.read_sync(file, 0, SUPERBLOCK_BYTES)?)? else {
             return Ok(());
         };
-        known.generation += 1;
         known.boot_id = superblock::NO_BOOT;
         known.set(superblock::CLEAN, false);
-        Ok(reactor.write_sync(file, known.offset(), &known.encode())?)
+        for (offset, block) in known.in_both_slots() {
+            reactor.write_sync(file, offset, &block)?;
+        }
+        Ok(())
     };
     if let Err(error) = note() {
         tracing::error!("the next start is not told of this failure: {error:#}");
