@@ -38,6 +38,8 @@ bugs! {
     JournalReusedEarly,
     /// The primary counts a commit to the status table as durable when it is sent.
     AuxCommitEarly,
+    /// A table whose header was read is taken for one that has it durably.
+    HeaderBelieved,
     /// The auxiliary answers a FUA write that is only in the cache.
     AuxIgnoresFua,
     /// With `ack = flush` a flush is answered without waiting for the protection.

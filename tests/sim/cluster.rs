@@ -90,6 +90,17 @@ pub enum Event {
         ticket: Ticket,
         report: Box<dr::promote::LossReport>,
     },
+    /// The kernel has taken this much of what the primary gave to a stream.
+    Taken {
+        run: u64,
+        conn: Conn,
+        upto: u64,
+    },
+    /// A status table may have been silent for too long.
+    Silent {
+        node: Node,
+        conn: Conn,
+    },
     Fault {
         index: usize,
     },
@@ -177,6 +188,9 @@ pub struct TableLine {
     pub conn: Option<Conn>,
     pub export: String,
     pub granted: bool,
+    /// Answers that are due, and when anything was heard last.
+    pub due: u64,
+    pub heard_ns: u64,
 }
 
 pub struct ClientState {
@@ -217,6 +231,8 @@ pub struct World {
     /// Of what is in stores that have grown.
     pub noise: Rng,
     pub ropes: BTreeMap<(Node, Conn), Rope>,
+    /// What the primary gave to each stream, bytes.
+    pub given: BTreeMap<Conn, u64>,
     pub next_conn: u64,
 
     pub clients: Vec<ClientState>,
@@ -363,6 +379,7 @@ impl World {
             dr_small_until_ns: vec![0; setup.volume_bytes.len()],
             noise: Rng::new(seed ^ 0x0001_5e00),
             ropes: BTreeMap::new(),
+            given: BTreeMap::new(),
             next_conn: 1 << 50,
             clients,
             asked: BTreeMap::new(),

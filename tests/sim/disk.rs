@@ -141,7 +141,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// From now on operations fail, until then; not those of files that are `spared`.
     pub fn fail(&mut self, how: Failing, until_ns: u64, spared: fn(F) -> bool, loses: bool, rng: Rng) {
-        self.fails = Some(Fails { how, until_ns, spared, loses, percent: 100, rng });
+        self.fails = Some(Fails { how, until_ns, spared, loses, percent: 100, once: false, rng });
+    }
+
+    /// Only the next one of them does.
+    pub fn fails_once(&mut self) {
+        self.fails.iter_mut().for_each(|fails| fails.once = true);
     }
 
     /// Others of them do not.
@@ -151,7 +156,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
 
     /// Whether operations fail now.
     pub fn fails(&self, now_ns: u64) -> bool {
-        self.fails.as_ref().is_some_and(|fails| now_ns < fails.until_ns)
+        self.fails.as_ref().is_some_and(|fails| now_ns < fails.until_ns && !fails.once)
+    }
+
+    /// Whether writes and syncs do.
+    pub fn fails_writes(&self, now_ns: u64) -> bool {
+        self.fails(now_ns) && !self.fails_reads()
     }
 
     pub fn fails_reads(&self) -> bool {

@@ -13,6 +13,8 @@ pub struct Fails<F> {
     pub loses: bool,
     /// So many operations of a hundred fail.
     pub percent: u64,
+    /// One fails, and that was all.
+    pub once: bool,
     pub rng: Rng,
 }
 
@@ -20,6 +22,10 @@ impl<F> Fails<F> {
     /// Whether an operation fails that may.
     pub fn strikes(&mut self, file: F, now_ns: u64) -> bool {
         let concerned = now_ns < self.until_ns && !(self.spared)(file);
-        concerned && (self.percent >= 100 || self.rng.chance(self.percent))
+        let strikes = concerned && (self.percent >= 100 || self.rng.chance(self.percent));
+        if strikes && self.once {
+            self.until_ns = 0;
+        }
+        strikes
     }
 }

@@ -42,6 +42,14 @@ impl World {
             Fault::KillAtCommit { down_ns } => self.host_mut(Node::Dr).doom_at_commit = Some(down_ns),
             Fault::KillAtMending { down_ns } => self.host_mut(Node::Primary).doom_at_mending = Some(down_ns),
             Fault::DiskFails { node, how, for_ns } => self.disk_will_fail(node, how, self.now_ns + for_ns),
+            Fault::FailsOnce { node, how } => {
+                self.disk_will_fail(node, how, u64::MAX);
+                match node {
+                    Node::Primary => self.primary_disk.fails_once(),
+                    Node::Aux => self.aux_disk.fails_once(),
+                    Node::Dr => self.dr_disk.fails_once(),
+                }
+            }
             Fault::VolumesFull { percent, for_ns } => {
                 let (until_ns, rng) = (self.now_ns + for_ns, self.rng.fork());
                 let others = |file| !matches!(file, primary::machine::File::Volume(_));

@@ -1,10 +1,10 @@
 //! The simulator: a seeded cluster of the real machines of primary, auxiliary and DR that tries to lose our data.
 //!
 //! ```text
-//!   setup, swarm      what the seed draws: configuration, bounds, speeds, faults, how it ends
+//!   setup, swarm, fresh          what the seed draws: configuration, bounds, speeds, faults, how it ends
 //!   scenario   the story: faults, then healing, or a disaster and a promotion
 //!   cluster    hosts, clocks, the queue of events
-//!   roles, writer                what the shells do: start machines, carry out their effects
+//!   roles, region, writer        what the shells do: start machines, carry out their effects
 //!   disk, failing, memory, damage, live, hazards, network, workload, plain     what is simulated
 //!   oracle, checkers, promises   what is right: I1 to I9, and that lag returns to zero
 //!   runner                       seeds on all cores; a failing one is made smaller and told
@@ -22,6 +22,7 @@ mod damage;
 mod describe;
 mod disk;
 mod failing;
+mod fresh;
 mod hazards;
 mod live;
 mod memory;
@@ -31,6 +32,7 @@ mod plain;
 #[cfg(feature = "planted")]
 mod planted;
 mod promises;
+mod region;
 mod rng;
 mod roles;
 mod runner;
@@ -45,10 +47,9 @@ use std::time::Duration;
 
 use runner::{Passed, Run, explain, run_seeds};
 
-/// Seeds of the default run, and how long it may take at the most.
-const FROM: u64 = setup::NEWEST_SEEDS - 500;
-const SEEDS: u64 = 3000;
-const SECONDS: u64 = 45;
+/// Seeds of the default run, from where and how many, and how long they may take at the most: whoever is slower says so.
+const RANGES: [(u64, u64); 2] = [(setup::NEWEST_SEEDS - 500, 1500), (setup::FRESH_SEEDS, 1500)];
+const SECONDS: u64 = 240;
 
 /// Seeds that once found something, by what they found.
 const REGRESSIONS: &[(u64, &str)] = &[
@@ -217,15 +218,19 @@ pub fn env(name: &str) -> Option<u64> {
 
 #[test]
 fn seeds() {
-    let one = env("SIM_SEED");
-    let from = one.or(env("SIM_FROM")).unwrap_or(FROM);
-    let count = if one.is_some() { 1 } else { env("SIM_SEEDS").unwrap_or(SEEDS) };
+    let one = env("SIM_SEED").map(|seed| (seed, 1));
+    let some = env("SIM_FROM").map(|from| (from, env("SIM_SEEDS").unwrap_or(3000)));
+    let asked = one.or(some);
+    let ranges = asked.map_or(RANGES.to_vec(), |range| vec![range]);
     let patience = Duration::from_secs(env("SIM_SECONDS").unwrap_or(if one.is_some() { 3600 } else { SECONDS }));
     let failures_max = env("SIM_FAILURES").unwrap_or(1);
-    let totals = run_seeds(from, count, patience, usize::try_from(failures_max).unwrap_or(usize::MAX));
-    println!("{}", totals.line(from));
-    if let Some(first) = totals.failures.first() {
-        panic!("{}", explain(first));
+    for (from, count) in ranges {
+        let totals = run_seeds(from, count, patience, usize::try_from(failures_max).unwrap_or(usize::MAX));
+        println!("{}", totals.line(from));
+        if let Some(first) = totals.failures.first() {
+            panic!("{}", explain(first));
+        }
+        assert!(asked.is_some() || totals.seeds == count, "only {} of {count} seeds within {patience:?}", totals.seeds);
     }
 }
 
@@ -241,7 +246,7 @@ fn seeds_that_once_failed_pass() {
 #[test]
 fn same_seed_goes_the_same_way() {
     let without_digest = |it| Passed { digest: None, ..it };
-    for seed in (1..=5).chain(FROM..=FROM + 5) {
+    for seed in (1..=5).chain(RANGES.iter().flat_map(|(from, _)| *from..=from + 5)) {
         let outcome = |recording| Run { recording, ..Run::of(seed) }.go().map(without_digest).map_err(|f| f.violation);
         assert_eq!(outcome(false), outcome(true), "seed {seed}");
         // Byte for byte: every input and every effect of every role.

@@ -187,6 +187,14 @@ impl<M> Network<M> {
         self.enqueue(id, 0, at_ns, Delivery::Closed { reason, alone });
     }
 
+    /// When the last of what was sent on a connection has left the host; never, where nobody takes it any more.
+    pub fn leaves_at(&self, now_ns: u64, node: Node, conn: Conn) -> Option<u64> {
+        let &(id, side) = self.ends.get(&(node, conn))?;
+        let (link, other) = (&self.links[&id], 1 - side);
+        let route = self.routes[&(node, link.ends[other].node)];
+        (!link.pipes[other].cut).then(|| now_ns.max(route.busy_until_ns).max(route.stalled_until_ns))
+    }
+
     /// Sends on a connection; nothing happens when it is gone.
     pub fn send(&mut self, now_ns: u64, node: Node, conn: Conn, packet: Packet<M>) {
         let Some(&(id, side)) = self.ends.get(&(node, conn)) else { return };

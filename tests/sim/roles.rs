@@ -1,12 +1,10 @@
 //! Owns what the shells (`daemon`) own in production: starting each machine from its files, giving it inputs,
 //! carrying out its effects on the simulated disks and links, and showing every effect to the checkers.
 
-use std::mem::take;
-
 use bytes::Bytes;
 use farshore::core::allocation::Stretch;
-use farshore::core::ids::{Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
-use farshore::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
+use farshore::core::ids::{Conn, Extent, GroupId, Seq, Volume};
+use farshore::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use farshore::core::planted::{Bug, planted};
 use farshore::core::rope::Rope;
 use farshore::format::superblock;
@@ -14,7 +12,7 @@ use farshore::format::wire::{self, Message};
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{Verdict, Violation};
-use crate::cluster::{DR_NONCE, Event, Table, TableLine, TableTalk, World};
+use crate::cluster::{DR_NONCE, Event, Table, TableTalk, World};
 use crate::describe;
 use crate::live::Read;
 use crate::network::{Delivery, Node, Packet};
@@ -34,9 +32,12 @@ impl World {
     pub fn dispatch(&mut self, event: Event) -> Verdict {
         let node = match &event {
             Event::Disk { node, .. } | Event::Tick { node, .. } => Some(*node),
-            Event::EndOfTurn { .. } | Event::Ask { .. } | Event::Allocated { .. } | Event::Holes { .. } => {
-                Some(Node::Primary)
-            }
+            Event::EndOfTurn { .. }
+            | Event::Ask { .. }
+            | Event::Allocated { .. }
+            | Event::Holes { .. }
+            | Event::Taken { .. } => Some(Node::Primary),
+            Event::Silent { node, .. } => Some(*node),
             Event::ReportStored { .. } | Event::Grown { .. } => Some(Node::Dr),
             _ => None,
         };
@@ -65,9 +66,20 @@ impl World {
                 self.answer_holes(batch, extent)
             }
             Event::ReportStored { run, ticket, report } if self.is_running(Node::Dr, run) => {
-                self.dr_report = Some(*report);
-                self.dr_step(dr::machine::Input::ReportStored { ticket, result: Ok(()) })
+                let fails = self.setup.fresh && self.dr_disk.fails_writes(self.now_ns);
+                // What cannot be made durable may be there all the same.
+                if !fails || self.noise.chance(50) {
+                    self.dr_report = Some(*report);
+                }
+                let result = if fails { Err(IoFail::Other("simulated".into())) } else { Ok(()) };
+                self.dr_step(dr::machine::Input::ReportStored { ticket, result })
             }
+            Event::Taken { run, conn, upto } if self.is_running(Node::Primary, run) => {
+                let Some(given) = self.given.get(&conn) else { return Ok(()) };
+                let left = given - upto;
+                self.primary_step(primary::machine::Input::DrTaken { conn, left })
+            }
+            Event::Silent { node, conn } => self.silent(node, conn),
             Event::Grown { run, volume, size } if self.is_running(Node::Dr, run) => self.grown(volume, size),
             Event::Start { node } => self.start(node),
             Event::Resume { node } => self.resume(node),
@@ -189,55 +201,6 @@ impl World {
         match node {
             Node::Primary => self.primary_step(primary::machine::Input::DrClosed { conn, reason: reason.to_string() }),
             _ => self.dr_step(dr::machine::Input::Closed { conn }),
-        }
-    }
-
-    /// What comes back on a connection to the status table.
-    fn table_answer(&mut self, node: Node, delivery: Delivery<TableTalk>) -> Verdict {
-        let line = if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table };
-        let answer = match delivery {
-            Delivery::Up => {
-                let (conn, export) = (line.conn.expect("the line that answers"), line.export.clone());
-                let now_ns = self.now_ns;
-                self.net.send(now_ns, node, conn, Packet::Message(TableTalk::Open { export }));
-                return Ok(());
-            }
-            Delivery::Packet(Packet::Message(TableTalk::Granted { size })) => {
-                line.granted = true;
-                TableAnswer::Opened { size }
-            }
-            Delivery::Packet(Packet::Message(TableTalk::Refused { text, fenced })) => {
-                let conn = line.conn.take().expect("the line that answers");
-                let now_ns = self.now_ns;
-                self.net.close(now_ns, node, conn);
-                TableAnswer::Failed { reason: text, fenced }
-            }
-            Delivery::Packet(Packet::Message(TableTalk::Reply { cookie, result })) => {
-                let result = result.map_err(|errno| IoFail::Other(format!("{errno:?}")));
-                TableAnswer::Done { ticket: Ticket(cookie), result }
-            }
-            Delivery::Closed { reason, .. } => {
-                let granted = line.granted;
-                *line = TableLine::default();
-                let reason = reason.to_string();
-                if granted { TableAnswer::Closed { reason } } else { TableAnswer::Failed { reason, fenced: false } }
-            }
-            Delivery::Packet(other) => panic!("not an answer of a table: {other:?}"),
-        };
-        let fencing = !self.setup.plain_table;
-        match node {
-            Node::Primary => self.primary_step(match answer {
-                TableAnswer::Opened { size } => primary::machine::Input::AuxOpened { size, fencing },
-                TableAnswer::Failed { reason, fenced } => primary::machine::Input::AuxFailed { reason, fenced },
-                TableAnswer::Done { ticket, result } => primary::machine::Input::AuxDone { ticket, result },
-                TableAnswer::Closed { reason } => primary::machine::Input::AuxClosed { reason },
-            }),
-            _ => self.dr_step(match answer {
-                TableAnswer::Opened { size } => dr::machine::Input::AuxOpened { size, fencing },
-                TableAnswer::Failed { reason, fenced } => dr::machine::Input::AuxFailed { reason, fenced },
-                TableAnswer::Done { ticket, result } => dr::machine::Input::AuxDone { ticket, result },
-                TableAnswer::Closed { reason } => dr::machine::Input::AuxClosed { reason },
-            }),
         }
     }
 
@@ -715,8 +678,17 @@ impl World {
     pub fn send_message(&mut self, node: Node, conn: Conn, message: &Message) {
         let mut parts = Vec::new();
         wire::encode(message, &mut parts);
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         for part in parts {
             self.net.send(self.now_ns, node, conn, Packet::Bytes(part));
+        }
+        if node == Node::Primary && self.setup.kernel_takes {
+            let given = self.given.entry(conn).or_default();
+            *given += bytes;
+            let (upto, run) = (*given, self.host(node).run);
+            if let Some(at) = self.net.leaves_at(self.now_ns, node, conn) {
+                self.at(at, Event::Taken { run, conn, upto });
+            }
         }
     }
 
@@ -729,31 +701,6 @@ impl World {
         Ok(())
     }
 
-    pub fn open_table(&mut self, node: Node, epoch: Epoch, owner: Owner) {
-        self.close_table(node);
-        let conn = Conn(self.next_conn);
-        self.next_conn += 1;
-        let export = if epoch == Epoch(0) { GROUP.to_string() } else { format!("{GROUP}/{epoch}/{:016x}", owner.0) };
-        let line = TableLine { conn: Some(conn), export, granted: false };
-        *(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table }) = line;
-        let listening = self.host(Node::Aux).up;
-        self.net.connect(self.now_ns, (node, conn), Node::Aux, listening);
-    }
-
-    pub fn close_table(&mut self, node: Node) {
-        let line = take(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table });
-        if let Some(conn) = line.conn {
-            self.net.close(self.now_ns, node, conn);
-        }
-    }
-
-    pub fn ask_table(&mut self, node: Node, talk: TableTalk) {
-        let line = if node == Node::Primary { &self.primary_table } else { &self.dr_table };
-        if let (Some(conn), true) = (line.conn, line.granted) {
-            self.net.send(self.now_ns, node, conn, Packet::Message(talk));
-        }
-    }
-
     /// Clock ticks that change nothing are left out.
     pub fn note_input(&mut self, role: &str, words: Option<String>, boring: bool) {
         if let (Some(words), false) = (words, boring) {
@@ -764,13 +711,6 @@ impl World {
     pub fn log(&mut self, node: Node, level: Level, text: &str) {
         self.landmark(|| format!("{node:?} says {level:?}: {text}"));
     }
-}
-
-enum TableAnswer {
-    Opened { size: u64 },
-    Failed { reason: String, fenced: bool },
-    Done { ticket: Ticket, result: DiskResult },
-    Closed { reason: String },
 }
 
 /// The range that an operation changes.

@@ -13,8 +13,10 @@ pub const SECOND: u64 = 1_000_000_000;
 
 /// From this seed on more is drawn: earlier seeds, the named ones among them, stay as they were.
 pub const LATER_SEEDS: u64 = 10_000;
-/// From this seed on each has a mood of its own (see `swarm`), and every fault there is.
+/// From this seed on each has a mood of its own (see `swarm`), and nearly every fault there is.
 pub const NEWEST_SEEDS: u64 = 100_000;
+/// From this seed on promotions are disturbed, too (see `fresh`).
+pub const FRESH_SEEDS: u64 = 3_000_000;
 
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
@@ -31,6 +33,8 @@ const ROOM_SALT: u64 = 0x0000_400a_5ced;
 const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
 /// Mixed into the seed for volumes without space.
 const FULL_SALT: u64 = 0x0000_f011_0d15;
+/// Of the generator that the freshest seeds draw the rest from.
+const FRESH_SALT: u64 = 0xf2e5_4f2e_5400;
 /// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
 const BURST_SALT: u64 = 0x000b_0457_000e;
 
@@ -93,6 +97,10 @@ pub struct Setup {
     pub force_first: bool,
     /// The operator asks again while the first promotion is under way.
     pub asks_twice: bool,
+    /// Faults after the horizon strike a promotion; a table that is silent is given up, as the shell does.
+    pub fresh: bool,
+    /// The primary is told what the kernel has taken of what it sends.
+    pub kernel_takes: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +179,11 @@ pub enum Fault {
         how: Failing,
         for_ns: u64,
     },
+    /// The next operation of that kind fails.
+    FailsOnce {
+        node: Node,
+        how: Failing,
+    },
     /// The volumes of the primary refuse so many of a hundred writes for want of space; everything else of its disk does not.
     VolumesFull {
         percent: u64,
@@ -207,6 +220,23 @@ pub enum Fault {
         node: Node,
         by_ns: i64,
     },
+}
+
+impl Fault {
+    /// Whether it is about this host alone.
+    pub fn strikes(self, host: Node) -> bool {
+        match self {
+            Fault::Kill { node, .. }
+            | Fault::PowerLoss { node, .. }
+            | Fault::Stop { node, .. }
+            | Fault::Pause { node, .. }
+            | Fault::KillAtSuperblock { node, .. }
+            | Fault::DiskFails { node, .. }
+            | Fault::FailsOnce { node, .. }
+            | Fault::DiskStalls { node, .. } => node == host,
+            _ => false,
+        }
+    }
 }
 
 /// When something is damaged under a running role.
@@ -360,6 +390,8 @@ impl Setup {
             lively: false,
             force_first: false,
             asks_twice: false,
+            fresh: false,
+            kernel_takes: false,
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));
@@ -388,6 +420,9 @@ impl Setup {
             setup.ask_room = Rng::new(seed ^ ROOM_SALT).chance(50);
             setup.bound_lag(&mut Rng::new(seed ^ LAG_SALT));
             setup.fill_volumes(&mut Rng::new(seed ^ FULL_SALT));
+        }
+        if seed >= FRESH_SEEDS {
+            setup.freshen(&mut Rng::new(seed ^ FRESH_SALT));
         }
         setup
     }
