@@ -38,6 +38,12 @@ bugs! {
     JournalReusedEarly,
     /// The primary counts a commit to the status table as durable when it is sent.
     AuxCommitEarly,
+    /// The primary refuses some writes for no reason.
+    RefusesSome,
+    /// A primary that hears of a higher epoch goes on.
+    FenceUnheeded,
+    /// A status table that was out of reach is never looked for again.
+    TableForgotten,
     /// A table whose header was read is taken for one that has it durably.
     HeaderBelieved,
     /// The auxiliary answers a FUA write that is only in the cache.

@@ -1,7 +1,7 @@
 //! The status table: the region on shared storage that both sites can read.
 //!
 //! ```text
-//!   0        header: the layout, written once
+//!   0        header: the layout, the same from when it is made on
 //!   4096     fence: the writer in force; taken over at a promotion
 //!   8192     heartbeat of the writer, with floor and tail
 //!   12288    reserved

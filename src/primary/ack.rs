@@ -227,7 +227,7 @@ impl Machine {
 
     /// A higher epoch is in force: this writer never acknowledges again (I7).
     pub(super) fn fence(&mut self, text: &str, fx: &mut Vec<Effect>) {
-        if self.fenced.is_some() {
+        if self.fenced.is_some() || planted(Bug::FenceUnheeded) {
             return;
         }
         self.fenced = Some(text.to_string());

@@ -74,6 +74,10 @@ impl Machine {
             return Some((req, volume, kind));
         }
         match self.room(payload_bytes(&kind)) {
+            Room::Yes if planted(Bug::RefusesSome) && req.0.is_multiple_of(10) => {
+                fx.push(Effect::Reply { req, result: Err(Errno::NoSpc) });
+                return None;
+            }
             Room::Yes => {}
             Room::Wait => return Some((req, volume, kind)),
             Room::No => {

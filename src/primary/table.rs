@@ -265,6 +265,7 @@ impl Machine {
         // Whoever was just cut off asks at once why: it may have been fenced (I7).
         self.aux.gone = matches!(self.aux.phase, Phase::Opening { .. } | Phase::Preparing { .. });
         let patience = if self.aux.phase == Phase::Ready { RETRY_NS / 50 } else { RETRY_NS };
+        let patience = if planted(Bug::TableForgotten) { u64::MAX >> 2 } else { patience };
         self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + patience };
         self.due_ns = self.due_ns.min(self.now.mono_ns + patience);
         self.aux.ops.clear();

@@ -171,6 +171,8 @@ pub struct Outcome {
     pub without_table: bool,
     /// It says so because the status table was blank.
     pub blank: bool,
+    /// It says that what these wrote may be in the image, whole or in part.
+    pub in_part: Option<SeqRange>,
     /// The last order that it claims to know of, where it says that others may have come.
     pub known_until: Option<Seq>,
 }
@@ -219,6 +221,19 @@ pub struct Prefix<'a> {
 impl Prefix<'_> {
     pub fn of(oracle: &Oracle, cut: Seq) -> Prefix<'_> {
         Prefix { oracle, cut, want: oracle.state_after(cut), unsure: oracle.unsure_after(cut) }
+    }
+
+    /// What these wrote may be in the images or not, whole or in part: a site says so of itself when it has lost them.
+    pub fn but_for(mut self, seqs: Option<SeqRange>) -> Self {
+        let Some(seqs) = seqs else { return self };
+        let unsure = self.unsure.get_or_insert_with(|| self.want.iter().map(|image| vec![0; image.len()]).collect());
+        let (known, old) = self.oracle.changes(seqs.first.prev(), seqs.last);
+        for extent in known.iter().chain(&old).filter_map(OrderRecord::extent) {
+            let image = &mut unsure[extent.volume.0 as usize];
+            let upto = ((extent.offset + extent.length) as usize).min(image.len());
+            image[(extent.offset as usize).min(upto)..upto].fill(1);
+        }
+        self
     }
 
     pub fn check(&self, images: &[&[u8]]) -> Verdict {
@@ -495,6 +510,7 @@ mod tests {
         let lost =
             |&seq: &u64| Lost { seq: Seq(seq), volume: Volume(0), op: "write".into(), offset: seq * 512, length: 512 };
         Outcome {
+            in_part: None,
             cut: Seq(cut),
             tail: Seq(tail),
             missing: missing.iter().map(lost).collect(),

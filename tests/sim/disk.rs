@@ -54,7 +54,7 @@ pub struct Disk<F> {
     operations: u64,
     version: u64,
     settled: Vec<Settled<F>>,
-    fails: Option<Fails<F>>,
+    pub fails: Option<Fails<F>>,
     /// The next write to such a file goes astray.
     misdirects: Option<(Which<F>, Rng)>,
     /// One has, in this file.
@@ -137,35 +137,6 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             misdirected: None,
             flips: Vec::new(),
         }
-    }
-
-    /// From now on operations fail, until then; not those of files that are `spared`.
-    pub fn fail(&mut self, how: Failing, until_ns: u64, spared: fn(F) -> bool, loses: bool, rng: Rng) {
-        self.fails = Some(Fails { how, until_ns, spared, loses, percent: 100, once: false, rng });
-    }
-
-    /// Only the next one of them does.
-    pub fn fails_once(&mut self) {
-        self.fails.iter_mut().for_each(|fails| fails.once = true);
-    }
-
-    /// Others of them do not.
-    pub fn fails_at_times(&mut self, percent: u64) {
-        self.fails.iter_mut().for_each(|fails| fails.percent = percent);
-    }
-
-    /// Whether operations fail now.
-    pub fn fails(&self, now_ns: u64) -> bool {
-        self.fails.as_ref().is_some_and(|fails| now_ns < fails.until_ns && !fails.once)
-    }
-
-    /// Whether writes and syncs do.
-    pub fn fails_writes(&self, now_ns: u64) -> bool {
-        self.fails(now_ns) && !self.fails_reads()
-    }
-
-    pub fn fails_reads(&self) -> bool {
-        self.fails.as_ref().is_some_and(|fails| fails.how == Failing::Reads)
     }
 
     pub fn mend(&mut self) {

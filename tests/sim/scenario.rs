@@ -1,7 +1,7 @@
 //! Owns the story of a seed: its faults, its end (healing, or a disaster and a promotion), and what is checked
 //! when.
 
-use farshore::core::ids::{Ticket, Volume};
+use farshore::core::ids::{Seq, SeqRange, Ticket, Volume};
 use farshore::core::modes::Overflow;
 use farshore::core::op::Op;
 use farshore::{auxiliary, dr, primary};
@@ -496,8 +496,8 @@ impl World {
             let text = format!("promoted at seq {}, and the cut had been {}", outcome.cut, self.cut_told);
             return self.fail("I5", text);
         }
-        if vouched {
-            let prefix = checkers::Prefix::of(&self.oracle, outcome.cut);
+        if vouched || self.setup.fresh {
+            let prefix = checkers::Prefix::of(&self.oracle, outcome.cut).but_for(outcome.in_part);
             prefix.check(&self.dr_images())?;
             prefix
                 .check(&self.dr_stable_images())
@@ -639,6 +639,7 @@ impl World {
             incomplete: report.incomplete.is_some(),
             without_table: says(LEFT_OUT),
             blank: says(BLANK),
+            in_part: report.incomplete.as_deref().and_then(said_in_part),
             known_until: report.known_until.as_ref().map(|known| known.seq),
         })
     }
@@ -650,4 +651,12 @@ impl World {
         };
         format!("{} events, {} ms, tail {}, {promoted}", self.events, self.now_ns / MS, self.oracle.tail())
     }
+}
+
+/// Seqs of which a report says that they cannot be replayed, and may be in the volumes in part.
+fn said_in_part(text: &str) -> Option<SeqRange> {
+    let (before, _) = text.split_once(", which cannot be replayed")?;
+    let (_, seqs) = before.rsplit_once("writes of seqs ")?;
+    let (first, last) = seqs.split_once(" to ")?;
+    Some(SeqRange { first: Seq(first.parse().ok()?), last: Seq(last.parse().ok()?) })
 }
