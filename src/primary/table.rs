@@ -445,24 +445,6 @@ impl Machine {
         true
     }
 
-    /// Writes header and fence, and the heartbeat of a table that is made anew. A header that was found is written again as it
-    /// is: of one whose write has failed the server may show what is in its cache alone, and after a loss of power the table
-    /// would be blank.
-    fn write_head(&mut self, anew: bool, fx: &mut Vec<Effect>) {
-        let layout = self.aux.layout.expect("known before the head is written");
-        let fence = Fence { epoch: self.superblock.epoch, owner: self.superblock.owner };
-        let fence = Bytes::copy_from_slice(&fence.encode());
-        if !anew && planted(Bug::HeaderBelieved) {
-            return self.aux_write(AuxOp::WriteHead, table::FENCE_AT, vec![fence], true, fx);
-        }
-        let header = Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode());
-        let mut parts = vec![header, fence];
-        if anew {
-            parts.push(Bytes::copy_from_slice(&self.heartbeat().encode()));
-        }
-        self.aux_write(AuxOp::WriteHead, table::HEADER_AT, parts, true, fx);
-    }
-
     fn head_ready(&mut self, fx: &mut Vec<Effect>) {
         let layout = self.aux.layout.expect("known once the head is written");
         if layout.payload_bytes > 0 && self.aux.ring_pos == 0 && self.options.protect == Protect::Bunker {

@@ -19,8 +19,9 @@ use super::{AuxOp, HEAD_BYTES};
 use crate::core::ids::Seq;
 use crate::core::machine::Level;
 use crate::core::modes::Protect;
+use crate::core::planted::{Bug, planted};
 use crate::format::FormatError;
-use crate::format::table::{FENCE_AT, Fence, RECORDS_AT, TableLayout};
+use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader, TableLayout};
 use crate::limits::{BLOCK_BYTES, LEASE_NS};
 use crate::primary::machine::{Effect, Machine};
 
@@ -134,6 +135,24 @@ impl Machine {
         self.aux.ring_found = None;
         self.aux.ring_full = false;
         self.write_head(true, fx);
+    }
+
+    /// Writes header and fence, and the heartbeat of a table that is made anew. A header that was found is written again as it
+    /// is: of one whose write has failed the server may show what is in its cache alone, and after a loss of power the table
+    /// would be blank.
+    pub(super) fn write_head(&mut self, anew: bool, fx: &mut Vec<Effect>) {
+        let layout = self.aux.layout.expect("known before the head is written");
+        let fence = Fence { epoch: self.superblock.epoch, owner: self.superblock.owner };
+        let fence = Bytes::copy_from_slice(&fence.encode());
+        if !anew && planted(Bug::HeaderBelieved) {
+            return self.aux_write(AuxOp::WriteHead, FENCE_AT, vec![fence], true, fx);
+        }
+        let header = Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode());
+        let mut parts = vec![header, fence];
+        if anew {
+            parts.push(Bytes::copy_from_slice(&self.heartbeat().encode()));
+        }
+        self.aux_write(AuxOp::WriteHead, HEADER_AT, parts, true, fx);
     }
 }
 
