@@ -13,7 +13,8 @@ pub enum Op {
     /// A named recovery point. No payload.
     Mark = 4,
     /// Everything before this seq is superseded by the batch that has this seq as its id: payloads of
-    /// earlier seqs not yet at DR will never come. May follow a gap in the seqs.
+    /// earlier seqs not yet at DR will never come. May follow a gap in the seqs. `offset` is the first sync whose pieces it
+    /// counts on, if it carries one on, or 0.
     BatchBegin = 5,
     /// Batch `offset` (the seq of its `BatchBegin`) is complete; it had `length` bytes of chunks.
     BatchEnd = 6,

@@ -66,6 +66,8 @@ bugs! {
     TrimNotApplied,
     /// The primary starts overlapping writes to its volume at once.
     LocalOverlapped,
+    /// The state of a slot is written before the record whose state it is.
+    StateBeforeRecord,
     /// A slot of the status table is used again before its write is copied, whatever the policy.
     SlotReusedEarly,
     /// Writes do not wait at the bound on the lag.
@@ -108,6 +110,8 @@ bugs! {
     SpoolFreedEarly,
     /// DR acknowledges chunks of a batch before they are durable.
     ChunkAckEarly,
+    /// A batch that carries on one of which nothing is kept is applied.
+    CarriedFromNothing,
     /// A batch ends, and is applied, before all of its chunks are durable.
     BatchIncomplete,
     /// A new batch keeps the chunks of the one that was given up for it.

@@ -12,7 +12,9 @@
 //! | applied | records from before it where no chunk is; records after it | those records, chunks, records after it |
 //!
 //! A first sync may be carried on by another: its chunks stay where they are, and orders from before the new begin may
-//! leave the journal.
+//! leave the journal. The writer takes a batch for a first sync until it hears that there is a recovery point; here it is
+//! none any more once the first copy is complete, and its chunks are staged. Who carries on what is staged, or forgotten,
+//! counts on chunks that are not kept: his batch is never complete, and he begins another.
 //!
 //! Complete is a batch when its end is in the journal, all chunks that the end counts are durable, and every
 //! record between begin and end is durable with its payload; and when it covers the range of every payload from
@@ -64,6 +66,8 @@ pub struct Batch {
     forgotten: bool,
     /// Chunks of it that were acknowledged are not here any more: the writer has to begin another.
     disowned: bool,
+    /// He has yet to be told.
+    untold: bool,
     /// Orders from before its begin were lost here since: it may leave out what they changed, and is never complete.
     pub(super) lacking: bool,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
@@ -95,6 +99,11 @@ impl Batch {
         self.have = RangeSet::default();
         self.bytes = 0;
         std::mem::take(&mut self.chunks)
+    }
+
+    /// The one that it carries on is not kept here.
+    pub(super) fn orphan(&mut self, told: bool) {
+        (self.lacking, self.disowned, self.untold) = (true, true, !told);
     }
 
     /// A chunk is durable.
@@ -156,6 +165,7 @@ impl Machine {
             return;
         }
         let old = self.batch.take();
+        let stands = record.offset == 0 || old.as_ref().is_some_and(|old| old.direct && old.kept().0 == record.offset);
         let kept = old.clone().filter(|_| planted(Bug::BatchKeepsOldChunks));
         // What those of a first sync brought stays in the volumes, and stays newer than what was ordered before it.
         let brought = old.as_ref().filter(|old| old.direct).map(|old| old.covered.clone()).unwrap_or_default();
@@ -170,10 +180,14 @@ impl Machine {
         let direct = self.never_synced();
         let text = format!("batch {} begins{}", record.seq, if direct { ": first sync, in place" } else { "" });
         fx.push(Effect::Log { level: Level::Info, text });
-        self.batch = Some(match kept {
+        let mut batch = match kept {
             Some(old) => Batch { chunks: old.chunks, have: old.have, ..Batch::new(record.seq, direct) },
             None => Batch { covered: brought, ..Batch::new(record.seq, direct) },
-        });
+        };
+        if !stands && !planted(Bug::CarriedFromNothing) {
+            batch.orphan(false);
+        }
+        self.batch = Some(batch);
         self.mark_direct();
     }
 
@@ -240,6 +254,16 @@ impl Machine {
         if let Some(conn) = self.links.order {
             self.close(conn, &text, fx);
         }
+    }
+
+    /// Has the writer connect again, who is told then that nothing is kept of his batch.
+    pub(super) fn disown_orphan(&mut self, fx: &mut Vec<Effect>) {
+        let Some(conn) = self.links.order else { return };
+        let Some(batch) = self.batch.as_mut().filter(|batch| batch.untold) else { return };
+        batch.untold = false;
+        let text = format!("batch {} counts on chunks that are not kept here: it is begun anew", batch.begin);
+        fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
+        self.close(conn, &text, fx);
     }
 
     /// Whether the batch leaves out the range of a payload from before its begin that is not here: the writer

@@ -114,7 +114,9 @@ impl Machine {
     }
 
     pub(super) fn aux_closed(&mut self, now: Now, reason: &str, fx: &mut Vec<Effect>) {
-        let Some(promotion) = self.promotion.as_mut().filter(|it| it.aux_open) else { return };
+        // Lost while nothing was asked of it, it is missed when something is.
+        let missed = |it: &Promotion| it.table.is_some() && matches!(it.step, Step::States | Step::Fetching);
+        let Some(promotion) = self.promotion.as_mut().filter(|it| it.aux_open || missed(it)) else { return };
         promotion.aux_open = false;
         match promotion.step {
             Step::Opening => self.aux_failed(now, reason, false, fx),

@@ -387,6 +387,7 @@ impl Machine {
                 self.desk.disk(fx, File::Journal, kind);
             }
             if self.ready {
+                self.disown_orphan(fx);
                 self.advance_cut(now, fx);
                 self.promise(now);
                 self.feed(now, fx);

@@ -463,6 +463,11 @@ fn batches(
             batch.have(index, chunk.record.length);
             batch.chunks.insert(index, chunk);
         }
+        // What it carried on was staged here, and given up for it.
+        if history.above(begin.prev()).next().is_some_and(|entry| entry.record.seq == begin && entry.record.offset != 0)
+        {
+            batch.orphan(true);
+        }
         batch
     });
     (batch, committed)

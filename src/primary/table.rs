@@ -746,7 +746,8 @@ impl Machine {
         self.aux.note_state(seq);
     }
 
-    /// Writes the states that changed and still matter, in runs. Not waited for.
+    /// Writes the states that changed and still matter, in runs. Not waited for. Of a record that has yet to get its slot the
+    /// slot's state is another's: it says where the ring has the payload of that (I4).
     fn flush_states(&mut self, fx: &mut Vec<Effect>) {
         let Some(layout) = self.aux.layout else { return };
         if self.aux.ops.values().any(|op| matches!(op, AuxOp::States)) {
@@ -756,8 +757,8 @@ impl Machine {
         let mut seqs = std::mem::take(&mut self.aux.states_dirty);
         let from = self.aux.states_tail.max(floor).next();
         seqs.extend(self.window.from(from).map(|entry| entry.record.seq).filter(|seq| *seq >= from));
-        self.aux.states_tail = self.tail;
-        seqs.retain(|seq| *seq > floor);
+        self.aux.states_tail = self.tail.min(self.aux.next.prev());
+        seqs.retain(|seq| *seq > floor && (*seq < self.aux.next || planted(Bug::StateBeforeRecord)));
         seqs.sort_unstable();
         seqs.dedup();
         let ring: HashMap<Seq, u64> = self.aux.ring_live.iter().copied().collect();

@@ -223,7 +223,8 @@ impl Prefix<'_> {
         Prefix { oracle, cut, want: oracle.state_after(cut), unsure: oracle.unsure_after(cut) }
     }
 
-    /// What these wrote may be in the images or not, whole or in part: a site says so of itself when it has lost them.
+    /// What these wrote, or a start among them has found taken back, may be in the images or not, whole or in part: a site
+    /// says so of itself when it has lost them.
     pub fn but_for(mut self, seqs: Option<SeqRange>) -> Self {
         let Some(seqs) = seqs else { return self };
         let unsure = self.unsure.get_or_insert_with(|| self.want.iter().map(|image| vec![0; image.len()]).collect());
@@ -232,6 +233,12 @@ impl Prefix<'_> {
             let image = &mut unsure[extent.volume.0 as usize];
             let upto = ((extent.offset + extent.length) as usize).min(image.len());
             image[(extent.offset as usize).min(upto)..upto].fill(1);
+        }
+        for base in self.oracle.bases_between(seqs.first.prev(), seqs.last) {
+            for ((unsure, want), base) in unsure.iter_mut().zip(&self.want).zip(base) {
+                let bytes = unsure.iter_mut().zip(want).zip(base);
+                bytes.filter(|((_, want), base)| want != base).for_each(|((unsure, _), _)| *unsure = 1);
+            }
         }
         self
     }

@@ -96,6 +96,11 @@ pub enum Event {
         conn: Conn,
         upto: u64,
     },
+    /// What DR asked of a status table that is not open.
+    Gone {
+        run: u64,
+        ticket: Ticket,
+    },
     /// A status table may have been silent for too long.
     Silent {
         node: Node,

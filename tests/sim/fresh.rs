@@ -39,6 +39,10 @@ impl Setup {
         self.volume_bytes[0] = rng.range(6, 24) << 20;
         self.request_bytes_max = rng.pick(&[1, 2]) << 20;
         self.tiny_bytes = 0;
+        if self.table_payload_bytes > 0 {
+            // As in a real configuration: the longest payload fits the ring.
+            self.table_payload_bytes = rng.pick(&[8, 16]) << 20;
+        }
         self.requests = rng.range(10, 60);
         self.clients = rng.range(1, 2);
         self.planted_percent = 0;

@@ -410,6 +410,12 @@ impl Oracle {
         })
     }
 
+    /// What starts of the primary in (from, to] have found on its disk: a loss of power has taken some of what was before.
+    pub fn bases_between(&self, from: Seq, to: Seq) -> impl Iterator<Item = &Images> {
+        let within = move |first: Seq| from < first && first <= to;
+        self.chapters.iter().filter(move |chapter| chapter.first.is_some_and(within)).map(|chapter| &chapter.base)
+    }
+
     /// Size of each volume after seqs 1..=`cut`.
     pub fn sizes_after(&self, cut: Seq) -> Vec<u64> {
         let chapter = self.chapters.iter().rposition(|c| c.first.is_some_and(|f| f <= cut)).unwrap_or(0);

@@ -18,6 +18,8 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
     (Bug::HeaderBelieved, 3007605),
+    (Bug::CarriedFromNothing, 3234550),
+    (Bug::StateBeforeRecord, 3125130),
     (Bug::FenceUnheeded, 8516),
     (Bug::TableForgotten, 8502),
     (Bug::OrdersDurableEarly, 100000),

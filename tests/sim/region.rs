@@ -46,6 +46,12 @@ impl World {
                 }
             }
             self.net.send(self.now_ns, node, conn, Packet::Message(talk));
+        } else if let (TableTalk::Read { cookie, .. } | TableTalk::Write { cookie, .. }, true, Node::Dr) =
+            (talk, self.setup.fresh, node)
+        {
+            // DR's shell says at once that there is nobody to ask.
+            let run = self.host(node).run;
+            self.after(0, Event::Gone { run, ticket: Ticket(cookie) });
         }
     }
 

@@ -38,7 +38,7 @@ impl World {
             | Event::Holes { .. }
             | Event::Taken { .. } => Some(Node::Primary),
             Event::Silent { node, .. } => Some(*node),
-            Event::ReportStored { .. } | Event::Grown { .. } => Some(Node::Dr),
+            Event::ReportStored { .. } | Event::Grown { .. } | Event::Gone { .. } => Some(Node::Dr),
             _ => None,
         };
         if let Some(waiting) = node.and_then(|n| self.host_mut(n).paused.as_mut()) {
@@ -80,6 +80,10 @@ impl World {
                 self.primary_step(primary::machine::Input::DrTaken { conn, left })
             }
             Event::Silent { node, conn } => self.silent(node, conn),
+            Event::Gone { run, ticket } if self.is_running(Node::Dr, run) => {
+                let result = Err(IoFail::Other("the status table is not open any more".into()));
+                self.dr_step(dr::machine::Input::AuxDone { ticket, result })
+            }
             Event::Grown { run, volume, size } if self.is_running(Node::Dr, run) => self.grown(volume, size),
             Event::Start { node } => self.start(node),
             Event::Resume { node } => self.resume(node),

@@ -149,7 +149,7 @@ impl Machine {
             return;
         };
         let (before, bytes) = (batch.begin, batch.bytes_acked);
-        let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        let begin = self.append_control(Op::BatchBegin, before.0, 0, 0);
         self.say_sizes();
         let Mode::Batch(batch) = std::mem::replace(&mut self.mode, Mode::Stream) else { return };
         let batch = Batch { ahead, ..batch.carry_on(begin, self.now) };
