@@ -272,3 +272,40 @@ fn a_payload_that_a_batch_brings_and_that_spoils_while_it_is_named_takes_no_prom
         assert_eq!((trial.machine.cut, trial.superblock().promised_cut), (Seq(5), Seq(5)), "seed {seed}");
     }
 }
+
+/// Seed 3234550: the writer had not heard yet that there was a recovery point, and took for a first sync what was staged here: the
+/// batch that carried it on was completed without the pieces that were given up for it.
+#[test]
+fn a_batch_that_carries_on_what_is_staged_is_never_complete_whether_or_not_the_site_starts_again() {
+    for (seed, again) in [(14, None), (15, Some(false)), (16, Some(true))] {
+        let (mut trial, chain) = synced(seed);
+        let staged = order(3, Op::BatchBegin, chain);
+        let carrying = order(4, Op::BatchBegin, staged.chain);
+        let carrying = OrderRecord { offset: 3, chain: Chain(0), ..carrying }.chained(staged.chain);
+        let end = batch_end(5, &carrying, carrying.chain);
+        let piece = |begin: &OrderRecord| Message::Chunk {
+            index: 0,
+            record: OrderRecord { op: Op::WriteZeroes, offset: 0, ..*begin },
+            data: Bytes::new(),
+        };
+        trial.writer.records = vec![staged, carrying, end];
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![staged]) });
+        trial.step(Input::Message { conn: Conn(2), message: piece(&staged) });
+        trial.drain_disk();
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![carrying]) });
+        trial.step(Input::Message { conn: Conn(2), message: piece(&carrying) });
+        trial.drain_disk();
+        if let Some(power) = again {
+            trial.crash(power);
+            trial.drain_disk();
+        }
+        greet(&mut trial, Conn(3), Purpose::Order);
+        trial.drain_disk();
+        let kept = |it: Message| if let Message::Welcome(it) = it { Some(it.batch) } else { None };
+        let kept: Vec<Seq> = trial.sent(Conn(3)).into_iter().filter_map(kept).collect();
+        assert_eq!(kept, [Seq(0)], "the writer is told to begin another ({again:?})");
+        trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![end]) });
+        trial.drain_disk();
+        assert_eq!((trial.machine.cut, trial.superblock().batch), (Seq(2), Seq(0)), "{again:?}");
+    }
+}
