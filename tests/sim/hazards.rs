@@ -394,11 +394,10 @@ impl World {
         let promised = |(seq, ..): &&(Seq, u64, u64)| {
             self.oracle.request_of(*seq).is_some_and(|request| request.promise.is_some_and(|promise| promise.full))
         };
-        // What was sent again after the table was out of reach has a place of its own since.
-        let only = |(seq, at, _): &&(Seq, u64, u64)| {
-            !self.ring_places.iter().any(|other| other.0 == *seq && other.1 != *at && !hit(&other))
-        };
-        if let Some((seq, ..)) = self.ring_places.iter().filter(hit).filter(promised).find(only) {
+        // What was sent again after the table was out of reach has a later place since, and that is the one that counts.
+        let later = |at: usize, seq: Seq| self.ring_places[at + 1..].iter().any(|it| it.0 == seq && !hit(&it));
+        let mut places = self.ring_places.iter().enumerate().filter(|(_, it)| hit(it) && promised(it));
+        if let Some((_, (seq, ..))) = places.find(|(at, (seq, ..))| !later(*at, *seq)) {
             let text = format!("the payload of seq {seq} in the ring is overwritten: no other place has it");
             return self.fail("I4", text);
         }
