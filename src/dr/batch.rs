@@ -250,20 +250,24 @@ impl Machine {
         batch.disowned = true;
         let text =
             format!("{} chunks of batch {} are lost here: it is begun anew", count - batch.have.bytes(), batch.begin);
-        fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
-        if let Some(conn) = self.links.order {
-            self.close(conn, &text, fx);
-        }
+        self.have_begun_anew(&text, fx);
     }
 
-    /// Has the writer connect again, who is told then that nothing is kept of his batch.
+    /// Says of a batch whose predecessor is not kept that it is no use, once its writer is there to hear it.
     pub(super) fn disown_orphan(&mut self, fx: &mut Vec<Effect>) {
-        let Some(conn) = self.links.order else { return };
-        let Some(batch) = self.batch.as_mut().filter(|batch| batch.untold) else { return };
+        let heard = self.links.order.is_some();
+        let Some(batch) = self.batch.as_mut().filter(|batch| batch.untold && heard) else { return };
         batch.untold = false;
         let text = format!("batch {} counts on chunks that are not kept here: it is begun anew", batch.begin);
-        fx.push(Effect::Log { level: Level::Warn, text: text.clone() });
-        self.close(conn, &text, fx);
+        self.have_begun_anew(&text, fx);
+    }
+
+    /// Has the writer connect again, if he is: he is told then that nothing is kept of his batch.
+    fn have_begun_anew(&mut self, text: &str, fx: &mut Vec<Effect>) {
+        fx.push(Effect::Log { level: Level::Warn, text: text.to_owned() });
+        if let Some(conn) = self.links.order {
+            self.close(conn, text, fx);
+        }
     }
 
     /// Whether the batch leaves out the range of a payload from before its begin that is not here: the writer

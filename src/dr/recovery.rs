@@ -464,8 +464,7 @@ fn batches(
             batch.chunks.insert(index, chunk);
         }
         // What it carried on was staged here, and given up for it.
-        if history.above(begin.prev()).next().is_some_and(|entry| entry.record.seq == begin && entry.record.offset != 0)
-        {
+        if history.get(begin).is_some_and(|entry| entry.record.offset != 0) {
             batch.orphan(true);
         }
         batch

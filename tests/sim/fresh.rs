@@ -78,7 +78,7 @@ impl Setup {
                 6 | 7 => Fault::Stall { from, to, for_ns: rng.range(200, 9000) * MS },
                 8 => fails_once(rng),
                 9 => {
-                    let how = rng.pick(&[Failing::Reads, Failing::Writes, Failing::Syncs, Failing::Full]);
+                    let how = rng.pick(&Failing::ALL);
                     Fault::DiskFails { node, how, for_ns: rng.scale(1, 1500) * MS }
                 }
                 10 => Fault::DiskStalls { node, volumes_only: rng.chance(50), for_ns },
@@ -92,6 +92,6 @@ impl Setup {
 
 fn fails_once(rng: &mut Rng) -> Fault {
     let node = rng.pick(&[Node::Primary, Node::Aux, Node::Dr, Node::Dr]);
-    let how = rng.pick(&[Failing::Reads, Failing::Writes, Failing::Syncs, Failing::Full]);
+    let how = rng.pick(&Failing::ALL);
     Fault::FailsOnce { node, how }
 }

@@ -14,36 +14,45 @@ use crate::network::{Delivery, Node, Packet};
 use crate::roles::GROUP;
 
 impl World {
+    /// The connection of one of the two.
+    fn line(&mut self, node: Node) -> &mut TableLine {
+        if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table }
+    }
+
+    /// Looks again once a table could have been silent for too long.
+    fn watch_line(&mut self, node: Node, conn: Conn) {
+        if self.setup.fresh {
+            self.after(LINK_SILENCE_NS, Event::Silent { node, conn });
+        }
+    }
+
     pub fn open_table(&mut self, node: Node, epoch: Epoch, owner: Owner) {
         self.close_table(node);
         let conn = Conn(self.next_conn);
         self.next_conn += 1;
         let export = if epoch == Epoch(0) { GROUP.to_string() } else { format!("{GROUP}/{epoch}/{:016x}", owner.0) };
         let line = TableLine { conn: Some(conn), export, granted: false, due: 0, heard_ns: self.now_ns };
-        if self.setup.fresh {
-            self.after(LINK_SILENCE_NS, Event::Silent { node, conn });
-        }
-        *(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table }) = line;
+        self.watch_line(node, conn);
+        *self.line(node) = line;
         let listening = self.host(Node::Aux).up;
         self.net.connect(self.now_ns, (node, conn), Node::Aux, listening);
     }
 
     pub fn close_table(&mut self, node: Node) {
-        let line = take(if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table });
+        let line = take(self.line(node));
         if let Some(conn) = line.conn {
             self.net.close(self.now_ns, node, conn);
         }
     }
 
     pub fn ask_table(&mut self, node: Node, talk: TableTalk) {
-        let line = if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table };
+        let now_ns = self.now_ns;
+        let line = self.line(node);
         if let (Some(conn), true) = (line.conn, line.granted) {
             line.due += 1;
             if line.due == 1 {
-                line.heard_ns = self.now_ns;
-                if self.setup.fresh {
-                    self.after(LINK_SILENCE_NS, Event::Silent { node, conn });
-                }
+                line.heard_ns = now_ns;
+                self.watch_line(node, conn);
             }
             self.net.send(self.now_ns, node, conn, Packet::Message(talk));
         } else if let (TableTalk::Read { cookie, .. } | TableTalk::Write { cookie, .. }, true, Node::Dr) =
@@ -57,7 +66,7 @@ impl World {
 
     /// What the shell does: a table that has said nothing for long while an answer was due is given up.
     pub fn silent(&mut self, node: Node, conn: Conn) -> Verdict {
-        let line = if node == Node::Primary { &self.primary_table } else { &self.dr_table };
+        let line = self.line(node);
         if line.conn != Some(conn) || line.granted && line.due == 0 {
             return Ok(());
         }
@@ -72,12 +81,12 @@ impl World {
 
     /// What comes back on a connection to the status table.
     pub fn table_answer(&mut self, node: Node, delivery: Delivery<TableTalk>) -> Verdict {
-        let line = if node == Node::Primary { &mut self.primary_table } else { &mut self.dr_table };
-        line.heard_ns = self.now_ns;
+        let now_ns = self.now_ns;
+        let line = self.line(node);
+        line.heard_ns = now_ns;
         let answer = match delivery {
             Delivery::Up => {
                 let (conn, export) = (line.conn.expect("the line that answers"), line.export.clone());
-                let now_ns = self.now_ns;
                 self.net.send(now_ns, node, conn, Packet::Message(TableTalk::Open { export }));
                 return Ok(());
             }
@@ -87,7 +96,6 @@ impl World {
             }
             Delivery::Packet(Packet::Message(TableTalk::Refused { text, fenced })) => {
                 let conn = line.conn.take().expect("the line that answers");
-                let now_ns = self.now_ns;
                 self.net.close(now_ns, node, conn);
                 TableAnswer::Failed { reason: text, fenced }
             }

@@ -266,6 +266,10 @@ pub enum Failing {
     Full,
 }
 
+impl Failing {
+    pub const ALL: [Failing; 4] = [Failing::Reads, Failing::Writes, Failing::Syncs, Failing::Full];
+}
+
 /// What a newer seed is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {

@@ -309,7 +309,7 @@ impl Setup {
                 0 => Fault::DiskStalls { node, volumes_only: rng.chance(50), for_ns: rng.scale(100, 8000) * MS },
                 1 => Fault::Clock { node, by_ns: rng.range(1, 1 << 44) as i64 * rng.pick(&[-1, 1]) },
                 _ => {
-                    let how = rng.pick(&[Failing::Reads, Failing::Writes, Failing::Syncs, Failing::Full]);
+                    let how = rng.pick(&Failing::ALL);
                     Fault::DiskFails { node, how, for_ns: rng.scale(1, 2000) * MS }
                 }
             };
