@@ -46,6 +46,10 @@ bugs! {
     TableForgotten,
     /// A table whose header was read is taken for one that has it durably.
     HeaderBelieved,
+    /// A new table is written at once, before its fence says whose region it is.
+    TableUnclaimed,
+    /// A promotion looks for what to fetch while a batch is on its way into the superblock.
+    FetchedBeforeBatch,
     /// The auxiliary answers a FUA write that is only in the cache.
     AuxIgnoresFua,
     /// With `ack = flush` a flush is answered without waiting for the protection.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
+use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::history::Entry;
 use crate::dr::intake::Arrival;
@@ -19,11 +20,12 @@ use crate::format::spool::{decode_entry, entry_bytes};
 use crate::limits::DR_FETCH_BYTES_MAX;
 
 impl Machine {
-    /// The states are known: which payloads are to be fetched, in order, up to the first that cannot be had.
+    /// The states are known, and no batch is about to move the cut: which payloads are to be fetched, in order, up to the first
+    /// that cannot be had.
     pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
         let cut = self.cut;
-        let under_way = self.committing.is_some() || self.committed.is_some();
-        if !under_way && self.promotion.as_ref().is_some_and(|promotion| !promotion.plan) {
+        let early = planted(Bug::FetchedBeforeBatch) && self.committing.is_some();
+        if self.promotion.as_ref().is_some_and(|promotion| !promotion.plan && !early) {
             self.abandon_batch(Seq(0));
         }
         let Some(promotion) = &mut self.promotion else { return };
@@ -33,7 +35,7 @@ impl Machine {
         if self.sizes.stops_at.is_some() {
             return;
         }
-        if let Some(view) = promotion.view.as_mut().filter(|_| !under_way) {
+        if let Some(view) = &mut promotion.view {
             view.pass_batches(Seq(0));
         }
         let Some(table) = &promotion.table else { return };

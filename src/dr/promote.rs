@@ -502,7 +502,12 @@ impl Machine {
                 promotion.step = Step::HeadAgain;
                 self.read_head(fx);
             }
-            Step::Records | Step::States if self.table_read(fx) => self.table_done(now, before, fx),
+            Step::Records if self.table_read(fx) => self.table_done(now, fx),
+            // A batch that the table's records complete is on its way into the superblock: it moves the cut, and what is behind
+            // its end can be had all the same.
+            Step::States if self.table_read(fx) && (self.committing.is_none() || planted(Bug::FetchedBeforeBatch)) => {
+                self.plan_fetch(fx);
+            }
             Step::Settling => self.settling(fx),
             Step::Appending if self.journal.idle() => self.appended(fx),
             Step::Fetching => self.fetch_more(now, fx),
@@ -523,12 +528,9 @@ impl Machine {
         table.done()
     }
 
-    fn table_done(&mut self, now: Now, step: Step, fx: &mut Vec<Effect>) {
+    fn table_done(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let enough = self.look_is_over();
         let Some(promotion) = &mut self.promotion else { return };
-        if step == Step::States {
-            return self.plan_fetch(fx);
-        }
         if enough {
             return self.looked(now, fx);
         }

@@ -56,6 +56,8 @@ enum AuxOp {
     ReadHead {
         sent_ns: u64,
     },
+    Claim,
+    FirstHeartbeat,
     WriteHead,
     /// Slots of a damaged table are being zeroed; where to go on.
     Wipe {
@@ -308,6 +310,8 @@ impl Machine {
         match op {
             AuxOp::ReadHead { sent_ns } if self.may_be_taken_since(sent_ns) => self.read_head(fx),
             AuxOp::ReadHead { .. } => self.head_read(&bytes, fx),
+            AuxOp::Claim => self.write_first_heartbeat(fx),
+            AuxOp::FirstHeartbeat => self.write_header(fx),
             AuxOp::WriteHead => self.head_ready(fx),
             AuxOp::Wipe { next } => self.wipe(next, fx),
             AuxOp::FenceBeforeFormat { sent_ns } if self.may_be_taken_since(sent_ns) => {
@@ -424,7 +428,7 @@ impl Machine {
         match Fence::decode(&bytes[BLOCK_BYTES..2 * BLOCK_BYTES]) {
             Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
             // A damaged fence block can only be a torn write of a taker; the next epoch decides.
-            _ => self.write_head(false, fx),
+            _ => self.write_head_again(fx),
         }
     }
 

@@ -215,6 +215,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (3167708, "the table was lost while a promotion asked nothing of it, and the promotion waited for it for ever"),
     (3216682, "as 3167708"),
     (3181765, "the checker missed an older copy of a payload in the ring"),
+    (
+        3267017,
+        "a promotion looked for what to fetch while a batch was about to move the cut: in `bunker` nothing behind it was fetched",
+    ),
+    (
+        3322240,
+        "a table that was torn while it was made had a heartbeat and no fence, and its own primary did not know it",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

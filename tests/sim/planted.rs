@@ -18,6 +18,8 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
     (Bug::HeaderBelieved, 3007605),
+    (Bug::TableUnclaimed, 3322240),
+    (Bug::FetchedBeforeBatch, 3267017),
     (Bug::CarriedFromNothing, 3234550),
     (Bug::StateBeforeRecord, 3125130),
     (Bug::FenceUnheeded, 8516),

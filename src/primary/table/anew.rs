@@ -21,7 +21,7 @@ use crate::core::machine::Level;
 use crate::core::modes::Protect;
 use crate::core::planted::{Bug, planted};
 use crate::format::FormatError;
-use crate::format::table::{FENCE_AT, Fence, HEADER_AT, RECORDS_AT, TableHeader, TableLayout};
+use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, RECORDS_AT, TableHeader, TableLayout};
 use crate::limits::{BLOCK_BYTES, LEASE_NS};
 use crate::primary::machine::{Effect, Machine};
 
@@ -124,7 +124,7 @@ impl Machine {
         true
     }
 
-    /// Writes the head of an empty table. What an earlier table held is not here: the records that DR does not
+    /// Writes the head of an empty table: fence, heartbeat, header, one after another. What an earlier table held is not here: the records that DR does not
     /// have are written again, and payloads of a ring that is gone count for nothing.
     fn format(&mut self, fx: &mut Vec<Effect>) {
         let floor = self.floor();
@@ -134,25 +134,44 @@ impl Machine {
         self.aux.ring_live.clear();
         self.aux.ring_found = None;
         self.aux.ring_full = false;
-        self.write_head(true, fx);
+        if planted(Bug::TableUnclaimed) {
+            let parts = vec![self.header_block(), self.fence_block(), self.heartbeat_block()];
+            return self.aux_write(AuxOp::WriteHead, HEADER_AT, parts, true, fx);
+        }
+        self.aux_write(AuxOp::Claim, FENCE_AT, vec![self.fence_block()], true, fx);
     }
 
-    /// Writes header and fence, and the heartbeat of a table that is made anew. A header that was found is written again as it
-    /// is: of one whose write has failed the server may show what is in its cache alone, and after a loss of power the table
-    /// would be blank.
-    pub(super) fn write_head(&mut self, anew: bool, fx: &mut Vec<Effect>) {
+    /// The region is claimed: whatever of the rest is torn by a loss of power, our fence block says whose it is.
+    pub(super) fn write_first_heartbeat(&mut self, fx: &mut Vec<Effect>) {
+        self.aux_write(AuxOp::FirstHeartbeat, HEARTBEAT_AT, vec![self.heartbeat_block()], true, fx);
+    }
+
+    /// The header makes the table: the last of its head, and alone, for a taker's fence may stand beside it by now (I7).
+    pub(super) fn write_header(&mut self, fx: &mut Vec<Effect>) {
+        self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block()], true, fx);
+    }
+
+    /// A header that was found is written again as it is, with our fence: of one whose write has failed the server may show what
+    /// is in its cache alone, and after a loss of power the table would be blank.
+    pub(super) fn write_head_again(&mut self, fx: &mut Vec<Effect>) {
+        if planted(Bug::HeaderBelieved) {
+            return self.aux_write(AuxOp::WriteHead, FENCE_AT, vec![self.fence_block()], true, fx);
+        }
+        self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block(), self.fence_block()], true, fx);
+    }
+
+    fn header_block(&self) -> Bytes {
         let layout = self.aux.layout.expect("known before the head is written");
+        Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode())
+    }
+
+    fn fence_block(&self) -> Bytes {
         let fence = Fence { epoch: self.superblock.epoch, owner: self.superblock.owner };
-        let fence = Bytes::copy_from_slice(&fence.encode());
-        if !anew && planted(Bug::HeaderBelieved) {
-            return self.aux_write(AuxOp::WriteHead, FENCE_AT, vec![fence], true, fx);
-        }
-        let header = Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode());
-        let mut parts = vec![header, fence];
-        if anew {
-            parts.push(Bytes::copy_from_slice(&self.heartbeat().encode()));
-        }
-        self.aux_write(AuxOp::WriteHead, HEADER_AT, parts, true, fx);
+        Bytes::copy_from_slice(&fence.encode())
+    }
+
+    fn heartbeat_block(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.heartbeat().encode())
     }
 }
 

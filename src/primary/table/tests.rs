@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::ids::Conn;
 use crate::core::modes::Require;
+use crate::format::table::{FENCE_AT, HEADER_AT, HEARTBEAT_AT};
 use crate::limits::LEASE_NS;
 use crate::primary::batch::Mode;
 use crate::primary::link::tests::{fresh, primary};
@@ -86,6 +87,42 @@ fn a_fence_read_longer_ago_than_the_lease_is_read_again_before_ours_is_written()
             assert_eq!((wrote, again), (writes, !writes), "{fencing} {waited_ns} {before_format}: {fx:?}");
         }
     }
+}
+
+/// Seed 3322240: header, fence and heartbeat of a new table were one write. Where a loss of power left its last block alone, the
+/// primary whose table it was did not know it.
+#[test]
+fn a_new_table_says_whose_it_is_before_anything_else_of_it_can_be_torn() {
+    let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+    let mut fx = Vec::new();
+    machine.aux_opened(1 << 20, false, &mut fx);
+    let mut region = vec![0; 1 << 20];
+    let mut written = Vec::new();
+    for _ in 0..4 {
+        let (ticket, result) = match fx.pop() {
+            Some(Effect::AuxRead { ticket, offset, length }) => {
+                (ticket, Bytes::copy_from_slice(&region[offset as usize..(offset + length) as usize]))
+            }
+            Some(Effect::AuxWrite { ticket, offset, parts, fua }) => {
+                assert!(fua);
+                let bytes = parts.concat();
+                region[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+                written.push((offset, bytes.len()));
+                // Whatever is torn of the next ones: read again, this is known to be ours.
+                let (mut again, mut said) = (fresh(Protect::Near, Require::Any, false).0, Vec::new());
+                again.aux_opened(1 << 20, false, &mut said);
+                let Some(Effect::AuxRead { ticket: read, length, .. }) = said.pop() else { panic!("{said:?}") };
+                again.aux_done(read, Ok(Bytes::copy_from_slice(&region[..length as usize])), &mut said);
+                let disowned = |it: &Effect| matches!(it, Effect::Log { text, .. } if text.contains("another region"));
+                assert!(!said.iter().any(disowned), "{said:?}");
+                (ticket, Bytes::new())
+            }
+            other => panic!("{other:?} after {written:?}"),
+        };
+        fx.clear();
+        machine.aux_done(ticket, Ok(result), &mut fx);
+    }
+    assert_eq!(written, [(FENCE_AT, BLOCK_BYTES), (HEARTBEAT_AT, BLOCK_BYTES), (HEADER_AT, BLOCK_BYTES)]);
 }
 
 /// A primary of `bunker` or another mode whose table is in use, as is DR's journal.
