@@ -38,7 +38,7 @@ use crate::dr::table::TableReader;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
-use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, RECORDS_AT, TableHeader};
+use crate::format::table::{Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, RECORDS_AT, TableHeader};
 use crate::limits::{BLOCK_BYTES, LEASE_MARGIN_NS, LEASE_NS};
 
 /// Conflicts between table and journal that are named one by one.
@@ -391,7 +391,7 @@ impl Machine {
         }
         let Some(promotion) = &mut self.promotion else { return };
         let target = promotion.target;
-        let fence = Fence::decode(block(bytes, FENCE_AT)).ok();
+        let fence = Fence::in_force(bytes).ok();
         let refused = fence.and_then(|fence| another_site(&fence, target, owner));
         if promotion.plan {
             promotion.refused = refused;
@@ -407,8 +407,8 @@ impl Machine {
                 promotion.step = Step::Records;
                 return;
             }
-            // It renewed its lease since, by a fence block of its own.
-            let text = "the old writer has written over the fence in the status table: putting it up again";
+            // A writer that did not see it may have renewed its lease since.
+            let text = "the fence is gone from the status table: putting it up again";
             fx.push(Effect::Log { level: Level::Warn, text: text.into() });
         }
         let ticket = self.desk.ticket();
@@ -417,7 +417,7 @@ impl Machine {
         promotion.fence_up = true;
         promotion.fence = Some(ticket);
         let parts = vec![Bytes::copy_from_slice(&Fence { epoch: target, owner }.encode())];
-        fx.push(Effect::AuxWrite { ticket, offset: FENCE_AT, parts, fua: true });
+        fx.push(Effect::AuxWrite { ticket, offset: Fence::place(target), parts, fua: true });
     }
 
     /// What kind of table there is, if any, and where its records are.

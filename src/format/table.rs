@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   0        header: the layout, the same from when it is made on
-//!   4096     fence: the writer in force; taken over at a promotion
+//!   4096     fence of a writer of an even epoch: taken over at a promotion
 //!   8192     heartbeat of the writer, with floor and tail
-//!   12288    reserved
+//!   12288    fence of a writer of an odd epoch
 //!   16384    ring of order records       64 bytes × slots   slot = seq % slots
 //!            ring of their states        32 bytes × slots   slot = seq % slots
 //!            ring of payloads (bunker)   entries as in a spool, nonce = group
@@ -21,15 +21,16 @@
 //!
 //! State of a slot: seq 8, payload position 8, state 1, reserved 11, CRC-32 over bytes 0..28 at 28.
 
-use super::FormatError;
 use super::layout::{Block, Shape, put_u32, put_u64, reserved_zero, u32_at, u64_at};
+use super::{FormatError, is_zero};
 use crate::core::ids::{Epoch, GroupId, Owner, Seq};
 use crate::limits::{BLOCK_BYTES, RECORD_BYTES, TABLE_SLOTS_MAX, TABLE_SLOTS_MIN, VOLUME_BYTES_MAX};
 
 /// Where the blocks with one owner each stand.
 pub const HEADER_AT: u64 = 0;
-pub const FENCE_AT: u64 = BLOCK_BYTES as u64;
 pub const HEARTBEAT_AT: u64 = 2 * BLOCK_BYTES as u64;
+/// Where the fences of even and of odd epochs stand.
+pub const FENCES_AT: [u64; 2] = [BLOCK_BYTES as u64, 3 * BLOCK_BYTES as u64];
 /// Where the ring of order records begins.
 pub const RECORDS_AT: u64 = 4 * BLOCK_BYTES as u64;
 /// Bytes of the state of one slot.
@@ -176,7 +177,10 @@ impl TableHeader {
     }
 }
 
-/// Block 1: the writer in force (I7). A writer that finds a higher epoch, or another owner, stops.
+/// Blocks 1 and 3: the writer in force (I7). A writer that finds a higher epoch, or another owner, stops.
+///
+/// One epoch and the next have a block each: what an old writer had on its way when it was fenced, and a slow network or server
+/// brings later, goes over no taker's fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence {
     pub epoch: Epoch,
@@ -193,7 +197,28 @@ impl Fence {
         FENCE.seal(out)
     }
 
-    /// Reads block 1.
+    /// Where the fence of an epoch stands.
+    #[must_use]
+    pub fn place(epoch: Epoch) -> u64 {
+        FENCES_AT[(epoch.0 % 2) as usize]
+    }
+
+    /// The fence in force, of the first [`RECORDS_AT`] bytes of a table: that of the highest epoch.
+    ///
+    /// # Errors
+    ///
+    /// Neither block holds one: what is wrong with the first that was written at all, or with the first.
+    pub fn in_force(head: &[u8]) -> Result<Fence, FormatError> {
+        let blocks = FENCES_AT.map(|at| {
+            let from = usize::try_from(at).expect("within the head");
+            head.get(from..from + BLOCK_BYTES).unwrap_or_default()
+        });
+        let newest = blocks.iter().filter_map(|block| Fence::decode(block).ok()).max_by_key(|fence| fence.epoch);
+        let worst = blocks.iter().find(|block| !is_zero(block)).unwrap_or(&blocks[0]);
+        newest.map_or_else(|| Fence::decode(worst), Ok)
+    }
+
+    /// Reads one of the blocks.
     pub fn decode(bytes: &[u8]) -> Result<Fence, FormatError> {
         let block = FENCE.open(bytes)?;
         Ok(Fence { owner: Owner(u64_at(block, 16)), epoch: Epoch(u32_at(block, 24)) })

@@ -464,7 +464,7 @@ impl Machine {
             lost: recovered.lost,
             mending: Mending::default(),
             closing: None,
-            aux: AuxLink::new(recovered.log_first),
+            aux: AuxLink::new(recovered.log_first, recovered.tail),
             dr: DrLink::new(options.spool_bytes),
             pending: HashMap::new(),
             next_ticket: 1,

@@ -6,6 +6,7 @@
 
 mod anew;
 mod ring;
+mod states;
 #[cfg(test)]
 mod tests;
 
@@ -14,19 +15,16 @@ use std::collections::{HashMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 use super::machine::{Effect, File, Machine, Peer, Pending};
-use super::window::{Entry, Payload};
+use super::window::Entry;
 use crate::core::ids::{Epoch, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::modes::{Overflow, Protect};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool;
-use crate::format::table::{
-    self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, State, TableHeader, TableLayout,
-};
+use crate::format::table::{self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, TableHeader, TableLayout};
 use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
 
-const HEAD_BYTES: u64 = 3 * BLOCK_BYTES as u64;
 /// Of the NBD protocol, around each commit.
 const REQUEST_BYTES: usize = 28;
 const SIMPLE_REPLY_BYTES: usize = 16;
@@ -56,7 +54,10 @@ enum AuxOp {
     ReadHead {
         sent_ns: u64,
     },
-    Claim,
+    /// Our fence block is being written; of a table that is made anew, or of one that was found.
+    Claim {
+        anew: bool,
+    },
     FirstHeartbeat,
     WriteHead,
     /// Slots of a damaged table are being zeroed; where to go on.
@@ -81,7 +82,10 @@ enum AuxOp {
     ReadFence {
         sent_ns: u64,
     },
-    States,
+    /// The lowest seq whose state it says.
+    States {
+        oldest: Seq,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -142,8 +146,9 @@ pub struct AuxLink {
 }
 
 impl AuxLink {
+    /// A table to which `next` is written first; earlier lives may have written up to `written`.
     #[must_use]
-    pub fn new(next: Seq) -> AuxLink {
+    pub fn new(next: Seq, written: Seq) -> AuxLink {
         AuxLink {
             phase: Phase::Idle { retry_ns: 0 },
             fencing: false,
@@ -151,7 +156,7 @@ impl AuxLink {
             layout: None,
             next,
             durable: Seq(0),
-            written: Seq(0),
+            written,
             skipped: Seq(0),
             held: Seq(0),
             commits: VecDeque::new(),
@@ -310,7 +315,8 @@ impl Machine {
         match op {
             AuxOp::ReadHead { sent_ns } if self.may_be_taken_since(sent_ns) => self.read_head(fx),
             AuxOp::ReadHead { .. } => self.head_read(&bytes, fx),
-            AuxOp::Claim => self.write_first_heartbeat(fx),
+            AuxOp::Claim { anew: true } => self.write_first_heartbeat(fx),
+            AuxOp::Claim { anew: false } => self.write_header_again(fx),
             AuxOp::FirstHeartbeat => self.write_header(fx),
             AuxOp::WriteHead => self.head_ready(fx),
             AuxOp::Wipe { next } => self.wipe(next, fx),
@@ -328,7 +334,7 @@ impl Machine {
                 }
             }
             AuxOp::ReadFence { sent_ns } => self.fence_read(&bytes, sent_ns, fx),
-            AuxOp::States => {}
+            AuxOp::States { .. } => {}
         }
     }
 
@@ -382,22 +388,33 @@ impl Machine {
         } else {
             self.known_elsewhere()
         };
-        if bound { Seq(known.0.saturating_add(slots)) } else { Seq(u64::MAX) }
+        let until = if bound { Seq(known.0.saturating_add(slots)) } else { Seq(u64::MAX) };
+        until.min(self.slots_quiet_until(slots))
+    }
+
+    /// The last seq whose slot nothing is on its way to: a server may carry out in any order what it was asked for at the
+    /// same time, and an older record, or its state, would stand there in the end.
+    fn slots_quiet_until(&self, slots: u64) -> Seq {
+        let states = self.aux.ops.values().filter_map(|op| match op {
+            AuxOp::States { oldest } => Some(oldest.prev()),
+            _ => None,
+        });
+        let quiet = states.chain([self.aux.durable]).min().expect("one at least");
+        if planted(Bug::LapsTogether) { Seq(u64::MAX) } else { Seq(quiet.0.saturating_add(slots)) }
     }
 
     /// Whether later records have taken the slots of writes that are not copied, be it before the auxiliary went out of reach:
     /// the policy has given them up.
     #[must_use]
     pub(super) fn table_overrun(&self) -> bool {
-        let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
         let written = if self.aux.phase == Phase::Ready { self.tail } else { self.aux.written };
-        !self.options.standalone && written.0.saturating_sub(self.floor().0) > slots
+        !self.options.standalone && written.0.saturating_sub(self.floor().0) > self.table_slots()
     }
 
     // ---- opening -----------------------------------------------------------------------------
 
     fn read_head(&mut self, fx: &mut Vec<Effect>) {
-        self.aux_read(AuxOp::ReadHead { sent_ns: self.now.mono_ns }, 0, HEAD_BYTES, fx);
+        self.aux_read(AuxOp::ReadHead { sent_ns: self.now.mono_ns }, 0, table::RECORDS_AT, fx);
     }
 
     fn head_read(&mut self, bytes: &Bytes, fx: &mut Vec<Effect>) {
@@ -421,19 +438,20 @@ impl Machine {
             return self.aux_reject("the region is smaller than the table in it; restore its size", fx);
         }
         self.aux.layout = Some(header.layout());
-        let beat = Heartbeat::decode(&bytes[2 * BLOCK_BYTES..]).ok();
+        let beat = Heartbeat::decode(&bytes[2 * BLOCK_BYTES..3 * BLOCK_BYTES]).ok();
         self.aux.found_floor = beat.map_or(Seq(0), |beat| beat.floor);
         self.aux.found_tail = beat.map_or(Seq(0), |beat| beat.tail);
         self.aux.counter = beat.map_or(0, |beat| beat.counter);
-        match Fence::decode(&bytes[BLOCK_BYTES..2 * BLOCK_BYTES]) {
-            Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
+        match Fence::in_force(bytes) {
+            Ok(fence) if !self.may_hold(&fence, fx) => {}
+            Ok(fence) if fence == self.own_fence() => self.write_header_again(fx),
             // A damaged fence block can only be a torn write of a taker; the next epoch decides.
-            _ => self.write_head_again(fx),
+            _ => self.claim(false, fx),
         }
     }
 
-    /// Checks who holds the table. False after refusing it.
-    fn fence_is_ours(&mut self, fence: &Fence, fx: &mut Vec<Effect>) -> bool {
+    /// Whether nobody holds the table that this primary has to give way to. False after refusing it.
+    fn may_hold(&mut self, fence: &Fence, fx: &mut Vec<Effect>) -> bool {
         let (epoch, owner) = (self.superblock.epoch, self.superblock.owner);
         if fence.epoch > epoch {
             let text = format!("epoch {} has taken the status table, this primary is of epoch {epoch}", fence.epoch);
@@ -551,7 +569,8 @@ impl Machine {
                 if now > oldest + crate::limits::LINK_SILENCE_NS || self.heartbeat_overdue() {
                     return self.aux_reject("no answer within the time allowed", fx);
                 }
-                if now >= self.aux.last_heartbeat_ns + PING_EVERY_NS {
+                let beating = self.aux.ops.values().any(|op| matches!(op, AuxOp::Heartbeat { .. }));
+                if now >= self.aux.last_heartbeat_ns + PING_EVERY_NS && !beating {
                     self.beat(fx);
                 }
                 self.flush_states(fx);
@@ -589,16 +608,17 @@ impl Machine {
         let bytes = Bytes::copy_from_slice(&self.heartbeat().encode());
         self.aux_write(AuxOp::Heartbeat { sent_ns }, table::HEARTBEAT_AT, vec![bytes], true, fx);
         if !self.aux.fencing {
-            self.aux_read(AuxOp::ReadFence { sent_ns }, table::FENCE_AT, BLOCK_BYTES as u64, fx);
+            self.aux_read(AuxOp::ReadFence { sent_ns }, 0, table::RECORDS_AT, fx);
         }
     }
 
     /// On storage that cannot fence, the writer looks whether it still holds the table (I7).
     fn fence_read(&mut self, bytes: &Bytes, sent_ns: u64, fx: &mut Vec<Effect>) {
-        match Fence::decode(bytes) {
+        match Fence::in_force(bytes) {
+            Ok(fence) if fence == self.own_fence() => self.renew_lease(sent_ns),
             Ok(fence) => {
-                if self.fence_is_ours(&fence, fx) {
-                    self.renew_lease(sent_ns);
+                if self.may_hold(&fence, fx) {
+                    self.aux_reject("this primary's fence block is gone from the status table", fx);
                 }
             }
             Err(why) => self.aux_reject(&format!("the fence block cannot be read: {why}"), fx),
@@ -740,50 +760,6 @@ impl Machine {
                 self.dr.reading_log = false;
                 self.dr_log_read(first, records, fx);
             }
-        }
-    }
-
-    // ---- states --------------------------------------------------------------------------------
-
-    /// A payload has been given to a stream.
-    pub(super) fn note_sent(&mut self, seq: Seq) {
-        self.aux.note_state(seq);
-    }
-
-    /// Writes the states that changed and still matter, in runs. Not waited for. Of a record that has yet to get its slot the
-    /// slot's state is another's: it says where the ring has the payload of that (I4).
-    fn flush_states(&mut self, fx: &mut Vec<Effect>) {
-        let Some(layout) = self.aux.layout else { return };
-        if self.aux.ops.values().any(|op| matches!(op, AuxOp::States)) {
-            return;
-        }
-        let floor = self.floor();
-        let mut seqs = std::mem::take(&mut self.aux.states_dirty);
-        let from = self.aux.states_tail.max(floor).next();
-        seqs.extend(self.window.from(from).map(|entry| entry.record.seq).filter(|seq| *seq >= from));
-        self.aux.states_tail = self.tail.min(self.aux.next.prev());
-        seqs.retain(|seq| *seq > floor && (*seq < self.aux.next || planted(Bug::StateBeforeRecord)));
-        seqs.sort_unstable();
-        seqs.dedup();
-        let ring: HashMap<Seq, u64> = self.aux.ring_live.iter().copied().collect();
-        let mut runs: Vec<(u64, BytesMut)> = Vec::new();
-        for seq in seqs {
-            let Some(entry) = self.window.get(seq) else { continue };
-            let state = match entry.payload {
-                Payload::Copied => State::Copied,
-                Payload::Sent => State::Sent,
-                _ => State::Queued,
-            };
-            let payload_pos = ring.get(&seq).copied().unwrap_or(NO_PAYLOAD);
-            let raw = SlotState { seq, state, payload_pos }.encode();
-            let offset = layout.state_offset(seq);
-            match runs.last_mut() {
-                Some((start, bytes)) if *start + bytes.len() as u64 == offset => bytes.extend_from_slice(&raw),
-                _ => runs.push((offset, BytesMut::from(&raw[..]))),
-            }
-        }
-        for (offset, bytes) in runs {
-            self.aux_write(AuxOp::States, offset, vec![bytes.freeze()], false, fx);
         }
     }
 }

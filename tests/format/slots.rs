@@ -70,3 +70,21 @@ fn what_is_rewritten_in_place_lies_within_one_sector() {
     let new = Fence { epoch: Epoch(u32::MAX), owner: Owner(1) }.encode();
     assert!(old[512..] == new[512..] && old[..512] != new[..512]);
 }
+
+#[test]
+fn the_fence_in_force_is_that_of_the_highest_epoch_wherever_it_stands() {
+    let mut head = vec![0; 16384];
+    assert!(Fence::in_force(&head).is_err() && Fence::in_force(&[]).is_err());
+    for epoch in 1..6 {
+        let fence = Fence { epoch: Epoch(epoch), owner: Owner(7) };
+        let at = Fence::place(fence.epoch) as usize;
+        assert_eq!(at, if epoch % 2 == 0 { 4096 } else { 12288 });
+        head[at..at + 4096].copy_from_slice(&fence.encode());
+        assert_eq!(Fence::in_force(&head), Ok(fence));
+    }
+    // That of epoch 4 still stands beside that of 5, until something is wrong with it as well.
+    head[12288 + 24] ^= 1;
+    assert_eq!(Fence::in_force(&head).map(|fence| fence.epoch), Ok(Epoch(4)));
+    head[4096 + 24] ^= 1;
+    assert!(matches!(Fence::in_force(&head), Err(FormatError::Checksum { .. })));
+}

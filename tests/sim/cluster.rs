@@ -106,6 +106,11 @@ pub enum Event {
         node: Node,
         conn: Conn,
     },
+    /// A slow server under the status table comes to a request.
+    Served {
+        run: u64,
+        number: u64,
+    },
     Fault {
         index: usize,
     },

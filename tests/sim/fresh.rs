@@ -22,6 +22,11 @@ impl Setup {
         if matches!(self.end, End::Disaster(_)) && rng.chance(60) {
             self.disturb_promotion(rng);
         }
+        if self.plain_table && rng.chance(60) {
+            // Longer than a lease lasts, some of them, and never as long as a table may be silent.
+            let longest_ns = rng.pick(&[2, 20, 200, 2900]) * MS;
+            self.slow_table = Some((rng.scale(1, 60), longest_ns));
+        }
         self.faults.sort_by_key(|(at, _)| *at);
     }
 

@@ -223,6 +223,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         3322240,
         "a table that was torn while it was made had a heartbeat and no fence, and its own primary did not know it",
     ),
+    (
+        3448591,
+        "after a restart orders counted as held by a table whose slots had been taken: `journal only` was said of nobody's",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

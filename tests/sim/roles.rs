@@ -38,6 +38,7 @@ impl World {
             | Event::Holes { .. }
             | Event::Taken { .. } => Some(Node::Primary),
             Event::Silent { node, .. } => Some(*node),
+            Event::Served { .. } => Some(Node::Aux),
             Event::ReportStored { .. } | Event::Grown { .. } | Event::Gone { .. } => Some(Node::Dr),
             _ => None,
         };
@@ -80,6 +81,7 @@ impl World {
                 self.primary_step(primary::machine::Input::DrTaken { conn, left })
             }
             Event::Silent { node, conn } => self.silent(node, conn),
+            Event::Served { run, number } if self.is_running(Node::Aux, run) => self.served(number),
             Event::Gone { run, ticket } if self.is_running(Node::Dr, run) => {
                 let result = Err(IoFail::Other("the status table is not open any more".into()));
                 self.dr_step(dr::machine::Input::AuxDone { ticket, result })
@@ -226,7 +228,30 @@ impl World {
             }
             Delivery::Packet(other) => panic!("not a request to a table: {other:?}"),
         };
-        self.aux_step(input)
+        match (&mut self.aux, self.setup.slow_table, &input) {
+            (Some(Table::Plain(server)), _, Input::Closed { .. }) => {
+                for held in server.take_held_of(conn) {
+                    self.aux_step(held)?;
+                }
+                self.aux_step(input)
+            }
+            (Some(Table::Plain(server)), Some((percent, longest_ns)), Input::Request { .. })
+                if self.rng.chance(percent) =>
+            {
+                let number = server.hold(conn, input);
+                let wait_ns = self.rng.scale(1000, longest_ns);
+                let run = self.host(Node::Aux).run;
+                self.after(wait_ns, Event::Served { run, number });
+                Ok(())
+            }
+            _ => self.aux_step(input),
+        }
+    }
+
+    /// The server comes to a request that it had left for later.
+    fn served(&mut self, number: u64) -> Verdict {
+        let Some(Table::Plain(server)) = &mut self.aux else { return Ok(()) };
+        server.take_held(number).map_or(Ok(()), |held| self.aux_step(held))
     }
 
     /// The process of a host goes on after a stop: everything that waited comes at once, and it is late.

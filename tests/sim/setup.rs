@@ -101,6 +101,8 @@ pub struct Setup {
     pub fresh: bool,
     /// The primary is told what the kernel has taken of what it sends.
     pub kernel_takes: bool,
+    /// Of a table on any other server: the share of requests that it comes to later, and how much later at most, percent and ns.
+    pub slow_table: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -396,6 +398,7 @@ impl Setup {
             asks_twice: false,
             fresh: false,
             kernel_takes: false,
+            slow_table: None,
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));

@@ -9,7 +9,7 @@ use crate::core::ids::Seq;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, entry_bytes};
 use crate::format::table::{
-    FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, NO_PAYLOAD, RECORDS_AT, STATE_BYTES, SlotState, State,
+    FENCES_AT, Fence, HEADER_AT, HEARTBEAT_AT, Heartbeat, NO_PAYLOAD, RECORDS_AT, STATE_BYTES, SlotState, State,
     TableHeader, TableLayout,
 };
 use crate::format::{FormatError, is_zero};
@@ -26,10 +26,22 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
             "states_at": h.states_at, "payload_at": h.payload_at, "payload_bytes": h.payload_bytes });
         ("header", text, fields)
     })?;
-    block(file, FENCE_AT, printer, Fence::decode, |f| {
-        let owner = format!("{:016x}", f.owner.0);
-        ("fence", format!("epoch {}, owner {owner}", f.epoch), json!({ "epoch": f.epoch, "owner": owner }))
-    })?;
+    let [even, odd] = FENCES_AT;
+    let blank = |at: u64| Ok::<_, Failure>(is_zero(&file.read(at, BLOCK_BYTES as u64)?));
+    // Most tables have one of the two.
+    let shown = if blank(odd)? {
+        &[even][..]
+    } else if blank(even)? {
+        &[odd][..]
+    } else {
+        &[even, odd][..]
+    };
+    for &at in shown {
+        block(file, at, printer, Fence::decode, |f| {
+            let owner = format!("{:016x}", f.owner.0);
+            ("fence", format!("epoch {}, owner {owner}", f.epoch), json!({ "epoch": f.epoch, "owner": owner }))
+        })?;
+    }
     let heartbeat = block(file, HEARTBEAT_AT, printer, Heartbeat::decode, |h| {
         let (owner, time) = (format!("{:016x}", h.owner.0), rfc3339(h.wall_ns));
         let text = format!(

@@ -6,7 +6,7 @@ use super::run::Trial;
 use crate::cluster::status::PromoteReport;
 use crate::core::ids::{Epoch, Owner, Ticket};
 use crate::dr::api::{Input, PromoteError};
-use crate::format::table::{FENCE_AT, Fence};
+use crate::format::table::Fence;
 
 pub fn asked(trial: &mut Trial, plan: bool, force: bool) -> Result<PromoteReport, PromoteError> {
     trial.outcome = None;
@@ -66,7 +66,7 @@ fn a_plan_says_that_another_site_was_promoted() {
     trial.give_region(trial.writer.records.len());
     let fence = Fence { epoch: Epoch(9), owner: Owner(77) }.encode();
     let region = trial.region.as_mut().expect("just given");
-    region[FENCE_AT as usize..][..fence.len()].copy_from_slice(&fence);
+    region[Fence::place(Epoch(9)) as usize..][..fence.len()].copy_from_slice(&fence);
     let text = held_against(trial, "another site").expect("refused");
     assert!(text.contains("another site was promoted"), "{text}");
 }

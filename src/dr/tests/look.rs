@@ -9,7 +9,7 @@ use crate::core::op::Op;
 use crate::dr::api::{Input, PromoteError};
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
-use crate::format::table::{FENCE_AT, Fence, HEADER_AT, TableHeader, TableLayout};
+use crate::format::table::{Fence, HEADER_AT, TableHeader, TableLayout};
 use crate::limits::BLOCK_BYTES;
 
 const VIEW: Epoch = Epoch(0);
@@ -77,7 +77,7 @@ fn what_is_wrong_with_the_table_is_found_before_anybody_is_fenced() {
         trial.region.as_mut().expect("given").truncate(BLOCK_BYTES);
         refused(trial, force, "not one of ours");
         let mut trial = ready(43);
-        put(&mut trial, FENCE_AT, &Fence { epoch: Epoch(9), owner: Owner(77) }.encode());
+        put(&mut trial, Fence::place(Epoch(9)), &Fence { epoch: Epoch(9), owner: Owner(77) }.encode());
         refused(trial, force, "another site was promoted");
         let mut trial = ready(44);
         trial.fencing = false;

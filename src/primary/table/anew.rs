@@ -15,14 +15,14 @@
 
 use bytes::Bytes;
 
-use super::{AuxOp, HEAD_BYTES};
-use crate::core::ids::Seq;
+use super::AuxOp;
+use crate::core::ids::{Epoch, Seq};
 use crate::core::machine::Level;
 use crate::core::modes::Protect;
 use crate::core::planted::{Bug, planted};
 use crate::format::FormatError;
-use crate::format::table::{FENCE_AT, Fence, HEADER_AT, HEARTBEAT_AT, RECORDS_AT, TableHeader, TableLayout};
-use crate::limits::{BLOCK_BYTES, LEASE_NS};
+use crate::format::table::{Fence, HEADER_AT, HEARTBEAT_AT, RECORDS_AT, TableHeader, TableLayout};
+use crate::limits::LEASE_NS;
 use crate::primary::machine::{Effect, Machine};
 
 /// Bytes of slots zeroed by one write.
@@ -38,15 +38,13 @@ impl Machine {
 
     /// The header cannot be read.
     pub(super) fn judge_unreadable(&mut self, head: &[u8], why: &FormatError, fx: &mut Vec<Effect>) {
-        let fence_at = usize::try_from(FENCE_AT).expect("the second block");
-        let fence = head.get(fence_at..fence_at + BLOCK_BYTES).and_then(|block| Fence::decode(block).ok());
+        let fence = Fence::in_force(head).ok();
         if let Some(fence) = &fence
-            && !self.fence_is_ours(fence, fx)
+            && !self.may_hold(fence, fx)
         {
             return;
         }
-        let (epoch, owner) = (self.superblock.epoch, self.superblock.owner);
-        if !self.aux.fencing && fence.is_none_or(|fence| (fence.epoch, fence.owner) != (epoch, owner)) {
+        if !self.aux.fencing && fence != Some(self.own_fence()) {
             let text = format!(
                 "the region holds no status table of this group ({why}), and nothing in it shows that it is ours; name \
                  another region, or hand this one over: fill its first 16 KiB with zeroes, and it is formatted anew"
@@ -88,13 +86,13 @@ impl Machine {
 
     pub(super) fn read_fence_before_format(&mut self, fx: &mut Vec<Effect>) {
         let sent_ns = self.now.mono_ns;
-        self.aux_read(AuxOp::FenceBeforeFormat { sent_ns }, FENCE_AT, BLOCK_BYTES as u64, fx);
+        self.aux_read(AuxOp::FenceBeforeFormat { sent_ns }, 0, RECORDS_AT, fx);
     }
 
     /// Everything is wiped: formats, unless somebody has taken the table meanwhile.
-    pub(super) fn fence_before_format(&mut self, block: &[u8], fx: &mut Vec<Effect>) {
-        match Fence::decode(block) {
-            Ok(fence) if !self.fence_is_ours(&fence, fx) => {}
+    pub(super) fn fence_before_format(&mut self, head: &[u8], fx: &mut Vec<Effect>) {
+        match Fence::in_force(head) {
+            Ok(fence) if !self.may_hold(&fence, fx) => {}
             _ => self.format(fx),
         }
     }
@@ -135,10 +133,17 @@ impl Machine {
         self.aux.ring_found = None;
         self.aux.ring_full = false;
         if planted(Bug::TableUnclaimed) {
-            let parts = vec![self.header_block(), self.fence_block(), self.heartbeat_block()];
-            return self.aux_write(AuxOp::WriteHead, HEADER_AT, parts, true, fx);
+            return self.write_first_heartbeat(fx);
         }
-        self.aux_write(AuxOp::Claim, FENCE_AT, vec![self.fence_block()], true, fx);
+        self.claim(true, fx);
+    }
+
+    /// Writes our fence block.
+    pub(super) fn claim(&mut self, anew: bool, fx: &mut Vec<Effect>) {
+        let fence = self.own_fence();
+        let block = Bytes::copy_from_slice(&fence.encode());
+        let place = Fence::place(Epoch(fence.epoch.0 + u32::from(planted(Bug::OneFence))));
+        self.aux_write(AuxOp::Claim { anew }, place, vec![block], true, fx);
     }
 
     /// The region is claimed: whatever of the rest is torn by a loss of power, our fence block says whose it is.
@@ -146,18 +151,18 @@ impl Machine {
         self.aux_write(AuxOp::FirstHeartbeat, HEARTBEAT_AT, vec![self.heartbeat_block()], true, fx);
     }
 
-    /// The header makes the table: the last of its head, and alone, for a taker's fence may stand beside it by now (I7).
+    /// The header makes the table: it is the last of its head.
     pub(super) fn write_header(&mut self, fx: &mut Vec<Effect>) {
         self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block()], true, fx);
     }
 
-    /// A header that was found is written again as it is, with our fence: of one whose write has failed the server may show what
-    /// is in its cache alone, and after a loss of power the table would be blank.
-    pub(super) fn write_head_again(&mut self, fx: &mut Vec<Effect>) {
+    /// A header that was found is written again as it is: of one whose write has failed the server may show what is in its
+    /// cache alone, and after a loss of power the table would be blank.
+    pub(super) fn write_header_again(&mut self, fx: &mut Vec<Effect>) {
         if planted(Bug::HeaderBelieved) {
-            return self.aux_write(AuxOp::WriteHead, FENCE_AT, vec![self.fence_block()], true, fx);
+            return self.head_ready(fx);
         }
-        self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block(), self.fence_block()], true, fx);
+        self.write_header(fx);
     }
 
     fn header_block(&self) -> Bytes {
@@ -165,14 +170,11 @@ impl Machine {
         Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode())
     }
 
-    fn fence_block(&self) -> Bytes {
-        let fence = Fence { epoch: self.superblock.epoch, owner: self.superblock.owner };
-        Bytes::copy_from_slice(&fence.encode())
+    pub(super) fn own_fence(&self) -> Fence {
+        Fence { epoch: self.superblock.epoch, owner: self.superblock.owner }
     }
 
     fn heartbeat_block(&self) -> Bytes {
         Bytes::copy_from_slice(&self.heartbeat().encode())
     }
 }
-
-const _: () = assert!(HEAD_BYTES <= RECORDS_AT, "wiping the slots leaves the head as it is");

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::core::ids::Conn;
+use crate::core::ids::{Epoch, Owner};
 use crate::core::modes::Require;
-use crate::format::table::{FENCE_AT, HEADER_AT, HEARTBEAT_AT};
+use crate::format::table::{HEADER_AT, HEARTBEAT_AT, RECORDS_AT};
 use crate::limits::LEASE_NS;
 use crate::primary::batch::Mode;
 use crate::primary::link::tests::{fresh, primary};
@@ -22,7 +23,8 @@ fn what_only_the_table_may_have_from_before_a_loss_of_power_keeps_its_slot_until
     ] {
         let mut machine = primary();
         machine.options.overflow = Overflow::Pace;
-        machine.aux.layout = Some(TableLayout::new(1024, 0));
+        // Nothing is on its way.
+        (machine.aux.layout, machine.aux.durable) = (Some(TableLayout::new(1024, 0)), Seq(u64::MAX));
         machine.log_began = Seq(began);
         (machine.dr.synced, machine.dr.cut, machine.dr.journal) = (synced, Seq(cut), Seq(200));
         assert_eq!(machine.slots_until(), Seq(known + 1024), "synced {synced}, cut {cut}, began {began}");
@@ -46,7 +48,7 @@ fn what_the_ring_has_and_dr_has_not_keeps_its_slot_whatever_the_policy() {
         let (mut machine, _) = fresh(Protect::Bunker, Require::Any, false);
         let layout = TableLayout::new(1024, 1 << 20);
         (machine.aux.layout, machine.aux.phase, machine.aux.caught_up) = (Some(layout), Phase::Ready, true);
-        machine.aux.ring_full = true;
+        (machine.aux.ring_full, machine.aux.durable) = (true, Seq(u64::MAX));
         machine.aux.ring_live.extend(in_ring.map(|seq| (Seq(seq), 0)));
         (machine.log_began, machine.tail) = (Seq(began), Seq(100 + 1024));
         (machine.dr.synced, machine.dr.cut, machine.dr.journal) = (true, Seq(100), Seq(200));
@@ -122,7 +124,47 @@ fn a_new_table_says_whose_it_is_before_anything_else_of_it_can_be_torn() {
         fx.clear();
         machine.aux_done(ticket, Ok(result), &mut fx);
     }
-    assert_eq!(written, [(FENCE_AT, BLOCK_BYTES), (HEARTBEAT_AT, BLOCK_BYTES), (HEADER_AT, BLOCK_BYTES)]);
+    assert_eq!(
+        written,
+        [(Fence::place(machine.superblock.epoch), BLOCK_BYTES), (HEARTBEAT_AT, BLOCK_BYTES), (HEADER_AT, BLOCK_BYTES)]
+    );
+}
+
+/// A claim that a slow server carried out when a promotion had looked at its fence for the last time went over it, and two sites
+/// acknowledged.
+#[test]
+fn whatever_of_an_old_writer_comes_late_a_takers_fence_stands() {
+    let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+    let mine = machine.own_fence();
+    let taker = Fence { epoch: Epoch(mine.epoch.0 + 1), owner: Owner(77) };
+    let mut table = vec![0; RECORDS_AT as usize];
+    let header = TableHeader::new(machine.group(), &TableLayout::new(1024, 0));
+    table[..BLOCK_BYTES].copy_from_slice(&header.encode());
+    let put = |head: &mut Vec<u8>, fence: &Fence| {
+        head[Fence::place(fence.epoch) as usize..][..BLOCK_BYTES].copy_from_slice(&fence.encode());
+    };
+    let older = Fence { epoch: Epoch(mine.epoch.0 - 1), owner: Owner(78) };
+    for before in [None, Some(older), Some(mine)] {
+        let mut head = table.clone();
+        before.iter().for_each(|fence| put(&mut head, fence));
+        let mut fx = Vec::new();
+        machine.aux_opened(1 << 20, false, &mut fx);
+        let Some(Effect::AuxRead { ticket, .. }) = fx.pop() else { panic!("the head is read") };
+        machine.aux_done(ticket, Ok(Bytes::copy_from_slice(&head)), &mut fx);
+        // Now it is taken, and only then what was sent arrives.
+        put(&mut head, &taker);
+        let mut claimed = false;
+        while let Some(Effect::AuxWrite { ticket, offset, parts, .. }) = fx.pop() {
+            let bytes = parts.concat();
+            head[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+            claimed |= offset == Fence::place(mine.epoch);
+            machine.aux_done(ticket, Ok(Bytes::new()), &mut fx);
+        }
+        assert_eq!((claimed, machine.aux.phase), (before != Some(mine), Phase::Ready), "{before:?}");
+        assert_eq!(Fence::in_force(&head), Ok(taker), "{before:?}");
+        machine.fence_read(&head.into(), machine.now.mono_ns, &mut fx);
+        assert!(machine.fenced.take().is_some(), "{before:?}");
+    }
 }
 
 /// A primary of `bunker` or another mode whose table is in use, as is DR's journal.
@@ -159,6 +201,27 @@ fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() 
         machine.aux.ring_live.push_back((Seq(150), 0));
         machine.aux.phase = Phase::Idle { retry_ns: 0 };
         assert!(!machine.ring_wait(4096), "out of reach it keeps nobody waiting");
+    }
+}
+
+/// A server may carry out what it was asked for at the same time in any order: of two laps in flight the older could stand in the
+/// slot in the end, and what `bunker` had acknowledged was nobody's.
+#[test]
+fn no_slot_and_no_room_in_the_ring_is_written_again_while_something_is_on_its_way_there() {
+    for overflow in [Overflow::Coalesce, Overflow::Pace] {
+        for protect in [Protect::Order, Protect::Bunker] {
+            let mut machine = in_use(protect);
+            machine.options.overflow = overflow;
+            // DR has everything; the table is slow.
+            (machine.dr.cut, machine.dr.journal, machine.tail) = (Seq(5000), Seq(5000), Seq(5000));
+            machine.aux.durable = Seq(3000);
+            assert_eq!(machine.slots_until(), Seq(3000 + 1024), "{overflow:?} {protect:?}");
+            machine.aux.ops.insert(Ticket(9), AuxOp::States { oldest: Seq(2900) });
+            assert_eq!(machine.slots_until(), Seq(2899 + 1024), "{overflow:?} {protect:?}");
+            machine.aux.ring_live.extend([(Seq(2999), 0), (Seq(3001), 4096)]);
+            machine.release_ring();
+            assert_eq!(machine.aux.ring_live, [(Seq(3001), 4096)]);
+        }
     }
 }
 
