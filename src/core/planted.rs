@@ -48,10 +48,8 @@ bugs! {
     HeaderBelieved,
     /// A new table is written at once, before its fence says whose region it is.
     TableUnclaimed,
-    /// A slot of the table, or room in its ring, is written again while the write before is on its way.
-    LapsTogether,
-    /// The fence of a writer stands where a taker's does.
-    OneFence,
+    /// What a failed sync has left in the page cache is taken for what the disk has.
+    CacheTrusted,
     /// A promotion looks for what to fetch while a batch is on its way into the superblock.
     FetchedBeforeBatch,
     /// The auxiliary answers a FUA write that is only in the cache.

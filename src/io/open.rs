@@ -310,6 +310,10 @@ pub fn open(options: &OpenOptions) -> Result<Opened, IoFail> {
             lock::settle(&file).map_err(|error| fail("cannot wait for its writes", error))?;
         }
         file.sync_data().map_err(|error| fail("cannot sync", error))?;
+        // Bytes whose writing has failed stay in the page cache, clean and never written: that a process before this one was told
+        // is no use here. What is read from now on is what the disk has.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|error| fail("cannot drop its cached pages", error.into()))?;
     }
     if options.random {
         // Advice only: a file system that takes none is as good.

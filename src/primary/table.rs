@@ -400,7 +400,7 @@ impl Machine {
             _ => None,
         });
         let quiet = states.chain([self.aux.durable]).min().expect("one at least");
-        if planted(Bug::LapsTogether) { Seq(u64::MAX) } else { Seq(quiet.0.saturating_add(slots)) }
+        Seq(quiet.0.saturating_add(slots))
     }
 
     /// Whether later records have taken the slots of writes that are not copied, be it before the auxiliary went out of reach:

@@ -256,6 +256,8 @@ pub struct World {
     pub ring: Payloads,
     pub table_reach: (u64, u64),
     pub group_id: u64,
+    /// Orders that a slow server put into the table while DR was being promoted.
+    pub came_late: BTreeSet<Seq>,
     /// Highest seq that DR called durable in its journal.
     pub journal_told: Seq,
     /// Of those, what DR was led past before it had told of them.
@@ -402,6 +404,7 @@ impl World {
             table_reach: (0, 0),
             group_id: 0,
             journal_told: Seq(0),
+            came_late: BTreeSet::new(),
             passed_untold: BTreeSet::new(),
             dr_superblock: None,
             promise_checked: Seq(0),

@@ -10,11 +10,9 @@
 //! - A sync covers the writes completed before it was submitted; it may cover more, and here does not.
 //! - Writing part of a sector rewrites the sector, as a device does.
 //! - While a disk fails, reads, writes or syncs of it do, or writes for want of space. What a failed write leaves
-//!   is in the cache or not, or in part; a failed sync keeps what it was to make durable, or loses it.
+//!   is in the cache or not, or in part; a failed sync keeps what it was to make durable, or loses it, or leaves it to be
+//!   read and never written: until a shell opens the file again, which drops what is cached.
 //! - A bit at rest may flip. One write may land in another place of its file.
-//!
-//! Not modelled: a failed sync whose bytes stay to be read and are never written (some file systems do that): who
-//! reads them back after a restart and syncs again is told that they are durable.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -22,6 +20,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use farshore::core::ids::Ticket;
 use farshore::core::machine::{DiskKind, DiskOp, DiskResult, IoFail, ReadAt};
+use farshore::core::planted::{Bug, planted};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::failing::Fails;
@@ -86,6 +85,8 @@ pub struct SimFile {
     /// Version of the write each sector of `stable` comes from.
     sector_versions: Vec<u64>,
     unsynced: Vec<Unsynced>,
+    /// What a failed sync has left: read, and never durable whoever syncs.
+    ghosts: Vec<Unsynced>,
     /// How often bytes of `stable` have changed.
     changes: u64,
 }
@@ -166,6 +167,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             touched: vec![false; sectors],
             sector_versions: vec![0; sectors],
             unsynced: Vec::new(),
+            ghosts: Vec::new(),
             changes: 1,
         };
         assert!(!self.has(file), "{file:?} is created once");
@@ -241,6 +243,9 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         let names: Vec<F> = self.files.iter().map(|(name, _)| *name).collect();
         for name in names {
             self.settle(name, |_| true);
+            if !planted(Bug::CacheTrusted) {
+                self.file_mut(name).forget_ghosts();
+            }
         }
     }
 
@@ -320,7 +325,8 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                 self.file_mut(file).write_cache(offset, &data.slice(..kept), version);
             }
             Action::Sync { versions } if fails.loses && fails.rng.chance(50) => {
-                self.file_mut(file).lose(|version| versions.binary_search(&version).is_ok());
+                let ghosts = fails.ghosts && fails.rng.chance(60);
+                self.file_mut(file).lose(|version| versions.binary_search(&version).is_ok(), ghosts);
             }
             _ => {}
         }
@@ -406,6 +412,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.kill(rng);
         let mood = rng.below(4);
         for (_, file) in &mut self.files {
+            file.forget_ghosts();
             let writes = std::mem::take(&mut file.unsynced);
             for write in &writes {
                 let fate = match mood {
@@ -582,10 +589,17 @@ impl SimFile {
         self.changes += 1;
     }
 
-    /// Writes that were in the cache are gone from it: what is read is what the disk has, and what came after them.
-    fn lose(&mut self, lost: impl Fn(u64) -> bool) {
-        let gone: Vec<Unsynced> = self.unsynced.extract_if(.., |w| lost(w.version)).collect();
-        for write in &gone {
+    /// Writes that were in the cache are gone from it, or as ghosts will be: what is read is what the disk has, and what came
+    /// after them.
+    fn lose(&mut self, lost: impl Fn(u64) -> bool, ghosts: bool) {
+        self.ghosts.extend(self.unsynced.extract_if(.., |w| lost(w.version)));
+        if !ghosts {
+            self.forget_ghosts();
+        }
+    }
+
+    fn forget_ghosts(&mut self) {
+        for write in std::mem::take(&mut self.ghosts) {
             let (from, to) = (write.first_sector * SECTOR, write.first_sector * SECTOR + write.sectors.len());
             self.cache[from..to].copy_from_slice(&self.stable[from..to]);
             for kept in &self.unsynced {

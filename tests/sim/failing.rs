@@ -14,6 +14,8 @@ pub struct Fails<F> {
     pub spared: fn(F) -> bool,
     /// A failed sync may lose what it was to make durable.
     pub loses: bool,
+    /// What it loses may still be read.
+    pub ghosts: bool,
     /// So many operations of a hundred fail.
     pub percent: u64,
     /// One fails, and that was all.
@@ -36,7 +38,12 @@ impl<F> Fails<F> {
 impl<F: Copy + Eq + Debug> Disk<F> {
     /// From now on operations fail, until then; not those of files that are `spared`.
     pub fn fail(&mut self, how: Failing, until_ns: u64, spared: fn(F) -> bool, loses: bool, rng: Rng) {
-        self.fails = Some(Fails { how, until_ns, spared, loses, percent: 100, once: false, rng });
+        self.fails = Some(Fails { how, until_ns, spared, loses, ghosts: false, percent: 100, once: false, rng });
+    }
+
+    /// What a failed sync loses may be read until the file is opened again.
+    pub fn leaves_ghosts(&mut self) {
+        self.fails.iter_mut().for_each(|fails| fails.ghosts = true);
     }
 
     /// Only the next one of them does.

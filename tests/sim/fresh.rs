@@ -26,6 +26,9 @@ impl Setup {
             // Longer than a lease lasts, some of them, and never as long as a table may be silent.
             let longest_ns = rng.pick(&[2, 20, 200, 2900]) * MS;
             self.slow_table = Some((rng.scale(1, 60), longest_ns));
+            if rng.chance(15) {
+                self.laps();
+            }
         }
         self.faults.sort_by_key(|(at, _)| *at);
     }
@@ -36,6 +39,15 @@ impl Setup {
             let at = rng.below(self.horizon_ns);
             self.faults.push((at, fails_once(rng)));
         }
+    }
+
+    /// Several rounds of the table, and a DR that is ahead of it.
+    fn laps(&mut self) {
+        self.table_slots = 1024;
+        (self.requests, self.request_bytes_max, self.clients) = (4000, 1024, 4);
+        self.think_ns_max = MS / 2;
+        self.wan.bytes_per_second = self.wan.bytes_per_second.max(64 << 20);
+        self.horizon_ns = self.horizon_ns.max(4000 * MS);
     }
 
     /// Requests as long as the shell hands them over, volumes that hold many of them, and a line on which they are over some time.

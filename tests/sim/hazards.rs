@@ -107,6 +107,10 @@ impl World {
             Node::Aux => self.aux_disk.fail(how, until_ns, |_| false, true, rng),
             Node::Dr => self.dr_disk.fail(how, until_ns, |_| false, true, rng),
         }
+        if self.setup.fresh {
+            self.aux_disk.leaves_ghosts();
+            self.dr_disk.leaves_ghosts();
+        }
     }
 
     fn misdirect(&mut self, node: Node) {

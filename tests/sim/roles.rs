@@ -7,8 +7,10 @@ use farshore::core::ids::{Conn, Extent, GroupId, Seq, Volume};
 use farshore::core::machine::{DiskKind, IoFail, Level, Machine as _};
 use farshore::core::planted::{Bug, planted};
 use farshore::core::rope::Rope;
+use farshore::format::record::OrderRecord;
 use farshore::format::superblock;
 use farshore::format::wire::{self, Message};
+use farshore::limits::RECORD_BYTES;
 use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::{Verdict, Violation};
@@ -250,8 +252,15 @@ impl World {
 
     /// The server comes to a request that it had left for later.
     fn served(&mut self, number: u64) -> Verdict {
+        use auxiliary::machine::{Input, Kind};
         let Some(Table::Plain(server)) = &mut self.aux else { return Ok(()) };
-        server.take_held(number).map_or(Ok(()), |held| self.aux_step(held))
+        let Some(held) = server.take_held(number) else { return Ok(()) };
+        if let (Input::Request { kind: Kind::Write { data, .. }, .. }, true) = (&held, self.is_promoting()) {
+            // Nobody was told that it is there.
+            let records = data.chunks_exact(RECORD_BYTES).filter_map(|slot| OrderRecord::decode(slot).ok());
+            self.came_late.extend(records.map(|record| record.seq));
+        }
+        self.aux_step(held)
     }
 
     /// The process of a host goes on after a stop: everything that waited comes at once, and it is late.

@@ -327,6 +327,11 @@ impl World {
         self.fail("liveness", format!("{} s after the last fault: {why}", patience_ns / SECOND))
     }
 
+    /// Whether DR is being promoted, or was.
+    pub fn is_promoting(&self) -> bool {
+        matches!(self.director.phase, Phase::Promoting | Phase::Watching | Phase::Over)
+    }
+
     fn begin_disaster(&mut self, disaster: Disaster) -> Verdict {
         self.landmark(|| format!("disaster: {disaster:?}"));
         self.director.phase = Phase::Promoting;
@@ -536,7 +541,10 @@ impl World {
         let slots = self.setup.table_slots;
         let reach = checkers::Reach {
             until_ns: if plan { self.director.asked_ns } else { u64::MAX },
-            knowable: &|record| self.holds_at_dr(record) || (outcome.aux_read && self.holds_at_aux(record)),
+            knowable: &|record| {
+                self.holds_at_dr(record)
+                    || (outcome.aux_read && self.holds_at_aux(record) && !self.came_late.contains(&record.seq))
+            },
             rotten: &|seq| self.rotten_at_aux(seq),
             rotten_payload: &|seq| self.dr_spool_astray || self.dr_rotten_payloads.contains(&seq),
             in_ring: &|seq| self.ring_holds(seq),

@@ -16,7 +16,7 @@
 use bytes::Bytes;
 
 use super::AuxOp;
-use crate::core::ids::{Epoch, Seq};
+use crate::core::ids::Seq;
 use crate::core::machine::Level;
 use crate::core::modes::Protect;
 use crate::core::planted::{Bug, planted};
@@ -142,8 +142,7 @@ impl Machine {
     pub(super) fn claim(&mut self, anew: bool, fx: &mut Vec<Effect>) {
         let fence = self.own_fence();
         let block = Bytes::copy_from_slice(&fence.encode());
-        let place = Fence::place(Epoch(fence.epoch.0 + u32::from(planted(Bug::OneFence))));
-        self.aux_write(AuxOp::Claim { anew }, place, vec![block], true, fx);
+        self.aux_write(AuxOp::Claim { anew }, Fence::place(fence.epoch), vec![block], true, fx);
     }
 
     /// The region is claimed: whatever of the rest is torn by a loss of power, our fence block says whose it is.
