@@ -90,6 +90,7 @@ enum AuxOp {
 
 #[derive(Clone, Debug)]
 struct Commit {
+    first: Seq,
     last: Seq,
     left: usize,
     sent_ns: u64,
@@ -231,6 +232,11 @@ impl AuxLink {
     #[must_use]
     pub fn slots(&self) -> u64 {
         self.layout.map_or(0, |layout| layout.slots)
+    }
+
+    /// No record up to here is on its way: it stands in the table, or has been passed over.
+    fn arrived(&self) -> Seq {
+        self.commits.front().map_or(self.next, |commit| commit.first).prev()
     }
 
     fn note_state(&mut self, seq: Seq) {
@@ -399,7 +405,7 @@ impl Machine {
             AuxOp::States { oldest } => Some(oldest.prev()),
             _ => None,
         });
-        let quiet = states.chain([self.aux.durable]).min().expect("one at least");
+        let quiet = states.chain([self.aux.arrived()]).min().expect("one at least");
         Seq(quiet.0.saturating_add(slots))
     }
 
@@ -667,7 +673,7 @@ impl Machine {
         let mut bytes = BytesMut::with_capacity(records.len() * RECORD_BYTES);
         records.iter().for_each(|record| bytes.extend_from_slice(&record.encode()));
         writes.push((layout.record_offset(first), vec![bytes.freeze()]));
-        self.aux.commits.push_back(Commit { last, left: writes.len(), sent_ns: self.now.mono_ns });
+        self.aux.commits.push_back(Commit { first, last, left: writes.len(), sent_ns: self.now.mono_ns });
         (self.aux.next, self.aux.written) = (last.next(), self.aux.written.max(last));
         if planted(Bug::AuxCommitEarly) {
             self.aux.durable = last;

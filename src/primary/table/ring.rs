@@ -161,7 +161,7 @@ impl Machine {
     pub(super) fn release_ring(&mut self) {
         let floor = self.floor();
         // Of what is still on its way to the ring the room is not used again: it would come over what is written there next.
-        let over = floor.min(self.aux.durable);
+        let over = floor.min(self.aux.arrived());
         while self.aux.ring_live.front().is_some_and(|(seq, _)| *seq <= over) {
             self.aux.ring_live.pop_front();
             self.aux.ring_full = false;

@@ -18,7 +18,7 @@ impl Machine {
     }
 
     /// Writes the states that changed and still matter, in runs. Not waited for. A slot's state is another's before the record
-    /// is durable there, and after a later lap has taken the slot: it says where the ring has the payload of that (I4).
+    /// has arrived there, and after a later lap has taken the slot: it says where the ring has the payload of that (I4).
     pub(super) fn flush_states(&mut self, fx: &mut Vec<Effect>) {
         let Some(layout) = self.aux.layout else { return };
         if self.aux.ops.values().any(|op| matches!(op, AuxOp::States { .. })) {
@@ -30,7 +30,7 @@ impl Machine {
         seqs.extend(self.window.from(from).map(|entry| entry.record.seq).filter(|seq| *seq >= from));
         let taken = self.aux.next.0.saturating_sub(layout.slots);
         let early = planted(Bug::StateBeforeRecord);
-        let last = if early { self.tail } else { self.aux.durable };
+        let last = if early { self.tail } else { self.aux.arrived() };
         self.aux.states_tail = self.tail.min(last);
         seqs.retain(|seq| *seq > floor && *seq <= last && (seq.0 >= taken || early));
         seqs.sort_unstable();

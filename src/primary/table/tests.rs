@@ -24,7 +24,7 @@ fn what_only_the_table_may_have_from_before_a_loss_of_power_keeps_its_slot_until
         let mut machine = primary();
         machine.options.overflow = Overflow::Pace;
         // Nothing is on its way.
-        (machine.aux.layout, machine.aux.durable) = (Some(TableLayout::new(1024, 0)), Seq(u64::MAX));
+        (machine.aux.layout, machine.aux.next) = (Some(TableLayout::new(1024, 0)), Seq(u64::MAX));
         machine.log_began = Seq(began);
         (machine.dr.synced, machine.dr.cut, machine.dr.journal) = (synced, Seq(cut), Seq(200));
         assert_eq!(machine.slots_until(), Seq(known + 1024), "synced {synced}, cut {cut}, began {began}");
@@ -48,7 +48,7 @@ fn what_the_ring_has_and_dr_has_not_keeps_its_slot_whatever_the_policy() {
         let (mut machine, _) = fresh(Protect::Bunker, Require::Any, false);
         let layout = TableLayout::new(1024, 1 << 20);
         (machine.aux.layout, machine.aux.phase, machine.aux.caught_up) = (Some(layout), Phase::Ready, true);
-        (machine.aux.ring_full, machine.aux.durable) = (true, Seq(u64::MAX));
+        (machine.aux.ring_full, machine.aux.next) = (true, Seq(u64::MAX));
         machine.aux.ring_live.extend(in_ring.map(|seq| (Seq(seq), 0)));
         (machine.log_began, machine.tail) = (Seq(began), Seq(100 + 1024));
         (machine.dr.synced, machine.dr.cut, machine.dr.journal) = (true, Seq(100), Seq(200));
@@ -214,7 +214,9 @@ fn no_slot_and_no_room_in_the_ring_is_written_again_while_something_is_on_its_wa
             machine.options.overflow = overflow;
             // DR has everything; the table is slow.
             (machine.dr.cut, machine.dr.journal, machine.tail) = (Seq(5000), Seq(5000), Seq(5000));
-            machine.aux.durable = Seq(3000);
+            // Passed over, for the intent log has them no more, while what came before is on its way.
+            (machine.aux.durable, machine.aux.next) = (Seq(4000), Seq(4001));
+            machine.aux.commits.push_back(Commit { first: Seq(3001), last: Seq(3050), left: 1, sent_ns: 0 });
             assert_eq!(machine.slots_until(), Seq(3000 + 1024), "{overflow:?} {protect:?}");
             machine.aux.ops.insert(Ticket(9), AuxOp::States { oldest: Seq(2900) });
             assert_eq!(machine.slots_until(), Seq(2899 + 1024), "{overflow:?} {protect:?}");
