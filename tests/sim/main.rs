@@ -11,8 +11,9 @@
 //!   planted                      bugs that have to be caught, to check the checkers (feature `planted`)
 //! ```
 //!
-//! Everything that happens follows from the seed: `SIM_SEED=n cargo test --test sim` replays a run exactly, and
-//! prints the last events of each role when it fails. `SIM_FROM`, `SIM_SEEDS` and `SIM_SECONDS` run others;
+//! Everything that happens follows from the seed and from whether the feature `planted` is there, without which some setups
+//! are others: a failure says how it is replayed. `SIM_SEED=n cargo test --test sim` replays a run exactly, and prints the
+//! last events of each role when it fails. `SIM_FROM`, `SIM_SEEDS` and `SIM_SECONDS` run others;
 //! `SIM_DIGESTS=1` prints a digest of each seed's history, which a faster simulator has to leave as they are;
 //! `tools/sim` is the convenient way.
 

@@ -19,6 +19,7 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 const HINTS: &[(Bug, u64)] = &[
     (Bug::HeaderBelieved, 3007605),
     (Bug::TableUnclaimed, 3001551),
+    (Bug::CacheTrusted, 3001510),
     (Bug::FetchedBeforeBatch, 3267017),
     (Bug::CarriedFromNothing, 3234550),
     (Bug::StateBeforeRecord, 3125130),
@@ -111,6 +112,7 @@ const RARE: &[(Bug, &str)] = &[
     (Bug::HeaderBelieved, "plain_table: true"),
     (Bug::FetchedBeforeBatch, "protect: Bunker"),
     (Bug::StateBeforeRecord, "protect: Bunker"),
+    (Bug::CacheTrusted, "how: Syncs"),
 ];
 
 struct Caught {
@@ -163,8 +165,10 @@ fn every_planted_bug_is_caught() {
     table.sort_by_key(|caught| bugs.iter().position(|bug| *bug == caught.bug));
     println!("\n| planted bug | caught by | seeds needed | what is wrong |\n|---|---|---|---|");
     for Caught { bug, by, .. } in &table {
+        let caught_at = by.as_ref().map(|(_, seed, ..)| *seed);
         let (by, seeds) = by.as_ref().map_or(("NOT CAUGHT", seeds_max), |(count, _, by, _)| (by, *count));
-        println!("| {bug:?} | {by} | {seeds} | {} |", bug.says());
+        let known = HINTS.iter().any(|(of, seed)| of == bug && Some(*seed) == caught_at) && !search;
+        println!("| {bug:?} | {by} | {seeds}{} | {} |", if known { " (known)" } else { "" }, bug.says());
     }
     let missed: Vec<Bug> = table.iter().filter(|caught| caught.by.is_none()).map(|caught| caught.bug).collect();
     println!("\n{} of {} caught", bugs.len() - missed.len(), bugs.len());

@@ -329,6 +329,15 @@ pub fn shrink(failure: &Failure) -> Edit {
 /// Lines of the last events of each role.
 const ROLE_LINES: usize = 25;
 
+/// How a seed is run again: with the feature that this build has, for some setups depend on it.
+fn replay(seed: u64) -> String {
+    if cfg!(feature = "planted") {
+        format!("tools/sim --seed {seed}")
+    } else {
+        format!("SIM_SEED={seed} cargo test --locked --profile sim --test sim seeds -- --exact --nocapture")
+    }
+}
+
 /// Says everything about a failing seed: the smallest setup that fails, and what happened last.
 pub fn explain(failure: &Failure) -> String {
     let seed = failure.run.seed;
@@ -351,7 +360,7 @@ pub fn explain(failure: &Failure) -> String {
     let _ = write!(
         out,
         "\nsmallest setup that fails: {kept} of {drawn} faults, {} of {} requests, {} of {} clients; there: {}: {}\n\
-         \nseed {seed} violates {}: {}\n{}revision {}; replay: SIM_SEED={seed} tools/sim --seed {seed}\n",
+         \nseed {seed} violates {}: {}\n{}revision {}; replay: {}\n",
         shown.setup.requests,
         failure.setup.requests,
         shown.setup.clients,
@@ -362,6 +371,7 @@ pub fn explain(failure: &Failure) -> String {
         failure.violation.text,
         if same { "" } else { "(and the replay went another way: the run is not deterministic)\n" },
         std::env::var("SIM_REVISION").unwrap_or_else(|_| "not told (tools/sim tells it)".into()),
+        replay(seed),
     );
     out
 }
