@@ -48,6 +48,8 @@ bugs! {
     HeaderBelieved,
     /// A new table is written at once, before its fence says whose region it is.
     TableUnclaimed,
+    /// A restarted primary does not ask whether DR's journal was led past orders.
+    LedPastForgotten,
     /// What a failed sync has left in the page cache is taken for what the disk has.
     CacheTrusted,
     /// A promotion looks for what to fetch while a batch is on its way into the superblock.

@@ -463,6 +463,13 @@ impl History {
         }
         gaps
     }
+
+    /// Whether there are seqs beyond `cut` that a jump has gone over, and which it does not prove to be nobody's.
+    #[must_use]
+    pub fn led_past(&self, cut: Seq) -> bool {
+        let before = std::iter::once(cut).chain(self.above(cut).map(|entry| entry.record.seq));
+        self.above(cut).zip(before).any(|(entry, before)| !entry.unbroken && entry.record.seq != before.next())
+    }
 }
 
 /// Whether `record` was written directly after the one with this seq and chain, where batch `open` is the last begun.
@@ -583,10 +590,11 @@ mod tests {
         let mut behind = history.clone();
         let start = record(100, Op::EpochStart, 3, history.tail_chain());
         assert_eq!(history.take(start), Ok(Intake::New));
-        assert!(history.get(Seq(100)).expect("taken").unbroken);
+        assert!(history.get(Seq(100)).expect("taken").unbroken && !history.led_past(Seq(0)));
         let ahead = record(100, Op::EpochStart, 2, behind.tail_chain());
         assert_eq!(behind.take(ahead), Ok(Intake::New));
         assert!(!behind.get(Seq(100)).expect("taken").unbroken, "record 3 is not in the writer's history");
+        assert!(behind.led_past(Seq(3)) && behind.led_past(Seq(0)) && !behind.led_past(Seq(100)));
         let mut open = History::after(Seq(0), Chain(0));
         writes(&mut open, 3);
         let start = OrderRecord { length: 1, ..record(100, Op::EpochStart, 3, Chain(0)) }.chained(open.tail_chain());

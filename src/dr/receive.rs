@@ -221,6 +221,7 @@ impl Machine {
             // What was blank at first is not since something was copied there, or is being.
             blank: it.has(BLANK) && !it.has(SYNCED) && !self.direct(),
             gaps: self.lacks_orders(),
+            led_past: self.history.led_past(self.cut),
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),

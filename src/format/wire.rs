@@ -20,7 +20,7 @@
 //! | kind | message | body |
 //! |---|---|---|
 //! | 1 | hello | purpose 1, reserved 3, epoch 4, group 8, owner 8, incarnation 8, tail 8, name, number of volumes 2, then name and size 8 of each (a name: length 2, bytes) |
-//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, room 8, records 8, ranges |
+//! | 2 | welcome | group 8, epoch 4, flags 1 (synced, blank, gaps, led past), reserved 3, owner 8, journal seq 8, journal chain 8, cut 8, applied 8, batch 8, window 8, room 8, records 8, ranges |
 //! | 3 | refuse | code 1, reserved 3, epoch 4, text (length 2, bytes) |
 //! | 4 | orders | order records, packed (see `wire/orders.rs`) |
 //! | 5 | orders durable | journal seq 8 |
@@ -103,6 +103,8 @@ pub struct Welcome {
     pub blank: bool,
     /// Whether orders between the cut and `journal_seq` may have been lost to damage: it is not to be relied upon there.
     pub gaps: bool,
+    /// Whether the journal was led past seqs beyond the cut: orders between may have been given out, and are not in it.
+    pub led_past: bool,
     /// The batch whose chunks DR keeps, by the seq of its begin; 0 when none.
     pub batch: Seq,
     pub room: JournalRoom,

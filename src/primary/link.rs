@@ -608,6 +608,10 @@ impl Machine {
         if lost {
             dr.distrust_journal();
         }
+        // An earlier life of this primary may have gone ahead of orders, which a batch has yet to make good.
+        if welcome.led_past && !planted(Bug::LedPastForgotten) {
+            dr.never_gets = dr.never_gets.max(welcome.journal_seq);
+        }
         dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);
         let unlogged = dr.next < self.log_first;
         // An `EpochStart` may follow a gap in the seqs: after a loss of power nothing has to be left out.

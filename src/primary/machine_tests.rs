@@ -152,6 +152,7 @@ fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
         synced: true,
         blank: true,
         gaps: false,
+        led_past: false,
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,

@@ -49,6 +49,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 synced: true,
                 blank: true,
                 gaps: true,
+                led_past: false,
                 batch: Seq(5),
                 have: vec![range(1, 2), range(4, 4)],
                 window_bytes: 6,
@@ -274,10 +275,10 @@ fn the_longest_message_of_each_kind_is_read_as_it_was_written() {
 /// The primary decides by them whether a first sync, a copy of everything or nothing is needed.
 #[test]
 fn each_flag_of_a_welcome_is_read_by_itself() {
-    for bits in 0..8u8 {
+    for bits in 0..16u8 {
         let (Message::Welcome(welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
-        let [synced, blank, gaps] = [1, 2, 4].map(|bit| bits & bit != 0);
-        let message = Message::Welcome(Welcome { synced, blank, gaps, ..welcome });
+        let [synced, blank, gaps, led_past] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+        let message = Message::Welcome(Welcome { synced, blank, gaps, led_past, ..welcome });
         assert_eq!(decode(&mut rope_of(&bytes_of(&message))), Ok(Some(message)));
     }
 }

@@ -20,6 +20,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::HeaderBelieved, 3007605),
     (Bug::TableUnclaimed, 3001551),
     (Bug::CacheTrusted, 3001510),
+    (Bug::LedPastForgotten, 3625023),
     (Bug::FetchedBeforeBatch, 3267017),
     (Bug::CarriedFromNothing, 3234550),
     (Bug::StateBeforeRecord, 3125130),

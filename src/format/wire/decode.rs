@@ -196,7 +196,7 @@ fn hello(body: &mut Reader<'_>) -> Result<Hello, FormatError> {
 
 fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
     let (group, epoch, flags) = (GroupId(body.u64()?), Epoch(body.u32()?), body.u32()?);
-    if flags > 7 {
+    if flags > 15 {
         return Err(body.wrong(format!("unknown flags {flags:#x}")));
     }
     Ok(Welcome {
@@ -205,6 +205,7 @@ fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         synced: flags & 1 != 0,
         blank: flags & 2 != 0,
         gaps: flags & 4 != 0,
+        led_past: flags & 8 != 0,
         owner: Owner(body.u64()?),
         journal_seq: Seq(body.u64()?),
         journal_chain: Chain(body.u64()?),

@@ -154,7 +154,8 @@ fn put_hello(body: &mut BytesMut, hello: &Hello) {
 fn put_welcome(body: &mut BytesMut, welcome: &Welcome) {
     body.put_u64_le(welcome.group.0);
     body.put_u32_le(welcome.epoch.0);
-    body.put_u32_le(u32::from(welcome.synced) | u32::from(welcome.blank) << 1 | u32::from(welcome.gaps) << 2);
+    let flags = [welcome.synced, welcome.blank, welcome.gaps, welcome.led_past];
+    body.put_u32_le((0..).zip(flags).map(|(bit, flag)| u32::from(flag) << bit).sum());
     let fields = [
         welcome.owner.0,
         welcome.journal_seq.0,

@@ -89,6 +89,7 @@ fn welcome(cut: u64, synced: bool, gaps: bool) -> Message {
         synced,
         blank: false,
         gaps,
+        led_past: false,
         batch: Seq(0),
         have: Vec::new(),
         window_bytes: 1 << 20,
