@@ -233,7 +233,7 @@ impl World {
         match (&mut self.aux, self.setup.slow_table, &input) {
             (Some(Table::Plain(server)), _, Input::Closed { .. }) => {
                 for held in server.take_held_of(conn) {
-                    self.aux_step(held)?;
+                    self.serve_late(held)?;
                 }
                 self.aux_step(input)
             }
@@ -252,9 +252,12 @@ impl World {
 
     /// The server comes to a request that it had left for later.
     fn served(&mut self, number: u64) -> Verdict {
-        use auxiliary::machine::{Input, Kind};
         let Some(Table::Plain(server)) = &mut self.aux else { return Ok(()) };
-        let Some(held) = server.take_held(number) else { return Ok(()) };
+        server.take_held(number).map_or(Ok(()), |held| self.serve_late(held))
+    }
+
+    fn serve_late(&mut self, held: auxiliary::machine::Input) -> Verdict {
+        use auxiliary::machine::{Input, Kind};
         if let (Input::Request { kind: Kind::Write { data, .. }, .. }, true) = (&held, self.is_promoting()) {
             // Nobody was told that it is there.
             let records = data.chunks_exact(RECORD_BYTES).filter_map(|slot| OrderRecord::decode(slot).ok());

@@ -545,7 +545,7 @@ impl World {
                 self.holds_at_dr(record)
                     || (outcome.aux_read && self.holds_at_aux(record) && !self.came_late.contains(&record.seq))
             },
-            rotten: &|seq| self.rotten_at_aux(seq),
+            rotten: &|seq| self.rotten_at_aux(seq) || self.came_late.contains(&seq),
             rotten_payload: &|seq| self.dr_spool_astray || self.dr_rotten_payloads.contains(&seq),
             in_ring: &|seq| self.ring_holds(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
