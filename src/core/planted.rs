@@ -44,16 +44,12 @@ bugs! {
     FenceUnheeded,
     /// A status table that was out of reach is never looked for again.
     TableForgotten,
-    /// A table whose header was read is taken for one that has it durably.
-    HeaderBelieved,
     /// A new table is written at once, before its fence says whose region it is.
     TableUnclaimed,
     /// A restarted primary does not ask whether DR's journal was led past orders.
     LedPastForgotten,
     /// What a failed sync has left in the page cache is taken for what the disk has.
     CacheTrusted,
-    /// A promotion looks for what to fetch while a batch is on its way into the superblock.
-    FetchedBeforeBatch,
     /// The auxiliary answers a FUA write that is only in the cache.
     AuxIgnoresFua,
     /// With `ack = flush` a flush is answered without waiting for the protection.

@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
-use crate::core::planted::{Bug, planted};
 use crate::dr::api::Effect;
 use crate::dr::history::Entry;
 use crate::dr::intake::Arrival;
@@ -24,8 +23,7 @@ impl Machine {
     /// that cannot be had.
     pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
         let cut = self.cut;
-        let early = planted(Bug::FetchedBeforeBatch) && self.committing.is_some();
-        if self.promotion.as_ref().is_some_and(|promotion| !promotion.plan && !early) {
+        if self.promotion.as_ref().is_some_and(|promotion| !promotion.plan) {
             self.abandon_batch(Seq(0));
         }
         let Some(promotion) = &mut self.promotion else { return };

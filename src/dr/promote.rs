@@ -505,9 +505,7 @@ impl Machine {
             Step::Records if self.table_read(fx) => self.table_done(now, fx),
             // A batch that the table's records complete is on its way into the superblock: it moves the cut, and what is behind
             // its end can be had all the same.
-            Step::States if self.table_read(fx) && (self.committing.is_none() || planted(Bug::FetchedBeforeBatch)) => {
-                self.plan_fetch(fx);
-            }
+            Step::States if self.table_read(fx) && self.committing.is_none() => self.plan_fetch(fx),
             Step::Settling => self.settling(fx),
             Step::Appending if self.journal.idle() => self.appended(fx),
             Step::Fetching => self.fetch_more(now, fx),

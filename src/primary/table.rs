@@ -322,7 +322,7 @@ impl Machine {
             AuxOp::ReadHead { sent_ns } if self.may_be_taken_since(sent_ns) => self.read_head(fx),
             AuxOp::ReadHead { .. } => self.head_read(&bytes, fx),
             AuxOp::Claim { anew: true } => self.write_first_heartbeat(fx),
-            AuxOp::Claim { anew: false } => self.write_header_again(fx),
+            AuxOp::Claim { anew: false } => self.write_header(fx),
             AuxOp::FirstHeartbeat => self.write_header(fx),
             AuxOp::WriteHead => self.head_ready(fx),
             AuxOp::Wipe { next } => self.wipe(next, fx),
@@ -450,7 +450,7 @@ impl Machine {
         self.aux.counter = beat.map_or(0, |beat| beat.counter);
         match Fence::in_force(bytes) {
             Ok(fence) if !self.may_hold(&fence, fx) => {}
-            Ok(fence) if fence == self.own_fence() => self.write_header_again(fx),
+            Ok(fence) if fence == self.own_fence() => self.write_header(fx),
             // A damaged fence block can only be a torn write of a taker; the next epoch decides.
             _ => self.claim(false, fx),
         }

@@ -17,11 +17,9 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// The seed that caught each bug last time: it is tried first, so that a run over all of them is short. One that
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
-    (Bug::HeaderBelieved, 3007605),
     (Bug::TableUnclaimed, 3001551),
     (Bug::CacheTrusted, 3001510),
     (Bug::LedPastForgotten, 3625023),
-    (Bug::FetchedBeforeBatch, 3267017),
     (Bug::CarriedFromNothing, 3234550),
     (Bug::StateBeforeRecord, 3125130),
     (Bug::FenceUnheeded, 8516),
@@ -110,8 +108,6 @@ const RARE: &[(Bug, &str)] = &[
     (Bug::SuperblockOnceCounts, "Rot { node: Dr"),
     (Bug::PrimarySuperblockOnce, "Rot { node: Primary"),
     (Bug::TableUnclaimed, "plain_table: true"),
-    (Bug::HeaderBelieved, "plain_table: true"),
-    (Bug::FetchedBeforeBatch, "protect: Bunker"),
     (Bug::StateBeforeRecord, "protect: Bunker"),
     (Bug::CacheTrusted, "how: Syncs"),
 ];

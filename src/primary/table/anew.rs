@@ -150,18 +150,10 @@ impl Machine {
         self.aux_write(AuxOp::FirstHeartbeat, HEARTBEAT_AT, vec![self.heartbeat_block()], true, fx);
     }
 
-    /// The header makes the table: it is the last of its head.
+    /// The header makes the table: it is the last of its head. One that was found is written again as it is: of a header whose
+    /// write has failed the server may show what is in its cache alone, and after a loss of power the table would be blank.
     pub(super) fn write_header(&mut self, fx: &mut Vec<Effect>) {
         self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block()], true, fx);
-    }
-
-    /// A header that was found is written again as it is: of one whose write has failed the server may show what is in its
-    /// cache alone, and after a loss of power the table would be blank.
-    pub(super) fn write_header_again(&mut self, fx: &mut Vec<Effect>) {
-        if planted(Bug::HeaderBelieved) {
-            return self.head_ready(fx);
-        }
-        self.write_header(fx);
     }
 
     fn header_block(&self) -> Bytes {

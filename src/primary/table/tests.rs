@@ -153,14 +153,20 @@ fn whatever_of_an_old_writer_comes_late_a_takers_fence_stands() {
         machine.aux_done(ticket, Ok(Bytes::copy_from_slice(&head)), &mut fx);
         // Now it is taken, and only then what was sent arrives.
         put(&mut head, &taker);
-        let mut claimed = false;
+        let (mut claimed, mut headers) = (false, 0);
         while let Some(Effect::AuxWrite { ticket, offset, parts, .. }) = fx.pop() {
             let bytes = parts.concat();
             head[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
             claimed |= offset == Fence::place(mine.epoch);
+            headers += usize::from(offset == HEADER_AT);
             machine.aux_done(ticket, Ok(Bytes::new()), &mut fx);
         }
-        assert_eq!((claimed, machine.aux.phase), (before != Some(mine), Phase::Ready), "{before:?}");
+        let said = (claimed, headers, machine.aux.phase);
+        assert_eq!(
+            said,
+            (before != Some(mine), 1, Phase::Ready),
+            "{before:?}: a header that was found is made durable"
+        );
         assert_eq!(Fence::in_force(&head), Ok(taker), "{before:?}");
         machine.fence_read(&head.into(), machine.now.mono_ns, &mut fx);
         assert!(machine.fenced.take().is_some(), "{before:?}");
