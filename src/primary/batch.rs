@@ -500,7 +500,8 @@ impl Machine {
         let allowed = PIECES_BYTES_MAX.saturating_sub(self.mode.batch().map_or(0, Batch::unacked_bytes));
         let look_bytes = self.options.look_bytes;
         loop {
-            let (window_left, unacked) = (self.dr.window_left(), self.dr.unacked());
+            // What nobody waits for any more may still fill the streams: a piece that is read then cannot be sent.
+            let (window_left, under_way) = (self.dr.window_left(), self.dr.unacked() + self.dr.backlog());
             let ready = self.dr.any_stream();
             let Mode::Batch(batch) = &mut self.mode else { return };
             let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
@@ -509,7 +510,7 @@ impl Machine {
                 || self.local_done < batch.begin && !planted(Bug::BatchReadsEarly)
                 || self.dr.journal < batch.begin
                 || batch.reading.len() >= READS_MAX
-                || (window_left < waiting + PIECE_CHARGE_MAX && unacked + waiting > 0)
+                || (window_left < waiting + PIECE_CHARGE_MAX && under_way + waiting > 0)
             {
                 return;
             }

@@ -194,7 +194,7 @@ impl DrLink {
     }
 
     /// Memory of what was given to streams and has not left this host, bytes.
-    fn backlog(&self) -> u64 {
+    pub(super) fn backlog(&self) -> u64 {
         self.streams.iter().map(|stream| stream.backlog.memory()).sum()
     }
 

@@ -228,6 +228,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         3448591,
         "after a restart orders counted as held by a table whose slots had been taken: `journal only` was said of nobody's",
     ),
+    (
+        3064466,
+        "what nobody waited for filled the streams, and a piece of a batch was read over and over and never sent",
+    ),
     (3625023, "after two restarts a mode was said to be in force, although DR's journal had been led past orders"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),

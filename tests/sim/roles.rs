@@ -24,6 +24,8 @@ use crate::rng::Rng;
 pub const GROUP: &str = "sim";
 /// How soon a process that cannot start is started again.
 const START_AGAIN_NS: u64 = 200_000_000;
+/// How late a shell that is busy says what the kernel has taken.
+const TOLD_LATE_NS: u64 = 700_000_000;
 /// No volume is ever made as large as this: who believes what is damaged may say so, bytes.
 const VOLUME_BYTES_MAX: u64 = 1 << 30;
 
@@ -723,12 +725,13 @@ impl World {
         for part in parts {
             self.net.send(self.now_ns, node, conn, Packet::Bytes(part));
         }
-        if node == Node::Primary && self.setup.kernel_takes {
+        if node == Node::Primary && self.setup.fresh {
             let given = self.given.entry(conn).or_default();
             *given += bytes;
             let (upto, run) = (*given, self.host(node).run);
             if let Some(at) = self.net.leaves_at(self.now_ns, node, conn) {
-                self.at(at, Event::Taken { run, conn, upto });
+                let late_ns = if self.setup.kernel_takes { 0 } else { TOLD_LATE_NS };
+                self.at(at + late_ns, Event::Taken { run, conn, upto });
             }
         }
     }

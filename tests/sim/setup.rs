@@ -99,7 +99,7 @@ pub struct Setup {
     pub asks_twice: bool,
     /// Faults after the horizon strike a promotion; a table that is silent is given up, as the shell does.
     pub fresh: bool,
-    /// The primary is told what the kernel has taken of what it sends.
+    /// The primary is told at once what the kernel has taken of what it sends.
     pub kernel_takes: bool,
     /// Of a table on any other server: the share of requests that it comes to later, and how much later at most, percent and ns.
     pub slow_table: Option<(u64, u64)>,
