@@ -385,7 +385,7 @@ fn nonsense_under_valid_checksums_is_refused() {
     }
     let mut body = bytes_of(&golden()[1].0)[32..].to_vec();
     assert!(whole(2, &body).is_ok());
-    body[12] = 8;
+    body[12] = 16;
     refused(2, &body);
     for (at, value) in [(0, 0), (0, 8), (2, 1), (8, 7)] {
         let mut body = bytes_of(&golden()[2].0)[32..].to_vec();
