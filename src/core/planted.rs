@@ -44,7 +44,7 @@ bugs! {
     FenceUnheeded,
     /// A status table that was out of reach is never looked for again.
     TableForgotten,
-    /// A new table is written at once, before its fence says whose region it is.
+    /// A new table is written before its fence says whose region it is.
     TableUnclaimed,
     /// A restarted primary does not ask whether DR's journal was led past orders.
     LedPastForgotten,

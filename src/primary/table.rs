@@ -82,10 +82,7 @@ enum AuxOp {
     ReadFence {
         sent_ns: u64,
     },
-    /// The lowest seq whose state it says.
-    States {
-        oldest: Seq,
-    },
+    States,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +91,13 @@ struct Commit {
     last: Seq,
     left: usize,
     sent_ns: u64,
+}
+
+/// Writes of states that are on their way, and the lowest seq whose state they say.
+#[derive(Clone, Copy, Debug, Default)]
+struct StatesOut {
+    left: usize,
+    oldest: Seq,
 }
 
 /// The primary's side of the table.
@@ -127,6 +131,7 @@ pub struct AuxLink {
     committed: Seq,
     states_dirty: Vec<Seq>,
     states_tail: Seq,
+    states_out: StatesOut,
     /// Payload ring: next position, and the live entries (seq, position).
     ring_pos: u64,
     ring_live: VecDeque<(Seq, u64)>,
@@ -172,6 +177,7 @@ impl AuxLink {
             committed: Seq(0),
             states_dirty: Vec::new(),
             states_tail: Seq(0),
+            states_out: StatesOut::default(),
             ring_pos: 0,
             ring_live: VecDeque::new(),
             ring_full: false,
@@ -282,6 +288,7 @@ impl Machine {
         self.aux.phase = Phase::Idle { retry_ns: self.now.mono_ns + patience };
         self.due_ns = self.due_ns.min(self.now.mono_ns + patience);
         self.aux.ops.clear();
+        self.aux.states_out = StatesOut::default();
         self.aux.commits.clear();
         self.aux.backfill.clear();
         self.aux.caught_up = false;
@@ -322,8 +329,7 @@ impl Machine {
             AuxOp::ReadHead { sent_ns } if self.may_be_taken_since(sent_ns) => self.read_head(fx),
             AuxOp::ReadHead { .. } => self.head_read(&bytes, fx),
             AuxOp::Claim { anew: true } => self.write_first_heartbeat(fx),
-            AuxOp::Claim { anew: false } => self.write_header(fx),
-            AuxOp::FirstHeartbeat => self.write_header(fx),
+            AuxOp::Claim { anew: false } | AuxOp::FirstHeartbeat => self.write_header(fx),
             AuxOp::WriteHead => self.head_ready(fx),
             AuxOp::Wipe { next } => self.wipe(next, fx),
             AuxOp::FenceBeforeFormat { sent_ns } if self.may_be_taken_since(sent_ns) => {
@@ -340,7 +346,7 @@ impl Machine {
                 }
             }
             AuxOp::ReadFence { sent_ns } => self.fence_read(&bytes, sent_ns, fx),
-            AuxOp::States { .. } => {}
+            AuxOp::States => self.aux.states_out.left -= 1,
         }
     }
 
@@ -401,11 +407,9 @@ impl Machine {
     /// The last seq whose slot nothing is on its way to: a server may carry out in any order what it was asked for at the
     /// same time, and an older record, or its state, would stand there in the end.
     fn slots_quiet_until(&self, slots: u64) -> Seq {
-        let states = self.aux.ops.values().filter_map(|op| match op {
-            AuxOp::States { oldest } => Some(oldest.prev()),
-            _ => None,
-        });
-        let quiet = states.chain([self.aux.arrived()]).min().expect("one at least");
+        let StatesOut { left, oldest } = self.aux.states_out;
+        let arrived = self.aux.arrived();
+        let quiet = if left > 0 { arrived.min(oldest.prev()) } else { arrived };
         Seq(quiet.0.saturating_add(slots))
     }
 
@@ -575,8 +579,8 @@ impl Machine {
                 if now > oldest + crate::limits::LINK_SILENCE_NS || self.heartbeat_overdue() {
                     return self.aux_reject("no answer within the time allowed", fx);
                 }
-                let beating = self.aux.ops.values().any(|op| matches!(op, AuxOp::Heartbeat { .. }));
-                if now >= self.aux.last_heartbeat_ns + PING_EVERY_NS && !beating {
+                let beating = || self.aux.ops.values().any(|op| matches!(op, AuxOp::Heartbeat { .. }));
+                if now >= self.aux.last_heartbeat_ns + PING_EVERY_NS && !beating() {
                     self.beat(fx);
                 }
                 self.flush_states(fx);
@@ -611,8 +615,7 @@ impl Machine {
         let sent_ns = self.now.mono_ns;
         self.aux.last_heartbeat_ns = sent_ns;
         self.aux.counter += 1;
-        let bytes = Bytes::copy_from_slice(&self.heartbeat().encode());
-        self.aux_write(AuxOp::Heartbeat { sent_ns }, table::HEARTBEAT_AT, vec![bytes], true, fx);
+        self.aux_write(AuxOp::Heartbeat { sent_ns }, table::HEARTBEAT_AT, vec![self.heartbeat_block()], true, fx);
         if !self.aux.fencing {
             self.aux_read(AuxOp::ReadFence { sent_ns }, 0, table::RECORDS_AT, fx);
         }

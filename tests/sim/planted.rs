@@ -138,9 +138,8 @@ fn every_planted_bug_is_caught() {
         let bug = bugs[usize::try_from(number).expect("there are few")];
         let began = Instant::now();
         let known = HINTS.iter().filter(|(of, _)| *of == bug && !search).map(|(_, seed)| *seed);
-        let others = |n: u64| [OLDER + n, FRESH_SEEDS + n].map(|seed| (!search).then_some(seed));
-        let drawn =
-            (0..seeds_max).flat_map(|n| others(n).into_iter().chain([Some(from + n)]).flatten().collect::<Vec<_>>());
+        let other = |seed: u64| (!search).then_some(seed);
+        let drawn = (0..seeds_max).flat_map(|n| [other(FRESH_SEEDS + n), Some(from + n), other(OLDER + n)]).flatten();
         let needs = RARE.iter().filter(|(of, _)| *of == bug && !search).map(|(_, fault)| *fault);
         let rare =
             needs.flat_map(|fault| (FRESH_SEEDS..).filter(move |seed| draws(seed, fault)).take(seeds_max as usize));

@@ -29,12 +29,10 @@ pub fn print(file: &Image, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let [even, odd] = FENCES_AT;
     let blank = |at: u64| Ok::<_, Failure>(is_zero(&file.read(at, BLOCK_BYTES as u64)?));
     // Most tables have one of the two.
-    let shown = if blank(odd)? {
-        &[even][..]
-    } else if blank(even)? {
-        &[odd][..]
-    } else {
-        &[even, odd][..]
+    let shown: &[u64] = match (blank(even)?, blank(odd)?) {
+        (_, true) => &[even],
+        (true, false) => &[odd],
+        (false, false) => &FENCES_AT,
     };
     for &at in shown {
         block(file, at, printer, Fence::decode, |f| {

@@ -43,8 +43,7 @@ fn a_batch_that_does_not_fit_beside_what_was_written_meanwhile_is_begun_anew() {
         caught_up(&mut trial);
         trial.writer.damaged = true;
         trial.write_data();
-        let mut rng = trial.rng.clone();
-        trial.writer.overflow(&mut rng);
+        trial.overflow();
         (0..25).for_each(|_| trial.write_data());
         trial.said.clear();
         caught_up(&mut trial);

@@ -343,8 +343,7 @@ fn a_batch_that_spoils_while_it_is_applied_is_made_good_by_a_full_copy() {
         let mut trial = site(seed, false);
         caught_up(&mut trial);
         (0..12).for_each(|_| trial.write());
-        let mut rng = trial.rng.clone();
-        trial.writer.overflow(&mut rng);
+        trial.overflow();
         let mut spoiled = false;
         for _ in 0..400_000 {
             let chunk =
@@ -376,8 +375,7 @@ fn spoiled_beside_a_batch(seed: u64, named: bool, piece: bool, all: bool) -> Opt
     caught_up(&mut trial);
     (0..12).for_each(|_| trial.write());
     (0..60).for_each(|_| trial.turn());
-    let mut rng = trial.rng.clone();
-    trial.writer.overflow(&mut rng);
+    trial.overflow();
     for _ in 0..400_000 {
         if trial.superblock().batch != Seq(0) || !named && trial.machine.committing.is_some() {
             break;

@@ -174,19 +174,30 @@ fn what_is_written_to_a_blank_table_before_the_lease_ends_is_reported() {
     }
 }
 
+/// A site that is caught up, and a writer of `bunker` that has written since and whose queue has overflown.
+fn overflown(seed: u64) -> Trial {
+    let mut trial = site(seed, true);
+    caught_up(&mut trial);
+    trial.writer.bunker = true;
+    (0..12).for_each(|_| trial.write());
+    trial.overflow();
+    trial
+}
+
+/// Promotes what is here with everything in table and ring: nothing is lost.
+fn promotes_all(trial: &mut Trial, seed: u64) {
+    trial.give_region(trial.writer.records.len());
+    let tail = trial.writer.tail();
+    let report = trial.promote(false, seed % 4, tail);
+    assert_eq!((report.cut_seq, report.missing.len()), (tail, 0), "seed {seed}: {report:?}");
+}
+
 /// Payloads were dropped by the primary, whose batch never came, and all of them stand in the auxiliary's ring.
 #[test]
 fn with_the_ring_nothing_is_lost_in_the_middle_of_a_batch() {
     let mut passed = 0;
     for seed in 40..70 {
-        let mut trial = site(seed, true);
-        caught_up(&mut trial);
-        trial.writer.bunker = true;
-        for _ in 0..12 {
-            trial.write();
-        }
-        let mut rng = trial.rng.clone();
-        trial.writer.overflow(&mut rng);
+        let mut trial = overflown(seed);
         for turn in 0..120 {
             if turn % 10 == 0 {
                 trial.write();
@@ -195,10 +206,7 @@ fn with_the_ring_nothing_is_lost_in_the_middle_of_a_batch() {
         }
         let open = trial.writer.batch_is_open();
         trial.lose_primary();
-        trial.give_region(trial.writer.records.len());
-        let tail = trial.writer.tail();
-        let report = trial.promote(false, seed % 4, tail);
-        assert_eq!((report.cut_seq, report.missing.len()), (tail, 0), "seed {seed}: {report:?}");
+        promotes_all(&mut trial, seed);
         passed += u64::from(open);
     }
     assert!(passed > 5, "batches were open");
@@ -209,14 +217,7 @@ fn with_the_ring_nothing_is_lost_in_the_middle_of_a_batch() {
 fn with_the_ring_nothing_is_lost_behind_a_batch_that_the_table_completes() {
     let mut completed = 0;
     for seed in 70..90 {
-        let mut trial = site(seed, true);
-        caught_up(&mut trial);
-        trial.writer.bunker = true;
-        for _ in 0..12 {
-            trial.write();
-        }
-        let mut rng = trial.rng.clone();
-        trial.writer.overflow(&mut rng);
+        let mut trial = overflown(seed);
         let ended = |trial: &Trial| trial.writer.records.last().is_some_and(|record| record.op == Op::BatchEnd);
         while !ended(&trial) {
             trial.turn();
@@ -225,11 +226,8 @@ fn with_the_ring_nothing_is_lost_behind_a_batch_that_the_table_completes() {
         trial.lose_primary();
         trial.drain_disk();
         (0..8).for_each(|_| trial.write());
-        trial.give_region(trial.writer.records.len());
         let before = trial.machine.status(trial.now).cut_seq;
-        let tail = trial.writer.tail();
-        let report = trial.promote(false, seed % 4, tail);
-        assert_eq!((report.cut_seq, report.missing.len()), (tail, 0), "seed {seed}: {report:?}");
+        promotes_all(&mut trial, seed);
         completed += u64::from(before < end);
     }
     assert!(completed > 5, "batches were completed by the table: {completed}");

@@ -370,6 +370,12 @@ impl Trial {
         self.rng = rng;
     }
 
+    /// The writer's queue overflows: payloads are dropped, and a batch follows.
+    pub fn overflow(&mut self) {
+        let mut rng = self.rng.clone();
+        self.writer.overflow(&mut rng);
+    }
+
     /// An application writes data, many times.
     pub fn write_data(&mut self) {
         for at in 0..30u8 {

@@ -10,8 +10,9 @@
 //! Ours is what our own auxiliary granted to this epoch, or what has this primary in its fence block. The tail at
 //! first sight bounds every record that can be in the table: none is written to it before it is formatted.
 //!
-//! On storage that cannot fence, our fence block is written, here and to a table that is whole, only while a promotion that has
-//! put up its own since the fence was read still waits for our lease: it looks again after that, and finds what we did (I7).
+//! On storage that cannot fence, a table is claimed, here and where it is whole, only while a promotion that has taken it since
+//! the fence was read still waits for our lease: it looks at what we did after that (I7). A claim that comes later than that goes
+//! beside its fence, not over it.
 
 use bytes::Bytes;
 
@@ -122,8 +123,8 @@ impl Machine {
         true
     }
 
-    /// Writes the head of an empty table: fence, heartbeat, header, one after another. What an earlier table held is not here: the records that DR does not
-    /// have are written again, and payloads of a ring that is gone count for nothing.
+    /// Writes the head of an empty table: fence, heartbeat, header, one after another. What an earlier table held is not here:
+    /// the records that DR does not have are written again, and payloads of a ring that is gone count for nothing.
     fn format(&mut self, fx: &mut Vec<Effect>) {
         let floor = self.floor();
         self.aux.durable = self.aux.durable.min(floor);
@@ -153,19 +154,16 @@ impl Machine {
     /// The header makes the table: it is the last of its head. One that was found is written again as it is: of a header whose
     /// write has failed the server may show what is in its cache alone, and after a loss of power the table would be blank.
     pub(super) fn write_header(&mut self, fx: &mut Vec<Effect>) {
-        self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![self.header_block()], true, fx);
-    }
-
-    fn header_block(&self) -> Bytes {
         let layout = self.aux.layout.expect("known before the head is written");
-        Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode())
+        let header = Bytes::copy_from_slice(&TableHeader::new(self.group(), &layout).encode());
+        self.aux_write(AuxOp::WriteHead, HEADER_AT, vec![header], true, fx);
     }
 
     pub(super) fn own_fence(&self) -> Fence {
         Fence { epoch: self.superblock.epoch, owner: self.superblock.owner }
     }
 
-    fn heartbeat_block(&self) -> Bytes {
+    pub(super) fn heartbeat_block(&self) -> Bytes {
         Bytes::copy_from_slice(&self.heartbeat().encode())
     }
 }

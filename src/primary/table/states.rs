@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::BytesMut;
 
-use super::AuxOp;
+use super::{AuxOp, StatesOut};
 use crate::core::ids::Seq;
 use crate::core::planted::{Bug, planted};
 use crate::format::table::{NO_PAYLOAD, SlotState, State};
@@ -21,7 +21,7 @@ impl Machine {
     /// has arrived there, and after a later lap has taken the slot: it says where the ring has the payload of that (I4).
     pub(super) fn flush_states(&mut self, fx: &mut Vec<Effect>) {
         let Some(layout) = self.aux.layout else { return };
-        if self.aux.ops.values().any(|op| matches!(op, AuxOp::States { .. })) {
+        if self.aux.states_out.left > 0 {
             return;
         }
         let floor = self.floor();
@@ -53,8 +53,9 @@ impl Machine {
                 _ => runs.push((offset, BytesMut::from(&raw[..]))),
             }
         }
+        self.aux.states_out = StatesOut { left: runs.len(), oldest };
         for (offset, bytes) in runs {
-            self.aux_write(AuxOp::States { oldest }, offset, vec![bytes.freeze()], false, fx);
+            self.aux_write(AuxOp::States, offset, vec![bytes.freeze()], false, fx);
         }
     }
 }

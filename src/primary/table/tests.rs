@@ -1,8 +1,7 @@
 //! Which slots of the table may be taken.
 
 use super::*;
-use crate::core::ids::Conn;
-use crate::core::ids::{Epoch, Owner};
+use crate::core::ids::{Conn, Epoch, Owner};
 use crate::core::modes::Require;
 use crate::format::table::{HEADER_AT, HEARTBEAT_AT, RECORDS_AT};
 use crate::limits::LEASE_NS;
@@ -224,7 +223,7 @@ fn no_slot_and_no_room_in_the_ring_is_written_again_while_something_is_on_its_wa
             (machine.aux.durable, machine.aux.next) = (Seq(4000), Seq(4001));
             machine.aux.commits.push_back(Commit { first: Seq(3001), last: Seq(3050), left: 1, sent_ns: 0 });
             assert_eq!(machine.slots_until(), Seq(3000 + 1024), "{overflow:?} {protect:?}");
-            machine.aux.ops.insert(Ticket(9), AuxOp::States { oldest: Seq(2900) });
+            machine.aux.states_out = StatesOut { left: 1, oldest: Seq(2900) };
             assert_eq!(machine.slots_until(), Seq(2899 + 1024), "{overflow:?} {protect:?}");
             machine.aux.ring_live.extend([(Seq(2999), 0), (Seq(3001), 4096)]);
             machine.release_ring();
