@@ -25,12 +25,10 @@ impl Machine {
     pub(super) fn advance_cut(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let early = planted(Bug::CutPastJournal);
         let durable = if early { self.history.tail() } else { self.journal.durable() };
-        // Where a promotion is to stop, nothing moves it on.
-        if self.sizes.stops_at.is_some() {
-            return;
-        }
         if self.synced() {
-            self.cut = self.history.unbroken_from(self.cut, durable);
+            // Nothing moves it on to where a promotion is not to go.
+            let until = self.sizes.stops_at.map_or(durable, |stop| stop.min(durable));
+            self.cut = self.history.unbroken_from(self.cut, until);
         }
         // A site that was promoted takes none any more.
         if self.committing.is_some() || self.committed.is_some() || self.replay_held() {

@@ -20,19 +20,18 @@ use crate::limits::DR_FETCH_BYTES_MAX;
 
 impl Machine {
     /// The states are known, and no batch is about to move the cut: which payloads are to be fetched, in order, up to the first
-    /// that cannot be had.
+    /// that cannot be had, or to where there is no room for a resize.
     pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
         let cut = self.cut;
-        if self.promotion.as_ref().is_some_and(|promotion| !promotion.plan) {
+        let planned = self.promotion.as_ref().filter(|promotion| promotion.plan);
+        let stop = self.sizes.stops_at.or_else(|| planned.and_then(|plan| self.forced_before(plan.force)));
+        if planned.is_none() {
             self.abandon_batch(Seq(0));
         }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
         promotion.unusable = None;
         promotion.fetch.clear();
-        if self.sizes.stops_at.is_some() {
-            return;
-        }
         if let Some(view) = &mut promotion.view {
             view.pass_batches(Seq(0));
         }
@@ -56,7 +55,7 @@ impl Machine {
             fx.push(Effect::Log { level: Level::Error, text });
         }
         for entry in view.above(cut) {
-            if !entry.unbroken {
+            if !entry.unbroken || stop.is_some_and(|stop| entry.record.seq > stop) {
                 break;
             }
             if entry.complete() {

@@ -286,25 +286,27 @@ impl Machine {
     /// What `--force` would do instead, where it can.
     fn by_force(&self) -> String {
         self.forced_before(true).map_or_else(String::new, |before| {
+            let cut = self.cut.min(before);
+            let ring = if cut < before { " or what the auxiliary's ring has behind it" } else { "" };
             format!(
-                "; --force promotes seq {before}, before the resize, and reports all that comes after it as missing"
+                "; --force promotes seq {cut}{ring}, before the resize, and reports all that comes after it as missing"
             )
         })
     }
 
-    /// The recovery point that force promotes, if a store has no room for what comes behind it. Not in the middle of a batch
-    /// that is applied, for which there was room once: there the volumes are between two recovery points.
+    /// No recovery point behind this is promoted by force, if a store has no room for what comes next. Not in the middle of a
+    /// batch that is applied, for which there was room once: there the volumes are between two recovery points.
     pub(super) fn forced_before(&self, force: bool) -> Option<Seq> {
         let stuck = force && self.too_small().is_some() && self.committed.is_none() && self.committing.is_none();
         (stuck && self.synced()).then(|| self.fits_until())
     }
 
-    /// How far the order can be applied to the stores as they are.
+    /// How far the order can be applied to the stores as they are, if all of it were here.
     fn fits_until(&self) -> Seq {
         let lacks = |(_, volume, size): &(Seq, Volume, u64)| {
             self.sizes.room.get(usize::from(volume.0)).is_some_and(|room| room < size)
         };
-        let mut resizes = self.history.resizes_after(self.replay.applied()).take_while(|(seq, ..)| *seq <= self.cut);
+        let mut resizes = self.history.resizes_after(self.replay.applied());
         resizes.find(lacks).map_or(self.cut, |(seq, ..)| seq.prev())
     }
 
@@ -321,12 +323,12 @@ impl Machine {
     /// By force a promotion stops before the resize that does not fit. Whether it does.
     pub(super) fn stop_before_resize(&mut self, fx: &mut Vec<Effect>) -> bool {
         let force = self.promotion.as_ref().is_some_and(|promotion| promotion.force && !promotion.plan);
-        if self.forced_before(force).is_none() {
-            return false;
-        }
+        let Some(stop) = self.forced_before(force) else { return false };
         let before = self.replay.applied();
+        // What is here and cannot be read back keeps what is behind it away, too.
+        let stop = if before < self.cut { before } else { stop };
         let text = format!(
-            "by force: promoted at seq {before}, with {} known, before a resize for which there is no room here",
+            "by force: promoted at seq {stop} or before, with {} known, before a resize for which there is no room here",
             self.history.tail()
         );
         fx.push(Effect::Log { level: Level::Error, text });
@@ -339,7 +341,7 @@ impl Machine {
         self.pieces.clear();
         self.cut = before;
         self.fed = before;
-        self.sizes.stops_at = Some(before);
+        self.sizes.stops_at = Some(stop);
         self.sizes.wanted = None;
         self.sizes.holds(None);
         self.troubles.remove(&Trouble::TooSmall);

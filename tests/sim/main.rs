@@ -233,6 +233,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "what nobody waited for filled the streams, and a piece of a batch was read over and over and never sent",
     ),
     (3625023, "after two restarts a mode was said to be in force, although DR's journal had been led past orders"),
+    (3677493, "by force before a resize without room, nothing was fetched that the auxiliary's ring had before it"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::foresee::asked;
 use super::named::{batch_end, caught_up, greet, greeted, order, site, synced};
 use super::run::Trial;
 use crate::core::ids::{Chain, Conn, Seq, Ticket};
@@ -306,5 +307,54 @@ fn a_batch_that_carries_on_what_is_staged_is_never_complete_whether_or_not_the_s
         trial.step(Input::Message { conn: Conn(3), message: Message::Orders(vec![end]) });
         trial.drain_disk();
         assert_eq!((trial.machine.cut, trial.superblock().batch), (Seq(2), Seq(0)), "{again:?}");
+    }
+}
+
+/// Seed 3091140: DR's journal was led past the begin of a batch that it never heard of (seq 5), to the begin of another.
+#[test]
+fn with_the_ring_nothing_is_lost_behind_the_begin_of_a_batch_that_never_came() {
+    // The writer goes on so many seqs later; it was started anew before the batch; and the cut that can be had.
+    for (jump, started, cut) in [(0, false, 8), (100, false, 6), (0, true, 4), (100, true, 4)] {
+        for seed in 80..86 {
+            let (mut trial, chain) = synced(seed);
+            let first = order(3, Op::Write, chain);
+            let second = match started {
+                false => order(4, Op::Write, first.chain),
+                true => OrderRecord {
+                    offset: 3,
+                    length: 0,
+                    payload_crc: 0,
+                    chain: Chain(0),
+                    ..order(4, Op::EpochStart, chain)
+                }
+                .chained(first.chain),
+            };
+            let unheard = order(5, Op::BatchBegin, second.chain);
+            let third = order(6, Op::Write, unheard.chain);
+            let begin = order(7 + jump, Op::BatchBegin, third.chain);
+            let last = order(8 + jump, Op::Write, begin.chain);
+            for message in [Message::Orders(vec![first]), Message::Orders(vec![begin, last])] {
+                trial.step(Input::Message { conn: Conn(1), message });
+                trial.drain_disk();
+            }
+            (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+            trial.writer.bunker = true;
+            trial.writer.records = vec![first, second, unheard, third, begin, last];
+            let writes = trial.writer.records.iter().filter(|record| record.op == Op::Write).map(|record| record.seq);
+            trial.writer.data = writes.clone().map(|seq| (seq, Bytes::from(vec![7; 4096]))).collect();
+            let lost: Vec<Seq> = writes.filter(|seq| seq.0 > cut).collect();
+            trial.give_region(6);
+            let plan = asked(&mut trial, true, false).expect("a plan");
+            if seed % 2 == 0 {
+                trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+                trial.settle(40);
+                trial.crash(seed % 4 == 0);
+                (0..20).for_each(|_| trial.tick_on());
+            }
+            let report = asked(&mut trial, false, false).expect("promoted");
+            let missing: Vec<Seq> = report.missing.iter().map(|write| write.seq).collect();
+            assert_eq!((report.cut_seq, missing), (Seq(cut), lost), "jump {jump}, started anew {started}");
+            assert_eq!((plan.cut_seq, plan.missing), (report.cut_seq, report.missing));
+        }
     }
 }

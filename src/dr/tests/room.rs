@@ -312,3 +312,56 @@ fn a_promotion_goes_on_when_a_batch_has_brought_what_was_damaged_meanwhile() {
     }
     assert!(passed > 3, "what was damaged was brought by the batch: {passed}");
 }
+
+/// A resize (seq 4) for which there is no room, and a whole batch (seqs 6 and 7) that cannot be applied for it. The payload of
+/// what comes before, seq 3, the auxiliary's ring has alone.
+fn a_batch_without_room_and_a_ring(seed: u64) -> Trial {
+    let (mut trial, chain) = synced(seed);
+    trial.room_bytes = VOLUME_BYTES;
+    let write = order(3, Op::Write, chain);
+    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
+    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(4, Op::Resize, write.chain) };
+    let resize = resize.chained(write.chain);
+    let behind = order(5, Op::Write, resize.chain);
+    let begin = order(6, Op::BatchBegin, behind.chain);
+    let end = batch_end(7, &begin, begin.chain);
+    let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+    for (conn, message) in [
+        (Conn(1), Message::Orders(vec![write, resize, behind, begin])),
+        (Conn(2), Message::Chunk { index: 0, record: chunk, data: Bytes::new() }),
+        (Conn(1), Message::Orders(vec![end])),
+    ] {
+        trial.step(Input::Message { conn, message });
+        trial.drain_disk();
+    }
+    (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+    trial.writer.bunker = true;
+    trial.writer.records = vec![write, resize, behind, begin, end];
+    [3, 5].into_iter().for_each(|seq| drop(trial.writer.data.insert(Seq(seq), Bytes::from(vec![7; 4096]))));
+    trial.give_region(5);
+    trial
+}
+
+/// Seed 3677493.
+#[test]
+fn by_force_what_the_ring_has_before_the_resize_is_not_lost() {
+    for seed in 60..66 {
+        let mut trial = a_batch_without_room_and_a_ring(seed);
+        trial.tick_on();
+        let error = asked(&mut trial, false, false).expect_err("no room");
+        assert!(error.text.contains("--force promotes seq 2 or what the auxiliary's ring has behind it"), "{error}");
+        let plan = asked(&mut trial, true, true).expect("a plan by force");
+        if seed % 2 == 0 {
+            trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: true });
+            trial.settle(40);
+            trial.crash(true);
+            (0..20).for_each(|_| trial.tick_on());
+        }
+        let report = asked(&mut trial, false, true).expect("promoted by force");
+        let lost: Vec<Seq> = report.missing.iter().map(|write| write.seq).collect();
+        assert_eq!((report.cut_seq, lost), (Seq(3), vec![Seq(4), Seq(5)]));
+        assert_eq!((plan.cut_seq, plan.fetched_from_aux, plan.refused), (Seq(3), 1, None));
+        assert_eq!(plan.missing, report.missing);
+        assert_eq!(trial.disk.files[&File::Volume(Volume(0))].stable[..4096], [7; 4096], "what the ring had");
+    }
+}
