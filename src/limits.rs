@@ -37,6 +37,11 @@ pub const LISTING_STRETCHES_MAX: usize = 64 << 10;
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
 pub const BATCH_LOOK_BYTES: u64 = 4 << 20;
+/// A range that is compared at once, bytes; and parts of it with a digest each, which a word has a bit for.
+pub const COMPARE_BYTES_MAX: u64 = 256 << 10;
+pub const COMPARE_PARTS_MAX: usize = 64;
+/// The slowest scrub, bytes a second.
+pub const SCRUB_RATE_MIN: u64 = 64 << 10;
 /// Ranges or indexes in one message of the link; longer lists go out as several messages.
 pub const LIST_ITEMS_MAX: usize = 16 << 10;
 /// Longest text of a refusal, bytes.

@@ -279,6 +279,7 @@ impl Shell {
             Ok(Request::Promote { .. } | Request::Loss) => {
                 Answer::failed("this is the auxiliary; a promotion is asked of the DR host")
             }
+            Ok(Request::Verify { .. }) => Answer::failed("this is the auxiliary; a comparison is asked of the primary"),
             Ok(Request::Resize { .. }) => Answer::failed("this is the auxiliary; a resize is asked of the primary"),
             Err(answer) => answer,
         })

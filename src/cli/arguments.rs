@@ -59,6 +59,14 @@ pub enum Verb {
         the protection mode wants it. Then say the new size in the configuration of each host. A volume never gets smaller. \
         Exit status 3: refused, and why.")]
     Resize(Resize),
+    /// On the primary's host: compare both sides, while they are used
+    #[command(after_help = "Example:\n  farshore verify --config farshore.toml\n  \
+        farshore verify --config farshore.toml --repair --rate 50MiB --json\n\n\
+        Each range is compared as of one place in the order on both sides, so that nothing is called different that is only \
+        on its way. Goes on if this command is interrupted; asked again, it is joined. With --repair what differs is read \
+        from the primary and sent to DR, and compared once more. Exit status 0: both sides are equal. 1: they differ, or \
+        part of them cannot be read. 3: refused, and why.")]
+    Verify(Verify),
     /// Print the loss report of the last promotion again
     #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]
     Loss(Loss),
@@ -229,6 +237,24 @@ pub struct Resize {
     /// Give up after so many seconds; the primary goes on with what it has begun. 0: wait as long as it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub timeout: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket of the primary, instead of that of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Send to DR what differs
+    #[arg(long)]
+    pub repair: bool,
+    /// Compare at most so many bytes a second, such as 50MiB
+    #[arg(long, value_name = "BYTES", value_parser = crate::cluster::size::parse_size)]
+    pub rate: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -150,6 +150,7 @@ listen  = [{}, {}]
 control = {}   # farshore status asks here
 fifo    = {{ memory = "256MiB", disk = "8GiB" }}   # writes not yet at DR: how much may wait
 overflow = "coalesce"   # when the FIFO is full: coalesce (remember ranges, copy them later) | pace | refuse
+# scrub = {{ every_hours = 168, rate = "20MiB" }}   # compare both sides once a week; `farshore verify` does it at once
 # lag_max = {{ writes = 100000, bytes = "1GiB", seconds = 30 }}   # with pace: writes wait rather than let DR lag further
 # link = {{ bytes_per_second = "50MiB", hours = [{{ from = "08:00", to = "18:00", bytes_per_second = "5MiB" }}] }}
 # direct = "auto"       # never: open volumes buffered, not O_DIRECT

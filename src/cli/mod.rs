@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   main ──► parse ──► aux, dr, primary   run a role in the foreground
-//!                  ├─► status, promote, resize   ask a running role over its control socket
+//!                  ├─► status, promote, resize, verify   ask a running role over its control socket
 //!                  ├─► init, certs, check a configuration and its certificates, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
 //!                  ├─► attach, detach     a device of the kernel
@@ -31,6 +31,7 @@ mod resize;
 mod role;
 mod status;
 mod strangers;
+mod verify;
 mod view;
 
 use std::io::Write;
@@ -71,6 +72,7 @@ fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Status(options) => status::run(&options, out),
         Verb::Promote(options) => promote::run(&options, out),
         Verb::Resize(options) => resize::run(&options, out),
+        Verb::Verify(options) => verify::run(&options, out),
         Verb::Loss(options) => loss::run(&options, out),
         Verb::Inspect(options) => inspect::run(&options, out),
         Verb::Demo(options) => demo::run(&options, out),

@@ -4,7 +4,8 @@ use std::io::{Result, Write};
 
 use crate::cluster::size::human_size;
 use crate::cluster::status::{
-    AuxStatus, BatchStatus, CertificateStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, Status, VolumeStatus,
+    AuxStatus, BatchStatus, CertificateStatus, Degraded, DrStatus, LinkStatus, PrimaryStatus, Status, VerifyStatus,
+    VolumeStatus,
 };
 
 /// Prints one role.
@@ -36,6 +37,7 @@ fn primary(s: &PrimaryStatus, out: &mut dyn Write) -> Result<()> {
         row("listing", &format!("which parts of the volumes have storage: {listed} of {total} looked at"), out)?;
     }
     batch(s.batch.as_ref(), true, out)?;
+    verify(s.verify.as_ref(), out)?;
     let fifo = format!(
         "{} of {} in memory, {} of {} on disk; when full: {}{}",
         human_size(s.fifo_memory_bytes),
@@ -134,6 +136,25 @@ fn degraded(list: &[Degraded], out: &mut dyn Write) -> Result<()> {
 }
 
 /// `reckons`: it comes from the side that reckons how long the rest takes.
+fn verify(verify: Option<&VerifyStatus>, out: &mut dyn Write) -> Result<()> {
+    let Some(v) = verify else { return Ok(()) };
+    let running = v.running.as_ref().map(|it| {
+        let (checked, total) = (human_size(it.checked_bytes), human_size(it.total_bytes));
+        let waits = it.waits_for.as_ref().map_or(String::new(), |what| format!("; waits: {what}"));
+        format!("{}: {checked} of {total}{waits}", it.phase)
+    });
+    let last = v.last.as_ref().zip(v.last_age_seconds).map(|(it, age)| {
+        let found = match (it.equal, it.different_bytes) {
+            (true, 0) => "equal".to_owned(),
+            (true, different) => format!("{} repaired", human_size(different)),
+            (false, different) => format!("{} DIFFER", human_size(different)),
+        };
+        format!("last {} ago: {found}", duration(age))
+    });
+    let parts: Vec<String> = running.into_iter().chain(last).collect();
+    row("verify", &parts.join("; "), out)
+}
+
 fn batch(batch: Option<&BatchStatus>, reckons: bool, out: &mut dyn Write) -> Result<()> {
     let Some(b) = batch else { return Ok(()) };
     let total = human_size(b.total_bytes);

@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, TlsMode};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub, TlsMode};
 use crate::core::peer::{End, Paths, PeerName, Role};
 use crate::core::rate::RateLimit;
 
@@ -92,6 +92,8 @@ pub struct PrimaryConfig {
     pub overflow: Overflow,
     /// Set with `overflow = "pace"` only.
     pub lag_max: Option<LagMax>,
+    /// How often both sides are compared by themselves, and how fast.
+    pub scrub: Option<Scrub>,
     /// How many bytes of data a second may go to DR.
     pub link: RateLimit,
     pub direct: Direct,

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::losses::MissingWrites;
-use crate::cluster::status::{PromoteReport, Resized, Status};
+use crate::cluster::status::{PromoteReport, Resized, Status, VerifyReport};
 use crate::core::asker::Asker;
 use crate::limits::CONTROL_PIECE_BYTES;
 
@@ -50,6 +50,14 @@ pub enum Request {
     },
     /// Primary only: a volume gets more bytes.
     Resize { volume: String, size: u64 },
+    /// Primary only: both sides are compared, at most `rate` bytes a second (0: as fast as it goes); with `repair` what differs
+    /// is sent to DR.
+    Verify {
+        #[serde(default)]
+        repair: bool,
+        #[serde(default)]
+        rate: u64,
+    },
     /// The durable loss report of the last promotion.
     Loss,
     /// A clean stop, as SIGTERM.
@@ -99,7 +107,10 @@ impl Request {
     fn changes(&self) -> bool {
         match self {
             Request::Status | Request::Loss | Request::Promote { plan: true, .. } => false,
-            Request::Promote { plan: false, .. } | Request::Resize { .. } | Request::Stop => true,
+            // It reads all of both sides, and writes hold for it.
+            Request::Promote { plan: false, .. } | Request::Resize { .. } | Request::Verify { .. } | Request::Stop => {
+                true
+            }
         }
     }
 
@@ -108,6 +119,7 @@ impl Request {
             Request::Status => "status",
             Request::Promote { .. } => "promote",
             Request::Resize { .. } => "resize",
+            Request::Verify { .. } => "verify",
             Request::Loss => "loss",
             Request::Stop => "stop",
         }
@@ -129,6 +141,11 @@ impl Answer {
     #[must_use]
     pub fn promoted(report: &PromoteReport) -> Answer {
         Answer::Report(Box::new(report.clone()))
+    }
+
+    #[must_use]
+    pub fn verified(report: &VerifyReport) -> Answer {
+        Answer::Ok(json(report))
     }
 
     #[must_use]
@@ -231,6 +248,7 @@ mod tests {
                 r#"{"verb":"resize","volume":"db","size":1073741824}"#,
                 Request::Resize { volume: "db".into(), size: 1 << 30 },
             ),
+            (r#"{"verb":"verify","repair":true,"rate":1000}"#, Request::Verify { repair: true, rate: 1000 }),
             (r#"{"verb":"promote","plan":true,"force":false}"#, Request::Promote { plan: true, force: false }),
         ] {
             assert_eq!(Request::parse(text.as_bytes()), Ok(request.clone()));
@@ -263,6 +281,7 @@ mod tests {
             (r#"{"verb":"promote"}"#, false),
             (r#"{"verb":"promote","force":true}"#, false),
             (r#"{"verb":"resize","volume":"db","size":1}"#, false),
+            (r#"{"verb":"verify"}"#, false),
             (r#"{"verb":"stop"}"#, false),
         ] {
             for (user, obeyed) in [(own, true), (root, true), (other, false), (gone, false)] {

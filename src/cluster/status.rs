@@ -75,6 +75,9 @@ pub struct PrimaryStatus {
     pub table_slots: u64,
     /// A copy of ranges under way (first sync, catch-up after an outage).
     pub batch: Option<BatchStatus>,
+    /// A comparison of both sides: under way, and the last one.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
     /// A look which parts of the volumes have storage, before a batch of all of them.
     #[serde(default)]
     pub listing: Option<ListingStatus>,
@@ -305,6 +308,61 @@ impl Degraded {
             seconds: seconds(now_wall_ns.saturating_sub(since_wall_ns)),
         }
     }
+}
+
+/// Comparisons of both sides (`farshore verify`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    pub running: Option<VerifyProgress>,
+    /// Its result, without the ranges.
+    pub last: Option<VerifyReport>,
+    pub last_age_seconds: Option<f64>,
+}
+
+/// One that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyProgress {
+    /// `"comparing"`, `"repairing"`, `"comparing what was repaired"`.
+    pub phase: String,
+    pub checked_bytes: u64,
+    pub total_bytes: u64,
+    /// So far.
+    pub different_bytes: u64,
+    pub seconds: f64,
+    /// What it waits for, while it does.
+    pub waits_for: Option<String>,
+}
+
+/// What `farshore verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifyReport {
+    pub group: String,
+    pub checked_bytes: u64,
+    /// Before any repair, in whole blocks; what cannot be read is among them.
+    pub different_bytes: u64,
+    pub ranges: Vec<VerifyRange>,
+    /// Ranges that are not listed, for there are too many.
+    pub ranges_left_out: u64,
+    pub repaired_bytes: u64,
+    /// Both sides are equal, as of the last comparison of each range.
+    pub equal: bool,
+    /// The place in the order that the last range was compared at.
+    pub as_of_seq: Seq,
+    /// RFC 3339.
+    pub ended: String,
+    pub duration_seconds: f64,
+}
+
+/// A range that differs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRange {
+    pub volume: String,
+    pub offset: u64,
+    pub length: u64,
+    /// Which side cannot read it, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// What `farshore resize` did.

@@ -112,6 +112,15 @@ pub enum Overflow {
     Refuse,
 }
 
+/// A comparison of both sides from time to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scrub {
+    /// From the end of one to the begin of the next, nanoseconds.
+    pub every_ns: u64,
+    /// Bytes a second, at the most.
+    pub rate: u64,
+}
+
 /// How far DR may lag behind before writes wait, where they are paced: each part for itself, as far as it is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

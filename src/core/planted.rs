@@ -182,6 +182,14 @@ bugs! {
     OverrunInForce,
     /// Where the queue overflows, writes of `bunker` do not wait for room in the payload ring.
     RingOverflows,
+    /// A restarted primary does not know that the table was led past orders that DR has not either.
+    SkippedForgotten,
+    /// A payload whose order is damaged in DR's journal is let go of, although a promotion may learn that order elsewhere.
+    OrphansForgotten,
+    /// DR compares a range with what the primary had there when later orders have been applied.
+    ComparedLate,
+    /// Writes go on to a range while the primary reads it to have it compared.
+    ComparedBesideWrites,
 }
 
 /// Whether this mistake is to be made here.

@@ -69,7 +69,7 @@ impl Machine {
         loop {
             let mut fed = false;
             while !held && self.replay.room() {
-                let Some(step) = self.next_step() else { break };
+                let Some(step) = self.next_step(fx) else { break };
                 if !self.fits(&step) {
                     self.pieces.push_front(step);
                     break;
@@ -94,11 +94,14 @@ impl Machine {
     }
 
     /// The next step of the order, if it may be applied.
-    fn next_step(&mut self) -> Option<Step> {
+    fn next_step(&mut self, fx: &mut Vec<Effect>) -> Option<Step> {
         if let Some(step) = self.pieces.pop_front() {
             return Some(step);
         }
         let Some(committed) = self.committed.as_ref().filter(|it| self.fed < it.end) else {
+            if let Some(probe) = self.next_probe(fx) {
+                return Some(probe);
+            }
             let limit = if self.synced() { self.firm_cut() } else { self.cut }.min(self.ceiling());
             let entry = *self.history.next_after(self.fed).filter(|entry| entry.record.seq <= limit)?;
             return self.record_step(&entry, entry.record.seq);
@@ -108,7 +111,7 @@ impl Machine {
             Stage::Before => loop {
                 let Some(entry) = self.history.next_after(self.fed).copied().filter(|it| it.record.seq < begin) else {
                     self.stage(Stage::Chunks(0));
-                    return self.next_step();
+                    return self.next_step(fx);
                 };
                 if entry.complete() {
                     let step = self.record_step(&entry, entry.record.seq.min(base))?;
@@ -120,7 +123,7 @@ impl Machine {
                 let Some((&index, &chunk)) = committed.chunks.range(from..).next() else {
                     self.fed = begin;
                     self.stage(Stage::After);
-                    return self.next_step();
+                    return self.next_step(fx);
                 };
                 self.stage(Stage::Chunks(index + 1));
                 let item = Item::Chunk { batch: begin, index };
@@ -233,7 +236,7 @@ impl Machine {
 /// The same step with what is covered left out, in parts if need be.
 fn outside_of(covered: &VolumeRanges, step: Step) -> Vec<Step> {
     let extent = match &step.action {
-        Action::Nothing | Action::Resize { added: None, .. } => None,
+        Action::Nothing | Action::Probe { .. } | Action::Resize { added: None, .. } => None,
         Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => Some(*extent),
         Action::Write { record, .. } => record.extent(),
     };
@@ -249,7 +252,7 @@ fn outside_of(covered: &VolumeRanges, step: Step) -> Vec<Step> {
             Action::Write { item: *item, record: *record, data: data.clone(), skip, length }
         }
         Action::Zero { unmap, .. } => Action::Zero { extent: Extent { offset, length, ..extent }, unmap: *unmap },
-        Action::Resize { .. } | Action::Nothing => {
+        Action::Resize { .. } | Action::Nothing | Action::Probe { .. } => {
             Action::Zero { extent: Extent { offset, length, ..extent }, unmap: true }
         }
     };
@@ -270,7 +273,7 @@ mod tests {
     /// What a step does to each byte of a volume: 0 nothing, 1 zeroes, 2 + n the byte n of its payload.
     fn paint(volume: &mut [usize; SIZE], step: &Step) {
         match &step.action {
-            Action::Nothing | Action::Resize { added: None, .. } => {}
+            Action::Nothing | Action::Probe { .. } | Action::Resize { added: None, .. } => {}
             Action::Zero { extent, .. } | Action::Resize { added: Some(extent), .. } => {
                 volume[extent.offset as usize..][..extent.length as usize].fill(1);
             }

@@ -453,6 +453,9 @@ impl Shell {
                 None => loss_answer(self.report.as_ref()),
             },
             Ok(Request::Resize { .. }) => Answer::refused(NO_RESIZE),
+            Ok(Request::Verify { .. }) => {
+                Answer::failed("this is DR: both sides are compared by the primary, ask on its host")
+            }
             Ok(Request::Stop) => {
                 self.stop()?;
                 Answer::done()

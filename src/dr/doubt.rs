@@ -236,7 +236,13 @@ impl Machine {
             // A batch that is being named has promised its end, and what it brings in place of the payload needs none.
             let named = self.committing.as_ref().filter(|it| self.left_out(it).is_empty()).and_then(|it| it.end);
             let promised = named.map_or(cut, |end| end.seq);
-            self.keeper.change(|it| it.promised_cut = promised);
+            // One that counts on the payload is taken back with the promise: a start would go on with it.
+            let withdrawn = named.is_none() && self.committing.as_ref().is_some_and(|it| !it.direct);
+            let withdrawn = withdrawn && !planted(Bug::BatchNotWithdrawn);
+            self.keeper.change(|it| {
+                it.promised_cut = promised;
+                it.batch = if withdrawn { Seq(0) } else { it.batch };
+            });
             self.keeper.then(After::Promised(cut));
         }
         // A writer that was told of more has to hear of it: what it owed up to there, it may have forgotten.

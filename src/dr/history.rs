@@ -82,6 +82,8 @@ pub struct History {
     batch_end: Option<OrderRecord>,
     /// The records that say how large a volume is from there on: which one, and bytes.
     resizes: BTreeMap<Seq, (Volume, u64)>,
+    /// Payloads in the spool whose orders are damaged in the journal, until those are known from elsewhere: position.
+    orphans: BTreeMap<Seq, (OrderRecord, u64)>,
 }
 
 impl History {
@@ -188,15 +190,13 @@ impl History {
     /// something may have followed that was decided without it.
     pub fn fill(&mut self, record: OrderRecord) -> bool {
         let Some(index) = self.gap_for(&record, None) else { return false };
-        if record.op.has_payload() {
-            self.miss(record.seq, entry_bytes(record.payload_bytes()));
-        }
+        let payload = self.payload_of(&record);
         self.note_resize(&record);
         let before = self.before(index);
         let begun = self.entries.range(..index).rev().find(|entry| entry.record.op == Op::BatchBegin);
         let begun = begun.map(|entry| entry.record.seq);
         let unbroken = follows(&record, before, begun);
-        self.entries.insert(index, Entry { record, unbroken, payload: None });
+        self.entries.insert(index, Entry { record, unbroken, payload });
         let begun = if record.op == Op::BatchBegin { Some(record.seq) } else { begun };
         let next = &mut self.entries[index + 1];
         next.unbroken = follows(&next.record, (record.seq, record.chain), begun);
@@ -235,13 +235,34 @@ impl History {
         if record.op == Op::BatchEnd && self.batch == Some(Seq(record.offset)) {
             self.batch_end = Some(record);
         }
-        if record.op.has_payload() {
-            self.miss(record.seq, entry_bytes(record.payload_bytes()));
-        }
+        let payload = self.payload_of(&record);
         self.note_resize(&record);
-        self.entries.push_back(Entry { record, unbroken, payload: None });
+        self.entries.push_back(Entry { record, unbroken, payload });
         self.tail = record.seq;
         self.chain = record.chain;
+    }
+
+    /// Keeps a payload at `pos` of the spool whose order is damaged in the journal. Whether there was none of that seq.
+    pub fn adopt(&mut self, record: OrderRecord, pos: u64) -> bool {
+        let new = !self.orphans.contains_key(&record.seq);
+        self.orphans.entry(record.seq).or_insert((record, pos));
+        new
+    }
+
+    /// Lets go of payloads whose orders did not turn up: their positions.
+    pub fn disown(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.orphans).into_values().map(|(_, pos)| pos).collect()
+    }
+
+    /// Where the payload of a new record is, if it is here already; else it is missed.
+    fn payload_of(&mut self, record: &OrderRecord) -> Option<u64> {
+        let here = self.orphans.get(&record.seq).filter(|(of, _)| of == record).map(|(_, pos)| *pos);
+        if here.is_some() {
+            self.orphans.remove(&record.seq);
+        } else if record.op.has_payload() {
+            self.miss(record.seq, entry_bytes(record.payload_bytes()));
+        }
+        here
     }
 
     fn note_resize(&mut self, record: &OrderRecord) {

@@ -14,11 +14,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
+
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::dr::batch::{Batch, Committed};
 use crate::dr::checkpoint::Checkpoints;
+use crate::dr::compare::Comparisons;
 use crate::dr::desk::Desk;
 use crate::dr::doubt::{Doubt, Promises};
 use crate::dr::history::History;
@@ -100,6 +103,7 @@ pub struct Machine {
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
     pub(super) sizes: Sizes,
+    pub(super) comparisons: Comparisons,
     pub(super) promotion: Option<Promotion>,
     /// A promotion asked for before this site was ready, or while a plan was made: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
@@ -193,6 +197,7 @@ impl Machine {
             fed_writes: 0,
             checkpoints: Checkpoints::default(),
             sizes: Sizes::found(&superblock, &history),
+            comparisons: Comparisons::default(),
             promotion: None,
             promote_later: None,
             last_refusal: None,
@@ -322,6 +327,10 @@ impl Machine {
         let Some(file) = self.desk.ended(ticket) else { return };
         let bytes = match result {
             Ok(bytes) => bytes,
+            Err(fail) if let Some(probe) = self.replay.probe_of(ticket) => {
+                self.probe_failed(probe, &fail, fx);
+                Bytes::new()
+            }
             Err(fail) => {
                 let name = self.file_name(file);
                 let text = format!(
@@ -351,11 +360,12 @@ impl Machine {
                 Err((item, why)) => self.damaged(now, item, &why, fx),
             },
             File::Volume(_) => {
-                if !self.replay.written(ticket, &mut self.desk, fx) {
+                if !self.replay.ended(ticket, &bytes, &mut self.desk, fx) {
                     self.volume_synced(ticket);
                 }
             }
         }
+        self.probed(fx);
     }
 
     fn file_name(&self, file: File) -> String {

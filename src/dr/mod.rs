@@ -9,7 +9,7 @@
 //!                 └───────────► replay: in order to the volumes ◄──┘──► checkpoint ──► keeper (superblock)
 //!
 //!   doubt: what was promised and is not here any more      sizes: how large the volumes are, as of a seq
-//!   mended: why an order was missing here that the status table has
+//!   mended: why an order was missing here that the status table has      compare: whether a range is what the primary has
 //!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
 //! ```
 
@@ -17,6 +17,7 @@ pub mod api;
 pub mod apply;
 pub mod batch;
 pub mod checkpoint;
+mod compare;
 pub mod daemon;
 pub mod desk;
 pub mod doubt;

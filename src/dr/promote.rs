@@ -647,6 +647,7 @@ impl Machine {
         // A batch that is complete now may have passed the gap.
         mended.retain(|record| self.history.fill(*record));
         self.say_mended(&mended, fx);
+        self.history.disown().into_iter().for_each(|pos| self.intake.spool.free(pos));
         self.want_states();
     }
 

@@ -46,6 +46,7 @@ impl Machine {
     pub(super) fn closed(&mut self, conn: Conn, fx: &mut Vec<Effect>) {
         let Some(peer) = self.links.remove(conn) else { return };
         self.intake.drop_waiting(Some(conn));
+        self.comparisons.drop_of(conn);
         if peer.part == Part::Order {
             for stream in self.links.streams() {
                 self.close(stream, "its order connection is gone", fx);
@@ -82,6 +83,7 @@ impl Machine {
                 self.payload(now, Arrival { conn, record, data }, fx);
             }
             (Part::Order, Message::RoomAsked { volume, size }) => self.room_asked(conn, volume, size, fx),
+            (Part::Order, Message::Compare(it)) => self.compare(conn, it, fx),
             (Part::Order, Message::Refuse(refuse)) => self.turned_down(now, conn, &refuse.text, fx),
             (Part::Stream, Message::Chunk { index, record, data }) => {
                 // The payloads of a first sync come once it is nearly done.
@@ -176,6 +178,8 @@ impl Machine {
         }
         self.links.order = Some(conn);
         self.links.writer = Some(writer);
+        // Whatever is missing here comes again.
+        self.history.disown().into_iter().for_each(|pos| self.intake.spool.free(pos));
         let welcome = self.welcome_message();
         self.told = Told {
             journal: welcome.journal_seq,
@@ -546,5 +550,7 @@ fn word(message: &Message) -> &'static str {
         Message::Pong { .. } => "pong",
         Message::RoomAsked { .. } => "room-asked",
         Message::StoreRoom(_) => "store-room",
+        Message::Compare(_) => "compare",
+        Message::Compared { .. } => "compared",
     }
 }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::ids::{Chain, Seq};
 use crate::core::machine::{Level, ReadAt};
 use crate::core::op::Op;
-use crate::core::planted::segment_bytes;
+use crate::core::planted::{Bug, planted, segment_bytes};
 use crate::core::ranges::VolumeRanges;
 use crate::dr::api::Options;
 use crate::dr::batch::{Batch, Chunk, Committed, Stage, covered};
@@ -117,7 +117,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     if lacks_orders {
         orders_of_payloads(&entries, &mut history, &mut news);
     }
-    let (mut spool, chunks) = place(&entries, &superblock, options.spool_bytes, &mut history, &mut news);
+    let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
     let (mut batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
@@ -367,6 +367,7 @@ type Chunks = BTreeMap<(Seq, u64), Chunk>;
 fn place(
     entries: &[FoundEntry],
     superblock: &Superblock,
+    lacks_orders: bool,
     size: u64,
     history: &mut History,
     news: &mut News,
@@ -387,6 +388,13 @@ fn place(
                     let text = format!("the payload of seq {seq} in the spool belongs to another history: left out");
                     news.push((Level::Warn, text));
                     false
+                }
+                // Its order may have been damaged here, and be known from elsewhere.
+                None if lacks_orders && seq > superblock.seq && !planted(Bug::OrphansForgotten) => {
+                    if history.adopt(header.record, header.pos) {
+                        spool.found(header.pos, entry.bytes);
+                    }
+                    continue;
                 }
                 // Applied, or its order never became durable here: then it was not acknowledged either.
                 None => false,

@@ -14,7 +14,7 @@
 //!   damaged payload is found while the volume is still a prefix of the history (I5, I8).
 //! - `applied` moves only over steps that are written without a gap.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -66,6 +66,11 @@ pub enum Action {
         skip: u64,
         length: u64,
     },
+    /// Reads a range as it is between the steps before and after.
+    Probe {
+        extent: Extent,
+        probe: u64,
+    },
 }
 
 impl Action {
@@ -79,7 +84,8 @@ impl Action {
     #[must_use]
     pub fn needs(&self) -> Option<(Volume, u64)> {
         match self {
-            Action::Nothing => None,
+            // Past the end of a store are zeroes.
+            Action::Nothing | Action::Probe { .. } => None,
             Action::Zero { extent, .. } => Some((extent.volume, extent.offset + extent.length)),
             Action::Resize { volume, size, .. } => Some((*volume, *size)),
             Action::Write { record, skip, length, .. } => Some((record.volume, record.offset + skip + length)),
@@ -108,6 +114,8 @@ struct Running {
     id: u64,
     reached: Seq,
     bytes: u64,
+    /// Of these, bytes of a payload.
+    written: u64,
     tag: Option<Item>,
     done: bool,
 }
@@ -128,6 +136,9 @@ pub struct Replay {
     applied: Seq,
     applied_bytes: u64,
     finished: Vec<Item>,
+    /// Running steps that only probe, by their id; and what they saw, nothing where they were let go of.
+    probes: BTreeMap<u64, u64>,
+    probed: Vec<(u64, Option<Bytes>)>,
 }
 
 impl Replay {
@@ -146,6 +157,8 @@ impl Replay {
             applied,
             applied_bytes: 0,
             finished: Vec::new(),
+            probes: BTreeMap::new(),
+            probed: Vec::new(),
         }
     }
 
@@ -172,11 +185,15 @@ impl Replay {
         for running in &mut self.running {
             running.reached = self.applied.min(running.reached);
         }
+        self.probed.extend(std::mem::take(&mut self.probes).into_values().map(|probe| (probe, None)));
     }
 
     fn drop_from(&mut self, index: usize) {
         for dropped in self.queue.drain(index..) {
             self.bytes -= step_bytes(&dropped.step);
+            if let Action::Probe { probe, .. } = dropped.step.action {
+                self.probed.push((probe, None));
+            }
         }
     }
 
@@ -206,6 +223,17 @@ impl Replay {
     /// Tags of the steps that have been written since the last call.
     pub fn finished(&mut self) -> Vec<Item> {
         std::mem::take(&mut self.finished)
+    }
+
+    /// What probes have seen since the last call; `None`: that one was let go of.
+    pub fn probed(&mut self) -> Vec<(u64, Option<Bytes>)> {
+        std::mem::take(&mut self.probed)
+    }
+
+    /// The probe that an operation under way is of.
+    #[must_use]
+    pub fn probe_of(&self, ticket: Ticket) -> Option<u64> {
+        self.writes.get(&ticket).and_then(|(id, _)| self.probes.get(id).copied())
     }
 
     /// Starts what can be started.
@@ -240,9 +268,14 @@ impl Replay {
                 let extent = Extent { volume: record.volume, offset, length };
                 (Some(extent), DiskKind::Write { offset, parts: vec![part], durable: false })
             }
+            Action::Probe { extent, probe } => {
+                self.probes.insert(id, probe);
+                (Some(extent), DiskKind::Read { offset: extent.offset, length: extent.length })
+            }
         };
         let done = extent.is_none();
-        self.running.push_back(Running { id, reached: step.reached, bytes, tag: step.tag, done });
+        let written = if self.probes.contains_key(&id) { 0 } else { bytes };
+        self.running.push_back(Running { id, reached: step.reached, bytes, written, tag: step.tag, done });
         let Some(extent) = extent else { return };
         let (offset, length) = blocks(&extent);
         if planted(Bug::ApplyOverlapped) || self.overlaps[usize::from(extent.volume.0)].admit(id, offset, length) {
@@ -280,9 +313,13 @@ impl Replay {
         self.writes.contains_key(&ticket)
     }
 
-    /// A write to a volume ended; starts those that waited for it. Whether it was one of this replay's.
-    pub fn written(&mut self, ticket: Ticket, desk: &mut Desk, fx: &mut Vec<Effect>) -> bool {
+    /// An operation on a volume ended; starts those that waited for it. Whether it was one of this replay's. `bytes`: what
+    /// was read.
+    pub fn ended(&mut self, ticket: Ticket, bytes: &Bytes, desk: &mut Desk, fx: &mut Vec<Effect>) -> bool {
         let Some((id, extent)) = self.writes.remove(&ticket) else { return false };
+        if let Some(probe) = self.probes.remove(&id) {
+            self.probed.push((probe, Some(bytes.clone())));
+        }
         let mut started = Vec::new();
         if !planted(Bug::ApplyOverlapped) {
             self.overlaps[usize::from(extent.volume.0)].finish(id, &mut started);
@@ -304,7 +341,7 @@ impl Replay {
             let Some(done) = self.running.pop_front() else { break };
             self.applied = self.applied.max(done.reached);
             self.bytes -= done.bytes;
-            self.applied_bytes += done.bytes;
+            self.applied_bytes += done.written;
             self.finished.extend(done.tag);
         }
     }
@@ -328,6 +365,7 @@ fn to_usize(bytes: u64) -> usize {
 fn step_bytes(step: &Step) -> u64 {
     match &step.action {
         Action::Write { record, .. } => record.payload_bytes(),
+        Action::Probe { extent, .. } => extent.length,
         _ => 0,
     }
 }
@@ -370,7 +408,7 @@ mod tests {
     fn end_one(replay: &mut Replay, desk: &mut Desk, fx: &mut Vec<Effect>) {
         let ended =
             fx.drain(..).find_map(|it| if let Effect::Disk(DiskOp { ticket, .. }) = it { Some(ticket) } else { None });
-        assert!(replay.written(ended.expect("one is under way"), desk, fx));
+        assert!(replay.ended(ended.expect("one is under way"), &Bytes::new(), desk, fx));
     }
 
     /// Seed 2181594: older writes were made once more over newer ones that were under way; those counted, the payloads were

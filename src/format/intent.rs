@@ -25,7 +25,7 @@
 //! |---|---|---|
 //! | map header | `FSHIMAPH` | group, digest of the volumes' sizes |
 //! | log header | `FSHILOGH` | group, owner, slots, boot id (16 bytes) |
-//! | watermark | `FSHILOGW` | local done, cut, 1 while payloads are dropped |
+//! | watermark | `FSHILOGW` | local done, cut, 1 while payloads are dropped, led past at the auxiliary |
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -50,7 +50,7 @@ const PAGE_CRC_AT: usize = 28;
 const RECORDS_AT: u64 = 2 * BLOCK_BYTES as u64;
 const MAP: Shape = Shape::sector("intent map header", b"FSHIMAPH", 32);
 const LOG: Shape = Shape::sector("intent log header", b"FSHILOGH", 56);
-const WATERMARK: Shape = Shape::sector("intent log watermark", b"FSHILOGW", 40);
+const WATERMARK: Shape = Shape::sector("intent log watermark", b"FSHILOGW", 48);
 
 /// Block 0 of the intent map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -455,6 +455,8 @@ pub struct Watermark {
     pub cut: Seq,
     /// Payloads were being dropped: the ring need not reach back to the cut, the map does.
     pub coalescing: bool,
+    /// The auxiliary's table was led past orders up to here that DR had not either; 0: past none.
+    pub aux_skipped: Seq,
 }
 
 impl Watermark {
@@ -465,6 +467,7 @@ impl Watermark {
         put_u64(&mut out, 16, self.local_done.0);
         put_u64(&mut out, 24, self.cut.0);
         put_u64(&mut out, 32, u64::from(self.coalescing));
+        put_u64(&mut out, 40, self.aux_skipped.0);
         WATERMARK.seal(out)
     }
 
@@ -479,7 +482,8 @@ impl Watermark {
                 return Err(FormatError::Field { what: "intent log watermark", why });
             }
         };
-        Ok(Watermark { local_done: Seq(u64_at(block, 16)), cut: Seq(u64_at(block, 24)), coalescing })
+        let (local_done, cut, aux_skipped) = (Seq(u64_at(block, 16)), Seq(u64_at(block, 24)), Seq(u64_at(block, 40)));
+        Ok(Watermark { local_done, cut, coalescing, aux_skipped })
     }
 }
 

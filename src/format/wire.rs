@@ -33,19 +33,22 @@
 //! | 12, 13 | ping, pong | nonce 8 |
 //! | 14 | room asked | volume 2, reserved 6, size 8 |
 //! | 15 | store room | volume 2, flags 1 (holds back), reserved 5, size 8, bytes there are 8, text |
+//! | 16 | compare | id 8, volume 2, reserved 6, offset 8, length 8, seq 8, grain 8, number 4, reserved 4, then 8 for each digest |
+//! | 17 | compared | id 8, verdict 8 (0 equal or different, 1 passed, 2 unreadable), different 8, text |
 
 mod decode;
 mod encode;
 mod orders;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub use decode::decode;
 pub use encode::{Encoder, encode};
 pub use orders::orders_frame_bytes;
 
 use super::record::OrderRecord;
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
+use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, SeqRange, Volume};
 use crate::limits::{RECORD_BYTES, journal_kept_records};
 
 /// Bytes of the header of a frame.
@@ -56,7 +59,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -231,6 +234,48 @@ pub enum Message {
     },
     /// The answer, or that something is held back for lack of room (order connection, to primary).
     StoreRoom(StoreRoom),
+    /// Asks whether a range of DR's volume is what the primary has there, as of the order right before it (order connection,
+    /// to DR).
+    Compare(Compare),
+    /// The answer (order connection, to primary).
+    Compared {
+        id: u64,
+        verdict: Verdict,
+    },
+}
+
+/// A range of a volume as of a seq.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// Chosen by the primary, never twice on a connection.
+    pub id: u64,
+    pub extent: Extent,
+    /// The last order before it on this connection: what comes after it is not in the digests.
+    pub seq: Seq,
+    /// Bytes that each digest is over, but for the last one, which may be over less.
+    pub grain: u64,
+    /// XXH3 (64 bits) of each part; at most [`COMPARE_PARTS_MAX`](crate::limits::COMPARE_PARTS_MAX).
+    pub digests: Vec<u64>,
+}
+
+/// What a comparison found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The parts that differ, the first in the lowest bit.
+    Found { different: u64 },
+    /// The volume does not show that seq: it is ahead of it, or is to be overtaken by a batch. Ask again.
+    Passed,
+    /// The range cannot be read.
+    Unreadable { text: String },
+}
+
+impl Compare {
+    /// Digests of the parts of `bytes`.
+    #[must_use]
+    pub fn digests(bytes: &[u8], grain: u64) -> Vec<u64> {
+        let grain = usize::try_from(grain).expect("a part is in memory");
+        bytes.chunks(grain).map(xxh3_64).collect()
+    }
 }
 
 /// Number of a kind of message on the wire, and its word.
@@ -252,10 +297,12 @@ enum Kind {
     Pong = 13,
     RoomAsked = 14,
     StoreRoom = 15,
+    Compare = 16,
+    Compared = 17,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 17] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -271,6 +318,8 @@ impl Kind {
         Kind::Pong,
         Kind::RoomAsked,
         Kind::StoreRoom,
+        Kind::Compare,
+        Kind::Compared,
     ];
 
     fn from_u8(raw: u8) -> Option<Kind> {
@@ -294,6 +343,8 @@ impl Kind {
             Kind::Pong => "pong",
             Kind::RoomAsked => "room asked",
             Kind::StoreRoom => "store room",
+            Kind::Compare => "compare",
+            Kind::Compared => "compared",
         }
     }
 }
@@ -322,6 +373,8 @@ impl Message {
             Message::Pong { .. } => Kind::Pong,
             Message::RoomAsked { .. } => Kind::RoomAsked,
             Message::StoreRoom(_) => Kind::StoreRoom,
+            Message::Compare(_) => Kind::Compare,
+            Message::Compared { .. } => Kind::Compared,
         }
     }
 }

@@ -10,8 +10,10 @@ mod links;
 mod listing;
 mod resize;
 mod secure;
+mod verify;
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
@@ -23,6 +25,7 @@ use self::resize::Resizing;
 use self::secure::Security;
 use super::machine::{Effect, Input, Machine, Options};
 use super::recovery::{self, Recovered};
+use super::verify::Asked as Compare;
 use crate::cluster::config::{Config, OnIsolated, TablePlace};
 use crate::cluster::control::{Answer, Refused, Request};
 use crate::cluster::metrics;
@@ -126,6 +129,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         isolated_continue: config.group.on_isolated == OnIsolated::Continue,
         overflow: primary.overflow,
         lag_max: primary.lag_max,
+        scrub: primary.scrub,
         fifo_memory_bytes: primary.fifo.memory,
         fifo_disk_bytes: opened.fifo_bytes,
         streams: dr.streams,
@@ -144,6 +148,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("listening on {}", primary.control.display()))?;
     let address = primary.metrics.as_ref();
     shell.http = HttpServer::start(&mut shell.reactor, address).context("listening on [primary] metrics")?;
+    shell.verified_before(&primary.dir);
     shell.resize_as_configured(&volumes)?;
     shell.serve()
 }
@@ -223,6 +228,7 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         intent_neighbours: INTENT_NEIGHBOURS,
         look_bytes: BATCH_LOOK_BYTES,
         ask_room: true,
+        scrub: None,
         incarnation: entropy::random()?,
     })
 }
@@ -245,6 +251,9 @@ struct Shell {
     exports: HashMap<Conn, Volume>,
     requests: Slots<Asked>,
     resizes: Vec<Resizing>,
+    /// Who waits for the result of a comparison, and where the last one is kept.
+    verifying: Vec<Conn>,
+    verify_dir: Option<PathBuf>,
     asked: Vec<(Conn, session::Event)>,
     deferred: VecDeque<(Conn, session::Event)>,
     listeners: Vec<usize>,
@@ -301,6 +310,8 @@ impl Shell {
             exports: HashMap::new(),
             requests: Slots::default(),
             resizes: Vec::new(),
+            verifying: Vec::new(),
+            verify_dir: None,
             asked: Vec::new(),
             deferred: VecDeque::new(),
             listeners: Vec::new(),
@@ -584,6 +595,7 @@ impl Shell {
             Effect::ListAllocated => self.list(),
             Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
             Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),
+            Effect::Verified { result } => self.verified(&result),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, marks } => {
                 for (offset, block) in marks {
@@ -675,6 +687,7 @@ impl Shell {
                 .clone()
                 .unwrap_or_else(|| Answer::failed("this is the primary: no promotion has taken place here")),
             Ok(Request::Resize { volume, size }) => return self.resize_asked(Some(conn), &volume, size),
+            Ok(Request::Verify { repair, rate }) => return self.verify_asked(conn, Compare { repair, rate }),
             Err(answer) => answer,
         }))
     }

@@ -70,7 +70,8 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
-        if self.mending_holds(volume, &kind) || self.mending_first() || self.lag_wait(changed_bytes(&kind)) {
+        let held = self.mending_holds(volume, &kind) || self.verify_holds(volume, &kind);
+        if held || self.mending_first() || self.lag_wait(changed_bytes(&kind)) {
             return Some((req, volume, kind));
         }
         match self.room(payload_bytes(&kind)) {
@@ -242,6 +243,7 @@ impl Machine {
     pub(super) fn end_of_turn(&mut self, fx: &mut Vec<Effect>) {
         self.leave_behind(fx);
         self.pump_mending(fx);
+        self.pump_verify(fx);
         self.resume_held(fx);
         if !self.marked {
             return self.tick_if_due(fx);
@@ -318,7 +320,7 @@ impl Machine {
         let busy = self.floor() < self.tail
             || self.intent.cycle().is_some()
             || self.frozen_since_ns.is_some()
-            || self.watermark_saved != (self.local_done, self.dr.cut);
+            || self.watermark_saved != (self.local_done, self.dr.cut, self.aux.skipped);
         if busy { PERIOD_NS } else { 5 * PERIOD_NS }
     }
 

@@ -449,6 +449,7 @@ impl Machine {
         self.dr.gone = matches!(self.dr.phase, Phase::Connecting { .. } | Phase::Greeting { .. });
         self.dr.phase = Phase::Idle { retry_ns: self.now.mono_ns + retry_ns };
         self.dr.caught_up = false;
+        self.let_go();
         self.dr.commits.clear();
         self.dr.backfill.clear();
         let conns: Vec<Conn> = self.dr.streams.iter().filter_map(Stream::conn).collect();
@@ -540,11 +541,14 @@ impl Machine {
                 self.renew_lease(nonce.min(self.now.mono_ns));
             }
             Message::StoreRoom(room) => self.store_room(room, fx),
+            Message::Compared { id, verdict } if order => self.compared(id, verdict),
+            Message::Compared { .. } => {}
             Message::Hello(_)
             | Message::Orders(_)
             | Message::Payload { .. }
             | Message::Chunk { .. }
-            | Message::RoomAsked { .. } => {
+            | Message::RoomAsked { .. }
+            | Message::Compare(_) => {
                 let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());
                 self.dr_closed(conn, &text, fx);
                 fx.push(Effect::DrClose { conn });

@@ -15,6 +15,7 @@ impl Machine {
     pub(super) fn disk_done(&mut self, ticket: Ticket, result: DiskResult, fx: &mut Vec<Effect>) {
         let pending = self.pending.remove(&ticket).expect("the shell completes each operation once");
         match (pending, result) {
+            (Pending::Compare(id), result) => self.compare_read(id, result),
             (Pending::Local(seq), result) => self.local_done(seq, result, fx),
             (Pending::IntentPage, Ok(_)) => self.intent_done(),
             (Pending::Unwatched(_), Ok(_)) => {}

@@ -19,13 +19,15 @@ use super::policy::NOTHING;
 use super::recovery::Recovered;
 use super::resize::Resize;
 use super::table::AuxLink;
+use super::verify::{self, Verify};
 use super::waiting::Waiting;
 use super::window::{Held, Window};
+use crate::cluster::status::VerifyReport;
 use crate::core::allocation::Stretch;
 use crate::core::errno::Errno;
 use crate::core::ids::{Chain, Conn, Epoch, Extent, GroupId, Owner, Seq, Ticket, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
-use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub};
 use crate::core::op::Op;
 use crate::core::overlap::InFlight;
 use crate::core::planted::{Bug, planted};
@@ -118,6 +120,8 @@ pub enum Input {
         volume: Volume,
         size: u64,
     },
+    /// Both sides are to be compared.
+    Verify(verify::Asked),
     Tick,
     Stop,
 }
@@ -175,6 +179,10 @@ pub enum Effect {
         result: Result<Option<Seq>, Unresized>,
         dr_asked: Option<bool>,
     },
+    /// What became of [`Input::Verify`], or of a comparison that was due; an error says why there is no result.
+    Verified {
+        result: Result<VerifyReport, String>,
+    },
     Log {
         level: Level,
         text: String,
@@ -227,6 +235,8 @@ pub struct Options {
     pub look_bytes: u64,
     /// DR is asked for room before a volume grows.
     pub ask_room: bool,
+    /// Both sides are compared from time to time.
+    pub scrub: Option<Scrub>,
     /// Drawn at each start.
     pub incarnation: u64,
 }
@@ -270,6 +280,8 @@ pub(super) enum Pending {
     },
     /// What a refused write has left.
     Mending,
+    /// A range that is compared, by the number of the comparison.
+    Compare(u64),
 }
 
 /// What a superblock says of sizes.
@@ -334,7 +346,7 @@ pub struct Machine {
     pub(super) log_began: Seq,
     /// Records up to here have been handed to the intent log.
     pub(super) log_written: Seq,
-    pub(super) watermark_saved: (Seq, Seq),
+    pub(super) watermark_saved: (Seq, Seq, Seq),
     /// Everything up to here has its protection.
     pub(super) protected: Seq,
     /// Everything up to here was acknowledged once, whatever peers have been lost since.
@@ -359,6 +371,7 @@ pub struct Machine {
     pub(super) lost: Cover,
     /// Ranges of writes that a volume had no room for.
     pub(super) mending: Mending,
+    pub(super) verify: Verify,
     /// The batch whose end has not passed DR's cut yet, kept in case DR loses its pieces.
     pub(super) closing: Option<Batch>,
     pub(super) aux: AuxLink,
@@ -448,7 +461,7 @@ impl Machine {
             log_first: recovered.log_first,
             log_began: recovered.log_first,
             log_written: recovered.tail,
-            watermark_saved: (Seq(0), Seq(0)),
+            watermark_saved: (Seq(0), Seq(0), Seq(0)),
             protected: NOTHING,
             acked: Seq(0),
             allowed: Seq(0),
@@ -463,8 +476,9 @@ impl Machine {
             mode,
             lost: recovered.lost,
             mending: Mending::default(),
+            verify: Verify::default(),
             closing: None,
-            aux: AuxLink::new(recovered.log_first, recovered.tail),
+            aux: AuxLink::new(recovered.log_first, recovered.tail, recovered.aux_skipped),
             dr: DrLink::new(options.spool_bytes),
             pending: HashMap::new(),
             next_ticket: 1,
@@ -529,6 +543,7 @@ impl Machine {
             Input::Allocated { ranges } => self.allocated(ranges, fx),
             Input::Stretches { batch, extent, stretches } => self.holes_found(batch, extent, &stretches),
             Input::Resize { volume, size } => self.resize(volume, size, fx),
+            Input::Verify(asked) => self.verify(asked, fx),
             Input::Tick => self.end_of_turn(fx),
             Input::Stop => {
                 if self.stopping == Stopping::No {
@@ -542,7 +557,8 @@ impl Machine {
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         let gather = self.gather_ns.map_or(u64::MAX, |due| due + GATHER_SLACK_NS);
-        (self.stopping != Stopping::Stopped).then_some(self.due_ns.min(gather))
+        let verify = self.verify_due_ns().unwrap_or(u64::MAX);
+        (self.stopping != Stopping::Stopped).then_some(self.due_ns.min(gather).min(verify))
     }
 
     /// Whether reads may be answered from the local disk: not once fenced.
@@ -676,6 +692,7 @@ impl Pending {
             Pending::LogRead { .. } => "intent log, reading",
             Pending::Chunk { .. } => "volume, reading for a batch",
             Pending::Mending => "volume, reading after a write without room",
+            Pending::Compare(_) => "volume, reading to compare it",
         }
     }
 }

@@ -47,12 +47,14 @@ pub(super) struct Mending {
     ordered: Seq,
     /// Lines about refused writes: a client can cause many.
     pub(super) lines: Sparing,
+    /// What there is to do is what a comparison found to differ.
+    of_verify: bool,
 }
 
 impl Default for Mending {
     fn default() -> Mending {
         let lines = Sparing::new(LINES_PAUSE_NS);
-        Mending { todo: Cover::default(), piece: None, reading: false, ordered: Seq(0), lines }
+        Mending { todo: Cover::default(), piece: None, reading: false, ordered: Seq(0), lines, of_verify: false }
     }
 }
 
@@ -95,6 +97,26 @@ impl Machine {
         if self.options.standalone || planted(Bug::FailedUnmended) {
             return;
         }
+        self.mending.of_verify = false;
+        self.read_back(extent, fx);
+    }
+
+    /// DR does not have there what this volume holds.
+    pub(super) fn repair(&mut self, extent: Extent, fx: &mut Vec<Effect>) {
+        self.mending.of_verify |= !self.mends();
+        self.read_back(extent, fx);
+    }
+
+    /// Why something has yet to be read back.
+    pub(super) fn mends_why(&self) -> String {
+        let bytes = self.mending.bytes();
+        if self.mending.of_verify {
+            return format!("{bytes} bytes differ at DR: what the volumes hold there is sent once more");
+        }
+        format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR")
+    }
+
+    fn read_back(&mut self, extent: Extent, fx: &mut Vec<Effect>) {
         if self.lost_any() {
             return self.lose(extent);
         }

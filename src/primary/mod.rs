@@ -10,7 +10,7 @@
 //!
 //! `machine` holds the state and the life of one write; `policy` says what a reply waits for;
 //! `intent`, `fifo`, `table`, `link` and `batch` each own one of the arrows, `resize` the sizes, `mending` what a full
-//! volume has refused.
+//! volume has refused, `verify` whether both sides are equal.
 
 pub mod ack;
 pub mod batch;
@@ -31,5 +31,6 @@ mod resize;
 pub mod ship;
 pub mod table;
 pub mod upkeep;
+pub mod verify;
 pub mod waiting;
 pub mod window;

@@ -80,6 +80,8 @@ pub struct Recovered {
     pub lost_any: bool,
     /// DR's cut as far as the watermark knows it, and seq and wall time of the first record after it that the log has.
     pub cut: Seq,
+    /// Orders up to here are neither in the auxiliary's table nor in the log, unless DR has them.
+    pub aux_skipped: Seq,
     pub oldest: Option<(Seq, u64)>,
     /// To be made durable before the machine starts, one after the other.
     pub format: Vec<Piece>,
@@ -214,6 +216,7 @@ fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
         lost: Cover::new(),
         lost_any: false,
         cut: Seq(0),
+        aux_skipped: Seq(0),
         oldest: None,
         format: vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))],
         notes: Vec::new(),
@@ -279,6 +282,7 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
         lost,
         lost_any,
         cut: watermark.cut.min(newest.0),
+        aux_skipped: watermark.aux_skipped.min(newest.0),
         oldest: records.iter().find(|record| record.seq > watermark.cut).map(|record| (record.seq, record.time_ns)),
         format: Vec::new(),
         notes: Vec::new(),
@@ -318,6 +322,7 @@ fn resume_after_power_loss(
         lost,
         lost_any: true,
         cut: Seq(0),
+        aux_skipped: Seq(0),
         oldest: None,
         format: Vec::new(),
         notes: Vec::new(),
@@ -336,6 +341,7 @@ fn log_header(expect: &Expect, recovered: &Recovered) -> [Piece; 2] {
         local_done: recovered.log_first.prev(),
         cut: recovered.log_first.prev(),
         coalescing: recovered.lost_any,
+        aux_skipped: recovered.aux_skipped,
     };
     [
         (Place::Log, LogLayout::HEADER_AT, Bytes::copy_from_slice(&header.encode())),

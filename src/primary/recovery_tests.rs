@@ -85,7 +85,8 @@ impl Directory {
     }
 
     fn watermark(&mut self, local_done: u64, cut: u64) {
-        let watermark = Watermark { local_done: Seq(local_done), cut: Seq(cut), coalescing: false };
+        let watermark =
+            Watermark { local_done: Seq(local_done), cut: Seq(cut), coalescing: false, aux_skipped: Seq(0) };
         self.log.put(LogLayout::WATERMARK_AT, &watermark.encode());
     }
 

@@ -60,6 +60,7 @@ impl Machine {
             table_slots_used: (self.tail.0 - self.floor().0.min(self.tail.0)).min(self.aux.slots()),
             table_slots: self.aux.slots(),
             batch: self.batch_status(now),
+            verify: self.verify_status(now),
             dr_holds_back: self.dr_holds_back(),
             degraded: self.degraded(now),
             links: self.links(now),
@@ -190,10 +191,13 @@ impl Machine {
             out.push(Degraded::new(text, since, now.wall_ns));
         }
         if self.mends() {
-            let bytes = self.mending.bytes();
-            let text =
-                format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR");
-            out.push(Degraded::new(text, now.wall_ns, now.wall_ns));
+            out.push(Degraded::new(self.mends_why(), now.wall_ns, now.wall_ns));
+        }
+        if let Some((bytes, since_ns)) = self.verify_differs() {
+            let text = format!(
+                "{bytes} bytes differed at DR, or could not be read, when both sides were compared: `farshore verify --repair`"
+            );
+            out.push(Degraded::new(text, since_ns, now.wall_ns));
         }
         out.extend(self.unfit().map(|text| Degraded::new(text, self.dr.since(now), now.wall_ns)));
         out.extend(self.below_mode(now));

@@ -24,9 +24,15 @@ impl Machine {
         if self.dr.must_jump || self.fenced.is_some() || !self.chain_checked(conn, fx) {
             return;
         }
-        // What DR's journal has no room for waits here.
-        let room = self.sends_upto();
-        while self.dr.commits.len() < COMMITS_INFLIGHT_MAX && self.dr.next <= self.tail.min(room) {
+        loop {
+            while let Some(compare) = self.next_compare() {
+                fx.push(Effect::DrSend { conn, message: Message::Compare(compare) });
+            }
+            // What DR's journal has no room for waits here, and what comes behind a comparison.
+            let room = self.sends_upto().min(self.compared_upto());
+            if self.dr.commits.len() >= COMMITS_INFLIGHT_MAX || self.dr.next > self.tail.min(room) {
+                break;
+            }
             let mut records = self.next_records(Peer::Dr, fx);
             records.truncate(records.partition_point(|record| record.seq <= room));
             let Some(last) = records.last().map(|record| record.seq) else { return };

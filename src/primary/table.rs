@@ -152,9 +152,10 @@ pub struct AuxLink {
 }
 
 impl AuxLink {
-    /// A table to which `next` is written first; earlier lives may have written up to `written`.
+    /// A table to which `next` is written first; earlier lives may have written up to `written`, and led it past orders up to
+    /// `skipped`.
     #[must_use]
-    pub fn new(next: Seq, written: Seq) -> AuxLink {
+    pub fn new(next: Seq, written: Seq, skipped: Seq) -> AuxLink {
         AuxLink {
             phase: Phase::Idle { retry_ns: 0 },
             fencing: false,
@@ -163,7 +164,7 @@ impl AuxLink {
             next,
             durable: Seq(0),
             written,
-            skipped: Seq(0),
+            skipped,
             held: Seq(0),
             commits: VecDeque::new(),
             ops: HashMap::new(),

@@ -23,7 +23,7 @@ impl Machine {
         self.tick_aux(fx);
         self.tick_dr(fx);
         self.tick_cycle(fx);
-        let watermark = (self.local_done, self.dr.cut);
+        let watermark = (self.local_done, self.dr.cut, self.aux.skipped);
         if watermark != self.watermark_saved {
             self.watermark_saved = watermark;
             self.save_watermark(fx);
@@ -95,7 +95,10 @@ impl Machine {
 
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
         let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some() || self.mending_open();
-        let watermark = Watermark { local_done: self.local_done, cut: self.cut_known(), coalescing };
+        let cut = self.cut_known();
+        let known = self.aux.skipped <= cut || planted(Bug::SkippedForgotten);
+        let aux_skipped = if known { Seq(0) } else { self.aux.skipped };
+        let watermark = Watermark { local_done: self.local_done, cut, coalescing, aux_skipped };
         let bytes = Bytes::copy_from_slice(&watermark.encode());
         let ticket = self.ticket(Pending::Unwatched("intent log"));
         fx.push(disk_write(ticket, File::IntentLog, LogLayout::WATERMARK_AT, vec![bytes], false));

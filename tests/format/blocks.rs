@@ -442,9 +442,11 @@ fn intent_log_header() {
 
 #[test]
 fn intent_log_watermark() {
-    let value = Watermark { local_done: Seq(5), cut: Seq(9), coalescing: true };
-    let golden =
-        sparse(4096, &[(0, "465348494c4f475701000000000000000500000000000000090000000000000001"), (508, "c99d1eec")]);
+    let value = Watermark { local_done: Seq(5), cut: Seq(9), coalescing: true, aux_skipped: Seq(7) };
+    let golden = sparse(
+        4096,
+        &[(0, "465348494c4f4757010000000000000005000000000000000900000000000000010000000000000007"), (508, "d89b1b35")],
+    );
     check(&value, &value.encode(), &golden, Watermark::decode);
 }
 

@@ -1,16 +1,19 @@
 //! The link's frames: golden bytes, flips, cuts, splits, lies about lengths.
 
 use bytes::Bytes;
-use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
+use farshore::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, SeqRange, Volume};
 use farshore::core::op::Op;
 use farshore::core::rope::Rope;
 use farshore::format::FormatError;
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::{
-    CHUNK_HEAD_BYTES, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode, StoreRoom,
-    Welcome, decode, encode,
+    CHUNK_HEAD_BYTES, Compare, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode,
+    StoreRoom, Verdict, Welcome, decode, encode,
 };
-use farshore::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX};
+use farshore::limits::{
+    COMMIT_RECORDS_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX,
+    VOLUME_BYTES_MAX, VOLUMES_MAX,
+};
 use proptest::prelude::*;
 
 use crate::{DATA, hex, write_record, zeroes_record};
@@ -33,7 +36,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 volumes: vec![("a".into(), 4096), ("bc".into(), 1 << 62)],
                 tail: Seq(0x5005),
             }),
-            "4653484c050100004800000000000000538289a500000000000000008c9da05102000000070000000220000000000000\
+            "4653484c060100004800000000000000538289a50000000000000000a434be0902000000070000000220000000000000\
              033000000000000004400000000000000550000000000000050067726f75700200010061001000000000000002006263\
              0000000000000040",
         ),
@@ -56,51 +59,51 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 spool_bytes: 9,
                 room: JournalRoom { upto: Seq(7), records: 8 },
             }),
-            "4653484c050200008800000000000000ca92ed5400000000000000001e4b4d7f02200000000000000700000007000000\
+            "4653484c060200008800000000000000ca92ed54000000000000000036e2532702200000000000000700000007000000\
              033000000000000001000000000000000200000000000000030000000000000004000000000000000500000000000000\
              060000000000000009000000000000000700000000000000080000000000000002000000000000000100000000000000\
              020000000000000004000000000000000400000000000000",
         ),
         (
             Message::Refuse(Refuse { code: RefuseCode::Fenced, epoch: Epoch(8), text: "fenced".into() }),
-            "4653484c0503000010000000000000004e5b5249000000000000000089af85690300000008000000060066656e636564",
+            "4653484c0603000010000000000000004e5b52490000000000000000a1069b310300000008000000060066656e636564",
         ),
         (
             Message::Orders(vec![write_record(), zeroes_record()]),
-            "4653484c050400008900000000000000baf2411b00000000000000006733313108070605040302011413121122210101\
+            "4653484c060400008900000000000000baf2411b00000000000000004f9a2f6908070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              c00900000000000000020000000100020200100000000000000020000000000000070000000000000005000000000000\
              000000000000000000000000006fc860b90500000000000000",
         ),
         (
             Message::OrdersDurable { journal_seq: Seq(0x1234) },
-            "4653484c050500000800000000000000090fe4940000000000000000ad0d6e133412000000000000",
+            "4653484c060500000800000000000000090fe494000000000000000085a4704b3412000000000000",
         ),
         (
             Message::Payload { record: write_record(), data: Bytes::from_static(DATA) },
-            "4653484c0506000040000000080000001cdf442100000000000000002f20f48e08070605040302011413121122210101\
+            "4653484c0606000040000000080000001cdf442100000000000000000789ead608070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              66617273686f7265",
         ),
         (
             Message::Copied { ranges: vec![range(1, 3)] },
-            "4653484c050700001800000000000000753903020000000000000000f715109301000000000000000100000000000000\
+            "4653484c060700001800000000000000753903020000000000000000dfbc0ecb01000000000000000100000000000000\
              0300000000000000",
         ),
         (
             Message::Chunk { index: 7, record: zeroes_record(), data: Bytes::new() },
-            "4653484c05080000480000000000000016b1d9a700000000000000004d77c04407000000000000000900000000000000\
+            "4653484c06080000480000000000000016b1d9a7000000000000000065dede1c07000000000000000900000000000000\
              020000000100020200100000000000000020000000000000070000000000000005000000000000000000000000000000\
              000000006fc860b9",
         ),
         (
             Message::ChunksDurable { batch: Seq(9), indexes: vec![0, 5] },
-            "4653484c05090000200000000000000038a61f9a0000000000000000fb3b7eb109000000000000000200000000000000\
+            "4653484c06090000200000000000000038a61f9a0000000000000000d39260e909000000000000000200000000000000\
              00000000000000000500000000000000",
         ),
         (
             Message::Need { ranges: vec![range(2, 2), range(5, 6)] },
-            "4653484c050a00002800000000000000f50adc310000000000000000968c559a02000000000000000200000000000000\
+            "4653484c060a00002800000000000000f50adc310000000000000000be254bc202000000000000000200000000000000\
              020000000000000005000000000000000600000000000000",
         ),
         (
@@ -112,20 +115,20 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 window_bytes: 4,
                 room: JournalRoom { upto: Seq(5), records: 6 },
             },
-            "4653484c050b0000380000000000000032741bd30000000000000000b8392be701000000000000000200000000000000\
+            "4653484c060b0000380000000000000032741bd30000000000000000909035bf01000000000000000200000000000000\
              03000000000000000400000000000000010000000000000005000000000000000600000000000000",
         ),
         (
             Message::Ping { nonce: 0x77 },
-            "4653484c050c00000800000000000000e047b7c30000000000000000787403757700000000000000",
+            "4653484c060c00000800000000000000e047b7c3000000000000000050dd1d2d7700000000000000",
         ),
         (
             Message::Pong { nonce: 0x78 },
-            "4653484c050d000008000000000000004c55971a00000000000000008deeef927800000000000000",
+            "4653484c060d000008000000000000004c55971a0000000000000000a547f1ca7800000000000000",
         ),
         (
             Message::RoomAsked { volume: Volume(3), size: 0x4000 },
-            "4653484c050e00001000000000000000de8a78810000000000000000c6207d0b03000000000000000040000000000000",
+            "4653484c060e00001000000000000000de8a78810000000000000000ee89635303000000000000000040000000000000",
         ),
         (
             Message::StoreRoom(StoreRoom {
@@ -135,8 +138,35 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 holds: true,
                 text: "too small".into(),
             }),
-            "4653484c050f0000230000000000000099f85c48000000000000000002dffa7503000100000000000040000000000000\
+            "4653484c060f0000230000000000000099f85c4800000000000000002a76e42d03000100000000000040000000000000\
              00100000000000000900746f6f20736d616c6c",
+        ),
+        (
+            Message::Compare(Compare {
+                id: 9,
+                extent: Extent { volume: Volume(3), offset: 0x40000, length: 0x1800 },
+                seq: Seq(77),
+                grain: 0x1000,
+                digests: vec![0x1112_1314_1516_1718, 0x2122_2324_2526_2728],
+            }),
+            "4653484c06100000480000000000000003d3c6cd0000000000000000457ffe9e09000000000000000300000000000000\
+             000004000000000000180000000000004d00000000000000001000000000000002000000000000001817161514131211\
+             2827262524232221",
+        ),
+        (
+            Message::Compared { id: 9, verdict: Verdict::Found { different: 5 } },
+            "4653484c061100001a000000000000005dfef1fb0000000000000000f5833b5509000000000000000000000000000000\
+             05000000000000000000",
+        ),
+        (
+            Message::Compared { id: 9, verdict: Verdict::Passed },
+            "4653484c061100001a00000000000000f8838af200000000000000003d97d22209000000000000000100000000000000\
+             00000000000000000000",
+        ),
+        (
+            Message::Compared { id: 9, verdict: Verdict::Unreadable { text: "EIO: disk".into() } },
+            "4653484c061100002300000000000000327af2f300000000000000005039ac9a09000000000000000200000000000000\
+             0000000000000000090045494f3a206469736b",
         ),
     ]
 }
@@ -259,7 +289,19 @@ fn longest() -> Vec<Message> {
         Message::Welcome(Welcome { have, ..welcome }),
         Message::Refuse(Refuse { code: RefuseCode::Protocol, epoch: Epoch(0), text: text.clone() }),
         Message::ChunksDurable { batch: Seq(3), indexes: (0..LIST_ITEMS_MAX as u64).collect() },
-        Message::StoreRoom(StoreRoom { volume: Volume(1), holds: true, size: 1024, has: 512, text }),
+        Message::StoreRoom(StoreRoom { volume: Volume(1), holds: true, size: 1024, has: 512, text: text.clone() }),
+        Message::Compare(Compare {
+            id: 1,
+            extent: Extent {
+                volume: Volume(0),
+                offset: VOLUME_BYTES_MAX - COMPARE_BYTES_MAX,
+                length: COMPARE_BYTES_MAX,
+            },
+            seq: Seq(1),
+            grain: COMPARE_BYTES_MAX / COMPARE_PARTS_MAX as u64,
+            digests: vec![u64::MAX; COMPARE_PARTS_MAX],
+        }),
+        Message::Compared { id: 1, verdict: Verdict::Unreadable { text } },
     ]
 }
 
@@ -293,7 +335,7 @@ fn of_a_small_journal_half_is_kept_free_at_the_most() {
 }
 
 /// The version of the frames.
-pub(crate) const LINK: u8 = 5;
+pub(crate) const LINK: u8 = 6;
 
 /// A frame as a liar would make it: valid checksums over anything.
 pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: &[u8]) -> Vec<u8> {
@@ -310,7 +352,7 @@ pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: 
 
 #[test]
 fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
-    for kind in 1..=15 {
+    for kind in 1..=17 {
         for (body_len, data_len) in [(u32::MAX, 0), (1 << 21, 0), (64, u32::MAX), (72, (32 << 20) + 1)] {
             let read = decode(&mut rope_of(&forged(LINK, kind, body_len, data_len, &[])));
             assert!(matches!(read, Err(FormatError::Field { .. })), "kind {kind}: {read:?}");
@@ -342,10 +384,10 @@ fn flags_and_reserved_bytes_of_a_frame_are_zero() {
 #[test]
 fn another_version_or_kind_is_named() {
     let ping = |version, kind| decode(&mut rope_of(&forged(version, kind, 8, 0, &[0; 8])));
-    assert_eq!(ping(LINK + 1, 12), Err(FormatError::Version { what: "link frame", got: 6, want: 5 }));
-    assert_eq!(ping(LINK - 1, 12), Err(FormatError::Version { what: "link frame", got: 4, want: 5 }));
+    assert_eq!(ping(LINK + 1, 12), Err(FormatError::Version { what: "link frame", got: 7, want: 6 }));
+    assert_eq!(ping(LINK - 1, 12), Err(FormatError::Version { what: "link frame", got: 5, want: 6 }));
     assert!(matches!(ping(LINK, 0), Err(FormatError::Field { .. })));
-    assert!(matches!(ping(LINK, 16), Err(FormatError::Field { .. })));
+    assert!(matches!(ping(LINK, 18), Err(FormatError::Field { .. })));
     assert_eq!(ping(LINK, 12), Ok(Some(Message::Ping { nonce: 0 })));
     assert_eq!(decode(&mut rope_of(&[0; 32])), Err(FormatError::Magic { what: "link frame" }));
 }
@@ -370,6 +412,33 @@ fn nonsense_under_valid_checksums_is_refused() {
     assert!(whole(15, &room(1 << 16, b"no")).is_ok());
     refused(15, &room(1 << 17, b"no"));
     refused(15, &room(0, b"\xff"));
+    let compare = |word: u64, offset: u64, length: u64, grain: u64, count: u64| {
+        [le(&[1, word, offset, length, 1, grain, count]), vec![0; count as usize * 8]].concat()
+    };
+    assert!(whole(16, &compare(1, 0, 4097, 4096, 2)).is_ok());
+    for body in [
+        compare(1 << 16, 0, 4096, 4096, 1),
+        compare(0, 0, 4096, 4096, 2),
+        compare(0, 0, 4096, 0, 1),
+        compare(0, 0, 4096, 0, 0),
+        compare(0, 0, 0, 4096, 1),
+        compare(0, 0, COMPARE_BYTES_MAX + 1, COMPARE_BYTES_MAX, 2),
+        compare(0, VOLUME_BYTES_MAX - 4095, 4096, 4096, 1),
+        compare(0, u64::MAX, 4096, 4096, 1),
+    ] {
+        refused(16, &body);
+    }
+    for (word, different, text, sound) in [
+        (0, 5, "", true),
+        (0, 0, "no", false),
+        (1, 0, "", true),
+        (1, 1, "", false),
+        (2, 1, "", false),
+        (3, 0, "", false),
+    ] {
+        let body = [&le(&[1, word, different])[..], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat();
+        assert_eq!(whole(17, &body).is_ok(), sound, "{word} {different} {text}");
+    }
     refused(4, &write_record().encode()[..63]);
     refused(6, &write_record().encode());
     refused(6, &zeroes_record().encode());
@@ -463,7 +532,7 @@ proptest! {
 
     #[test]
     fn garbage_is_an_error_and_never_a_panic(
-        kind in 0u8..16, body in prop::collection::vec(any::<u8>(), 0..400), data in 0u32..100,
+        kind in 0u8..19, body in prop::collection::vec(any::<u8>(), 0..400), data in 0u32..100,
     ) {
         let mut bytes = forged(LINK, kind, body.len() as u32, data, &body);
         bytes.extend(vec![0; data as usize]);

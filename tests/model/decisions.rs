@@ -238,7 +238,7 @@ fn restart(case: Case) {
     let boot_id = [if case.same_boot { 1 } else { 2 }; 16];
     log[..BLOCK_BYTES].copy_from_slice(&LogHeader { group, owner: Owner(3), boot_id, slots: 1024 }.encode());
     let settled = Seq(case.settled);
-    let watermark = Watermark { local_done: settled, cut: settled, coalescing: case.coalescing };
+    let watermark = Watermark { local_done: settled, cut: settled, coalescing: case.coalescing, aux_skipped: Seq(0) };
     log[BLOCK_BYTES..2 * BLOCK_BYTES].copy_from_slice(&watermark.encode());
     for record in history() {
         log[layout.record_offset(record.seq) as usize..][..64].copy_from_slice(&record.encode());
@@ -351,7 +351,7 @@ fn a_primary_with_one_slot_of_its_superblock_goes_on_as_with_both() {
         let boot_id = [if same_boot { 1 } else { 2 }; 16];
         log[..BLOCK_BYTES]
             .copy_from_slice(&LogHeader { group: GroupId(5), owner: Owner(3), boot_id, slots: 1024 }.encode());
-        let watermark = Watermark { local_done: Seq(3), cut: Seq(3), coalescing: false };
+        let watermark = Watermark { local_done: Seq(3), cut: Seq(3), coalescing: false, aux_skipped: Seq(0) };
         log[BLOCK_BYTES..2 * BLOCK_BYTES].copy_from_slice(&watermark.encode());
         for record in history() {
             log[layout.record_offset(record.seq) as usize..][..64].copy_from_slice(&record.encode());

@@ -532,7 +532,7 @@ impl World {
                     }
                 }
                 Effect::LookForHoles { .. } => unreachable!("no range is so long"),
-                Effect::Resized { .. } => unreachable!("nobody asks for it"),
+                Effect::Resized { .. } | Effect::Verified { .. } => unreachable!("nobody asks for it"),
                 Effect::ListAllocated => self.events.push_back(Event::Allocated),
                 Effect::Fatal { text, .. } => panic!("primary: {text}"),
                 Effect::Log { text, .. } => self.trace.push(format!("  primary says {text}")),
@@ -737,6 +737,7 @@ impl World {
             intent_neighbours: 1,
             look_bytes: u64::MAX,
             ask_room: false,
+            scrub: None,
             incarnation: self.id(),
         };
         let mut effects = Vec::new();

@@ -27,6 +27,7 @@ use crate::rng::Rng;
 use crate::runner::Edit;
 use crate::scenario::Director;
 use crate::setup::{MS, Setup, US};
+use crate::verify::Comparing;
 use crate::workload::Client;
 use crate::writer::IntentSeen;
 
@@ -258,6 +259,7 @@ pub struct World {
     pub group_id: u64,
     /// Orders that a slow server put into the table while DR was being promoted.
     pub came_late: BTreeSet<Seq>,
+    pub comparing: Comparing,
     /// Highest seq that DR called durable in its journal.
     pub journal_told: Seq,
     /// Of those, what DR was led past before it had told of them.
@@ -405,6 +407,7 @@ impl World {
             group_id: 0,
             journal_told: Seq(0),
             came_late: BTreeSet::new(),
+            comparing: Comparing::default(),
             passed_untold: BTreeSet::new(),
             dr_superblock: None,
             promise_checked: Seq(0),
@@ -540,6 +543,7 @@ impl World {
         match node {
             Node::Primary => {
                 self.primary = None;
+                self.forget_comparison();
                 self.primary_table = TableLine::default();
                 self.asked.clear();
                 self.clients.iter_mut().for_each(|c| c.in_flight = 0);

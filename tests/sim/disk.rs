@@ -335,6 +335,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         Err(if full { IoFail::NoSpace("simulated".into()) } else { IoFail::Other("simulated".into()) })
     }
 
+    /// Whether an operation under way is a read.
+    pub fn is_read(&self, operation: u64) -> bool {
+        let pending = self.place(operation).and_then(|place| self.pending[place].as_ref());
+        pending.is_some_and(|it| matches!(it.action, Action::Read { .. }))
+    }
+
     /// Completes an operation: what its ticket is answered.
     pub fn complete(&mut self, operation: u64, now_ns: u64) -> Option<(Ticket, DiskResult)> {
         let place = self.place(operation)?;

@@ -30,6 +30,11 @@ impl Setup {
                 self.laps();
             }
         }
+        self.compares = rng.chance(40);
+        while rng.chance(25) {
+            let at = rng.below(self.horizon_ns);
+            self.faults.push((at, Fault::Verify { repair: rng.chance(50) }));
+        }
         self.faults.sort_by_key(|(at, _)| *at);
     }
 

@@ -41,6 +41,7 @@ mod scenario;
 mod seqs;
 mod setup;
 mod swarm;
+mod verify;
 mod workload;
 mod writer;
 

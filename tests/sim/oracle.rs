@@ -15,6 +15,7 @@ use farshore::limits::RECORD_BYTES;
 use crate::checkers::{Verdict, Violation};
 use crate::disk::SECTOR;
 use crate::seqs::Seqs;
+use crate::verify::Comparing;
 use crate::workload::Ask;
 
 /// Contents of one sector that a crash may leave, beyond which the sector is not judged (partial overwrites
@@ -213,16 +214,18 @@ impl Oracle {
         })
     }
 
-    /// I1 over what the primary orders by itself: somebody was refused space there, and this is what the volume holds
+    /// I1 over what the primary orders by itself: somebody was refused space there, or a comparison has found it damaged at DR
+    /// (`comparing`: which blocks are), and this is what the volume holds
     /// as the record leaves, before any later write to it does.
-    pub fn saw_mended(&mut self, now_ns: u64, record: &OrderRecord, data: Bytes) -> Verdict {
+    pub fn saw_mended(&mut self, now_ns: u64, record: &OrderRecord, data: Bytes, comparing: &Comparing) -> Verdict {
         let wrong = |text: &str| Err(Violation::new("I1", format!("{text}: {record:?}")));
         let (offset, end) = (record.offset, record.offset + record.length);
         let refused = |at: &u64| {
             let holds = |(offset, length): (u64, u64)| offset < *at + SECTOR as u64 && *at < offset + length;
             self.requests.iter().any(|it| it.half && it.volume == record.volume && it.ask.range().is_some_and(holds))
         };
-        if !(offset..end).step_by(SECTOR).all(|at| refused(&at)) {
+        let damaged = |at: &u64| comparing.unread || comparing.blocks.contains(&(record.volume.0, at - at % 4096));
+        if !(offset..end).step_by(SECTOR).all(|at| refused(&at) || damaged(&at)) {
             return wrong("an order of what nobody was refused");
         }
         let holds = match record.op {

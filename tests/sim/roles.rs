@@ -110,6 +110,8 @@ impl World {
         match node {
             Node::Primary => {
                 let volume = matches!(self.primary_disk.file_of(operation), Some(primary::machine::File::Volume(_)));
+                // What cannot be read to be compared is said, and no more comes of it.
+                let compared = volume && self.primary_disk.is_read(operation);
                 let Some((ticket, result)) = self.primary_disk.complete(operation, now_ns) else { return Ok(()) };
                 once.into_iter().for_each(|once| self.live_over(once));
                 self.primary_disk.take_settled();
@@ -122,7 +124,7 @@ impl World {
                 let refused = std::mem::take(&mut self.volume_refused);
                 self.host_mut(node).excused &= !refused;
                 stepped?;
-                self.check_ended(node, run, failed)
+                self.check_ended(node, run, failed && !compared)
             }
             Node::Aux => {
                 let Some((ticket, result)) = self.aux_disk.complete(operation, now_ns) else { return Ok(()) };
@@ -136,14 +138,17 @@ impl World {
                 self.check_ended(node, run, failed)
             }
             Node::Dr => {
+                let volume = matches!(self.dr_disk.file_of(operation), Some(dr::machine::File::Volume(_)));
+                let compared = volume && self.dr_disk.is_read(operation);
                 let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
+                self.comparing.unread |= compared && result.is_err();
                 once.into_iter().for_each(|once| self.live_over(once));
                 let settled = self.dr_disk.take_settled();
                 self.settled_dr(&settled);
                 self.check_dr_superblock(&settled)?;
                 let failed = self.failed(node, &result);
                 self.dr_step(dr::machine::Input::Disk { ticket, result })?;
-                self.check_ended(node, run, failed)
+                self.check_ended(node, run, failed && !compared)
             }
         }
     }
@@ -401,6 +406,7 @@ impl World {
             intent_neighbours: self.setup.intent_neighbours,
             look_bytes: self.setup.look_bytes,
             ask_room: self.setup.ask_room,
+            scrub: None,
             incarnation: self.rng.u64(),
         };
         let now = self.clock(Node::Primary);

@@ -50,6 +50,7 @@ enum Phase {
     #[default]
     Running,
     Healing,
+    Comparing,
     Promoting,
     Watching,
     Over,
@@ -135,6 +136,7 @@ impl World {
             Fault::Pause { node, for_ns } => self.pause(node, for_ns),
             Fault::Cut { a, b } => self.net.cut(self.now_ns, a, b),
             Fault::Resize { volume, bytes, small_for_ns } => self.resize(volume, bytes, small_for_ns)?,
+            Fault::Verify { repair } => self.ask_verify(repair)?,
             Fault::Stall { from, to, for_ns } => self.net.stall(from, to, self.now_ns + for_ns),
             Fault::Partition { a, b, for_ns } => {
                 if self.setup.mood == Mood::Outage {
@@ -241,6 +243,14 @@ impl World {
                 End::Disaster(disaster) => self.begin_disaster(disaster)?,
             },
             Phase::Healing => self.look_healed()?,
+            Phase::Comparing if self.comparing.over => {
+                self.director.phase = Phase::Healing;
+                self.director.deadline_ns = self.now_ns + PATIENCE_NS;
+            }
+            Phase::Comparing if self.now_ns > self.director.deadline_ns => {
+                return self.fail("liveness", "what was damaged is not found and repaired");
+            }
+            Phase::Comparing => self.look_compared()?,
             Phase::Promoting => self.ask_promotion()?,
             Phase::Watching => self.watched()?,
             Phase::Over => {}
@@ -288,7 +298,7 @@ impl World {
             && d.applied_seq == tail
             && d.synced
             && !p.overflow
-            && p.degraded.iter().all(|it| it.what.contains("paced"))
+            && p.degraded.iter().all(|it| it.what.contains("paced") || it.what.contains("were compared"))
             && !primary.mends();
         // The last resize may have crossed before the primary's own directory says that it is done.
         let grown = self.oracle.sizes_after(tail) == self.primary_sizes();
@@ -307,6 +317,15 @@ impl World {
         prefix.check(&self.dr_images())?;
         if self.dr_images() != views {
             return self.fail("I2", "both sides are level, and their volumes differ");
+        }
+        if self.compares() {
+            if self.verify_runs() {
+                return Ok(());
+            }
+            self.damage_volumes();
+            self.director.phase = Phase::Comparing;
+            self.director.deadline_ns = self.now_ns + PATIENCE_NS;
+            return Ok(());
         }
         self.director.phase = Phase::Over;
         Ok(())

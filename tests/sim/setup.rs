@@ -103,6 +103,8 @@ pub struct Setup {
     pub kernel_takes: bool,
     /// Of a table on any other server: the share of requests that it comes to later, and how much later at most, percent and ns.
     pub slow_table: Option<(u64, u64)>,
+    /// Both sides are compared once everything is well again, and something of DR's is damaged before.
+    pub compares: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -216,6 +218,10 @@ pub enum Fault {
         volume: Volume,
         bytes: u64,
         small_for_ns: u64,
+    },
+    /// An operator has both sides compared.
+    Verify {
+        repair: bool,
     },
     /// The wall clock jumps.
     Clock {
@@ -399,6 +405,7 @@ impl Setup {
             fresh: false,
             kernel_takes: false,
             slow_table: None,
+            compares: false,
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));

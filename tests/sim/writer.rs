@@ -195,6 +195,7 @@ impl World {
                 self.at(at, Event::Holes { run, batch, extent });
             }
             Effect::Resized { volume, size, result, .. } => self.resized(volume, size, result.ok().flatten())?,
+            Effect::Verified { result } => self.verified(result)?,
             Effect::Log { level, text } => self.log(Node::Primary, level, &text),
             Effect::Fatal { text, marks } => {
                 // What the next start has to know, unless the disk that failed takes that no more either.
@@ -258,7 +259,7 @@ impl World {
         let range = record.offset as usize..(record.offset + record.length) as usize;
         let image = self.primary_disk.file(primary::machine::File::Volume(record.volume)).cache();
         let data = Bytes::copy_from_slice(&image[range]);
-        self.oracle.saw_mended(self.now_ns, record, data)
+        self.oracle.saw_mended(self.now_ns, record, data, &self.comparing)
     }
 
     /// I4: a slot of the table is used again when what it tells of is at DR, or the policy is to give it up.

@@ -11,7 +11,7 @@ use super::{
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require};
+use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub};
 use crate::limits;
 
 const MIB: u64 = 1 << 20;
@@ -137,6 +137,7 @@ const PRIMARY_KEYS: &[&str] = &[
     "fifo",
     "overflow",
     "lag_max",
+    "scrub",
     "link",
     "direct",
     "metrics",
@@ -158,6 +159,7 @@ fn primary(
     let control = control(r, s, dir.as_deref());
     let overflow = r.word(s, "overflow", &OVERFLOW);
     let lag_max = lag_max(r, s, overflow);
+    let scrub = scrub(r, s);
     let link = link::read(r, s);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
@@ -170,6 +172,7 @@ fn primary(
         fifo,
         overflow,
         lag_max,
+        scrub,
         link,
         direct,
         metrics,
@@ -204,6 +207,13 @@ fn lag_max(r: &mut Reader<'_>, s: &Section<'_>, overflow: Overflow) -> Option<La
         return None;
     }
     Some(lag_max)
+}
+
+fn scrub(r: &mut Reader<'_>, s: &Section<'_>) -> Option<Scrub> {
+    let t = r.child(s, "scrub", &["every_hours", "rate"])?;
+    let hours = r.integer(&t, "every_hours", 1..=24 * 366, 24 * 7);
+    let rate = r.size(&t, "rate", limits::SCRUB_RATE_MIN..=1 << 40, Some(20 * MIB)).unwrap_or(20 * MIB);
+    Some(Scrub { every_ns: hours * 3600 * 1_000_000_000, rate })
 }
 
 const AUX_KEYS: &[&str] = &["dir", "listen", "address", "control", "slots", "payload", "table", "metrics"];

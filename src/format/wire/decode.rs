@@ -5,18 +5,18 @@ use bytes::Bytes;
 
 use super::orders::{self, orders};
 use super::{
-    FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, StoreRoom, VERSION,
-    WHAT, Welcome,
+    Compare, FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, StoreRoom,
+    VERSION, Verdict, WHAT, Welcome,
 };
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, SeqRange, Volume};
+use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, SeqRange, Volume};
 use crate::core::op::Op;
 use crate::core::rope::Rope;
 use crate::format::FormatError;
 use crate::format::layout::{u16_at, u32_at, u64_at};
 use crate::format::record::OrderRecord;
 use crate::limits::{
-    CHUNK_BYTES_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_BYTES, REFUSE_TEXT_BYTES_MAX,
-    VOLUME_BYTES_MAX, VOLUMES_MAX,
+    CHUNK_BYTES_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    RECORD_BYTES, REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 
 /// Takes the next message off the rope; `None` while it is not complete.
@@ -98,6 +98,8 @@ impl Bounds {
             Kind::Progress => (56, 56, 0),
             Kind::RoomAsked => (16, 16, 0),
             Kind::StoreRoom => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
+            Kind::Compare => (64, 56 + COMPARE_PARTS_MAX * 8, 0),
+            Kind::Compared => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
         };
         Bounds { body_min, body_max, data_max }
     }
@@ -164,6 +166,18 @@ fn message(kind: Kind, body: &Bytes, data: Bytes) -> Result<Message, FormatError
             let (size, has, text) = (body.u64()?, body.u64()?, body.text(REFUSE_TEXT_BYTES_MAX)?);
             Message::StoreRoom(StoreRoom { volume, size, has, holds: flags == 1, text })
         }
+        Kind::Compare => Message::Compare(compare(&mut body)?),
+        Kind::Compared => {
+            let (id, word, different) = (body.u64()?, body.u64()?, body.u64()?);
+            let text = body.text(REFUSE_TEXT_BYTES_MAX)?;
+            let verdict = match (word, different, text.is_empty()) {
+                (0, different, true) => Verdict::Found { different },
+                (1, 0, true) => Verdict::Passed,
+                (2, 0, _) => Verdict::Unreadable { text },
+                _ => return Err(body.wrong(format!("no such verdict: {word}, different {different:#x}, {text:?}"))),
+            };
+            Message::Compared { id, verdict }
+        }
     };
     body.end()?;
     Ok(message)
@@ -217,6 +231,24 @@ fn welcome(body: &mut Reader<'_>) -> Result<Welcome, FormatError> {
         room: body.room()?,
         have: body.ranges()?,
     })
+}
+
+/// A range that is none, or that the digests are not over, is nobody's to read.
+fn compare(body: &mut Reader<'_>) -> Result<Compare, FormatError> {
+    let id = body.u64()?;
+    let (volume, flags) = body.volume()?;
+    if flags != 0 {
+        return Err(body.wrong(format!("unknown flags {flags:#x}")));
+    }
+    let (offset, length, seq, grain) = (body.u64()?, body.u64()?, Seq(body.u64()?), body.u64()?);
+    let count = body.count(8)?;
+    let digests = (0..count).map(|_| body.u64()).collect::<Result<Vec<_>, _>>()?;
+    let parts = if grain == 0 { 0 } else { length.div_ceil(grain) };
+    if length == 0 || length > COMPARE_BYTES_MAX || parts != count as u64 || offset > VOLUME_BYTES_MAX - length {
+        let text = format!("{count} digests over {grain} bytes each are none of {length} bytes at {offset}");
+        return Err(body.wrong(text));
+    }
+    Ok(Compare { id, extent: Extent { volume, offset, length }, seq, grain, digests })
 }
 
 fn refuse(body: &mut Reader<'_>) -> Result<Refuse, FormatError> {

@@ -7,10 +7,12 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::orders::put_orders;
-use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, VERSION, Welcome};
+use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, VERSION, Verdict, Welcome};
 use crate::core::ids::SeqRange;
 use crate::format::layout::put_u32;
-use crate::limits::{COMMIT_RECORDS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX};
+use crate::limits::{
+    COMMIT_RECORDS_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX,
+};
 
 /// Bytes allocated at a time for the small parts: hundreds of frames share one allocation.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -81,6 +83,23 @@ impl Encoder {
                 body.put_u64_le(room.size);
                 body.put_u64_le(room.has);
                 put_text(body, &room.text[..room.text.floor_char_boundary(REFUSE_TEXT_BYTES_MAX)]);
+            }),
+            Message::Compare(it) => self.frame(kind, 0, |body| {
+                assert!(it.digests.len() <= COMPARE_PARTS_MAX, "a comparison has few parts");
+                let volume = u64::from(it.extent.volume.0);
+                let fields = [it.id, volume, it.extent.offset, it.extent.length, it.seq.0, it.grain];
+                fields.iter().for_each(|&value| body.put_u64_le(value));
+                put_count(body, it.digests.len());
+                it.digests.iter().for_each(|&digest| body.put_u64_le(digest));
+            }),
+            Message::Compared { id, verdict } => self.frame(kind, 0, |body| {
+                let (word, different, text) = match verdict {
+                    Verdict::Found { different } => (0, *different, ""),
+                    Verdict::Passed => (1, 0, ""),
+                    Verdict::Unreadable { text } => (2, 0, text.as_str()),
+                };
+                [*id, word, different].iter().for_each(|&value| body.put_u64_le(value));
+                put_text(body, &text[..text.floor_char_boundary(REFUSE_TEXT_BYTES_MAX)]);
             }),
         }
     }

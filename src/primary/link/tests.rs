@@ -61,6 +61,7 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
         intent_neighbours: 1,
         look_bytes: u64::MAX,
         ask_room: false,
+        scrub: None,
         incarnation: 1,
     };
     let recovered = recover(&expect, &files).expect("a new directory");

@@ -205,7 +205,7 @@ pub fn intent(input: &[u8]) {
     let boot_id = [if shape & 2 != 0 { 1 } else { 2 }; 16];
     log.put(0, &LogHeader { group: GROUP, owner: Owner(3), boot_id, slots: layout.slots }.encode());
     let (done, cut) = (u64::from(input.u8()), u64::from(input.u8()));
-    let watermark = Watermark { local_done: Seq(done), cut: Seq(cut), coalescing: shape & 4 != 0 };
+    let watermark = Watermark { local_done: Seq(done), cut: Seq(cut), coalescing: shape & 4 != 0, aux_skipped: Seq(0) };
     log.put(BLOCK_BYTES, &watermark.encode());
     let mut last = (Seq(u64::from(shape >> 3)), Chain(0));
     let mut pages = [Page::new(Volume(0), 0), Page::new(Volume(1), 0)];

@@ -1,0 +1,504 @@
+//! `farshore verify`: both sides are compared while writes go on, each range as of one seq on both.
+//!
+//! ```text
+//!   range ──► held: newcomers that overlap it wait ──those under way are done──► read ──► digests, as of the tail
+//!     ▲                                                                                      │
+//!     │                       DR: passed, or the link was lost                               ▼
+//!     └──────────◄──────────────────────── sent right behind the order of that seq ◄─────────┘
+//!     └── differs: asked once more, in parts of a block each
+//! ```
+//!
+//! 1. What is hashed is what the volume holds after every order up to the tail, and before every one after it: those that
+//!    overlap it are done when the read begins, and others get no seq before it is read (I1). So a write waits for at most
+//!    one read of [`COMPARE_BYTES_MAX`].
+//! 2. The question stands on the order connection between the orders up to that seq and the first one behind it: DR cannot
+//!    have applied more. What it finds is never an artefact of timing.
+//! 3. While one side is not in the order of the other (a batch, a first sync, what a refused write has left) nothing is
+//!    compared: it waits, and status says for what.
+//! 4. What differs is repaired as what a refused write has left is: the range is read back here and follows as a write of our
+//!    own ([`super::mending`]). Then it is compared once more.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::batch::Mode;
+use super::intake::rounded;
+use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
+use crate::cluster::status::{VerifyProgress, VerifyRange, VerifyReport, VerifyStatus, rfc3339, seconds};
+use crate::core::ids::{Extent, Seq, Volume};
+use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
+use crate::core::planted::{Bug, planted};
+use crate::core::ranges::{Cover, VolumeRanges};
+use crate::format::wire::{Compare, Verdict};
+use crate::limits::{BLOCK_BYTES, COMPARE_BYTES_MAX};
+
+/// Ranges being read here at once: each may hold up writes that overlap it.
+const READS_MAX: usize = 2;
+/// Ranges that DR has been asked about and has not answered.
+const ASKED_MAX: usize = 32;
+/// How long to wait when DR could not show a seq, nanoseconds.
+const PASSED_PAUSE_NS: u64 = 100_000_000;
+/// Ranges that a report lists.
+const LISTED_MAX: usize = 10_000;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// What differs is sent to DR.
+    pub repair: bool,
+    /// Bytes a second at the most; 0: as fast as it goes.
+    pub rate: u64,
+}
+
+/// What there is to know of comparisons.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Verify {
+    job: Option<Job>,
+    next_id: u64,
+    pieces: BTreeMap<u64, Piece>,
+    /// Read, and not sent yet: in the order of their seqs.
+    outbox: VecDeque<Compare>,
+    /// The last result, and when it was there, nanoseconds since the Unix epoch.
+    last: Option<(VerifyReport, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Writes that overlap it are under way.
+    Held,
+    Reading,
+    /// Read; DR is asked, or about to be.
+    Asked,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    extent: Extent,
+    grain: u64,
+    stage: Stage,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Comparing,
+    /// What differs is on its way; then it is compared once more.
+    Repairing,
+    Again,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    asked: Asked,
+    phase: Phase,
+    todo: VolumeRanges,
+    /// To be asked again, with its grain.
+    again: VecDeque<(Extent, u64)>,
+    total: u64,
+    checked: u64,
+    found: Found,
+    /// Before the repair.
+    before: Option<Found>,
+    started: Now,
+    /// The tail when the last range was read.
+    as_of: Seq,
+    next_ns: u64,
+}
+
+/// What was found out.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    different: Cover,
+    bytes: u64,
+    unreadable: Vec<Unreadable>,
+}
+
+/// A range that a side cannot read.
+#[derive(Clone, Debug)]
+struct Unreadable {
+    extent: Extent,
+    /// It is this side: there is nothing to send.
+    here: bool,
+    why: String,
+}
+
+impl Found {
+    fn equal(&self) -> bool {
+        self.bytes == 0 && self.unreadable.is_empty()
+    }
+
+    fn add(&mut self, extent: Extent) {
+        self.different.insert(extent);
+        self.bytes += extent.length;
+    }
+
+    /// Everything that may differ; without what there is nothing to send for, if it is to be sent.
+    fn ranges(&self, sent: bool) -> VolumeRanges {
+        let mut ranges = self.different.clone().into_ranges();
+        let unreadable = self.unreadable.iter().filter(|it| !sent || !it.here);
+        unreadable.for_each(|it| ranges.insert(it.extent));
+        ranges
+    }
+
+    /// Bytes that differ, or cannot be read.
+    fn all_bytes(&self) -> u64 {
+        self.bytes + self.unreadable.iter().map(|it| it.extent.length).sum::<u64>()
+    }
+}
+
+impl Machine {
+    /// Begins to compare both sides, or has a comparison that is under way do what is asked, too. `Err`: why not, and whether
+    /// it was refused.
+    pub(super) fn verify(&mut self, asked: Asked, fx: &mut Vec<Effect>) {
+        if let Err(text) = self.may_verify() {
+            fx.push(Effect::Verified { result: Err(text) });
+            return;
+        }
+        if let Some(job) = &mut self.verify.job {
+            job.asked.repair |= asked.repair;
+            job.asked.rate = asked.rate;
+            return;
+        }
+        let mut todo = VolumeRanges::new();
+        for (index, (_, size)) in (0..).zip(&self.options.volumes) {
+            todo.insert(Extent { volume: Volume(index), offset: 0, length: *size });
+        }
+        self.verify.job = Some(Job {
+            asked,
+            phase: Phase::Comparing,
+            total: todo.bytes(),
+            todo,
+            again: VecDeque::new(),
+            checked: 0,
+            found: Found::default(),
+            before: None,
+            started: self.now,
+            as_of: self.tail,
+            next_ns: self.now.mono_ns,
+        });
+        fx.push(Effect::Log { level: Level::Info, text: "verify: both sides are compared".into() });
+    }
+
+    /// Why nothing can be compared, if nobody knows how long that will be.
+    pub fn may_verify(&self) -> Result<(), String> {
+        if let Some(text) = &self.fenced {
+            return Err(text.clone());
+        }
+        if self.options.standalone {
+            return Err("this site serves alone since its promotion: there is no other side to compare it with".into());
+        }
+        if self.stopping != Stopping::No {
+            return Err("the primary stops".into());
+        }
+        if !self.dr.ready() {
+            let why = self.dr.problem.clone().unwrap_or_else(|| self.dr.word().into());
+            return Err(format!("DR: {why}; both sides are compared when it is connected"));
+        }
+        if !self.dr.synced {
+            return Err("DR has no complete copy yet: both sides are compared once the first sync is complete".into());
+        }
+        Ok(())
+    }
+
+    /// What a comparison waits for.
+    fn verify_waits(&self) -> Option<&'static str> {
+        if !self.dr.ready() {
+            return Some("DR is out of reach");
+        }
+        if !self.dr.synced {
+            return Some("DR has no complete copy");
+        }
+        if !matches!(self.mode, Mode::Stream) || self.closing.is_some() || self.dr.must_jump {
+            return Some("DR catches up by a batch");
+        }
+        self.mends().then_some("what the volumes hold is on its way to DR")
+    }
+
+    /// Whether a request waits until what overlaps it has been read.
+    pub(super) fn verify_holds(&self, volume: Volume, kind: &Kind) -> bool {
+        let (offset, length) = match kind {
+            Kind::Write { offset, data, .. } => (*offset, data.len() as u64),
+            Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => (*offset, *length),
+            Kind::Flush => return false,
+        };
+        let (at, long) = rounded(Extent { volume, offset, length });
+        let holds = |piece: &Piece| {
+            let (from, wide) = rounded(piece.extent);
+            piece.stage != Stage::Asked && piece.extent.volume == volume && at < from + wide && from < at + long
+        };
+        self.verify.pieces.values().any(holds) && !planted(Bug::ComparedBesideWrites)
+    }
+
+    /// Takes the next ranges, reads what can be read, and ends what is done.
+    pub(super) fn pump_verify(&mut self, fx: &mut Vec<Effect>) {
+        self.scrub(fx);
+        if self.verify.job.is_none() {
+            return;
+        }
+        if self.fenced.is_some() || self.stopping != Stopping::No || self.options.standalone {
+            return self.verify_ends(Err("the comparison was given up: the primary stops".into()), fx);
+        }
+        if self.verify_waits().is_some() {
+            return self.let_go();
+        }
+        while let Some((extent, grain)) = self.next_range() {
+            let id = self.verify.next_id;
+            self.verify.next_id += 1;
+            self.verify.pieces.insert(id, Piece { extent, grain, stage: Stage::Held });
+        }
+        let held = |(id, piece): (&u64, &Piece)| (piece.stage == Stage::Held).then_some((*id, piece.extent));
+        for (id, extent) in self.verify.pieces.iter().filter_map(held).collect::<Vec<_>>() {
+            let (from, length) = rounded(extent);
+            let busy = self.inflight[usize::from(extent.volume.0)].overlaps(from, length);
+            if !busy || planted(Bug::ComparedBesideWrites) {
+                self.verify.pieces.get_mut(&id).expect("just seen").stage = Stage::Reading;
+                let ticket = self.ticket(Pending::Compare(id));
+                let kind = DiskKind::Read { offset: extent.offset, length: extent.length };
+                fx.push(Effect::Disk(DiskOp { ticket, file: File::Volume(extent.volume), kind }));
+            }
+        }
+        self.verify_goes_on(fx);
+    }
+
+    /// The next range to take, if it may be now.
+    fn next_range(&mut self) -> Option<(Extent, u64)> {
+        let pieces = self.verify.pieces.values();
+        let reads = pieces.clone().filter(|piece| piece.stage != Stage::Asked).count();
+        if reads >= READS_MAX || pieces.len() >= ASKED_MAX {
+            return None;
+        }
+        let now_ns = self.now.mono_ns;
+        let job = self.verify.job.as_mut().filter(|job| job.phase != Phase::Repairing && now_ns >= job.next_ns)?;
+        let next = job.again.pop_front();
+        let (extent, grain) = next.or_else(|| Some((job.todo.pop_front(COMPARE_BYTES_MAX)?, COMPARE_BYTES_MAX)))?;
+        if job.asked.rate > 0 {
+            let cost_ns = u128::from(extent.length) * 1_000_000_000 / u128::from(job.asked.rate);
+            job.next_ns = now_ns.saturating_add(u64::try_from(cost_ns).unwrap_or(u64::MAX));
+        }
+        Some((extent, grain))
+    }
+
+    /// When the next range may be taken.
+    pub(super) fn verify_due_ns(&self) -> Option<u64> {
+        let job = self.verify.job.as_ref().filter(|job| job.next_ns > self.now.mono_ns)?;
+        Some(job.next_ns)
+    }
+
+    /// A range was read here.
+    pub(super) fn compare_read(&mut self, id: u64, result: DiskResult) {
+        let waits = self.verify_waits().is_some();
+        // It was let go of meanwhile.
+        let Some(piece) = self.verify.pieces.get_mut(&id) else { return };
+        let (extent, grain) = (piece.extent, piece.grain);
+        match result {
+            Ok(bytes) if !waits => {
+                piece.stage = Stage::Asked;
+                let digests = Compare::digests(&bytes, grain);
+                self.verify.outbox.push_back(Compare { id, extent, seq: self.tail, grain, digests });
+                self.verify.job.iter_mut().for_each(|job| job.as_of = self.tail);
+            }
+            Ok(_) => self.ask_again(id),
+            Err(fail) => {
+                let name = &self.options.volumes[usize::from(extent.volume.0)].0;
+                let text = format!("volume {name} at the primary: {fail}");
+                self.unreadable(id, true, text);
+            }
+        }
+    }
+
+    /// The next comparison that stands right behind the last order that was sent.
+    pub(super) fn next_compare(&mut self) -> Option<Compare> {
+        while let Some(front) = self.verify.outbox.front() {
+            if self.dr.next <= front.seq {
+                return None;
+            }
+            let front = self.verify.outbox.pop_front()?;
+            if self.dr.next == front.seq.next() {
+                return Some(front);
+            }
+            // The orders went on without it.
+            self.ask_again(front.id);
+        }
+        None
+    }
+
+    /// Orders behind this one wait until what is to be compared with it has been asked.
+    pub(super) fn compared_upto(&self) -> Seq {
+        self.verify.outbox.front().map_or(Seq(u64::MAX), |front| front.seq)
+    }
+
+    /// The connection is gone, and with it what was asked on it.
+    pub(super) fn let_go(&mut self) {
+        self.verify.outbox.clear();
+        let pieces = std::mem::take(&mut self.verify.pieces);
+        if let Some(job) = &mut self.verify.job {
+            job.again.extend(pieces.into_values().map(|piece| (piece.extent, piece.grain)));
+        }
+    }
+
+    fn ask_again(&mut self, id: u64) {
+        if let (Some(piece), Some(job)) = (self.verify.pieces.remove(&id), &mut self.verify.job) {
+            job.again.push_back((piece.extent, piece.grain));
+        }
+    }
+
+    fn unreadable(&mut self, id: u64, here: bool, why: String) {
+        if let (Some(piece), Some(job)) = (self.verify.pieces.remove(&id), &mut self.verify.job) {
+            job.checked += piece.extent.length;
+            if job.found.unreadable.len() < LISTED_MAX {
+                job.found.unreadable.push(Unreadable { extent: piece.extent, here, why });
+            }
+        }
+    }
+
+    /// DR has compared a range.
+    pub(super) fn compared(&mut self, id: u64, verdict: Verdict) {
+        if self.verify.pieces.get(&id).is_none_or(|piece| piece.stage != Stage::Asked) {
+            return;
+        }
+        let different = match verdict {
+            Verdict::Found { different } => different,
+            Verdict::Unreadable { text } => return self.unreadable(id, false, text),
+            Verdict::Passed => {
+                if let Some(job) = &mut self.verify.job {
+                    job.next_ns = job.next_ns.max(self.now.mono_ns + PASSED_PAUSE_NS);
+                }
+                return self.ask_again(id);
+            }
+        };
+        let (Some(piece), Some(job)) = (self.verify.pieces.remove(&id), &mut self.verify.job) else { return };
+        let Extent { volume, offset, length } = piece.extent;
+        if different != 0 && piece.grain > BLOCK_BYTES as u64 {
+            return job.again.push_back((piece.extent, BLOCK_BYTES as u64));
+        }
+        job.checked += length;
+        for part in (0..64).filter(|part| different & (1 << part) != 0) {
+            let from = (part * piece.grain).min(length);
+            let length = piece.grain.min(length - from);
+            job.found.add(Extent { volume, offset: offset + from, length });
+        }
+    }
+
+    /// Goes to the next phase when this one is over.
+    fn verify_goes_on(&mut self, fx: &mut Vec<Effect>) {
+        let Some(job) = &mut self.verify.job else { return };
+        if !self.verify.pieces.is_empty() || !job.again.is_empty() || !job.todo.is_empty() {
+            return;
+        }
+        match job.phase {
+            Phase::Comparing if job.asked.repair && !job.found.equal() => {
+                let ranges = job.found.ranges(true);
+                job.phase = Phase::Repairing;
+                let text = format!("verify: {} bytes differ and are sent to DR", ranges.bytes());
+                fx.push(Effect::Log { level: Level::Warn, text });
+                ranges.iter().for_each(|extent| self.repair(extent, fx));
+            }
+            // What was on its way has its order: compared as of later ones, it shows.
+            Phase::Repairing => {
+                job.phase = Phase::Again;
+                job.todo = job.found.ranges(false);
+                job.total += job.todo.bytes();
+                job.before = Some(std::mem::take(&mut job.found));
+            }
+            Phase::Comparing | Phase::Again => {
+                let report = self.verify_report();
+                self.verify_ends(report.ok_or_else(String::new), fx);
+            }
+        }
+    }
+
+    fn verify_report(&self) -> Option<VerifyReport> {
+        let job = self.verify.job.as_ref()?;
+        let before = job.before.as_ref().unwrap_or(&job.found);
+        let name = |volume: Volume| self.options.volumes[usize::from(volume.0)].0.clone();
+        let range = |extent: Extent, why: Option<&String>| VerifyRange {
+            volume: name(extent.volume),
+            offset: extent.offset,
+            length: extent.length,
+            unreadable: why.cloned(),
+        };
+        let unreadable = before.unreadable.iter().map(|it| range(it.extent, Some(&it.why)));
+        let mut ranges: Vec<VerifyRange> = before.different.iter().map(|extent| range(extent, None)).collect();
+        ranges.extend(unreadable);
+        let left_out = ranges.len().saturating_sub(LISTED_MAX) as u64;
+        ranges.truncate(LISTED_MAX);
+        let (left, repaired) = (job.found.all_bytes(), job.before.is_some());
+        Some(VerifyReport {
+            group: self.options.group_name.clone(),
+            checked_bytes: job.checked - if repaired { before.ranges(false).bytes().min(job.checked) } else { 0 },
+            different_bytes: before.all_bytes(),
+            ranges,
+            ranges_left_out: left_out,
+            repaired_bytes: if repaired { before.all_bytes().saturating_sub(left) } else { 0 },
+            equal: left == 0,
+            as_of_seq: job.as_of,
+            ended: rfc3339(self.now.wall_ns),
+            duration_seconds: seconds(self.now.mono_ns.saturating_sub(job.started.mono_ns)),
+        })
+    }
+
+    fn verify_ends(&mut self, result: Result<VerifyReport, String>, fx: &mut Vec<Effect>) {
+        self.verify.job = None;
+        self.verify.pieces.clear();
+        self.verify.outbox.clear();
+        let (level, text) = match &result {
+            Ok(report) if report.equal && report.different_bytes == 0 => {
+                (Level::Info, format!("both sides are equal: {} bytes compared", report.checked_bytes))
+            }
+            Ok(report) if report.equal => (
+                Level::Warn,
+                format!("{} bytes differed and are repaired: both sides are equal", report.different_bytes),
+            ),
+            Ok(report) => (
+                Level::Error,
+                format!("{} bytes differ: `farshore verify --repair` sends them to DR", report.different_bytes),
+            ),
+            Err(text) => (Level::Warn, text.clone()),
+        };
+        fx.push(Effect::Log { level, text: format!("verify: {text}") });
+        if let Ok(report) = &result {
+            self.verify.last = Some((report.clone(), self.now.wall_ns));
+        }
+        fx.push(Effect::Verified { result });
+    }
+
+    /// The last result, from before this start.
+    pub fn verified_before(&mut self, report: VerifyReport, wall_ns: u64) {
+        self.verify.last = Some((report, wall_ns));
+    }
+
+    /// Begins the comparison that is due.
+    fn scrub(&mut self, fx: &mut Vec<Effect>) {
+        let Some(scrub) = self.options.scrub.filter(|_| self.verify.job.is_none()) else { return };
+        let last_ns = self.verify.last.as_ref().map_or(0, |(_, at_ns)| *at_ns);
+        let due = self.now.wall_ns >= last_ns.saturating_add(scrub.every_ns) || self.now.wall_ns < last_ns;
+        if due && self.may_verify().is_ok() && self.verify_waits().is_none() {
+            self.verify(Asked { repair: false, rate: scrub.rate }, fx);
+        }
+    }
+
+    /// For the status.
+    pub(super) fn verify_status(&self, now: Now) -> Option<VerifyStatus> {
+        let running = self.verify.job.as_ref().map(|job| VerifyProgress {
+            phase: match job.phase {
+                Phase::Comparing => "comparing",
+                Phase::Repairing => "repairing",
+                Phase::Again => "comparing what was repaired",
+            }
+            .into(),
+            checked_bytes: job.checked,
+            total_bytes: job.total,
+            different_bytes: job.found.bytes,
+            seconds: seconds(now.mono_ns.saturating_sub(job.started.mono_ns)),
+            waits_for: self.verify_waits().map(str::to_owned),
+        });
+        let last = self.verify.last.as_ref().map(|(report, _)| VerifyReport { ranges: Vec::new(), ..report.clone() });
+        let age = self.verify.last.as_ref().map(|(_, at_ns)| seconds(now.wall_ns.saturating_sub(*at_ns)));
+        (running.is_some() || last.is_some()).then_some(VerifyStatus { running, last, last_age_seconds: age })
+    }
+
+    /// Bytes that a comparison has found to differ, the last time, and that were not repaired.
+    pub(super) fn verify_differs(&self) -> Option<(u64, u64)> {
+        let (report, at_ns) = self.verify.last.as_ref().filter(|(report, _)| !report.equal)?;
+        Some((report.different_bytes - report.repaired_bytes, *at_ns))
+    }
+}
