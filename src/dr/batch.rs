@@ -28,6 +28,7 @@ use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{RangeSet, VolumeRanges};
 use crate::dr::api::{Effect, File};
+use crate::dr::history::History;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::replay::{Action, Data, Item, Step};
 use crate::format::record::{FLAG_NO_HOLE, OrderRecord};
@@ -215,12 +216,13 @@ impl Machine {
         if batch.lacking || batch.forgotten && batch.have.is_empty() {
             return None;
         }
-        let (begin, end) = self.history.open_batch(self.cut)?;
-        let end = end?;
+        // Another may have begun behind it, as a promotion learns from the table.
+        let begin = batch.begin;
+        let end = self.history.end_of(begin).filter(|_| begin > self.cut)?;
         if planted(Bug::BatchIncomplete) {
             return Some(end);
         }
-        if begin != batch.begin || batch.cursor < end.seq || batch.have.bytes() != end.pieces() {
+        if batch.cursor < end.seq || batch.have.bytes() != end.pieces() {
             return None;
         }
         let count = end.pieces();
@@ -288,22 +290,32 @@ impl Machine {
         true
     }
 
-    /// Payloads above the cut and from before the batch that are not here, and whose ranges it does not bring.
-    pub(super) fn left_out(&self, batch: &Batch) -> Vec<SeqRange> {
-        if self.history.first_missing_above(self.cut).is_none_or(|seq| seq >= batch.begin) {
-            return Vec::new();
+    /// The end of a batch all of whose chunks are here, if it is complete once `lacking` payloads are: of orders up to its end
+    /// that it does not bring. In `history`, which may be a plan's.
+    pub(super) fn completes(&self, batch: &Batch, history: &History) -> Option<(OrderRecord, Vec<OrderRecord>)> {
+        let end = history.end_of(batch.begin).filter(|_| batch.begin > self.cut)?;
+        let whole = batch.have.bytes() == end.pieces() && batch.have.contains(0, end.pieces());
+        if batch.lacking || batch.forgotten || batch.direct || !whole || batch.bytes != end.length {
+            return None;
         }
-        let covered = covered(&batch.chunks);
-        self.history
-            .above(self.cut)
-            .take_while(|entry| entry.record.seq < batch.begin)
-            .filter(|entry| self.history.is_missing(entry.record.seq))
-            .filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)))
-            .map(|entry| SeqRange { first: entry.record.seq, last: entry.record.seq })
-            .take(LIST_ITEMS_MAX)
-            .collect()
+        let before = left_out_of(history, self.cut, batch);
+        let mut lacking: Vec<OrderRecord> = before.iter().filter_map(|seq| Some(history.get(*seq)?.record)).collect();
+        for entry in history.above(batch.begin).take_while(|entry| entry.record.seq <= end.seq) {
+            if !entry.unbroken {
+                return None;
+            }
+            if !entry.complete() {
+                lacking.push(entry.record);
+            }
+        }
+        Some((end, lacking))
     }
 
+    /// Payloads above the cut and from before the batch that are not here, and whose ranges it does not bring.
+    pub(super) fn left_out(&self, batch: &Batch) -> Vec<SeqRange> {
+        let seqs = left_out_of(&self.history, self.cut, batch);
+        seqs.into_iter().take(LIST_ITEMS_MAX).map(|seq| SeqRange { first: seq, last: seq }).collect()
+    }
     /// The superblock names the batch, or there was no recovery point before it: the cut jumps to its end.
     pub(super) fn committed(&mut self, fx: &mut Vec<Effect>) {
         let Some(batch) = self.committing.take() else { return };
@@ -490,6 +502,18 @@ impl Machine {
             }
         }
     }
+}
+
+/// As [`Machine::left_out`].
+fn left_out_of(history: &History, cut: Seq, batch: &Batch) -> Vec<Seq> {
+    if history.first_missing_above(cut).is_none_or(|seq| seq >= batch.begin) {
+        return Vec::new();
+    }
+    let covered = covered(&batch.chunks);
+    let before = history.above(cut).take_while(|entry| entry.record.seq < batch.begin);
+    let missing = before.filter(|entry| history.is_missing(entry.record.seq));
+    let left_out = missing.filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)));
+    left_out.map(|entry| entry.record.seq).collect()
 }
 
 /// The ranges that chunks bring.

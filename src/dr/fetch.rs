@@ -8,26 +8,39 @@ use bytes::Bytes;
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
 use crate::dr::api::Effect;
-use crate::dr::history::Entry;
+use crate::dr::history::{Entry, History};
 use crate::dr::intake::Arrival;
 use crate::dr::machine::Machine;
-use crate::dr::promote::Step;
-use crate::dr::reconcile::{Known, decide};
+use crate::dr::promote::{Fetch, Promotion, Step};
+use crate::dr::reconcile::{Decision, Known, decide};
 use crate::dr::replay::Item;
+use crate::dr::table::TableReader;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{decode_entry, entry_bytes};
 use crate::limits::DR_FETCH_BYTES_MAX;
 
 impl Machine {
     /// The states are known, and no batch is about to move the cut: which payloads are to be fetched, in order, up to the first
-    /// that cannot be had, or to where there is no room for a resize.
+    /// that cannot be had, or to where there is no room for a resize. What completes a batch that is here otherwise comes first:
+    /// with it the cut goes to its end, whatever the order alone would allow.
     pub(super) fn plan_fetch(&mut self, fx: &mut Vec<Effect>) {
-        let cut = self.cut;
-        let planned = self.promotion.as_ref().filter(|promotion| promotion.plan);
-        let stop = self.sizes.stops_at.or_else(|| planned.and_then(|plan| self.forced_before(plan.force)));
-        if planned.is_none() {
+        let plan = self.promotion.as_ref().filter(|promotion| promotion.plan);
+        let (planned, forced) = (plan.is_some(), plan.is_some_and(|plan| plan.force));
+        let stop = self.sizes.stops_at.or_else(|| self.forced_before(forced).filter(|_| planned));
+        let completed = self.fetch_of_batch(stop);
+        if let (false, Some((_, lacking))) = (planned, &completed)
+            && let Some(promotion) = self.promotion.as_mut().filter(|it| !lacking.is_empty() && !it.completed)
+        {
+            promotion.step = Step::Fetching;
+            promotion.unusable = None;
+            promotion.fetch = lacking.iter().copied().collect();
+            (promotion.completed, promotion.completing) = (true, true);
+            return;
+        }
+        if !planned {
             self.abandon_batch(Seq(0));
         }
+        let cut = self.cut;
         let Some(promotion) = &mut self.promotion else { return };
         promotion.step = Step::Fetching;
         promotion.unusable = None;
@@ -35,36 +48,56 @@ impl Machine {
         if let Some(view) = &mut promotion.view {
             view.pass_batches(Seq(0));
         }
+        let from = match completed.filter(|_| planned) {
+            Some((end, lacking)) => {
+                promotion.fetch.extend(lacking);
+                promotion.ends_at = Some(end);
+                end
+            }
+            None => cut,
+        };
         let Some(table) = &promotion.table else { return };
         let view = promotion.view.as_ref().unwrap_or(&self.history);
-        let decision = |entry: &Entry| {
-            decide(Known {
-                in_journal: true,
-                in_table: true,
-                in_image: false,
-                has_payload: entry.record.op.has_payload(),
-                here: entry.payload.is_some(),
-                in_ring: table.ring_place(entry.record.seq).is_some(),
-                state: table.states.get(&entry.record.seq).map(|state| state.state),
-            })
-        };
-        let conflicts = view.above(cut).filter(|entry| decision(entry).conflict).count();
+        let conflicts = view.above(cut).filter(|entry| decided(table, entry).conflict).count();
         if conflicts > 0 {
             let text =
                 format!("the status table says of {conflicts} payloads that they were copied; they are not here");
             fx.push(Effect::Log { level: Level::Error, text });
         }
-        for entry in view.above(cut) {
+        for entry in view.above(from) {
             if !entry.unbroken || stop.is_some_and(|stop| entry.record.seq > stop) {
                 break;
             }
             if entry.complete() {
                 continue;
             }
-            let place = table.ring_place(entry.record.seq).filter(|_| decision(entry).fetch);
-            let Some((pos, offset)) = place else { break };
+            let Some((pos, offset)) = in_ring(table, entry) else { break };
             promotion.fetch.push_back((entry.record, pos, offset));
         }
+    }
+
+    /// The end of a batch that is here but for payloads that the ring has, and those; of none that ends behind `stop`.
+    fn fetch_of_batch(&self, stop: Option<Seq>) -> Option<(Seq, Vec<Fetch>)> {
+        let promotion = self.promotion.as_ref()?;
+        let history = promotion.view.as_ref().unwrap_or(&self.history);
+        let batch = self.committing.as_ref().or(self.batch.as_ref())?;
+        let (end, lacking) = self.completes(batch, history)?;
+        if stop.is_some_and(|stop| end.seq > stop) {
+            return None;
+        }
+        let place = |record: &OrderRecord| {
+            let (pos, offset) = in_ring(promotion.table.as_ref()?, history.get(record.seq)?)?;
+            Some((*record, pos, offset))
+        };
+        Some((end.seq, lacking.iter().map(place).collect::<Option<Vec<_>>>()?))
+    }
+
+    /// How far the cut of a plan goes, in the history that it looks at.
+    pub(super) fn planned_cut(&self, promotion: &Promotion, history: &History) -> Seq {
+        let batch = self.committing.as_ref().or(self.batch.as_ref());
+        let completed = promotion.ends_at.zip(batch).and_then(|(_, batch)| self.completes(batch, history));
+        let end = completed.filter(|(_, lacking)| lacking.is_empty()).map(|(end, _)| end.seq);
+        history.unbroken_from(end.unwrap_or(self.cut).max(self.cut), history.tail())
     }
 
     /// Nobody is left who could complete the batch that was coming in. An earlier attempt has passed all up to `promised`.
@@ -108,6 +141,12 @@ impl Machine {
             fx.push(Effect::AuxRead { ticket, offset, length });
         // A batch that these records complete moves the cut: what the report says of it is final. So everything up to it has been
         // read before: what is found damaged then can still be fetched.
+        } else if promotion.completing {
+            // The batch is complete by now, or what it lacks cannot be had: what is behind either is looked for.
+            if self.intake.idle() && self.journal.idle() {
+                promotion.completing = false;
+                self.want_states();
+            }
         } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() && !applying {
             self.report_now(now, fx);
         }
@@ -186,7 +225,25 @@ impl Machine {
     }
 }
 
-impl super::promote::Promotion {
+/// What reconciliation says of an order of the history, of which the table has been read.
+fn decided(table: &TableReader, entry: &Entry) -> Decision {
+    decide(Known {
+        in_journal: true,
+        in_table: true,
+        in_image: false,
+        has_payload: entry.record.op.has_payload(),
+        here: entry.payload.is_some(),
+        in_ring: table.ring_place(entry.record.seq).is_some(),
+        state: table.states.get(&entry.record.seq).map(|state| state.state),
+    })
+}
+
+/// Where the ring has the payload of an order that is not here: position and offset.
+fn in_ring(table: &TableReader, entry: &Entry) -> Option<(u64, u64)> {
+    table.ring_place(entry.record.seq).filter(|_| decided(table, entry).fetch)
+}
+
+impl Promotion {
     /// One more payload could be had; a plan pretends to hold it.
     fn count_fetched(&mut self, seq: Seq) {
         self.add_fetched();

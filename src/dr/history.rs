@@ -77,9 +77,10 @@ pub struct History {
     missing: BTreeMap<Seq, u64>,
     /// Their sum.
     missing_total: u64,
-    /// Begin of the last batch in the history, and the record that ends it.
+    /// Begin of the last batch in the history.
     batch: Option<Seq>,
-    batch_end: Option<OrderRecord>,
+    /// The records that end batches, by their begins.
+    ends: BTreeMap<Seq, OrderRecord>,
     /// The records that say how large a volume is from there on: which one, and bytes.
     resizes: BTreeMap<Seq, (Volume, u64)>,
     /// Payloads in the spool whose orders are damaged in the journal, until those are known from elsewhere: position.
@@ -185,22 +186,48 @@ impl History {
         self.push(record, false);
     }
 
-    /// Takes in a record that is missing here and is known from elsewhere, if it continues the one right before it. Whether it
-    /// was taken. What begins, ends or starts something only before the last batch that was begun here: of later ones
-    /// something may have followed that was decided without it.
-    pub fn fill(&mut self, record: OrderRecord) -> bool {
-        let Some(index) = self.gap_for(&record, None) else { return false };
-        let payload = self.payload_of(&record);
-        self.note_resize(&record);
-        let before = self.before(index);
-        let begun = self.entries.range(..index).rev().find(|entry| entry.record.op == Op::BatchBegin);
-        let begun = begun.map(|entry| entry.record.seq);
-        let unbroken = follows(&record, before, begun);
-        self.entries.insert(index, Entry { record, unbroken, payload });
-        let begun = if record.op == Op::BatchBegin { Some(record.seq) } else { begun };
-        let next = &mut self.entries[index + 1];
-        next.unbroken = follows(&next.record, (record.seq, record.chain), begun);
-        true
+    /// Takes in records that are missing here and are known from elsewhere, in ascending order: each if it continues the one
+    /// right before it. What begins, ends or starts something only before the last batch that was begun here: of later ones
+    /// something may have followed that was decided without it. Which of them were taken. Costs one pass over the history.
+    pub fn fill(&mut self, records: &[OrderRecord]) -> Vec<bool> {
+        let mut taken = vec![false; records.len()];
+        // Mostly there is nothing to fill in.
+        if !records.iter().any(|record| self.index(record.seq).is_err_and(|index| index < self.entries.len())) {
+            return taken;
+        }
+        let mut known = std::mem::take(&mut self.entries);
+        self.entries.reserve(known.len() + records.len());
+        let (mut begun, mut filled) = (None, false);
+        for (record, taken) in records.iter().zip(&mut taken) {
+            while let Some(entry) = known.pop_front_if(|entry| entry.record.seq < record.seq) {
+                self.go_on(entry, &mut begun, std::mem::take(&mut filled));
+            }
+            let Some(next) = known.front() else { break };
+            if next.record.seq == record.seq || !self.continues(record, self.before(self.entries.len())) {
+                continue;
+            }
+            let unbroken = follows(record, self.before(self.entries.len()), begun);
+            let payload = self.payload_of(record);
+            self.note_resize(record);
+            self.go_on(Entry { record: *record, unbroken, payload }, &mut begun, false);
+            (*taken, filled) = (true, true);
+        }
+        while let Some(entry) = known.pop_front() {
+            self.go_on(entry, &mut begun, std::mem::take(&mut filled));
+        }
+        taken
+    }
+
+    /// The next entry of a history that is put together anew; `begun`: the last batch that was; `judged`: what is before it was
+    /// not there until now.
+    fn go_on(&mut self, mut entry: Entry, begun: &mut Option<Seq>, judged: bool) {
+        if judged {
+            entry.unbroken = follows(&entry.record, self.before(self.entries.len()), *begun);
+        }
+        if entry.record.op == Op::BatchBegin {
+            *begun = Some(entry.record.seq);
+        }
+        self.entries.push_back(entry);
     }
 
     /// Whether [`History::fill`] would take it once `last`, the last of those before it that are to be filled in, is.
@@ -213,10 +240,14 @@ impl History {
         let index = self.index(record.seq).err().filter(|index| *index < self.entries.len())?;
         let known = self.before(index);
         let before = last.map(|last| (last.seq, last.chain)).filter(|last| last.0 > known.0).unwrap_or(known);
+        self.continues(record, before).then_some(index)
+    }
+
+    /// Whether a record that is missing here may be filled in behind the one with this seq and chain.
+    fn continues(&self, record: &OrderRecord, before: (Seq, Chain)) -> bool {
         let plain = !record.op.may_jump() && record.op != Op::BatchEnd;
         let decided = plain || self.batch.is_some_and(|begun| record.seq < begun);
-        let continues = record.seq == before.0.next() && record.chain == record.chain_after(before.1);
-        (decided && continues).then_some(index)
+        decided && record.seq == before.0.next() && record.chain == record.chain_after(before.1)
     }
 
     /// Seq and chain of the entry before `index`, or of the floor.
@@ -230,10 +261,9 @@ impl History {
     fn push(&mut self, record: OrderRecord, unbroken: bool) {
         if record.op == Op::BatchBegin {
             self.batch = Some(record.seq);
-            self.batch_end = None;
         }
         if record.op == Op::BatchEnd && self.batch == Some(Seq(record.offset)) {
-            self.batch_end = Some(record);
+            self.ends.insert(Seq(record.offset), record);
         }
         let payload = self.payload_of(&record);
         self.note_resize(&record);
@@ -380,6 +410,7 @@ impl History {
             self.missing_total -= self.missing.pop_first().map_or(0, |(_, bytes)| bytes);
         }
         self.resizes = self.resizes.split_off(&seq.next());
+        self.ends.retain(|_, end| end.seq > seq);
         self.floor = self.floor.max(seq);
     }
 
@@ -398,7 +429,18 @@ impl History {
     #[must_use]
     pub fn open_batch(&self, cut: Seq) -> Option<(Seq, Option<OrderRecord>)> {
         let begin = self.batch.filter(|&begin| begin > cut)?;
-        Some((begin, self.batch_end))
+        Some((begin, self.end_of(begin)))
+    }
+
+    /// The record that ends a batch, if that is known.
+    #[must_use]
+    pub fn end_of(&self, begin: Seq) -> Option<OrderRecord> {
+        self.ends.get(&begin).copied()
+    }
+
+    /// Batches that began after `seq` and whose ends are known: begin and end.
+    pub fn ended_after(&self, seq: Seq) -> impl Iterator<Item = (Seq, OrderRecord)> {
+        self.ends.range(seq.next()..).map(|(begin, end)| (*begin, *end))
     }
 
     /// How many payloads above `seq` are missing.

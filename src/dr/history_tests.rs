@@ -19,6 +19,10 @@ fn record(seq: u64, op: Op, offset: u64, previous: Chain) -> OrderRecord {
     .chained(previous)
 }
 
+fn fills(history: &mut History, record: OrderRecord) -> bool {
+    history.fill(&[record]) == [true]
+}
+
 fn writes(history: &mut History, count: u64) {
     for _ in 0..count {
         let next = record(history.tail().next().0, Op::Write, 0, history.tail_chain());
@@ -54,14 +58,14 @@ fn a_record_lost_to_damage_is_taken_only_where_it_was() {
     assert!(history.could_fill(&records[2], Some(&records[1])), "once the one before it is filled in");
     assert!(history.could_fill(&records[4], Some(&records[2])) && !history.could_fill(&records[3], Some(&records[2])));
     assert_eq!(history.len(), 3, "nothing was taken");
-    assert!(!history.fill(records[2]), "what it continues is not here");
-    assert!(!history.fill(records[3]), "it is here");
-    assert!(!history.fill(OrderRecord { offset: 8192, ..records[1] }), "its chain is another");
+    assert!(!fills(&mut history, records[2]), "what it continues is not here");
+    assert!(!fills(&mut history, records[3]), "it is here");
+    assert!(!fills(&mut history, OrderRecord { offset: 8192, ..records[1] }), "its chain is another");
     let begin = record(2, Op::BatchBegin, 0, records[0].chain);
-    assert!(!history.fill(begin) && history.fill(records[1]));
+    assert!(!fills(&mut history, begin) && fills(&mut history, records[1]));
     assert!(!history.get(Seq(4)).expect("behind the gap").unbroken, "seq 3 is still missing");
-    assert!(history.fill(records[2]) && history.fill(records[4]));
-    assert!(!history.fill(record(7, Op::Write, 0, records[5].chain)), "nothing is known behind it");
+    assert!(fills(&mut history, records[2]) && fills(&mut history, records[4]));
+    assert!(!fills(&mut history, record(7, Op::Write, 0, records[5].chain)), "nothing is known behind it");
     history.entries.front_mut().expect("seq 1").unbroken = true;
     (1..=6).for_each(|seq| history.hold(Seq(seq), 0));
     assert_eq!((history.unbroken_from(Seq(0), Seq(9)), history.missing_len()), (Seq(6), 0));
@@ -71,7 +75,7 @@ fn a_record_lost_to_damage_is_taken_only_where_it_was() {
     let write = record(2, Op::Write, 0, begin.chain);
     end.take_after_gap(begin);
     end.take_after_gap(record(3, Op::BatchEnd, 1, write.chain));
-    assert!(end.fill(write) && end.get(Seq(3)).expect("the end").unbroken);
+    assert!(fills(&mut end, write) && end.get(Seq(3)).expect("the end").unbroken);
 }
 
 #[test]
@@ -89,7 +93,7 @@ fn what_begins_or_ends_something_is_filled_in_only_before_the_last_batch_that_is
         for at in [0, 5] {
             history.take_after_gap(records[at]);
         }
-        let filled = records[1..5].iter().map(|record| history.fill(*record)).collect::<Vec<_>>();
+        let filled = history.fill(&records[1..5]);
         assert_eq!(filled, [fills; 4], "{op:?}");
         assert!(!fills || history.open_batch(Seq(0)) == Some((Seq(6), None)), "the last one is the last one");
         let unbroken = |history: &History| history.above(Seq(1)).map(|entry| entry.unbroken).collect::<Vec<_>>();
@@ -300,5 +304,38 @@ proptest::proptest! {
         let low = history.floor().0 + from;
         missing_is_as_listed(&history, &list, low, low + length);
         here_is_as_listed(&history, &list, low, low + length);
+    }
+}
+
+proptest::proptest! {
+    /// In one pass as one by one, whatever is missing and whatever it is.
+    #[test]
+    fn what_is_filled_in_together_is_as_if_it_came_one_after_the_other(
+        ops in proptest::collection::vec((0..8u8, proptest::prelude::any::<bool>()), 2..40),
+    ) {
+        let mut whole = History::after(Seq(0), Chain(0));
+        for (op, _) in &ops {
+            let (next, open) = (whole.tail().next().0, whole.open_batch(Seq(0)));
+            let (op, offset) = match (op, open) {
+                (0, _) => (Op::BatchBegin, 0),
+                (1, Some((begin, None))) => (Op::BatchEnd, begin.0),
+                (2, _) => (Op::EpochStart, next - 1),
+                (3, _) => (Op::Trim, 0),
+                _ => (Op::Write, 0),
+            };
+            assert_eq!(whole.take(record(next, op, offset, whole.tail_chain())), Ok(Intake::New));
+        }
+        let records: Vec<OrderRecord> = whole.above(Seq(0)).map(|entry| entry.record).collect();
+        let last = records.len() - 1;
+        let kept = |at: &usize| ops[*at].1 || *at == last;
+        let mut together = History::after(Seq(0), Chain(0));
+        (0..=last).filter(kept).for_each(|at| together.take_after_gap(records[at]));
+        let mut singly = together.clone();
+        let missing: Vec<OrderRecord> = (0..=last).filter(|at| !kept(at)).map(|at| records[at]).collect();
+        let taken = together.fill(&missing);
+        let one_by_one: Vec<bool> = missing.iter().map(|record| fills(&mut singly, *record)).collect();
+        assert_eq!(taken, one_by_one);
+        assert_eq!(together.entries, singly.entries);
+        assert_eq!((together.missing_total(), together.missing_len()), (singly.missing_total(), singly.missing_len()));
     }
 }

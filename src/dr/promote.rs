@@ -116,6 +116,9 @@ pub(super) struct Asked {
     pub(super) since_ns: u64,
 }
 
+/// A payload in the ring: its order, and position and offset there.
+pub(super) type Fetch = (OrderRecord, u64, u64);
+
 /// One promotion, or plan of one.
 #[derive(Clone, Debug)]
 pub(super) struct Promotion {
@@ -147,7 +150,12 @@ pub(super) struct Promotion {
     pub(super) strays: BTreeMap<Seq, OrderRecord>,
     /// Records of the table that are missing in the middle of the history here, on their way to the journal.
     pub(super) mended: Vec<OrderRecord>,
-    pub(super) fetch: VecDeque<(OrderRecord, u64, u64)>,
+    pub(super) fetch: VecDeque<Fetch>,
+    /// What a batch lacks is being fetched; and was, as far as it could be.
+    pub(super) completing: bool,
+    pub(super) completed: bool,
+    /// Of a plan: the end of the batch that it completes.
+    pub(super) ends_at: Option<Seq>,
     pub(super) fetching: Option<Ticket>,
     pub(super) fetched: u64,
     /// A payload was found damaged meanwhile: what the ring has is looked for once more.
@@ -242,6 +250,9 @@ impl Machine {
             strays: BTreeMap::new(),
             mended: Vec::new(),
             fetch: VecDeque::new(),
+            completing: false,
+            completed: false,
+            ends_at: None,
             fetching: None,
             fetched: 0,
             fetch_again: false,
@@ -586,19 +597,14 @@ impl Machine {
                 continue;
             }
             let taken = history.take(record);
-            // What mends a gap counts only once it is durable here ([`Machine::appended`]), but in a plan.
-            let mended = taken.is_err()
-                && if promotion.plan {
-                    history.fill(record)
-                } else {
-                    history.could_fill(&record, promotion.mended.last())
-                };
+            let mended = taken.is_err() && history.could_fill(&record, promotion.mended.last());
             match taken {
-                _ if mended && promotion.plan => {}
                 _ if mended => {
                     room -= 1;
-                    self.journal.push(record);
                     promotion.mended.push(record);
+                    if !promotion.plan {
+                        self.journal.push(record);
+                    }
                 }
                 Ok(crate::dr::history::Intake::New) if promotion.plan => room -= 1,
                 Ok(crate::dr::history::Intake::New) => {
@@ -634,6 +640,10 @@ impl Machine {
             }
             fx.push(Effect::Log { level: Level::Error, text: format!("{text}; their data is left out") });
         }
+        // What mends a gap counts only once it is durable here ([`Machine::appended`]), but in a plan.
+        if let Some(view) = &mut view {
+            view.fill(&std::mem::take(&mut promotion.mended));
+        }
         promotion.view = view;
         promotion.step = Step::Appending;
         if promotion.plan {
@@ -645,7 +655,8 @@ impl Machine {
     fn appended(&mut self, fx: &mut Vec<Effect>) {
         let mut mended = self.promotion.as_mut().map(|it| std::mem::take(&mut it.mended)).unwrap_or_default();
         // A batch that is complete now may have passed the gap.
-        mended.retain(|record| self.history.fill(*record));
+        let mut taken = self.history.fill(&mended).into_iter();
+        mended.retain(|_| taken.next() == Some(true));
         self.say_mended(&mended, fx);
         self.history.disown().into_iter().for_each(|pos| self.intake.spool.free(pos));
         self.want_states();
@@ -710,6 +721,7 @@ impl Machine {
         promotion.strays.clear();
         promotion.mended.clear();
         promotion.fetch.clear();
+        (promotion.completing, promotion.completed) = (false, false);
         let target = promotion.target;
         self.open_table(now, target, fx);
     }

@@ -120,7 +120,13 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
-    let (mut batch, committed) = batches(&mut superblock, &history, chunks, &mut damage, &mut news);
+    let (mut batch, committed) = batches(&mut superblock, &history, &chunks, &mut damage, &mut news);
+    for ((begin, _), chunk) in &chunks {
+        let kept = batch.as_ref().is_some_and(|it| !it.direct && it.begin == *begin);
+        if !kept && committed.as_ref().is_none_or(|it| it.begin != *begin) {
+            spool.free(chunk.pos);
+        }
+    }
     // What it brings was chosen while those orders were here.
     if let Some(batch) = batch.as_mut().filter(|it| lacks_orders && !it.direct) {
         batch.lacking = true;
@@ -352,12 +358,12 @@ fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, 
 fn orders_of_payloads(entries: &[FoundEntry], history: &mut History, news: &mut News) {
     let payloads = entries.iter().filter(|entry| entry.header.kind == Kind::Payload);
     let records: BTreeMap<Seq, OrderRecord> = payloads.map(|it| (it.header.record.seq, it.header.record)).collect();
-    for (seq, record) in records {
-        if history.fill(record) {
-            let text =
-                format!("the order of seq {seq}, damaged in the journal, is known from its payload in the spool");
-            news.push((Level::Info, text));
-        }
+    let records: Vec<OrderRecord> = records.into_values().collect();
+    let taken = history.fill(&records);
+    for record in records.iter().zip(taken).filter_map(|(record, taken)| taken.then_some(record)) {
+        let seq = record.seq;
+        let text = format!("the order of seq {seq}, damaged in the journal, is known from its payload in the spool");
+        news.push((Level::Info, text));
     }
 }
 
@@ -399,7 +405,12 @@ fn place(
                 // Applied, or its order never became durable here: then it was not acknowledged either.
                 None => false,
             },
-            Kind::Chunk => (Some(seq) == open || seq == superblock.batch) && !chunks.contains_key(&(seq, header.index)),
+            // Of one that was complete, and another has begun behind it, too.
+            Kind::Chunk => {
+                let ended = superblock.has(SYNCED) && seq > superblock.seq && history.end_of(seq).is_some();
+                let needed = Some(seq) == open || seq == superblock.batch || ended;
+                needed && !chunks.contains_key(&(seq, header.index))
+            }
         };
         if !needed {
             continue;
@@ -419,12 +430,13 @@ fn place(
 fn batches(
     superblock: &mut Superblock,
     history: &History,
-    chunks: Chunks,
+    chunks: &Chunks,
     damage: &mut Option<String>,
     news: &mut News,
 ) -> (Option<Batch>, Option<Committed>) {
     let of = |begin: Seq| -> BTreeMap<u64, Chunk> {
-        chunks.iter().filter(|((batch, _), _)| *batch == begin).map(|(&(_, index), &chunk)| (index, chunk)).collect()
+        let staged = chunks.range((begin, 0)..=(begin, u64::MAX));
+        staged.map(|(&(_, index), &chunk)| (index, chunk)).collect()
     };
     let mut committed = None;
     if superblock.batch.0 != 0 {
@@ -462,7 +474,15 @@ fn batches(
         }
     }
     let after = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
-    let batch = history.open_batch(after).map(|(begin, _)| {
+    let complete = |(begin, end): &(Seq, OrderRecord)| {
+        let staged = of(*begin);
+        staged.len() as u64 == end.pieces()
+            && history.unbroken_from(*begin, end.seq) == end.seq
+            && history.get(*begin).is_some_and(|entry| entry.record.offset == 0)
+            && !leaves_out(history, after, *begin, &staged)
+    };
+    let first = history.ended_after(after).find(complete).map(|(begin, _)| begin);
+    let batch = first.or(history.open_batch(after).map(|(begin, _)| begin)).map(|begin| {
         if !superblock.has(SYNCED) {
             return Batch::forgotten(begin);
         }

@@ -73,7 +73,7 @@ impl Machine {
         let Some(promotion) = &self.promotion else { return Default::default() };
         // A plan looks at a copy of the history in which what could be fetched is held already.
         let history = promotion.view.as_ref().filter(|_| promotion.plan).unwrap_or(&self.history);
-        let cut = if promotion.plan { history.unbroken_from(self.cut, history.tail()) } else { self.cut };
+        let cut = if promotion.plan { self.planned_cut(promotion, history) } else { self.cut };
         let cut = self.forced_before(promotion.force).map_or(cut, |before| before.min(cut));
         let all = Above::new(cut, &promotion.strays, history);
         let mut missing = Vec::with_capacity(history.len() + promotion.strays.len());

@@ -84,6 +84,35 @@ impl Place {
     }
 }
 
+/// Records that a promotion appended of those that are missing before later ones, until they are filled in together.
+#[derive(Default)]
+struct Mended(Vec<OrderRecord>);
+
+impl Mended {
+    /// Whether a record that the history did not take is one of them, or was before.
+    fn takes(&mut self, record: OrderRecord, history: &mut History) -> bool {
+        let follows = |last: Option<&OrderRecord>| last.is_none_or(|last| last.seq < record.seq);
+        if !follows(self.0.last()) || !history.could_fill(&record, self.0.last()) {
+            if self.0.is_empty() {
+                return false;
+            }
+            self.settle(history);
+            if history.take(record).is_ok() {
+                return true;
+            }
+            if !history.could_fill(&record, None) {
+                return false;
+            }
+        }
+        self.0.push(record);
+        true
+    }
+
+    fn settle(&mut self, history: &mut History) {
+        history.fill(&std::mem::take(&mut self.0));
+    }
+}
+
 /// The journal as found.
 pub struct FoundJournal {
     pub start: Start,
@@ -292,6 +321,7 @@ impl Scan<'_> {
     fn accept(&mut self, history: &mut History, news: &mut News) -> Option<Place> {
         let mut end: Option<Place> = None;
         let mut damaged: Option<Place> = None;
+        let mut mended = Mended::default();
         let slots = std::mem::take(&mut self.slots);
         let last = last_ascending(&slots, history.floor());
         let read = slots.len() - usize::from(planted(Bug::JournalLosesLast) && !slots.is_empty());
@@ -308,7 +338,7 @@ impl Scan<'_> {
             let tail = history.tail();
             // A promotion appends what it found elsewhere of records that are damaged here.
             let taken = history.take(record);
-            let taken = taken.or_else(|why| if history.fill(record) { Ok(Intake::Known) } else { Err(why) });
+            let taken = taken.or_else(|why| if mended.takes(record, history) { Ok(Intake::Known) } else { Err(why) });
             match taken {
                 // Whoever may follow a gap was written when all before it was durable: what is missing there was here.
                 Ok(Intake::New) if (damaged.is_some() || hole || self.enters_after(place, end, tail)) => {
@@ -348,6 +378,7 @@ impl Scan<'_> {
             self.astray = false;
             end = Some(place);
         }
+        mended.settle(history);
         self.open = damaged.is_some();
         if self.open {
             self.name(format!("the journal is damaged behind seq {}: what stood there is lost here", history.tail()));

@@ -25,6 +25,7 @@ use super::machine::{Effect, Machine};
 use super::window::{Held, Local, Payload};
 use crate::core::ids::{Chain, Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
+use crate::core::modes::Ack;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::VolumeRanges;
 use crate::format::record::OrderRecord;
@@ -615,6 +616,10 @@ impl Machine {
         // An earlier life of this primary may have gone ahead of orders, which a batch has yet to make good.
         if welcome.led_past && !planted(Bug::LedPastForgotten) {
             dr.never_gets = dr.never_gets.max(welcome.journal_seq);
+            // They may be of writes that no flush has covered yet: one that comes now would (I3).
+            if self.options.ack == Ack::Flush {
+                dr.distrust_journal();
+            }
         }
         dr.check = (welcome.journal_seq > Seq(0)).then_some(welcome.journal_chain);
         let unlogged = dr.next < self.log_first;

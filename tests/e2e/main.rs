@@ -26,3 +26,4 @@ mod stop;
 mod table;
 mod tls;
 mod unprivileged;
+mod verify;

@@ -235,6 +235,16 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (3625023, "after two restarts a mode was said to be in force, although DR's journal had been led past orders"),
     (3677493, "by force before a resize without room, nothing was fetched that the auxiliary's ring had before it"),
+    (
+        3742751,
+        "a batch that is taken back with a promise was named on, and a start went on with it beyond that promise",
+    ),
+    (
+        3762081,
+        "a flush was acknowledged for writes from before a start, past which both the table and the journal had been led",
+    ),
+    (3763489, "the last order in DR's journal was damaged, and its payload let go of, though the table had the order"),
+    (3862717, "sim: a plan was held to orders that came to DR while it was made"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

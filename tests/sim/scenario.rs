@@ -40,6 +40,8 @@ pub struct Director {
     attempts: u64,
     /// When the promotion or plan under way was asked for.
     asked_ns: u64,
+    /// Highest order that DR knew then.
+    asked_tail: Seq,
     again: bool,
     /// Asked for while another was under way.
     second: Option<Ticket>,
@@ -448,6 +450,8 @@ impl World {
         self.director.tickets += 1;
         self.director.attempts += 1;
         self.director.asked_ns = self.now_ns;
+        let now = self.clock(Node::Dr);
+        self.director.asked_tail = self.dr.as_ref().map_or(Seq(0), |machine| machine.status(now).tail_seq);
         let ticket = Ticket((1 << 48) + self.director.tickets);
         self.director.ticket = Some((ticket, plan));
         let force = self.director.force;
@@ -561,7 +565,8 @@ impl World {
         let reach = checkers::Reach {
             until_ns: if plan { self.director.asked_ns } else { u64::MAX },
             knowable: &|record| {
-                self.holds_at_dr(record)
+                // What came while a plan was made, it need not know.
+                self.holds_at_dr(record) && (!plan || record.seq <= self.director.asked_tail)
                     || (outcome.aux_read && self.holds_at_aux(record) && !self.came_late.contains(&record.seq))
             },
             rotten: &|seq| self.rotten_at_aux(seq) || self.came_late.contains(&seq),

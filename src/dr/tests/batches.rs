@@ -358,3 +358,78 @@ fn with_the_ring_nothing_is_lost_behind_the_begin_of_a_batch_that_never_came() {
         }
     }
 }
+
+/// Asks for a plan, then for the promotion, which is killed in between where `seed` is even: both say the same.
+fn planned_and_promoted(trial: &mut Trial, seed: u64) -> (Seq, Vec<Seq>) {
+    let plan = asked(trial, true, false).expect("a plan");
+    if seed.is_multiple_of(2) {
+        trial.step(Input::Promote { ticket: Ticket(1), plan: false, force: false });
+        trial.settle(40);
+        trial.crash(seed.is_multiple_of(4));
+        (0..20).for_each(|_| trial.tick_on());
+    }
+    let report = asked(trial, false, false).expect("promoted");
+    assert_eq!((plan.cut_seq, plan.missing, plan.refused), (report.cut_seq, report.missing.clone(), None));
+    (report.cut_seq, report.missing.iter().map(|write| write.seq).collect())
+}
+
+/// Found by a review: a batch that was here as a whole was lost, for the table had its end and the begin of another.
+#[test]
+fn a_batch_is_completed_by_the_table_though_another_has_begun_behind_it() {
+    for seed in 90..102 {
+        let (mut trial, chain) = synced(seed);
+        let begin = order(3, Op::BatchBegin, chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        for (conn, message) in [
+            (Conn(1), Message::Orders(vec![begin])),
+            (Conn(2), Message::Chunk { index: 0, record: chunk, data: Bytes::new() }),
+        ] {
+            trial.step(Input::Message { conn, message });
+            trial.drain_disk();
+        }
+        let end = batch_end(4, &begin, begin.chain);
+        let next = order(5, Op::BatchBegin, end.chain);
+        let write = order(6, Op::Write, next.chain);
+        trial.writer.records = vec![begin, end, next, write];
+        trial.writer.bunker = seed % 3 == 0;
+        trial.writer.data.insert(Seq(6), Bytes::from(vec![7; 4096]));
+        (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+        trial.give_region(4);
+        let lost = if trial.writer.bunker { (Seq(6), vec![]) } else { (Seq(5), vec![Seq(6)]) };
+        assert_eq!(planned_and_promoted(&mut trial, seed), lost, "{seed}");
+    }
+}
+
+/// Found by a review: a batch that lacked nothing but what the ring has was given up, and with it all that was acknowledged since
+/// a start of the primary.
+#[test]
+fn what_a_batch_lacks_is_fetched_from_the_ring_before_it_is_given_up() {
+    for (seed, damaged) in (110..122).map(|seed| (seed, seed % 3 == 0)) {
+        let (mut trial, chain) = synced(seed);
+        let start =
+            OrderRecord { offset: 2, length: 1, payload_crc: 0, chain: Chain(0), ..order(3, Op::EpochStart, chain) };
+        let start = start.chained(chain);
+        let begin = order(4, Op::BatchBegin, start.chain);
+        let write = order(5, Op::Write, begin.chain);
+        let end = batch_end(6, &begin, write.chain);
+        let behind = order(7, Op::Write, end.chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        for (conn, message) in [
+            (Conn(1), Message::Orders(vec![start, begin, write])),
+            (Conn(2), Message::Chunk { index: 0, record: chunk, data: Bytes::new() }),
+            (Conn(1), Message::Orders(vec![end, behind])),
+        ] {
+            trial.step(Input::Message { conn, message });
+            trial.drain_disk();
+        }
+        trial.writer.records = vec![start, begin, write, end, behind];
+        trial.writer.bunker = true;
+        let sound = Bytes::from(vec![7; 4096]);
+        let stands = if damaged { Bytes::from(vec![8; 4096]) } else { sound.clone() };
+        trial.writer.data.extend([(Seq(5), stands), (Seq(7), sound)]);
+        (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
+        trial.give_region(5);
+        let lost = if damaged { (Seq(2), vec![Seq(5), Seq(7)]) } else { (Seq(7), vec![]) };
+        assert_eq!(planned_and_promoted(&mut trial, seed), lost, "{seed}");
+    }
+}
