@@ -530,3 +530,88 @@ fn who_asks_again_for_a_resize_that_is_under_way_is_answered_with_it() {
     let told = bench.effects.last().map(|effect| matches!(effect, Effect::Resized { result: Ok(None), .. }));
     assert_eq!(told, Some(true), "it has that");
 }
+
+/// A primary whose DR is connected and has everything; the connection that carries orders.
+fn connected() -> (Bench, Conn) {
+    let mut bench = Bench::new();
+    bench.complete(|_| true);
+    let connects = |effect: &Effect| if let Effect::DrConnect { conn, .. } = effect { Some(*conn) } else { None };
+    let conn = bench.effects.iter().find_map(connects).expect("it connects");
+    bench.input(Input::DrUp { conn });
+    let welcome = Welcome {
+        group: GroupId(1),
+        epoch: Epoch(1),
+        owner: Owner(2),
+        journal_seq: Seq(1),
+        journal_chain: bench.machine.chain,
+        cut: Seq(1),
+        applied: Seq(1),
+        synced: true,
+        blank: true,
+        gaps: false,
+        led_past: false,
+        batch: Seq(0),
+        have: Vec::new(),
+        window_bytes: 1 << 20,
+        spool_bytes: 1 << 30,
+        room: ROOM,
+    };
+    bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
+    bench.input(Input::EndOfTurn);
+    (bench, conn)
+}
+
+#[test]
+fn a_range_is_compared_as_of_the_order_right_before_it_and_holds_up_only_who_writes_there_while_it_is_read() {
+    let (mut bench, conn) = connected();
+    let bytes = bench.machine.options.volumes[0].1;
+    bench.input(Input::Verify(verify::Asked::default()));
+    bench.input(Input::EndOfTurn);
+    let reads = |bench: &Bench| bench.waiting.iter().filter(|op| matches!(op.kind, DiskKind::Read { .. })).count();
+    let under_way = reads(&bench);
+    assert!(under_way > 0 && bytes > 0);
+    let zeroes = |offset: u64| Kind::Zeroes { offset, length: 4096, fua: false, no_hole: false };
+    bench.input(Input::Request { req: Req(1), volume: Volume(0), kind: zeroes(0) });
+    bench.input(Input::EndOfTurn);
+    assert_eq!(bench.machine.tail, Seq(1), "its turn comes when the range has been read");
+    bench.effects.clear();
+    for op in std::mem::take(&mut bench.waiting) {
+        let DiskKind::Read { length, .. } = op.kind else {
+            bench.waiting.push(op);
+            continue;
+        };
+        let result = Ok(vec![0; usize::try_from(length).expect("small")].into());
+        bench.input(Input::Disk { ticket: op.ticket, result });
+    }
+    (0..4).for_each(|_| bench.complete(|op| !of_volume(op)));
+    assert_eq!(bench.machine.tail, Seq(2));
+    let sent: Vec<&Message> = bench
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::DrSend { conn: to, message } if *to == conn => Some(message),
+            _ => None,
+        })
+        .collect();
+    let at = |wanted: &dyn Fn(&Message) -> bool| sent.iter().position(|message| wanted(message));
+    let compared = at(&|it| matches!(it, Message::Compare(it) if it.seq == Seq(1))).expect("it is asked");
+    let behind = at(&|it| matches!(it, Message::Orders(records) if records[0].seq == Seq(2))).expect("it is ordered");
+    assert!(compared < behind, "{sent:?}");
+}
+
+#[test]
+fn what_was_asked_on_a_lost_connection_is_read_and_asked_once_more() {
+    let (mut bench, conn) = connected();
+    bench.input(Input::Verify(verify::Asked::default()));
+    bench.input(Input::EndOfTurn);
+    bench.input(Input::DrClosed { conn, reason: "gone".into() });
+    bench.input(Input::EndOfTurn);
+    let status = bench.machine.verify_status(bench.now).and_then(|status| status.running).expect("it goes on");
+    assert_eq!((status.checked_bytes, status.waits_for.as_deref()), (0, Some("DR is out of reach")));
+    // A read that ends now is nobody's.
+    bench.complete(|_| true);
+    bench.input(Input::Stop);
+    bench.complete(|_| true);
+    let ended = |effect: &Effect| matches!(effect, Effect::Verified { result: Err(_) });
+    assert!(bench.effects.iter().any(ended), "who waits is told");
+}
