@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use farshore::cluster::status::VerifyReport;
+use farshore::cluster::status::{VerifyRange, VerifyReport};
 use farshore::core::ids::Volume;
 use farshore::dr;
 use farshore::primary::machine::Input;
@@ -25,6 +25,13 @@ pub struct Comparing {
     /// DR could not read something to compare it: it may be sent once more, whatever it is.
     pub unread: bool,
     pub over: bool,
+}
+
+/// Volume and offset of each block of a range.
+fn blocks_of(range: &VerifyRange) -> Vec<(u16, u64)> {
+    let volume = range.volume.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(u16::MAX);
+    let first = range.offset / BLOCK * BLOCK;
+    (first..range.offset + range.length).step_by(BLOCK as usize).map(|at| (volume, at)).collect()
 }
 
 impl World {
@@ -73,33 +80,28 @@ impl World {
             self.comparing.asked = false;
             return Ok(());
         };
-        let sizes = self.primary_sizes();
-        let length = |(volume, at): &(u16, u64)| BLOCK.min(sizes[usize::from(*volume)] - at);
-        let damaged: u64 = self.comparing.blocks.iter().map(length).sum();
-        let listed: u64 = report.ranges.iter().map(|range| range.length).sum();
-        let unreadable = report.ranges.iter().any(|range| range.unreadable.is_some());
         if self.comparing.over {
             return Ok(());
         }
+        let unreadable = report.ranges.iter().any(|range| range.unreadable.is_some());
         if unreadable || self.damaged || self.astray {
-            (self.comparing.over, self.comparing.asked, self.comparing.repair) = (report.equal, false, true);
+            if self.comparing.asked {
+                (self.comparing.over, self.comparing.asked, self.comparing.repair) = (report.equal, false, true);
+            }
             return Ok(());
         }
-        if (report.different_bytes, listed) != (damaged, damaged) {
-            let text = format!("of DR's volumes {damaged} bytes are damaged, and verify says: {report:?}");
+        // The last one may have been the end of its volume, and be no more.
+        let found: BTreeSet<(u16, u64)> = report.ranges.iter().flat_map(blocks_of).collect();
+        let listed: u64 = report.ranges.iter().map(|range| range.length).sum();
+        let count = self.comparing.blocks.len() as u64;
+        let bytes = report.different_bytes == listed && listed <= count * BLOCK;
+        if found != self.comparing.blocks || !bytes || report.checked_bytes == 0 {
+            let text = format!("of DR's volumes {:?} are damaged, and verify says: {report:?}", self.comparing.blocks);
             return self.fail("verify", text);
         }
-        let found = |(volume, at): &(u16, u64)| {
-            let name = format!("v{volume}");
-            report.ranges.iter().any(|it| it.volume == name && it.offset <= *at && *at < it.offset + it.length)
-        };
-        if !self.comparing.blocks.iter().all(found) {
-            return self
-                .fail("verify", format!("{:?} are damaged, and verify says: {report:?}", self.comparing.blocks));
-        }
         let repaired = self.comparing.asked && self.comparing.repair;
-        if report.equal != (damaged == 0 || repaired) {
-            return self.fail("verify", format!("{damaged} bytes were damaged, and verify says: {report:?}"));
+        if report.equal != (count == 0 || repaired) {
+            return self.fail("verify", format!("{count} blocks were damaged, and verify says: {report:?}"));
         }
         if self.comparing.asked {
             (self.comparing.over, self.comparing.asked) = (repaired, false);
