@@ -63,7 +63,7 @@ pub enum Verb {
     #[command(after_help = "Example:\n  farshore verify --config farshore.toml\n  \
         farshore verify --config farshore.toml --repair --rate 50MiB --json\n\n\
         Each range is compared as of one place in the order on both sides, so that nothing is called different that is only \
-        on its way. Goes on if this command is interrupted; asked again, it is joined. With --repair what differs is read \
+        on its way. Goes on if this command is interrupted (--stop gives it up); asked again meanwhile, it is done once more behind that. With --repair what differs is read \
         from the primary and sent to DR, and compared once more. Exit status 0: both sides are equal. 1: they differ, or \
         part of them cannot be read. 3: refused, and why.")]
     Verify(Verify),
@@ -252,7 +252,10 @@ pub struct Verify {
     /// Send to DR what differs
     #[arg(long)]
     pub repair: bool,
-    /// Compare at most so many bytes a second, such as 50MiB
+    /// Give up the comparison that is under way
+    #[arg(long, conflicts_with_all = ["repair", "rate", "json"])]
+    pub stop: bool,
+    /// Compare, and repair, at most so many bytes a second, such as 50MiB
     #[arg(long, value_name = "BYTES", value_parser = crate::cluster::size::parse_size)]
     pub rate: Option<u64>,
     /// Print one JSON object

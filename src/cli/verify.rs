@@ -28,7 +28,11 @@ pub fn run(options: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
             config.primary.as_ref().map(|primary| primary.control.clone()).ok_or_else(missing)?
         }
     };
-    let request = Request::Verify { repair: options.repair, rate: options.rate.unwrap_or(0) };
+    let request = Request::Verify { repair: options.repair, rate: options.rate.unwrap_or(0), stop: options.stop };
+    if options.stop {
+        client::ask(&control, &request, None)?;
+        return Ok(());
+    }
     let answer = with_progress(&control, !options.json, || client::ask(&control, &request, None))?;
     let strange = |error: serde_json::Error| Failure::failed(format!("{}: {error}", control.display()));
     let report: VerifyReport = serde_json::from_value(answer).map_err(strange)?;
@@ -61,6 +65,9 @@ fn print(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<()> {
     let more = report.ranges.len().saturating_sub(PRINTED_MAX) as u64 + report.ranges_left_out;
     if more > 0 {
         writeln!(out, "  … and {more} more ranges; --json lists more of them")?;
+    }
+    if !report.ranges_exact {
+        writeln!(out, "  neighbours were joined, for there are too many: not all of these bytes differ")?;
     }
     if !report.equal {
         writeln!(out, "`farshore verify --repair` sends what the primary holds there to DR once more")?;

@@ -57,6 +57,9 @@ pub enum Request {
         repair: bool,
         #[serde(default)]
         rate: u64,
+        /// The one that is under way is given up instead.
+        #[serde(default)]
+        stop: bool,
     },
     /// The durable loss report of the last promotion.
     Loss,
@@ -248,7 +251,10 @@ mod tests {
                 r#"{"verb":"resize","volume":"db","size":1073741824}"#,
                 Request::Resize { volume: "db".into(), size: 1 << 30 },
             ),
-            (r#"{"verb":"verify","repair":true,"rate":1000}"#, Request::Verify { repair: true, rate: 1000 }),
+            (
+                r#"{"verb":"verify","repair":true,"rate":1000,"stop":false}"#,
+                Request::Verify { repair: true, rate: 1000, stop: false },
+            ),
             (r#"{"verb":"promote","plan":true,"force":false}"#, Request::Promote { plan: true, force: false }),
         ] {
             assert_eq!(Request::parse(text.as_bytes()), Ok(request.clone()));

@@ -344,6 +344,8 @@ pub struct VerifyReport {
     pub ranges: Vec<VerifyRange>,
     /// Ranges that are not listed, for there are too many.
     pub ranges_left_out: u64,
+    /// Nothing between what differs is part of a range; otherwise neighbours were joined, for there are too many.
+    pub ranges_exact: bool,
     pub repaired_bytes: u64,
     /// Both sides are equal, as of the last comparison of each range.
     pub equal: bool,

@@ -56,13 +56,14 @@ impl Machine {
     pub(super) fn compare(&mut self, conn: Conn, it: Compare, fx: &mut Vec<Effect>) {
         let volume = usize::from(it.extent.volume.0);
         let end = it.extent.offset + it.extent.length;
-        if self.sizes.known().get(volume).is_none_or(|size| end > *size) || self.comparisons.len() >= WAITING_MAX {
+        if self.sizes.known().get(volume).is_none_or(|size| end > *size) {
             let text =
                 format!("a comparison of {} bytes up to {end} of volume {volume} has no place here", it.extent.length);
             return self.refuse(conn, RefuseCode::Protocol, text, fx);
         }
         // Orders that come again after a connection was lost come before it, too.
-        let shown = self.synced() && self.history.tail() <= it.seq;
+        // A primary that lets go of what it has asked asks again.
+        let shown = self.synced() && self.history.tail() <= it.seq && self.comparisons.len() < WAITING_MAX;
         if !shown {
             return fx.push(answer(conn, it.id, Verdict::Passed));
         }

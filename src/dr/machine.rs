@@ -328,7 +328,7 @@ impl Machine {
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(fail) if let Some(probe) = self.replay.probe_of(ticket) => {
-                self.probe_failed(probe, &fail, fx);
+                probe.into_iter().for_each(|probe| self.probe_failed(probe, &fail, fx));
                 Bytes::new()
             }
             Err(fail) => {

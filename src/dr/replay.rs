@@ -137,7 +137,7 @@ pub struct Replay {
     applied_bytes: u64,
     finished: Vec<Item>,
     /// Running steps that only probe, by their id; and what they saw, nothing where they were let go of.
-    probes: BTreeMap<u64, u64>,
+    probes: BTreeMap<u64, Option<u64>>,
     probed: Vec<(u64, Option<Bytes>)>,
 }
 
@@ -185,7 +185,8 @@ impl Replay {
         for running in &mut self.running {
             running.reached = self.applied.min(running.reached);
         }
-        self.probed.extend(std::mem::take(&mut self.probes).into_values().map(|probe| (probe, None)));
+        let let_go = self.probes.values_mut().filter_map(Option::take).map(|probe| (probe, None));
+        self.probed.extend(let_go);
     }
 
     fn drop_from(&mut self, index: usize) {
@@ -230,9 +231,9 @@ impl Replay {
         std::mem::take(&mut self.probed)
     }
 
-    /// The probe that an operation under way is of.
+    /// The probe that an operation under way is of; `Some(None)`: of one that was let go of.
     #[must_use]
-    pub fn probe_of(&self, ticket: Ticket) -> Option<u64> {
+    pub fn probe_of(&self, ticket: Ticket) -> Option<Option<u64>> {
         self.writes.get(&ticket).and_then(|(id, _)| self.probes.get(id).copied())
     }
 
@@ -269,7 +270,7 @@ impl Replay {
                 (Some(extent), DiskKind::Write { offset, parts: vec![part], durable: false })
             }
             Action::Probe { extent, probe } => {
-                self.probes.insert(id, probe);
+                self.probes.insert(id, Some(probe));
                 (Some(extent), DiskKind::Read { offset: extent.offset, length: extent.length })
             }
         };
@@ -318,7 +319,7 @@ impl Replay {
     pub fn ended(&mut self, ticket: Ticket, bytes: &Bytes, desk: &mut Desk, fx: &mut Vec<Effect>) -> bool {
         let Some((id, extent)) = self.writes.remove(&ticket) else { return false };
         if let Some(probe) = self.probes.remove(&id) {
-            self.probed.push((probe, Some(bytes.clone())));
+            self.probed.extend(probe.map(|probe| (probe, Some(bytes.clone()))));
         }
         let mut started = Vec::new();
         if !planted(Bug::ApplyOverlapped) {

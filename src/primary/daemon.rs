@@ -13,7 +13,6 @@ mod secure;
 mod verify;
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
@@ -23,6 +22,7 @@ use self::links::DrConns;
 use self::listing::Looking;
 use self::resize::Resizing;
 use self::secure::Security;
+use self::verify::Verifying;
 use super::machine::{Effect, Input, Machine, Options};
 use super::recovery::{self, Recovered};
 use super::verify::Asked as Compare;
@@ -251,9 +251,7 @@ struct Shell {
     exports: HashMap<Conn, Volume>,
     requests: Slots<Asked>,
     resizes: Vec<Resizing>,
-    /// Who waits for the result of a comparison, and where the last one is kept.
-    verifying: Vec<Conn>,
-    verify_dir: Option<PathBuf>,
+    verifying: Verifying,
     asked: Vec<(Conn, session::Event)>,
     deferred: VecDeque<(Conn, session::Event)>,
     listeners: Vec<usize>,
@@ -310,8 +308,7 @@ impl Shell {
             exports: HashMap::new(),
             requests: Slots::default(),
             resizes: Vec::new(),
-            verifying: Vec::new(),
-            verify_dir: None,
+            verifying: Verifying::default(),
             asked: Vec::new(),
             deferred: VecDeque::new(),
             listeners: Vec::new(),
@@ -595,7 +592,7 @@ impl Shell {
             Effect::ListAllocated => self.list(),
             Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
             Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),
-            Effect::Verified { result } => self.verified(&result),
+            Effect::Verified { result } => self.verified(&result)?,
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text, marks } => {
                 for (offset, block) in marks {
@@ -687,7 +684,8 @@ impl Shell {
                 .clone()
                 .unwrap_or_else(|| Answer::failed("this is the primary: no promotion has taken place here")),
             Ok(Request::Resize { volume, size }) => return self.resize_asked(Some(conn), &volume, size),
-            Ok(Request::Verify { repair, rate }) => return self.verify_asked(conn, Compare { repair, rate }),
+            Ok(Request::Verify { stop: true, .. }) => self.verify_stopped()?,
+            Ok(Request::Verify { repair, rate, .. }) => return self.verify_asked(conn, Compare { repair, rate }),
             Err(answer) => answer,
         }))
     }

@@ -122,6 +122,8 @@ pub enum Input {
     },
     /// Both sides are to be compared.
     Verify(verify::Asked),
+    /// No longer.
+    StopVerify,
     Tick,
     Stop,
 }
@@ -544,6 +546,7 @@ impl Machine {
             Input::Stretches { batch, extent, stretches } => self.holes_found(batch, extent, &stretches),
             Input::Resize { volume, size } => self.resize(volume, size, fx),
             Input::Verify(asked) => self.verify(asked, fx),
+            Input::StopVerify => self.stop_verify(fx),
             Input::Tick => self.end_of_turn(fx),
             Input::Stop => {
                 if self.stopping == Stopping::No {
@@ -557,7 +560,7 @@ impl Machine {
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         let gather = self.gather_ns.map_or(u64::MAX, |due| due + GATHER_SLACK_NS);
-        let verify = self.verify_due_ns().unwrap_or(u64::MAX);
+        let verify = self.verify_due_ns().into_iter().chain(self.repair_due_ns()).min().unwrap_or(u64::MAX);
         (self.stopping != Stopping::Stopped).then_some(self.due_ns.min(gather).min(verify))
     }
 

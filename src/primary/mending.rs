@@ -16,7 +16,9 @@
 //!    are to be copied: so a start makes both sides equal (I2).
 //! 3. With `pace` newcomers wait until it is ordered: they would take every room that becomes free for it, and until it is
 //!    ordered DR may have the refused write in place of one that was acknowledged.
-//! 4. While payloads are dropped, the batch that is yet to begin brings it: its pieces are read later.
+//! 4. What a comparison found to differ at DR follows in the same way, behind all of that: nobody waits for it, it takes no more
+//!    than half of the FIFO's memory and as many bytes a second as the comparison, and what cannot be read of it is left.
+//! 5. While payloads are dropped, the batch that is yet to begin brings it: its pieces are read later.
 
 use bytes::Bytes;
 
@@ -27,7 +29,7 @@ use crate::core::machine::{DiskKind, DiskOp};
 use crate::core::modes::Overflow;
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
-use crate::core::ranges::Cover;
+use crate::core::ranges::{Cover, VolumeRanges};
 use crate::core::sparing::Sparing;
 use crate::format::is_zero;
 use crate::limits::CHUNK_BYTES_MAX;
@@ -35,6 +37,8 @@ use crate::limits::CHUNK_BYTES_MAX;
 /// What part of a bound on the lag one piece is, and its length at the least, bytes.
 const LAG_PARTS: u64 = 4;
 const PIECE_BYTES_MIN: u64 = 64 << 10;
+/// What part of the FIFO's memory one piece of a repair takes at the most.
+const REPAIR_PART: u64 = 8;
 
 /// Ranges that refused writes have left, on their way to an order of their own.
 #[derive(Clone, Debug)]
@@ -47,14 +51,27 @@ pub(super) struct Mending {
     ordered: Seq,
     /// Lines about refused writes: a client can cause many.
     pub(super) lines: Sparing,
-    /// What there is to do is what a comparison found to differ.
-    of_verify: bool,
+    /// What a comparison found to differ: it comes after everything else, and holds nobody up for room.
+    repairs: Cover,
+    /// The piece is of these.
+    repairing: bool,
+    /// No piece of them before this.
+    repair_from_ns: u64,
 }
 
 impl Default for Mending {
     fn default() -> Mending {
         let lines = Sparing::new(LINES_PAUSE_NS);
-        Mending { todo: Cover::default(), piece: None, reading: false, ordered: Seq(0), lines, of_verify: false }
+        Mending {
+            todo: Cover::default(),
+            piece: None,
+            reading: false,
+            ordered: Seq(0),
+            lines,
+            repairs: Cover::default(),
+            repairing: false,
+            repair_from_ns: 0,
+        }
     }
 }
 
@@ -64,12 +81,12 @@ const LINES_PAUSE_NS: u64 = 1_000_000_000;
 impl Mending {
     /// Whether anything has yet to get its order.
     pub(super) fn waits(&self) -> bool {
-        self.piece.is_some() || !self.todo.is_empty()
+        self.piece.is_some() || !self.todo.is_empty() || !self.repairs.is_empty()
     }
 
     /// Bytes that have yet to get their order.
     pub(super) fn bytes(&self) -> u64 {
-        self.todo.bytes() + self.piece.map_or(0, |piece| piece.length)
+        self.todo.bytes() + self.repairs.bytes() + self.piece.map_or(0, |piece| piece.length)
     }
 }
 
@@ -97,26 +114,6 @@ impl Machine {
         if self.options.standalone || planted(Bug::FailedUnmended) {
             return;
         }
-        self.mending.of_verify = false;
-        self.read_back(extent, fx);
-    }
-
-    /// DR does not have there what this volume holds.
-    pub(super) fn repair(&mut self, extent: Extent, fx: &mut Vec<Effect>) {
-        self.mending.of_verify |= !self.mends();
-        self.read_back(extent, fx);
-    }
-
-    /// Why something has yet to be read back.
-    pub(super) fn mends_why(&self) -> String {
-        let bytes = self.mending.bytes();
-        if self.mending.of_verify {
-            return format!("{bytes} bytes differ at DR: what the volumes hold there is sent once more");
-        }
-        format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR")
-    }
-
-    fn read_back(&mut self, extent: Extent, fx: &mut Vec<Effect>) {
         if self.lost_any() {
             return self.lose(extent);
         }
@@ -124,6 +121,38 @@ impl Machine {
         // A cycle that began before the refusal does not end with its bits.
         self.intent.want(extent);
         self.save_watermark(fx);
+    }
+
+    /// DR does not have there what these volumes hold.
+    pub(super) fn repair(&mut self, ranges: &VolumeRanges, fx: &mut Vec<Effect>) {
+        for extent in ranges.iter() {
+            if self.lost_any() {
+                self.lose(extent);
+            } else {
+                self.mending.repairs.insert(extent);
+                self.intent.want(extent);
+            }
+        }
+        self.save_watermark(fx);
+    }
+
+    /// A piece of a repair cannot be read here: what is compared once more says so.
+    pub(super) fn repair_unread(&mut self) -> bool {
+        let of_repair = self.mending.repairing;
+        if of_repair {
+            self.mending.piece = None;
+            self.mending.reading = false;
+        }
+        of_repair
+    }
+
+    /// Why something has yet to be read back.
+    pub(super) fn mends_why(&self) -> String {
+        let bytes = self.mending.bytes();
+        if self.mending.todo.is_empty() && (self.mending.repairing || self.mending.piece.is_none()) {
+            return format!("{bytes} bytes differ at DR: what the volumes hold there is sent once more");
+        }
+        format!("a volume had no room for writes to {bytes} bytes: what it holds there follows them to DR")
     }
 
     /// Whether a request waits until what overlaps it has been read and has its seq.
@@ -143,19 +172,20 @@ impl Machine {
         if self.options.overflow != Overflow::Pace {
             return false;
         }
-        let Some(next) = self.mending.piece.map(|piece| piece.length).or_else(|| self.next_piece()) else {
+        let piece = self.mending.piece.filter(|_| !self.mending.repairing);
+        let Some(next) = piece.map(|piece| piece.length).or_else(|| self.next_piece(&self.mending.todo)) else {
             return false;
         };
         let lags = self.lag_wait(next);
-        self.mending.piece.is_some() || lags || !matches!(self.room(next), Room::Yes)
+        piece.is_some() || lags || !matches!(self.room(next), Room::Yes)
     }
 
     /// Bytes of the next piece: with a bound on the lag in bytes a small part of it, so that room for it comes soon; no more
     /// than the FIFO keeps in memory, of however many refused writes it is.
-    fn next_piece(&self) -> Option<u64> {
+    fn next_piece(&self, todo: &Cover) -> Option<u64> {
         let part = self.options.lag_max.and_then(|most| most.bytes).map_or(u64::MAX, |most| most / LAG_PARTS);
         let most = u64::from(CHUNK_BYTES_MAX).min(part).min(self.options.fifo_memory_bytes).max(PIECE_BYTES_MIN);
-        self.mending.todo.iter().next().map(|front| front.length.min(most))
+        todo.iter().next().map(|front| front.length.min(most))
     }
 
     /// Takes the next piece, and reads it once nothing that overlaps it is under way.
@@ -164,9 +194,23 @@ impl Machine {
             return;
         }
         if self.mending.piece.is_none()
-            && let Some(length) = self.next_piece().filter(|length| self.mending_has_room(*length))
+            && let Some(length) =
+                self.next_piece(&self.mending.todo).filter(|length| self.mending_has_room(*length, false))
         {
             self.mending.piece = self.mending.todo.pop_front(length);
+            self.mending.repairing = false;
+        }
+        if self.mending.piece.is_none()
+            && self.mending.todo.is_empty()
+            && self.now.mono_ns >= self.mending.repair_from_ns
+        {
+            let most = self.options.fifo_memory_bytes / REPAIR_PART;
+            let next = self.next_piece(&self.mending.repairs).map(|length| length.min(most.max(PIECE_BYTES_MIN)));
+            if let Some(length) = next.filter(|length| self.mending_has_room(*length, true)) {
+                self.mending.piece = self.mending.repairs.pop_front(length);
+                self.mending.repairing = true;
+                self.mending.repair_from_ns = self.now.mono_ns + self.repair_pause_ns(length);
+            }
         }
         let Some(piece) = self.mending.piece else { return };
         let (from, length) = rounded(piece);
@@ -183,8 +227,10 @@ impl Machine {
     pub(super) fn mending_read(&mut self, bytes: &Bytes) {
         let piece = self.mending.piece.take().expect("a piece is read");
         self.mending.reading = false;
-        if self.fenced.is_some() || !self.mending_has_room(piece.length) {
-            return self.mending.todo.insert(piece);
+        let repairing = std::mem::take(&mut self.mending.repairing);
+        if self.fenced.is_some() || !self.mending_has_room(piece.length, repairing) {
+            let from = if repairing { &mut self.mending.repairs } else { &mut self.mending.todo };
+            return from.insert(piece);
         }
         let hole = is_zero(bytes);
         // It may stay in the queue for long, and what was read belongs to the shell's buffers.
@@ -195,8 +241,17 @@ impl Machine {
         self.append_there(record, data);
     }
 
-    /// The bounds are those of a client's write (I9): what finds none waits for it.
-    fn mending_has_room(&mut self, bytes: u64) -> bool {
-        self.lag_exceeded(bytes).is_none() && matches!(self.room(bytes), Room::Yes)
+    /// The bounds are those of a client's write (I9): what finds none waits for it. A repair leaves half of the FIFO's memory, and
+    /// every place that somebody waits for, to those.
+    fn mending_has_room(&mut self, bytes: u64, repairs: bool) -> bool {
+        let half = self.held.memory + bytes <= self.options.fifo_memory_bytes / 2 || self.held.bytes == 0;
+        let fits = !repairs || self.held_requests.is_empty() && half;
+        fits && self.lag_exceeded(bytes).is_none() && matches!(self.room(bytes), Room::Yes)
+    }
+
+    /// When the next piece of a repair may be taken.
+    pub(super) fn repair_due_ns(&self) -> Option<u64> {
+        let due = self.mending.repair_from_ns;
+        (!self.mending.repairs.is_empty() && self.mending.piece.is_none() && due > self.now.mono_ns).then_some(due)
     }
 }

@@ -24,7 +24,7 @@ use super::batch::Mode;
 use super::intake::rounded;
 use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
 use crate::cluster::status::{VerifyProgress, VerifyRange, VerifyReport, VerifyStatus, rfc3339, seconds};
-use crate::core::ids::{Extent, Seq, Volume};
+use crate::core::ids::{Extent, Owner, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
@@ -37,6 +37,9 @@ const READS_MAX: usize = 2;
 const ASKED_MAX: usize = 32;
 /// How long to wait when DR could not show a seq, nanoseconds.
 const PASSED_PAUSE_NS: u64 = 100_000_000;
+/// For how long a range may hold up writes that overlap it, nanoseconds; and how long to leave it then.
+const HELD_NS_MAX: u64 = 20_000_000;
+const HELD_PAUSE_NS: u64 = 1_000_000_000;
 /// Ranges that a report lists.
 const LISTED_MAX: usize = 10_000;
 
@@ -59,6 +62,10 @@ pub(super) struct Verify {
     outbox: VecDeque<Compare>,
     /// The last result, and when it was there, nanoseconds since the Unix epoch.
     last: Option<(VerifyReport, u64)>,
+    /// The DR directory that it is about.
+    last_of: Owner,
+    /// No scrub begins before this, nanoseconds since the Unix epoch.
+    scrub_from_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +82,7 @@ struct Piece {
     extent: Extent,
     grain: u64,
     stage: Stage,
+    since_ns: u64,
 }
 
 /// How far it is.
@@ -89,6 +97,8 @@ enum Phase {
 #[derive(Clone, Debug)]
 struct Job {
     asked: Asked,
+    /// Nobody has asked for it.
+    scrub: bool,
     phase: Phase,
     todo: VolumeRanges,
     /// To be asked again, with its grain.
@@ -110,6 +120,8 @@ struct Found {
     different: Cover,
     bytes: u64,
     unreadable: Vec<Unreadable>,
+    /// Bytes that cannot be read and are not listed there.
+    more_unreadable: u64,
 }
 
 /// A range that a side cannot read.
@@ -123,7 +135,7 @@ struct Unreadable {
 
 impl Found {
     fn equal(&self) -> bool {
-        self.bytes == 0 && self.unreadable.is_empty()
+        self.bytes == 0 && self.unreadable.is_empty() && self.more_unreadable == 0
     }
 
     fn add(&mut self, extent: Extent) {
@@ -141,29 +153,52 @@ impl Found {
 
     /// Bytes that differ, or cannot be read.
     fn all_bytes(&self) -> u64 {
-        self.bytes + self.unreadable.iter().map(|it| it.extent.length).sum::<u64>()
+        self.bytes + self.more_unreadable + self.unreadable.iter().map(|it| it.extent.length).sum::<u64>()
     }
 }
 
+/// How long `bytes` take at a rate, nanoseconds.
+fn pause_ns(bytes: u64, rate: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)
+}
+
 impl Machine {
-    /// Begins to compare both sides, or has a comparison that is under way do what is asked, too. `Err`: why not, and whether
-    /// it was refused.
+    /// Whether somebody has asked for the comparison that is under way.
+    #[must_use]
+    pub fn verifies(&self) -> bool {
+        self.verify.job.as_ref().is_some_and(|job| !job.scrub)
+    }
+
+    /// Begins to compare both sides; one that is under way is given up for it, and says nothing any more: what it has compared
+    /// already may have changed since.
     pub(super) fn verify(&mut self, asked: Asked, fx: &mut Vec<Effect>) {
         if let Err(text) = self.may_verify() {
             fx.push(Effect::Verified { result: Err(text) });
             return;
         }
-        if let Some(job) = &mut self.verify.job {
-            job.asked.repair |= asked.repair;
-            job.asked.rate = asked.rate;
-            return;
+        self.begin_verify(asked, false, fx);
+    }
+
+    /// A comparison under way is given up, as somebody asks.
+    pub(super) fn stop_verify(&mut self, fx: &mut Vec<Effect>) {
+        if self.verify.job.is_some() {
+            // A scrub does not begin again at once.
+            self.verify.scrub_from_ns =
+                self.now.wall_ns.saturating_add(self.options.scrub.map_or(0, |scrub| scrub.every_ns));
+            self.verify_ends(Err("the comparison was given up, as it was asked to be".into()), fx);
         }
+    }
+
+    fn begin_verify(&mut self, asked: Asked, scrub: bool, fx: &mut Vec<Effect>) {
+        self.verify.pieces.clear();
+        self.verify.outbox.clear();
         let mut todo = VolumeRanges::new();
         for (index, (_, size)) in (0..).zip(&self.options.volumes) {
             todo.insert(Extent { volume: Volume(index), offset: 0, length: *size });
         }
         self.verify.job = Some(Job {
             asked,
+            scrub,
             phase: Phase::Comparing,
             total: todo.bytes(),
             todo,
@@ -234,16 +269,23 @@ impl Machine {
         if self.verify.job.is_none() {
             return;
         }
-        if self.fenced.is_some() || self.stopping != Stopping::No || self.options.standalone {
+        if let Some(why) = &self.fenced {
+            let text = format!("the comparison was given up: {why}");
+            return self.verify_ends(Err(text), fx);
+        }
+        if self.stopping != Stopping::No {
             return self.verify_ends(Err("the comparison was given up: the primary stops".into()), fx);
         }
-        if self.verify_waits().is_some() {
-            return self.let_go();
+        let waits = self.verify_waits().is_some();
+        self.hold_no_longer(waits);
+        if waits {
+            return;
         }
         while let Some((extent, grain)) = self.next_range() {
             let id = self.verify.next_id;
             self.verify.next_id += 1;
-            self.verify.pieces.insert(id, Piece { extent, grain, stage: Stage::Held });
+            let since_ns = self.now.mono_ns;
+            self.verify.pieces.insert(id, Piece { extent, grain, stage: Stage::Held, since_ns });
         }
         let held = |(id, piece): (&u64, &Piece)| (piece.stage == Stage::Held).then_some((*id, piece.extent));
         for (id, extent) in self.verify.pieces.iter().filter_map(held).collect::<Vec<_>>() {
@@ -259,6 +301,30 @@ impl Machine {
         self.verify_goes_on(fx);
     }
 
+    /// Lets go of ranges that hold up writes for nothing, or for too long: of those that are only held `all`.
+    fn hold_no_longer(&mut self, all: bool) {
+        let now_ns = self.now.mono_ns;
+        let waited_for = !self.held_requests.is_empty();
+        let too_long = |piece: &Piece| match piece.stage {
+            Stage::Asked => false,
+            Stage::Held if all => true,
+            Stage::Held | Stage::Reading => waited_for && now_ns >= piece.since_ns + HELD_NS_MAX,
+        };
+        let ids: Vec<u64> = self.verify.pieces.iter().filter(|(_, piece)| too_long(piece)).map(|(id, _)| *id).collect();
+        for id in &ids {
+            self.ask_again(*id);
+        }
+        if let Some(job) = self.verify.job.as_mut().filter(|_| !ids.is_empty() && !all) {
+            job.next_ns = job.next_ns.max(now_ns + HELD_PAUSE_NS);
+        }
+    }
+
+    /// How long a repair waits after so many bytes.
+    pub(super) fn repair_pause_ns(&self, bytes: u64) -> u64 {
+        let rate = self.verify.job.as_ref().map_or(0, |job| job.asked.rate);
+        if rate == 0 { 0 } else { pause_ns(bytes, rate) }
+    }
+
     /// The next range to take, if it may be now.
     fn next_range(&mut self) -> Option<(Extent, u64)> {
         let pieces = self.verify.pieces.values();
@@ -271,16 +337,18 @@ impl Machine {
         let next = job.again.pop_front();
         let (extent, grain) = next.or_else(|| Some((job.todo.pop_front(COMPARE_BYTES_MAX)?, COMPARE_BYTES_MAX)))?;
         if job.asked.rate > 0 {
-            let cost_ns = u128::from(extent.length) * 1_000_000_000 / u128::from(job.asked.rate);
-            job.next_ns = now_ns.saturating_add(u64::try_from(cost_ns).unwrap_or(u64::MAX));
+            job.next_ns = now_ns.saturating_add(pause_ns(extent.length, job.asked.rate));
         }
         Some((extent, grain))
     }
 
     /// When the next range may be taken.
     pub(super) fn verify_due_ns(&self) -> Option<u64> {
-        let job = self.verify.job.as_ref().filter(|job| job.next_ns > self.now.mono_ns)?;
-        Some(job.next_ns)
+        let job = self.verify.job.as_ref()?;
+        let holds = self.verify.pieces.values().filter(|piece| piece.stage != Stage::Asked);
+        let held = holds.map(|piece| piece.since_ns + HELD_NS_MAX).min().filter(|_| !self.held_requests.is_empty());
+        let next = Some(job.next_ns).filter(|next| *next > self.now.mono_ns);
+        next.into_iter().chain(held).min()
     }
 
     /// A range was read here.
@@ -346,6 +414,8 @@ impl Machine {
             job.checked += piece.extent.length;
             if job.found.unreadable.len() < LISTED_MAX {
                 job.found.unreadable.push(Unreadable { extent: piece.extent, here, why });
+            } else {
+                job.found.more_unreadable += piece.extent.length;
             }
         }
     }
@@ -390,7 +460,7 @@ impl Machine {
                 job.phase = Phase::Repairing;
                 let text = format!("verify: {} bytes differ and are sent to DR", ranges.bytes());
                 fx.push(Effect::Log { level: Level::Warn, text });
-                ranges.iter().for_each(|extent| self.repair(extent, fx));
+                self.repair(&ranges, fx);
             }
             // What was on its way has its order: compared as of later ones, it shows.
             Phase::Repairing => {
@@ -417,6 +487,7 @@ impl Machine {
             unreadable: why.cloned(),
         };
         let unreadable = before.unreadable.iter().map(|it| range(it.extent, Some(&it.why)));
+        let exact = before.different.bytes() == before.bytes;
         let mut ranges: Vec<VerifyRange> = before.different.iter().map(|extent| range(extent, None)).collect();
         ranges.extend(unreadable);
         let left_out = ranges.len().saturating_sub(LISTED_MAX) as u64;
@@ -428,6 +499,7 @@ impl Machine {
             different_bytes: before.all_bytes(),
             ranges,
             ranges_left_out: left_out,
+            ranges_exact: exact,
             repaired_bytes: if repaired { before.all_bytes().saturating_sub(left) } else { 0 },
             equal: left == 0,
             as_of_seq: job.as_of,
@@ -457,6 +529,7 @@ impl Machine {
         fx.push(Effect::Log { level, text: format!("verify: {text}") });
         if let Ok(report) = &result {
             self.verify.last = Some((report.clone(), self.now.wall_ns));
+            self.verify.last_of = self.superblock.peer;
         }
         fx.push(Effect::Verified { result });
     }
@@ -464,15 +537,18 @@ impl Machine {
     /// The last result, from before this start.
     pub fn verified_before(&mut self, report: VerifyReport, wall_ns: u64) {
         self.verify.last = Some((report, wall_ns));
+        self.verify.last_of = self.superblock.peer;
     }
 
     /// Begins the comparison that is due.
     fn scrub(&mut self, fx: &mut Vec<Effect>) {
         let Some(scrub) = self.options.scrub.filter(|_| self.verify.job.is_none()) else { return };
         let last_ns = self.verify.last.as_ref().map_or(0, |(_, at_ns)| *at_ns);
-        let due = self.now.wall_ns >= last_ns.saturating_add(scrub.every_ns) || self.now.wall_ns < last_ns;
+        let due = self.now.wall_ns >= self.verify.scrub_from_ns
+            && self.now.wall_ns >= last_ns.saturating_add(scrub.every_ns)
+            || self.now.wall_ns < last_ns;
         if due && self.may_verify().is_ok() && self.verify_waits().is_none() {
-            self.verify(Asked { repair: false, rate: scrub.rate }, fx);
+            self.begin_verify(Asked { repair: false, rate: scrub.rate }, true, fx);
         }
     }
 
@@ -498,7 +574,8 @@ impl Machine {
 
     /// Bytes that a comparison has found to differ, the last time, and that were not repaired.
     pub(super) fn verify_differs(&self) -> Option<(u64, u64)> {
-        let (report, at_ns) = self.verify.last.as_ref().filter(|(report, _)| !report.equal)?;
+        let same = self.verify.last_of == self.superblock.peer;
+        let (report, at_ns) = self.verify.last.as_ref().filter(|(report, _)| !report.equal && same)?;
         Some((report.different_bytes - report.repaired_bytes, *at_ns))
     }
 }

@@ -3,14 +3,15 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::load::{Load, Plan};
 use farshore::cli::demo::site::{Ended, Role};
+use farshore::cli::relay::line::Settings;
 use farshore::cluster::status::VerifyReport;
 
-use crate::harness::{FAST, Group, LONG, MIB, SLOW};
+use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
 const WHILE: Duration = Duration::from_millis(600);
 /// Both volumes together.
@@ -119,5 +120,78 @@ fn where_nothing_can_be_compared_it_is_said_why() -> Result<()> {
     let control = group.site.path("dr.ctl").display().to_string();
     let told = group.site.verb(&["verify", "--control", &control])?;
     ensure!(told.exit == 3 && told.errors.contains("serves alone"), "{told:?}");
+    Ok(())
+}
+
+/// What one comparison has passed may change while it goes on: who asks then is answered by another one.
+#[test]
+fn who_asks_while_one_is_under_way_is_told_of_what_was_damaged_before() -> Result<()> {
+    let mut group = Group::started(FAST, "protect = \"near\"")?;
+    group.load_for(5, WHILE)?;
+    group.site.settle(LONG)?;
+    let slow = group.site.verb(&["verify", "--rate", "1KiB"])?;
+    ensure!(slow.exit == 2 && slow.errors.contains("at least 65536"), "{slow:?}");
+    std::thread::scope(|scope| -> Result<()> {
+        let first = scope.spawn(|| group.site.verb(&["verify", "--rate", "8MiB", "--json"]));
+        let until = Instant::now() + LONG;
+        let far = || -> Result<bool> {
+            let running = group.site.primary()?.verify.and_then(|verify| verify.running);
+            Ok(running.is_some_and(|running| running.checked_bytes >= MIB))
+        };
+        while !far()? {
+            ensure!(Instant::now() < until, "it does not get on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        damage(&group, "db", 4096)?;
+        let (told, report) = verify(&group, &[])?;
+        ensure!(told.exit == 1 && report.different_bytes == 4096, "{told:?}");
+        let first = first.join().expect("no panic")?;
+        ensure!(first.exit == 0, "it had passed that: {first:?}");
+        let third = scope.spawn(|| group.site.verb(&["verify", "--rate", "64KiB"]));
+        std::thread::sleep(WHILE);
+        let stop = group.site.verb(&["verify", "--stop"])?;
+        let third = third.join().expect("no panic")?;
+        ensure!(stop.exit == 0 && third.exit == 1 && third.errors.contains("given up, as it was asked"), "{third:?}");
+        Ok(())
+    })?;
+    let (told, report) = verify(&group, &["--repair"])?;
+    ensure!(told.exit == 0 && report.repaired_bytes == 4096, "{told:?}");
+    group.compare_files()
+}
+
+/// A repair of much, over a line that is slower than it, holds up nobody who writes.
+#[test]
+fn a_repair_leaves_room_to_those_who_write() -> Result<()> {
+    for policy in ["pace", "refuse"] {
+        let line = Settings { bytes_per_second: 3e6, ..FAST };
+        let mut settings = small();
+        settings.retain(|(section, _)| *section != "primary");
+        let fifo = "fifo = { memory = \"1MiB\", disk = 0 }";
+        settings.push(("primary", format!("{fifo}\noverflow = \"{policy}\"")));
+        settings.push(("group", "protect = \"near\"".into()));
+        let mut group = Group::with(line, settings)?;
+        group.site.start_all()?;
+        group.site.settle(LONG)?;
+        for at in 0..2048 {
+            damage(&group, "db", at * 4096)?;
+        }
+        std::thread::scope(|scope| -> Result<()> {
+            let repair = scope.spawn(|| verify(&group, &["--repair"]));
+            let (mut writes, mut longest) = (0, Duration::ZERO);
+            while !repair.is_finished() {
+                let begun = Instant::now();
+                group.write(Role::Primary, "log", 4096 * (writes % 100), 7).context(policy)?;
+                longest = longest.max(begun.elapsed());
+                writes += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let (told, report) = repair.join().expect("no panic")?;
+            ensure!(told.exit == 0 && report.repaired_bytes == 2048 * 4096, "{policy}: {told:?}");
+            ensure!(writes > 20 && longest < Duration::from_secs(2), "{policy}: {writes} writes, one took {longest:?}");
+            Ok(())
+        })?;
+        group.site.settle(LONG)?;
+        group.compare_files()?;
+    }
     Ok(())
 }

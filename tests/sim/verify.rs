@@ -38,7 +38,7 @@ impl World {
     /// An operator asks; nobody has damaged a volume.
     pub fn ask_verify(&mut self, repair: bool) -> Verdict {
         let host = self.host(Node::Primary);
-        if !host.up || host.paused.is_some() {
+        if !host.up || host.paused.is_some() || self.verify_runs() {
             return Ok(());
         }
         self.primary_step(Input::Verify(Asked { repair, rate: 0 }))
