@@ -33,6 +33,7 @@ use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
+use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::format::wire::JournalRoom;
 use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
@@ -104,6 +105,8 @@ pub struct Machine {
     pub(super) checkpoints: Checkpoints,
     pub(super) sizes: Sizes,
     pub(super) comparisons: Comparisons,
+    /// Orders from the begin of a batch on that wait until the one before it, which is here as a whole, is durably so.
+    pub(super) held_orders: VecDeque<(Conn, Vec<OrderRecord>)>,
     pub(super) promotion: Option<Promotion>,
     /// A promotion asked for before this site was ready, or while a plan was made: ticket, plan, force.
     pub(super) promote_later: Option<(Ticket, bool, bool)>,
@@ -198,6 +201,7 @@ impl Machine {
             checkpoints: Checkpoints::default(),
             sizes: Sizes::found(&superblock, &history),
             comparisons: Comparisons::default(),
+            held_orders: VecDeque::new(),
             promotion: None,
             promote_later: None,
             last_refusal: None,
@@ -396,16 +400,18 @@ impl Machine {
                 let kind = DiskKind::Write { offset: write.offset, parts: write.parts, durable: true };
                 self.desk.disk(fx, File::Journal, kind);
             }
+            let mut again = false;
             if self.ready {
                 self.disown_orphan(fx);
                 self.advance_cut(now, fx);
+                again = self.release_orders(now, fx);
                 self.promise(now);
                 self.feed(now, fx);
                 self.acknowledge(fx);
                 self.checkpoint(now, fx);
             }
             self.promote_waiting(now, fx);
-            let again = self.promote_step(now, fx) || self.promote_due();
+            again |= self.promote_step(now, fx) || self.promote_due();
             // Nor is the superblock written over its other slot while the one in force may be in a cache only.
             if self.starting.is_empty()
                 && let Some((offset, block)) = self.keeper.next_write(self.desk.next())

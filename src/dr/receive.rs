@@ -47,6 +47,7 @@ impl Machine {
         let Some(peer) = self.links.remove(conn) else { return };
         self.intake.drop_waiting(Some(conn));
         self.comparisons.drop_of(conn);
+        self.held_orders.retain(|(of, _)| *of != conn);
         if peer.part == Part::Order {
             for stream in self.links.streams() {
                 self.close(stream, "its order connection is gone", fx);
@@ -236,6 +237,9 @@ impl Machine {
 
     fn orders(&mut self, now: Now, conn: Conn, records: &[OrderRecord], fx: &mut Vec<Effect>) {
         self.links.turned_down = None;
+        if !self.held_orders.is_empty() {
+            return self.hold_orders(conn, records, fx);
+        }
         // What is due from now on has its time to come, however long there was nothing to send.
         if self.history.first_missing_above(self.due_above()).is_none() {
             self.fed_by_link_ns = now.mono_ns;
@@ -245,7 +249,11 @@ impl Machine {
         if let Some(first) = records.first() {
             self.told.journal = self.told.journal.min(first.seq.prev());
         }
-        for record in records {
+        for (at, record) in records.iter().enumerate() {
+            if record.op == Op::BatchBegin && record.seq > self.history.tail() && self.finishes_batch() {
+                self.hold_orders(conn, &records[at..], fx);
+                break;
+            }
             if let Err(text) = self.acceptable(record).and_then(|()| self.learn_size(record)) {
                 return self.refuse(conn, RefuseCode::Protocol, text, fx);
             }
@@ -262,6 +270,38 @@ impl Machine {
         if self.journal.waiting() > 2 * COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX {
             self.refuse(conn, RefuseCode::Protocol, "more orders than may be unacknowledged".into(), fx);
         }
+    }
+
+    /// Keeps orders until [`Machine::release_orders`]; they are those that may be unacknowledged, at the most (I9).
+    fn hold_orders(&mut self, conn: Conn, records: &[OrderRecord], fx: &mut Vec<Effect>) {
+        self.held_orders.push_back((conn, records.to_vec()));
+        if self.held_orders.iter().map(|(_, held)| held.len()).sum::<usize>()
+            > COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX
+        {
+            self.refuse(conn, RefuseCode::Protocol, "more orders than may be unacknowledged".into(), fx);
+        }
+    }
+
+    /// Goes on with orders once the batch before them is on its way into the superblock, or cannot be. Whether there were any.
+    pub(super) fn release_orders(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        if self.held_orders.is_empty() || self.finishes_batch() {
+            return false;
+        }
+        for (conn, records) in std::mem::take(&mut self.held_orders) {
+            if self.links.order == Some(conn) {
+                self.orders(now, conn, &records, fx);
+            }
+        }
+        true
+    }
+
+    /// Whether the batch that comes in lacks nothing but that its end is durable in the journal: what begins behind it would
+    /// take its place, and it would be thrown away, with the recovery point that it brings.
+    fn finishes_batch(&self) -> bool {
+        let free = self.committing.is_none() && self.committed.is_none() && !self.journal.full() && self.synced();
+        let batch = self.batch.as_ref().filter(|batch| free && batch.end.is_none());
+        let completed = batch.and_then(|batch| self.completes(batch, &self.history));
+        completed.is_some_and(|(end, lacking)| lacking.is_empty() && end.seq > self.journal.durable())
     }
 
     /// Two histories under one epoch: nothing of it is taken, and it is said loudly (I8).

@@ -151,6 +151,12 @@ impl Controls {
         }
     }
 
+    /// Whether who has asked is still there.
+    #[must_use]
+    pub fn holds(&self, conn: Conn) -> bool {
+        self.sessions.contains_key(&conn)
+    }
+
     /// Nobody is connected.
     #[must_use]
     pub fn is_empty(&self) -> bool {

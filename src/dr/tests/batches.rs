@@ -433,3 +433,36 @@ fn what_a_batch_lacks_is_fetched_from_the_ring_before_it_is_given_up() {
         assert_eq!(planned_and_promoted(&mut trial, seed), lost, "{seed}");
     }
 }
+
+/// Found by a review: the end of a batch and the begin of the next one came together, and the batch, which was here as a whole, was
+/// thrown away for that.
+#[test]
+fn a_batch_does_not_give_way_to_another_that_begins_before_its_end_is_durable() {
+    for whole in [true, false] {
+        let (mut trial, chain) = synced(103);
+        let begin = order(3, Op::BatchBegin, chain);
+        let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
+        trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![begin]) });
+        trial.drain_disk();
+        if whole {
+            let message = Message::Chunk { index: 0, record: chunk, data: Bytes::new() };
+            trial.step(Input::Message { conn: Conn(2), message });
+            trial.drain_disk();
+        }
+        let end = batch_end(4, &begin, begin.chain);
+        let next = order(5, Op::BatchBegin, end.chain);
+        let write = order(6, Op::Write, next.chain);
+        let behind = order(7, Op::Trim, write.chain);
+        for records in [vec![end, next, write], vec![behind]] {
+            trial.step(Input::Message { conn: Conn(1), message: Message::Orders(records) });
+        }
+        assert_eq!(trial.machine.history.tail(), if whole { Seq(4) } else { Seq(7) });
+        (0..20).for_each(|_| {
+            trial.drain_disk();
+            trial.tick_on();
+        });
+        assert_eq!(trial.machine.history.tail(), Seq(7), "the others follow");
+        let cut = trial.machine.status(trial.now).cut_seq;
+        assert_eq!(cut, if whole { Seq(4) } else { Seq(2) });
+    }
+}

@@ -48,6 +48,7 @@ impl Shell {
         if let Err(text) = self.machine.may_verify() {
             return Ok(Some(Answer::refused(text)));
         }
+        self.forget_gone();
         let count = self.verifying.queue.len();
         match self.verifying.queue.back_mut() {
             None => {
@@ -63,6 +64,15 @@ impl Shell {
             Some(_) => self.verifying.queue.push_back((asked, vec![conn])),
         }
         Ok(None)
+    }
+
+    /// Of what waits for the one under way, what nobody waits for any more.
+    fn forget_gone(&mut self) {
+        let mut at = 0;
+        self.verifying.queue.retain(|(_, conns)| {
+            at += 1;
+            at == 1 || conns.iter().any(|conn| self.controls.holds(*conn))
+        });
     }
 
     /// Gives up the comparison that is under way, whoever asked for it.
@@ -84,6 +94,9 @@ impl Shell {
         for conn in conns {
             self.controls.answer(&mut self.reactor, conn, answer.clone().pieces());
         }
+        // What nobody waits for any more is not begun.
+        let waits = |(_, conns): &(Asked, Vec<Conn>)| conns.iter().any(|conn| self.controls.holds(*conn));
+        self.verifying.queue.retain(waits);
         match self.verifying.queue.front() {
             Some((asked, _)) => {
                 let asked = *asked;
