@@ -70,8 +70,11 @@ impl Machine {
         kind: Kind,
         fx: &mut Vec<Effect>,
     ) -> Option<(Req, Volume, Kind)> {
-        let held = self.mending_holds(volume, &kind) || self.verify_holds(volume, &kind);
-        if held || self.mending_first() || self.lag_wait(changed_bytes(&kind)) {
+        if self.mending_holds(volume, &kind)
+            || self.verify_holds(volume, &kind)
+            || self.mending_first()
+            || self.lag_wait(changed_bytes(&kind))
+        {
             return Some((req, volume, kind));
         }
         match self.room(payload_bytes(&kind)) {
@@ -325,6 +328,7 @@ impl Machine {
     }
 
     pub(super) fn resume_held(&mut self, fx: &mut Vec<Effect>) {
+        self.verify_holds_nobody();
         while let Some((bytes, (req, volume, kind))) = self.held_requests.take() {
             if let Some(back) = self.admit(req, volume, kind, fx) {
                 self.held_requests.put_back(bytes, back);

@@ -53,6 +53,36 @@ impl Bench {
         self.input(Input::EndOfTurn);
     }
 
+    /// The connection that it has opened to DR.
+    fn connects(&self) -> Conn {
+        let connects = |effect: &Effect| if let Effect::DrConnect { conn, .. } = effect { Some(*conn) } else { None };
+        self.effects.iter().find_map(connects).expect("it connects")
+    }
+
+    /// DR has orders up to here, and everything of the first.
+    fn welcomed(&mut self, conn: Conn, journal_seq: Seq) {
+        self.input(Input::DrUp { conn });
+        let welcome = Welcome {
+            group: GroupId(1),
+            epoch: Epoch(1),
+            owner: Owner(2),
+            journal_seq,
+            journal_chain: self.machine.chain,
+            cut: Seq(1),
+            applied: Seq(1),
+            synced: true,
+            blank: true,
+            gaps: false,
+            led_past: false,
+            batch: Seq(0),
+            have: Vec::new(),
+            window_bytes: 1 << 20,
+            spool_bytes: 1 << 30,
+            room: ROOM,
+        };
+        self.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
+    }
+
     /// Whether a sync of the intent log is under way.
     fn log_syncs(&self) -> bool {
         self.waiting.iter().any(|op| op.file == File::IntentLog && matches!(op.kind, DiskKind::Sync))
@@ -132,34 +162,11 @@ fn a_clean_stop_syncs_the_log_when_its_last_record_is_written() {
 fn an_order_without_payload_that_dr_has_lost_is_left_to_a_batch() {
     let mut bench = Bench::new();
     bench.complete(|_| true);
-    let conn = bench
-        .effects
-        .iter()
-        .find_map(|effect| if let Effect::DrConnect { conn, .. } = effect { Some(*conn) } else { None })
-        .expect("it connects");
+    let conn = bench.connects();
     let kind = Kind::Trim { offset: 4096, length: 4096, fua: false };
     bench.input(Input::Request { req: Req(1), volume: Volume(0), kind });
     bench.complete(|_| true);
-    bench.input(Input::DrUp { conn });
-    let welcome = Welcome {
-        group: GroupId(1),
-        epoch: Epoch(1),
-        owner: Owner(2),
-        journal_seq: Seq(2),
-        journal_chain: bench.machine.chain,
-        cut: Seq(1),
-        applied: Seq(1),
-        synced: true,
-        blank: true,
-        gaps: false,
-        led_past: false,
-        batch: Seq(0),
-        have: Vec::new(),
-        window_bytes: 1 << 20,
-        spool_bytes: 1 << 30,
-        room: ROOM,
-    };
-    bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
+    bench.welcomed(conn, Seq(2));
     assert!(!bench.machine.lost_any());
     let ranges = vec![SeqRange { first: Seq(2), last: Seq(2) }];
     bench.input(Input::DrMessage { conn, message: Message::Need { ranges } });
@@ -535,28 +542,8 @@ fn who_asks_again_for_a_resize_that_is_under_way_is_answered_with_it() {
 fn connected() -> (Bench, Conn) {
     let mut bench = Bench::new();
     bench.complete(|_| true);
-    let connects = |effect: &Effect| if let Effect::DrConnect { conn, .. } = effect { Some(*conn) } else { None };
-    let conn = bench.effects.iter().find_map(connects).expect("it connects");
-    bench.input(Input::DrUp { conn });
-    let welcome = Welcome {
-        group: GroupId(1),
-        epoch: Epoch(1),
-        owner: Owner(2),
-        journal_seq: Seq(1),
-        journal_chain: bench.machine.chain,
-        cut: Seq(1),
-        applied: Seq(1),
-        synced: true,
-        blank: true,
-        gaps: false,
-        led_past: false,
-        batch: Seq(0),
-        have: Vec::new(),
-        window_bytes: 1 << 20,
-        spool_bytes: 1 << 30,
-        room: ROOM,
-    };
-    bench.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
+    let conn = bench.connects();
+    bench.welcomed(conn, Seq(1));
     bench.input(Input::EndOfTurn);
     (bench, conn)
 }

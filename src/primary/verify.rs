@@ -37,8 +37,10 @@ const READS_MAX: usize = 2;
 const ASKED_MAX: usize = 32;
 /// How long to wait when DR could not show a seq, nanoseconds.
 const PASSED_PAUSE_NS: u64 = 100_000_000;
-/// For how long a range may hold up writes that overlap it, nanoseconds; and how long to leave it then.
-const HELD_NS_MAX: u64 = 20_000_000;
+/// For how long a range may hold up writes that overlap it, nanoseconds: at first, and where it was let go of again and again;
+/// and how long to leave it then.
+const HELD_NS: u64 = 20_000_000;
+const HELD_NS_MAX: u64 = 1_000_000_000;
 const HELD_PAUSE_NS: u64 = 1_000_000_000;
 /// Ranges that a report lists.
 const LISTED_MAX: usize = 10_000;
@@ -58,6 +60,8 @@ pub(super) struct Verify {
     job: Option<Job>,
     next_id: u64,
     pieces: BTreeMap<u64, Piece>,
+    /// The next request waits for a range.
+    holds_up: bool,
     /// Read, and not sent yet: in the order of their seqs.
     outbox: VecDeque<Compare>,
     /// The last result, and when it was there, nanoseconds since the Unix epoch.
@@ -83,6 +87,8 @@ struct Piece {
     grain: u64,
     stage: Stage,
     since_ns: u64,
+    /// For how long it may hold up others.
+    patience_ns: u64,
 }
 
 /// How far it is.
@@ -101,8 +107,8 @@ struct Job {
     scrub: bool,
     phase: Phase,
     todo: VolumeRanges,
-    /// To be asked again, with its grain.
-    again: VecDeque<(Extent, u64)>,
+    /// To be asked again.
+    again: VecDeque<Piece>,
     total: u64,
     checked: u64,
     found: Found,
@@ -248,8 +254,13 @@ impl Machine {
         self.mends().then_some("what the volumes hold is on its way to DR")
     }
 
+    /// Whose turn it is has yet to be found out.
+    pub(super) fn verify_holds_nobody(&mut self) {
+        self.verify.holds_up = false;
+    }
+
     /// Whether a request waits until what overlaps it has been read.
-    pub(super) fn verify_holds(&self, volume: Volume, kind: &Kind) -> bool {
+    pub(super) fn verify_holds(&mut self, volume: Volume, kind: &Kind) -> bool {
         let (offset, length) = match kind {
             Kind::Write { offset, data, .. } => (*offset, data.len() as u64),
             Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => (*offset, *length),
@@ -260,7 +271,9 @@ impl Machine {
             let (from, wide) = rounded(piece.extent);
             piece.stage != Stage::Asked && piece.extent.volume == volume && at < from + wide && from < at + long
         };
-        self.verify.pieces.values().any(holds) && !planted(Bug::ComparedBesideWrites)
+        let held = self.verify.pieces.values().any(holds) && !planted(Bug::ComparedBesideWrites);
+        self.verify.holds_up |= held;
+        held
     }
 
     /// Takes the next ranges, reads what can be read, and ends what is done.
@@ -281,11 +294,9 @@ impl Machine {
         if waits {
             return;
         }
-        while let Some((extent, grain)) = self.next_range() {
-            let id = self.verify.next_id;
+        while let Some(piece) = self.next_range() {
+            self.verify.pieces.insert(self.verify.next_id, piece);
             self.verify.next_id += 1;
-            let since_ns = self.now.mono_ns;
-            self.verify.pieces.insert(id, Piece { extent, grain, stage: Stage::Held, since_ns });
         }
         let held = |(id, piece): (&u64, &Piece)| (piece.stage == Stage::Held).then_some((*id, piece.extent));
         for (id, extent) in self.verify.pieces.iter().filter_map(held).collect::<Vec<_>>() {
@@ -304,14 +315,17 @@ impl Machine {
     /// Lets go of ranges that hold up writes for nothing, or for too long: of those that are only held `all`.
     fn hold_no_longer(&mut self, all: bool) {
         let now_ns = self.now.mono_ns;
-        let waited_for = !self.held_requests.is_empty();
+        let waited_for = self.verify.holds_up;
         let too_long = |piece: &Piece| match piece.stage {
             Stage::Asked => false,
             Stage::Held if all => true,
-            Stage::Held | Stage::Reading => waited_for && now_ns >= piece.since_ns + HELD_NS_MAX,
+            Stage::Held | Stage::Reading => waited_for && now_ns >= piece.since_ns + piece.patience_ns,
         };
         let ids: Vec<u64> = self.verify.pieces.iter().filter(|(_, piece)| too_long(piece)).map(|(id, _)| *id).collect();
         for id in &ids {
+            // What a slow disk never reads in that time is not put off for ever.
+            let longer = |piece: &mut Piece| piece.patience_ns = (2 * piece.patience_ns).min(HELD_NS_MAX);
+            self.verify.pieces.get_mut(id).into_iter().filter(|_| !all).for_each(longer);
             self.ask_again(*id);
         }
         if let Some(job) = self.verify.job.as_mut().filter(|_| !ids.is_empty() && !all) {
@@ -326,7 +340,7 @@ impl Machine {
     }
 
     /// The next range to take, if it may be now.
-    fn next_range(&mut self) -> Option<(Extent, u64)> {
+    fn next_range(&mut self) -> Option<Piece> {
         let pieces = self.verify.pieces.values();
         let reads = pieces.clone().filter(|piece| piece.stage != Stage::Asked).count();
         if reads >= READS_MAX || pieces.len() >= ASKED_MAX {
@@ -334,19 +348,25 @@ impl Machine {
         }
         let now_ns = self.now.mono_ns;
         let job = self.verify.job.as_mut().filter(|job| job.phase != Phase::Repairing && now_ns >= job.next_ns)?;
-        let next = job.again.pop_front();
-        let (extent, grain) = next.or_else(|| Some((job.todo.pop_front(COMPARE_BYTES_MAX)?, COMPARE_BYTES_MAX)))?;
+        let next = match job.again.pop_front() {
+            Some(again) => Piece { stage: Stage::Held, since_ns: now_ns, ..again },
+            None => {
+                let extent = job.todo.pop_front(COMPARE_BYTES_MAX)?;
+                let (grain, patience_ns) = (COMPARE_BYTES_MAX, HELD_NS);
+                Piece { extent, grain, stage: Stage::Held, since_ns: now_ns, patience_ns }
+            }
+        };
         if job.asked.rate > 0 {
-            job.next_ns = now_ns.saturating_add(pause_ns(extent.length, job.asked.rate));
+            job.next_ns = now_ns.saturating_add(pause_ns(next.extent.length, job.asked.rate));
         }
-        Some((extent, grain))
+        Some(next)
     }
 
     /// When the next range may be taken.
     pub(super) fn verify_due_ns(&self) -> Option<u64> {
         let job = self.verify.job.as_ref()?;
         let holds = self.verify.pieces.values().filter(|piece| piece.stage != Stage::Asked);
-        let held = holds.map(|piece| piece.since_ns + HELD_NS_MAX).min().filter(|_| !self.held_requests.is_empty());
+        let held = holds.map(|piece| piece.since_ns + piece.patience_ns).min().filter(|_| self.verify.holds_up);
         let next = Some(job.next_ns).filter(|next| *next > self.now.mono_ns);
         next.into_iter().chain(held).min()
     }
@@ -399,13 +419,13 @@ impl Machine {
         self.verify.outbox.clear();
         let pieces = std::mem::take(&mut self.verify.pieces);
         if let Some(job) = &mut self.verify.job {
-            job.again.extend(pieces.into_values().map(|piece| (piece.extent, piece.grain)));
+            job.again.extend(pieces.into_values());
         }
     }
 
     fn ask_again(&mut self, id: u64) {
         if let (Some(piece), Some(job)) = (self.verify.pieces.remove(&id), &mut self.verify.job) {
-            job.again.push_back((piece.extent, piece.grain));
+            job.again.push_back(piece);
         }
     }
 
@@ -438,7 +458,7 @@ impl Machine {
         let (Some(piece), Some(job)) = (self.verify.pieces.remove(&id), &mut self.verify.job) else { return };
         let Extent { volume, offset, length } = piece.extent;
         if different != 0 && piece.grain > BLOCK_BYTES as u64 {
-            return job.again.push_back((piece.extent, BLOCK_BYTES as u64));
+            return job.again.push_back(Piece { grain: BLOCK_BYTES as u64, ..piece });
         }
         job.checked += length;
         for part in (0..64).filter(|part| different & (1 << part) != 0) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::load::{Load, Plan};
+use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::site::{Ended, Role};
 use farshore::cli::relay::line::Settings;
 use farshore::cluster::status::VerifyReport;
@@ -171,6 +172,15 @@ fn a_repair_leaves_room_to_those_who_write() -> Result<()> {
         settings.push(("group", "protect = \"near\"".into()));
         let mut group = Group::with(line, settings)?;
         group.site.start_all()?;
+        let mut client = group.site.client(Role::Primary, "db")?;
+        client.timeout(Some(LONG))?;
+        for at in 0..128 {
+            client.call(Ask::Write { offset: at << 16, data: &[5; 64 << 10], fua: false })?;
+            if policy == "refuse" && at % 4 == 3 {
+                group.site.settle(LONG)?;
+            }
+        }
+        client.close();
         group.site.settle(LONG)?;
         for at in 0..2048 {
             damage(&group, "db", at * 4096)?;
