@@ -25,7 +25,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::CacheTrusted, 3001510),
     (Bug::LedPastForgotten, 3625023),
     (Bug::CarriedFromNothing, 3234550),
-    (Bug::StateBeforeRecord, 3125130),
+    (Bug::StateBeforeRecord, 3081344),
     (Bug::FenceUnheeded, 8516),
     (Bug::TableForgotten, 8502),
     (Bug::OrdersDurableEarly, 100000),
