@@ -63,9 +63,9 @@ pub enum Verb {
     #[command(after_help = "Example:\n  farshore verify --config farshore.toml\n  \
         farshore verify --config farshore.toml --repair --rate 50MiB --json\n\n\
         Each range is compared as of one place in the order on both sides, so that nothing is called different that is only \
-        on its way. Goes on if this command is interrupted (--stop gives it up); asked again meanwhile, it is done once more behind that. With --repair what differs is read \
-        from the primary and sent to DR, and compared once more. Exit status 0: both sides are equal. 1: they differ, or \
-        part of them cannot be read. 3: refused, and why.")]
+        on its way. Goes on if this command is interrupted (--stop gives it up); asked again meanwhile, it is done once more \
+        behind that. With --repair what differs is read from the primary and sent to DR, and compared once more. Exit \
+        status 0: both sides are equal. 1: they differ, or part of them cannot be read. 3: refused, and why.")]
     Verify(Verify),
     /// Print the loss report of the last promotion again
     #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]

@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -144,6 +145,22 @@ fn asking(control: &Path, request: &Request, timeout: Option<Duration>) -> Resul
     };
     ask().map_err(|error| No::of(control, &NoReply::unread(error)))?;
     Ok(stream)
+}
+
+/// Runs `work`, and looks every so often as long as it takes; and once more when it is over, of which it is told.
+pub fn meanwhile<T>(every: Duration, mut look: impl FnMut(bool) + Send, work: impl FnOnce() -> T) -> T {
+    let (done, ended) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                look(false);
+            }
+            look(true);
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 /// Whether some process answers at a control socket.

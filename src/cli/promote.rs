@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -211,28 +210,23 @@ pub fn summary(report: &PromoteReport, lost: &Tally, out: &mut dyn Write) -> std
 /// it is.
 fn with_progress<T>(control: &Path, shown: bool, work: impl FnOnce() -> T) -> T {
     let shown = shown && std::io::stderr().is_terminal();
-    let (done, waiting) = channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let (mut notices, begun) = (Notices::new(), Instant::now());
-            let clear = |on: bool| if on { "\r\x1b[K" } else { "" };
-            let mut line = false;
-            while waiting.recv_timeout(PROGRESS_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let Some(dr) = promoting(control) else { continue };
-                if let Some(notice) = notices.next(begun.elapsed(), dr.waits_for.as_deref()) {
-                    eprintln!("{}farshore: {notice}", clear(line));
-                }
-                if shown {
-                    eprint!("{}{}", clear(true), progress(&dr));
-                    line = true;
-                }
-            }
-            eprint!("{}", clear(line));
-        });
-        let result = work();
-        drop(done);
-        result
-    })
+    let (mut notices, begun) = (Notices::new(), Instant::now());
+    let clear = |on: bool| if on { "\r\x1b[K" } else { "" };
+    let mut line = false;
+    let look = |over: bool| {
+        if over {
+            return eprint!("{}", clear(line));
+        }
+        let Some(dr) = promoting(control) else { return };
+        if let Some(notice) = notices.next(begun.elapsed(), dr.waits_for.as_deref()) {
+            eprintln!("{}farshore: {notice}", clear(line));
+        }
+        if shown {
+            eprint!("{}{}", clear(true), progress(&dr));
+            line = true;
+        }
+    };
+    client::meanwhile(PROGRESS_EVERY, look, work)
 }
 
 /// What DR says of itself, while it answers.

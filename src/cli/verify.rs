@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::arguments::Verify;
@@ -78,28 +77,22 @@ fn print(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<()> {
 /// Runs `work`, and says on a terminal how far the primary is meanwhile; what it waits for, in any case.
 fn with_progress<T>(control: &Path, shown: bool, work: impl FnOnce() -> T) -> T {
     let shown = shown && std::io::stderr().is_terminal();
-    let (done, ended) = channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut waited: Option<String> = None;
-            while ended.recv_timeout(PROGRESS_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let Some(progress) = running(control) else { continue };
-                if progress.waits_for != waited {
-                    waited.clone_from(&progress.waits_for);
-                    waited.iter().for_each(|what| eprintln!("farshore: waiting: {what}"));
-                }
-                if shown {
-                    eprint!("\r\x1b[K{}", line(&progress));
-                }
-            }
-            if shown {
-                eprint!("\r\x1b[K");
-            }
-        });
-        let result = work();
-        drop(done);
-        result
-    })
+    let mut waited: Option<String> = None;
+    let look = |over: bool| {
+        let clear = if shown { "\r\x1b[K" } else { "" };
+        if over {
+            return eprint!("{clear}");
+        }
+        let Some(progress) = running(control) else { return };
+        if progress.waits_for != waited {
+            waited.clone_from(&progress.waits_for);
+            waited.iter().for_each(|what| eprintln!("farshore: waiting: {what}"));
+        }
+        if shown {
+            eprint!("{clear}{}", line(&progress));
+        }
+    };
+    client::meanwhile(PROGRESS_EVERY, look, work)
 }
 
 /// What the primary says of the comparison under way.

@@ -135,7 +135,6 @@ fn degraded(list: &[Degraded], out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// `reckons`: it comes from the side that reckons how long the rest takes.
 fn verify(verify: Option<&VerifyStatus>, out: &mut dyn Write) -> Result<()> {
     let Some(v) = verify else { return Ok(()) };
     let running = v.running.as_ref().map(|it| {
@@ -155,6 +154,7 @@ fn verify(verify: Option<&VerifyStatus>, out: &mut dyn Write) -> Result<()> {
     row("verify", &parts.join("; "), out)
 }
 
+/// `reckons`: it comes from the side that reckons how long the rest takes.
 fn batch(batch: Option<&BatchStatus>, reckons: bool, out: &mut dyn Write) -> Result<()> {
     let Some(b) = batch else { return Ok(()) };
     let total = human_size(b.total_bytes);

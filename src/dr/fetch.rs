@@ -139,14 +139,14 @@ impl Machine {
             let ticket = self.desk.ticket();
             promotion.fetching = Some(ticket);
             fx.push(Effect::AuxRead { ticket, offset, length });
-        // A batch that these records complete moves the cut: what the report says of it is final. So everything up to it has been
-        // read before: what is found damaged then can still be fetched.
         } else if promotion.completing {
             // The batch is complete by now, or what it lacks cannot be had: what is behind either is looked for.
             if self.intake.idle() && self.journal.idle() {
                 promotion.completing = false;
                 self.want_states();
             }
+        // A batch that these records complete moves the cut: what the report says of it is final. So everything up to it has been
+        // read before: what is found damaged then can still be fetched.
         } else if plan || self.intake.idle() && self.journal.idle() && self.committing.is_none() && !applying {
             self.report_now(now, fx);
         }

@@ -233,14 +233,10 @@ impl History {
     /// Whether [`History::fill`] would take it once `last`, the last of those before it that are to be filled in, is.
     #[must_use]
     pub fn could_fill(&self, record: &OrderRecord, last: Option<&OrderRecord>) -> bool {
-        self.gap_for(record, last).is_some()
-    }
-
-    fn gap_for(&self, record: &OrderRecord, last: Option<&OrderRecord>) -> Option<usize> {
-        let index = self.index(record.seq).err().filter(|index| *index < self.entries.len())?;
+        let Err(index) = self.index(record.seq) else { return false };
         let known = self.before(index);
         let before = last.map(|last| (last.seq, last.chain)).filter(|last| last.0 > known.0).unwrap_or(known);
-        self.continues(record, before).then_some(index)
+        index < self.entries.len() && self.continues(record, before)
     }
 
     /// Whether a record that is missing here may be filled in behind the one with this seq and chain.

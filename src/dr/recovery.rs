@@ -341,6 +341,13 @@ fn check_identity(superblock: &Superblock, options: &Options) -> Result<(), Reco
     Ok(())
 }
 
+/// Whether everything is here of a batch that begins after the recovery point `after`.
+fn is_whole(history: &History, after: Seq, begin: Seq, end: &OrderRecord, staged: &BTreeMap<u64, Chunk>) -> bool {
+    staged.len() as u64 == end.pieces()
+        && history.unbroken_from(begin, end.seq) == end.seq
+        && !leaves_out(history, after, begin, staged)
+}
+
 /// Whether a payload from before a batch that was being applied is not here any more, and no chunk covers its range:
 /// what the volumes would hold then is no state that ever was (I5).
 fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, Chunk>) -> bool {
@@ -446,9 +453,7 @@ fn batches(
             .above(begin)
             .find(|entry| entry.record.op == Op::BatchEnd && Seq(entry.record.offset) == begin)
             .map(|entry| entry.record)
-            .filter(|end| staged.len() as u64 == end.pieces())
-            .filter(|end| history.unbroken_from(begin, end.seq) == end.seq)
-            .filter(|_| !leaves_out(history, superblock.seq, begin, &staged));
+            .filter(|end| is_whole(history, superblock.seq, begin, end, &staged));
         match end {
             Some(end) => {
                 committed = Some(Committed {
@@ -475,11 +480,8 @@ fn batches(
     }
     let after = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
     let complete = |(begin, end): &(Seq, OrderRecord)| {
-        let staged = of(*begin);
-        staged.len() as u64 == end.pieces()
-            && history.unbroken_from(*begin, end.seq) == end.seq
-            && history.get(*begin).is_some_and(|entry| entry.record.offset == 0)
-            && !leaves_out(history, after, *begin, &staged)
+        let carries_on = history.get(*begin).is_none_or(|entry| entry.record.offset != 0);
+        !carries_on && is_whole(history, after, *begin, end, &of(*begin))
     };
     let first = history.ended_after(after).find(complete).map(|(begin, _)| begin);
     let batch = first.or(history.open_batch(after).map(|(begin, _)| begin)).map(|begin| {

@@ -445,6 +445,18 @@ fn fua_flag(fua: bool) -> u8 {
     if fua { FLAG_FUA } else { 0 }
 }
 
+/// Whether a request changes a block of a range.
+pub(super) fn touches(volume: Volume, kind: &Kind, range: Extent) -> bool {
+    let (offset, length) = match kind {
+        Kind::Write { offset, .. } | Kind::Zeroes { offset, .. } | Kind::Trim { offset, .. } => {
+            (*offset, changed_bytes(kind))
+        }
+        Kind::Flush => return false,
+    };
+    let ((at, long), (from, wide)) = (rounded(Extent { volume, offset, length }), rounded(range));
+    volume == range.volume && at < from + wide && from < at + long
+}
+
 /// The range in whole blocks: what a read-modify-write of its edges touches.
 pub(super) fn rounded(extent: Extent) -> (u64, u64) {
     let block = BLOCK_BYTES as u64;

@@ -54,7 +54,7 @@ impl Machine {
                 );
                 self.disk_failed(text, fx);
             }
-            (Pending::Mending, Err(_)) if self.repair_unread() => {}
+            (Pending::Mending, Err(_)) if self.repairs() => self.repair_unread(),
             (pending, Err(fail)) => self.disk_failed(format!("{}: {fail}", pending.what()), fx),
         }
     }

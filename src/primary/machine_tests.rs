@@ -6,7 +6,7 @@ use crate::core::machine::IoFail;
 use crate::format::intent::Watermark;
 use crate::format::wire::Welcome;
 use crate::limits::PAYLOAD_PIECE_BYTES_MAX;
-use crate::primary::link::tests::{ROOM, fresh};
+use crate::primary::link::tests::{fresh, welcoming};
 use crate::primary::window::Payload;
 
 struct Bench {
@@ -62,24 +62,8 @@ impl Bench {
     /// DR has orders up to here, and everything of the first.
     fn welcomed(&mut self, conn: Conn, journal_seq: Seq) {
         self.input(Input::DrUp { conn });
-        let welcome = Welcome {
-            group: GroupId(1),
-            epoch: Epoch(1),
-            owner: Owner(2),
-            journal_seq,
-            journal_chain: self.machine.chain,
-            cut: Seq(1),
-            applied: Seq(1),
-            synced: true,
-            blank: true,
-            gaps: false,
-            led_past: false,
-            batch: Seq(0),
-            have: Vec::new(),
-            window_bytes: 1 << 20,
-            spool_bytes: 1 << 30,
-            room: ROOM,
-        };
+        let (owner, journal_chain) = (Owner(2), self.machine.chain);
+        let welcome = Welcome { owner, journal_seq, journal_chain, blank: true, ..welcoming(1, true, false) };
         self.input(Input::DrMessage { conn, message: Message::Welcome(welcome) });
     }
 

@@ -22,7 +22,7 @@
 
 use bytes::Bytes;
 
-use super::intake::{Room, rounded};
+use super::intake::{Room, rounded, touches};
 use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
 use crate::core::ids::{Extent, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp};
@@ -136,14 +136,15 @@ impl Machine {
         self.save_watermark(fx);
     }
 
+    /// Whether what is read back is a piece of a repair.
+    pub(super) fn repairs(&self) -> bool {
+        self.mending.repairing
+    }
+
     /// A piece of a repair cannot be read here: what is compared once more says so.
-    pub(super) fn repair_unread(&mut self) -> bool {
-        let of_repair = self.mending.repairing;
-        if of_repair {
-            self.mending.piece = None;
-            self.mending.reading = false;
-        }
-        of_repair
+    pub(super) fn repair_unread(&mut self) {
+        self.mending.piece = None;
+        (self.mending.reading, self.mending.repairing) = (false, false);
     }
 
     /// Why something has yet to be read back.
@@ -157,14 +158,8 @@ impl Machine {
 
     /// Whether a request waits until what overlaps it has been read and has its seq.
     pub(super) fn mending_holds(&self, volume: Volume, kind: &Kind) -> bool {
-        let (offset, length) = match kind {
-            Kind::Write { offset, data, .. } => (*offset, data.len() as u64),
-            Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => (*offset, *length),
-            Kind::Flush => return false,
-        };
-        let Some(piece) = self.mending.piece.filter(|piece| piece.volume == volume) else { return false };
-        let ((at, long), (from, wide)) = (rounded(Extent { volume, offset, length }), rounded(piece));
-        at < from + wide && from < at + long && !planted(Bug::MendedBesideWrites)
+        let held = self.mending.piece.is_some_and(|piece| touches(volume, kind, piece));
+        held && !planted(Bug::MendedBesideWrites)
     }
 
     /// Whether newcomers wait until the next piece has its order: it has no room, or is being read.

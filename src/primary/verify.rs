@@ -21,15 +21,15 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::batch::Mode;
-use super::intake::rounded;
-use super::machine::{Effect, File, Kind, Machine, Pending, Stopping};
+use super::intake::{rounded, touches};
+use super::machine::{Effect, File, Kind, Machine, Options, Pending, Stopping};
 use crate::cluster::status::{VerifyProgress, VerifyRange, VerifyReport, VerifyStatus, rfc3339, seconds};
 use crate::core::ids::{Extent, Owner, Seq, Volume};
 use crate::core::machine::{DiskKind, DiskOp, DiskResult, Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{Cover, VolumeRanges};
 use crate::format::wire::{Compare, Verdict};
-use crate::limits::{BLOCK_BYTES, COMPARE_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX};
 
 /// Ranges being read here at once: each may hold up writes that overlap it.
 const READS_MAX: usize = 2;
@@ -64,7 +64,7 @@ pub(super) struct Verify {
     holds_up: bool,
     /// Read, and not sent yet: in the order of their seqs.
     outbox: VecDeque<Compare>,
-    /// The last result, and when it was there, nanoseconds since the Unix epoch.
+    /// The last result without its ranges, and when it was there, nanoseconds since the Unix epoch.
     last: Option<(VerifyReport, u64)>,
     /// The DR directory that it is about.
     last_of: Owner,
@@ -103,8 +103,6 @@ enum Phase {
 #[derive(Clone, Debug)]
 struct Job {
     asked: Asked,
-    /// Nobody has asked for it.
-    scrub: bool,
     phase: Phase,
     todo: VolumeRanges,
     /// To be asked again.
@@ -141,7 +139,7 @@ struct Unreadable {
 
 impl Found {
     fn equal(&self) -> bool {
-        self.bytes == 0 && self.unreadable.is_empty() && self.more_unreadable == 0
+        self.all_bytes() == 0
     }
 
     fn add(&mut self, extent: Extent) {
@@ -163,18 +161,42 @@ impl Found {
     }
 }
 
+/// What there is to say of a comparison that is over.
+fn verify_report(job: &Job, options: &Options, now: Now) -> VerifyReport {
+    let before = job.before.as_ref().unwrap_or(&job.found);
+    let range = |extent: Extent, why: Option<&String>| VerifyRange {
+        volume: options.volumes[usize::from(extent.volume.0)].0.clone(),
+        offset: extent.offset,
+        length: extent.length,
+        unreadable: why.cloned(),
+    };
+    let unreadable = before.unreadable.iter().map(|it| range(it.extent, Some(&it.why)));
+    let mut ranges: Vec<VerifyRange> =
+        before.different.iter().map(|extent| range(extent, None)).chain(unreadable).collect();
+    let ranges_left_out = ranges.len().saturating_sub(LISTED_MAX) as u64;
+    ranges.truncate(LISTED_MAX);
+    let (left, repaired) = (job.found.all_bytes(), job.before.is_some());
+    VerifyReport {
+        group: options.group_name.clone(),
+        checked_bytes: job.checked - if repaired { before.ranges(false).bytes().min(job.checked) } else { 0 },
+        different_bytes: before.all_bytes(),
+        ranges,
+        ranges_left_out,
+        ranges_exact: before.different.bytes() == before.bytes,
+        repaired_bytes: if repaired { before.all_bytes().saturating_sub(left) } else { 0 },
+        equal: left == 0,
+        as_of_seq: job.as_of,
+        ended: rfc3339(now.wall_ns),
+        duration_seconds: seconds(now.mono_ns.saturating_sub(job.started.mono_ns)),
+    }
+}
+
 /// How long `bytes` take at a rate, nanoseconds.
 fn pause_ns(bytes: u64, rate: u64) -> u64 {
     u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)
 }
 
 impl Machine {
-    /// Whether somebody has asked for the comparison that is under way.
-    #[must_use]
-    pub fn verifies(&self) -> bool {
-        self.verify.job.as_ref().is_some_and(|job| !job.scrub)
-    }
-
     /// Begins to compare both sides; one that is under way is given up for it, and says nothing any more: what it has compared
     /// already may have changed since.
     pub(super) fn verify(&mut self, asked: Asked, fx: &mut Vec<Effect>) {
@@ -182,7 +204,7 @@ impl Machine {
             fx.push(Effect::Verified { result: Err(text) });
             return;
         }
-        self.begin_verify(asked, false, fx);
+        self.begin_verify(asked, fx);
     }
 
     /// A comparison under way is given up, as somebody asks.
@@ -195,7 +217,7 @@ impl Machine {
         }
     }
 
-    fn begin_verify(&mut self, asked: Asked, scrub: bool, fx: &mut Vec<Effect>) {
+    fn begin_verify(&mut self, asked: Asked, fx: &mut Vec<Effect>) {
         self.verify.pieces.clear();
         self.verify.outbox.clear();
         let mut todo = VolumeRanges::new();
@@ -204,7 +226,6 @@ impl Machine {
         }
         self.verify.job = Some(Job {
             asked,
-            scrub,
             phase: Phase::Comparing,
             total: todo.bytes(),
             todo,
@@ -261,16 +282,7 @@ impl Machine {
 
     /// Whether a request waits until what overlaps it has been read.
     pub(super) fn verify_holds(&mut self, volume: Volume, kind: &Kind) -> bool {
-        let (offset, length) = match kind {
-            Kind::Write { offset, data, .. } => (*offset, data.len() as u64),
-            Kind::Zeroes { offset, length, .. } | Kind::Trim { offset, length, .. } => (*offset, *length),
-            Kind::Flush => return false,
-        };
-        let (at, long) = rounded(Extent { volume, offset, length });
-        let holds = |piece: &Piece| {
-            let (from, wide) = rounded(piece.extent);
-            piece.stage != Stage::Asked && piece.extent.volume == volume && at < from + wide && from < at + long
-        };
+        let holds = |piece: &Piece| piece.stage != Stage::Asked && touches(volume, kind, piece.extent);
         let held = self.verify.pieces.values().any(holds) && !planted(Bug::ComparedBesideWrites);
         self.verify.holds_up |= held;
         held
@@ -461,7 +473,7 @@ impl Machine {
             return job.again.push_back(Piece { grain: BLOCK_BYTES as u64, ..piece });
         }
         job.checked += length;
-        for part in (0..64).filter(|part| different & (1 << part) != 0) {
+        for part in (0..COMPARE_PARTS_MAX as u64).filter(|part| different & (1 << part) != 0) {
             let from = (part * piece.grain).min(length);
             let length = piece.grain.min(length - from);
             job.found.add(Extent { volume, offset: offset + from, length });
@@ -490,42 +502,10 @@ impl Machine {
                 job.before = Some(std::mem::take(&mut job.found));
             }
             Phase::Comparing | Phase::Again => {
-                let report = self.verify_report();
-                self.verify_ends(report.ok_or_else(String::new), fx);
+                let report = verify_report(job, &self.options, self.now);
+                self.verify_ends(Ok(report), fx);
             }
         }
-    }
-
-    fn verify_report(&self) -> Option<VerifyReport> {
-        let job = self.verify.job.as_ref()?;
-        let before = job.before.as_ref().unwrap_or(&job.found);
-        let name = |volume: Volume| self.options.volumes[usize::from(volume.0)].0.clone();
-        let range = |extent: Extent, why: Option<&String>| VerifyRange {
-            volume: name(extent.volume),
-            offset: extent.offset,
-            length: extent.length,
-            unreadable: why.cloned(),
-        };
-        let unreadable = before.unreadable.iter().map(|it| range(it.extent, Some(&it.why)));
-        let exact = before.different.bytes() == before.bytes;
-        let mut ranges: Vec<VerifyRange> = before.different.iter().map(|extent| range(extent, None)).collect();
-        ranges.extend(unreadable);
-        let left_out = ranges.len().saturating_sub(LISTED_MAX) as u64;
-        ranges.truncate(LISTED_MAX);
-        let (left, repaired) = (job.found.all_bytes(), job.before.is_some());
-        Some(VerifyReport {
-            group: self.options.group_name.clone(),
-            checked_bytes: job.checked - if repaired { before.ranges(false).bytes().min(job.checked) } else { 0 },
-            different_bytes: before.all_bytes(),
-            ranges,
-            ranges_left_out: left_out,
-            ranges_exact: exact,
-            repaired_bytes: if repaired { before.all_bytes().saturating_sub(left) } else { 0 },
-            equal: left == 0,
-            as_of_seq: job.as_of,
-            ended: rfc3339(self.now.wall_ns),
-            duration_seconds: seconds(self.now.mono_ns.saturating_sub(job.started.mono_ns)),
-        })
     }
 
     fn verify_ends(&mut self, result: Result<VerifyReport, String>, fx: &mut Vec<Effect>) {
@@ -548,15 +528,14 @@ impl Machine {
         };
         fx.push(Effect::Log { level, text: format!("verify: {text}") });
         if let Ok(report) = &result {
-            self.verify.last = Some((report.clone(), self.now.wall_ns));
-            self.verify.last_of = self.superblock.peer;
+            self.verified_before(report, self.now.wall_ns);
         }
         fx.push(Effect::Verified { result });
     }
 
-    /// The last result, from before this start.
-    pub fn verified_before(&mut self, report: VerifyReport, wall_ns: u64) {
-        self.verify.last = Some((report, wall_ns));
+    /// The last result, which may be from before this start.
+    pub fn verified_before(&mut self, report: &VerifyReport, wall_ns: u64) {
+        self.verify.last = Some((VerifyReport { ranges: Vec::new(), ..report.clone() }, wall_ns));
         self.verify.last_of = self.superblock.peer;
     }
 
@@ -568,7 +547,7 @@ impl Machine {
             && self.now.wall_ns >= last_ns.saturating_add(scrub.every_ns)
             || self.now.wall_ns < last_ns;
         if due && self.may_verify().is_ok() && self.verify_waits().is_none() {
-            self.begin_verify(Asked { repair: false, rate: scrub.rate }, true, fx);
+            self.begin_verify(Asked { repair: false, rate: scrub.rate }, fx);
         }
     }
 
@@ -587,8 +566,8 @@ impl Machine {
             seconds: seconds(now.mono_ns.saturating_sub(job.started.mono_ns)),
             waits_for: self.verify_waits().map(str::to_owned),
         });
-        let last = self.verify.last.as_ref().map(|(report, _)| VerifyReport { ranges: Vec::new(), ..report.clone() });
-        let age = self.verify.last.as_ref().map(|(_, at_ns)| seconds(now.wall_ns.saturating_sub(*at_ns)));
+        let (last, at_ns) = self.verify.last.clone().unzip();
+        let age = at_ns.map(|at_ns| seconds(now.wall_ns.saturating_sub(at_ns)));
         (running.is_some() || last.is_some()).then_some(VerifyStatus { running, last, last_age_seconds: age })
     }
 

@@ -15,14 +15,19 @@ use crate::format::record::OrderRecord;
 use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 use crate::format::wire::Message;
 
+/// The first volume becomes twice as large.
+fn resize(seq: u64, previous: Chain) -> OrderRecord {
+    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
+    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(seq, Op::Resize, previous) };
+    resize.chained(previous)
+}
+
 /// A resize (seq 3) for which there is no room, a write (seq 4) whose payload was dropped, and the batch that brings what
 /// that wrote (seqs 5 and 6): all of it is here.
 fn a_batch_without_room(seed: u64) -> Trial {
     let (mut trial, chain) = synced(seed);
     trial.room_bytes = VOLUME_BYTES;
-    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
-    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(3, Op::Resize, chain) };
-    let resize = resize.chained(chain);
+    let resize = resize(3, chain);
     let write = order(4, Op::Write, resize.chain);
     let begin = order(5, Op::BatchBegin, write.chain);
     let end = batch_end(6, &begin, begin.chain);
@@ -135,9 +140,7 @@ fn refused_behind_its_report(seed: u64) -> Trial {
     let (mut trial, chain) = synced(seed);
     trial.room_bytes = VOLUME_BYTES;
     let write = order(3, Op::Write, chain);
-    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
-    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(4, Op::Resize, write.chain) };
-    let resize = resize.chained(write.chain);
+    let resize = resize(4, write.chain);
     trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![write, resize]) });
     trial.drain_disk();
     (trial.options.auxiliary, trial.machine.options.auxiliary) = (true, true);
@@ -265,9 +268,7 @@ fn spoiled_before_a_batch(seed: u64) -> Trial {
     trial.room_bytes = VOLUME_BYTES;
     let write = order(3, Op::Write, chain);
     let data = Bytes::from(vec![7; 4096]);
-    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
-    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(4, Op::Resize, write.chain) };
-    let resize = resize.chained(write.chain);
+    let resize = resize(4, write.chain);
     let begin = order(5, Op::BatchBegin, resize.chain);
     let end = batch_end(6, &begin, begin.chain);
     let chunk = OrderRecord { op: Op::WriteZeroes, ..begin };
@@ -319,9 +320,7 @@ fn a_batch_without_room_and_a_ring(seed: u64) -> Trial {
     let (mut trial, chain) = synced(seed);
     trial.room_bytes = VOLUME_BYTES;
     let write = order(3, Op::Write, chain);
-    let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
-    let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(4, Op::Resize, write.chain) };
-    let resize = resize.chained(write.chain);
+    let resize = resize(4, write.chain);
     let behind = order(5, Op::Write, resize.chain);
     let begin = order(6, Op::BatchBegin, behind.chain);
     let end = batch_end(7, &begin, begin.chain);

@@ -48,7 +48,7 @@ impl Shell {
         if let Err(text) = self.machine.may_verify() {
             return Ok(Some(Answer::refused(text)));
         }
-        self.forget_gone();
+        self.forget_gone(1);
         let count = self.verifying.queue.len();
         match self.verifying.queue.back_mut() {
             None => {
@@ -66,12 +66,12 @@ impl Shell {
         Ok(None)
     }
 
-    /// Of what waits for the one under way, what nobody waits for any more.
-    fn forget_gone(&mut self) {
+    /// What nobody waits for any more is not begun; those `under_way` go on.
+    fn forget_gone(&mut self, under_way: usize) {
         let mut at = 0;
         self.verifying.queue.retain(|(_, conns)| {
             at += 1;
-            at == 1 || conns.iter().any(|conn| self.controls.holds(*conn))
+            at <= under_way || conns.iter().any(|conn| self.controls.holds(*conn))
         });
     }
 
@@ -94,16 +94,9 @@ impl Shell {
         for conn in conns {
             self.controls.answer(&mut self.reactor, conn, answer.clone().pieces());
         }
-        // What nobody waits for any more is not begun.
-        let waits = |(_, conns): &(Asked, Vec<Conn>)| conns.iter().any(|conn| self.controls.holds(*conn));
-        self.verifying.queue.retain(waits);
-        match self.verifying.queue.front() {
-            Some((asked, _)) => {
-                let asked = *asked;
-                self.step(Input::Verify(asked))
-            }
-            None => Ok(()),
-        }
+        self.forget_gone(0);
+        let next = self.verifying.queue.front().map(|(asked, _)| *asked);
+        next.map_or(Ok(()), |asked| self.step(Input::Verify(asked)))
     }
 
     /// Small, rare, and not synced: a crash loses the age of a result at the worst.
@@ -123,7 +116,7 @@ impl Shell {
         self.verifying.dir = Some(dir.to_owned());
         let text = std::fs::read_to_string(dir.join(LAST)).ok();
         if let Some(Last { wall_ns, report }) = text.and_then(|text| serde_json::from_str(&text).ok()) {
-            self.machine.verified_before(report, wall_ns);
+            self.machine.verified_before(&report, wall_ns);
         }
     }
 }

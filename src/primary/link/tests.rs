@@ -79,7 +79,12 @@ pub(in crate::primary) fn primary() -> Machine {
 }
 
 fn welcome(cut: u64, synced: bool, gaps: bool) -> Message {
-    Message::Welcome(Welcome {
+    Message::Welcome(welcoming(cut, synced, gaps))
+}
+
+/// DR has orders up to 100.
+pub(in crate::primary) fn welcoming(cut: u64, synced: bool, gaps: bool) -> Welcome {
+    Welcome {
         group: GroupId(1),
         epoch: Epoch(1),
         owner: DR,
@@ -96,7 +101,7 @@ fn welcome(cut: u64, synced: bool, gaps: bool) -> Message {
         window_bytes: 1 << 20,
         spool_bytes: 1 << 30,
         room: ROOM,
-    })
+    }
 }
 
 /// Found by seeds 130013 and 315596: DR had lost an order, and its recovery point or not; a write was acknowledged for its
