@@ -40,6 +40,8 @@ pub const BATCH_LOOK_BYTES: u64 = 4 << 20;
 /// A range that is compared at once, bytes; and parts of it with a digest each, which a word has a bit for.
 pub const COMPARE_BYTES_MAX: u64 = 256 << 10;
 pub const COMPARE_PARTS_MAX: usize = 64;
+/// Parts of a piece of a batch, which a word has a bit for.
+pub const PATCH_PARTS_MAX: usize = 64;
 /// The slowest scrub, bytes a second.
 pub const SCRUB_RATE_MIN: u64 = 64 << 10;
 /// Ranges or indexes in one message of the link; longer lists go out as several messages.

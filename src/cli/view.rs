@@ -162,12 +162,16 @@ fn batch(batch: Option<&BatchStatus>, reckons: bool, out: &mut dyn Write) -> Res
         Some(left) => format!("{} of {total} copied", human_size(b.total_bytes.saturating_sub(left))),
         None => format!("{total} copied, its end is not here yet"),
     };
+    let spared = match b.spared_bytes {
+        Some(bytes) if bytes > 0 => format!(", {} of that was there already", human_size(bytes)),
+        _ => String::new(),
+    };
     let rest = match b.remaining_seconds {
         Some(seconds) => format!(", consistent again in about {}", duration(seconds)),
         None if reckons => ", too little crosses at present to say how long the rest takes".into(),
         None => String::new(),
     };
-    let text = format!("{}: {copied}{rest}", b.reason);
+    let text = format!("{}: {copied}{spared}{rest}", b.reason);
     row("batch", &text, out)
 }
 

@@ -92,6 +92,7 @@ const BATCH: &[Row] = &[
     ("total_bytes", "batch_total_bytes", Gauge, "Size of the batch under way"),
     ("remaining_bytes", "batch_remaining_bytes", Gauge, "Bytes of the batch under way that are not copied yet"),
     ("remaining_seconds", "batch_remaining_seconds", Gauge, "Time until both sides are consistent again, about"),
+    ("spared_bytes", "batch_spared_bytes", Gauge, "Bytes of the batch under way that did not have to cross"),
     ("seq", "batch_seq", Gauge, "The seq that names the batch under way"),
 ];
 
@@ -258,7 +259,7 @@ mod tests {
             mode: "near".into(),
             frozen: Some("both are away".into()),
             volumes: vec![VolumeStatus { name: "db".into(), size_bytes: 5, clients: 2 }],
-            batch: Some(BatchStatus { remaining_seconds: Some(2.0), ..BatchStatus::default() }),
+            batch: Some(BatchStatus { remaining_seconds: Some(2.0), spared_bytes: Some(5), ..BatchStatus::default() }),
             listing: Some(ListingStatus { listed_bytes: 3, total_bytes: 5 }),
             degraded: vec![Degraded::default(), Degraded::default()],
             links: vec![

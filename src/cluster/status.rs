@@ -268,6 +268,8 @@ pub struct BatchStatus {
     /// How long until both sides are consistent at a later seq again, at the rate of late; `null` where nothing crosses, or
     /// not enough has yet, and at DR.
     pub remaining_seconds: Option<f64>,
+    /// What of it did not have to cross, as DR had the same; `null` at DR.
+    pub spared_bytes: Option<u64>,
 }
 
 /// A size for which DR's store has no room: nothing from the resize on is applied there.

@@ -20,7 +20,7 @@
 //! record between begin and end is durable with its payload; and when it covers the range of every payload from
 //! before its begin that is not here (I5). What does not add up is named and not applied (I8).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Conn, Extent, Seq, SeqRange, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
@@ -71,6 +71,9 @@ pub struct Batch {
     untold: bool,
     /// Orders from before its begin were lost here since: it may leave out what they changed, and is never complete.
     pub(super) lacking: bool,
+    /// It was being applied before the start, and orders from before its begin are lost here: it is complete once they are
+    /// known. With the records that may follow a gap, and before which there is one.
+    unsure: Option<BTreeSet<Seq>>,
     /// Chunks written to the volumes and not synced yet, with who waits for them.
     pub(super) unsynced: Vec<Placed>,
     pub(super) writing: BTreeMap<u64, Placed>,
@@ -100,6 +103,20 @@ impl Batch {
         self.have = RangeSet::default();
         self.bytes = 0;
         std::mem::take(&mut self.chunks)
+    }
+
+    /// Orders from before its begin are lost here, and what it brings is in the volumes in part: a promotion may learn of
+    /// them; a writer has to begin another.
+    pub(super) fn wait_for_orders(&mut self, lost: BTreeSet<Seq>) {
+        (self.lacking, self.disowned, self.unsure) = (true, true, Some(lost));
+    }
+
+    /// Whether it may leave out what orders that are lost here have changed.
+    fn lacks_orders(&self, cut: Seq, history: &History) -> bool {
+        match &self.unsure {
+            Some(lost) => !history.known_between(cut, self.begin, lost),
+            None => self.lacking,
+        }
     }
 
     /// The one that it carries on is not kept here.
@@ -213,7 +230,7 @@ impl Machine {
     /// The end of a batch, if everything it promises is here.
     pub(super) fn batch_complete(&mut self, now: Now, batch: &Batch, fx: &mut Vec<Effect>) -> Option<OrderRecord> {
         // What had come of it is forgotten: an end that counts no chunks is not to be taken for a copy.
-        if batch.lacking || batch.forgotten && batch.have.is_empty() {
+        if batch.lacks_orders(self.cut, &self.history) || batch.forgotten && batch.have.is_empty() {
             return None;
         }
         // Another may have begun behind it, as a promotion learns from the table.
@@ -295,7 +312,12 @@ impl Machine {
     pub(super) fn completes(&self, batch: &Batch, history: &History) -> Option<(OrderRecord, Vec<OrderRecord>)> {
         let end = history.end_of(batch.begin).filter(|_| batch.begin > self.cut)?;
         let whole = batch.have.bytes() == end.pieces() && batch.have.contains(0, end.pieces());
-        if batch.lacking || batch.forgotten || batch.direct || !whole || batch.bytes != end.length {
+        if batch.lacks_orders(self.cut, history)
+            || batch.forgotten
+            || batch.direct
+            || !whole
+            || batch.bytes != end.length
+        {
             return None;
         }
         let before = left_out_of(history, self.cut, batch);
@@ -363,26 +385,23 @@ impl Machine {
 
     /// Places chunks that wait: staged in the spool, or straight into the volume.
     pub(super) fn place_chunks(&mut self, fx: &mut Vec<Effect>) {
+        self.probe_patches(fx);
         while let Some((index, record)) = self.intake.first_chunk() {
             let current = self.batch.as_ref().map_or(Seq(0), |batch| batch.begin);
             if record.seq > current.max(self.history.tail()) {
                 return;
             }
             let Some(batch) = self.batch.as_ref().filter(|batch| batch.begin == record.seq) else {
-                // Of a batch that is complete: here already. Of one that was given up: not wanted.
-                if let Some((index, arrival)) = self.intake.take_chunk()
-                    && (record.seq <= self.cut || self.committing.as_ref().is_some_and(|it| it.begin == record.seq))
-                {
-                    self.chunks_copied.push((arrival.conn, record.seq, index));
+                if let Some((index, arrival)) = self.intake.take_chunk() {
+                    self.chunk_of_another(arrival.conn, record.seq, index);
                 }
                 continue;
             };
             let (begin, direct, marked) = (batch.begin, batch.direct, batch.marked);
             let item = Item::Chunk { batch: begin, index };
-            let known = batch.have.contains(index, 1) || self.placed(index).is_some();
-            if known || self.also_chunk(item) {
-                let Some((index, arrival)) = self.intake.take_chunk() else { return };
-                self.chunk_again(index, &arrival.record, arrival.conn);
+            let known = self.intake.first_chunk_conn().is_some_and(|conn| self.known_chunk(begin, index, conn));
+            if known {
+                self.intake.take_chunk();
                 continue;
             }
             // The order that makes its volume so large comes on another connection, and its store grows when it is needed.
@@ -413,18 +432,27 @@ impl Machine {
         }
     }
 
-    fn also_chunk(&mut self, item: Item) -> bool {
-        let conn = self.intake.first_chunk_conn();
-        conn.is_some_and(|conn| self.intake.also(item, conn))
+    /// A chunk is not of the batch that comes in: of one that is complete, here already; of one that was given up, not wanted.
+    pub(super) fn chunk_of_another(&mut self, conn: Conn, begin: Seq, index: u64) {
+        if begin <= self.cut || self.committing.as_ref().is_some_and(|batch| batch.begin == begin) {
+            self.chunks_copied.push((conn, begin, index));
+        }
     }
 
-    /// A chunk came twice: acknowledged (again) when it is durable.
-    fn chunk_again(&mut self, index: u64, record: &OrderRecord, conn: Conn) {
-        if self.batch.as_ref().is_some_and(|batch| batch.have.contains(index, 1)) {
-            self.chunks_copied.push((conn, record.seq, index));
-        } else if let Some(placed) = self.placed(index) {
-            placed.conns.push(conn);
+    /// A chunk came twice: acknowledged (again) when it is durable. Whether it did.
+    fn chunk_again(&mut self, index: u64, conn: Conn) -> bool {
+        let Some(batch) = &self.batch else { return false };
+        if batch.have.contains(index, 1) {
+            self.chunks_copied.push((conn, batch.begin, index));
+            return true;
         }
+        let placed = self.placed(index);
+        placed.map(|placed| placed.conns.push(conn)).is_some()
+    }
+
+    /// Whether a chunk of the batch that comes in is here or on its way into its store; `conn` is told when it is durable.
+    pub(super) fn known_chunk(&mut self, batch: Seq, index: u64, conn: Conn) -> bool {
+        self.chunk_again(index, conn) || self.intake.also(Item::Chunk { batch, index }, conn)
     }
 
     /// A chunk of the first sync under way that is in its volume or on its way there, and not durable yet.

@@ -217,6 +217,10 @@ impl Machine {
         if (self.intake.has_waiting() || self.journal.full()) && self.skip_unsynced(|_, _| true) {
             return;
         }
+        // What the last checkpoint could not let go of yet, as nothing stood behind it: nothing is applied that would bring another.
+        if self.frees_journal(self.history.floor()) {
+            return self.save_floor();
+        }
         if !self.intake.has_waiting() {
             return;
         }
@@ -348,12 +352,12 @@ impl Machine {
         true
     }
 
-    /// Room in the spool that needs no checkpoint of the volumes.
+    /// Room in spool and journal that needs no checkpoint of the volumes.
     pub(super) fn save_floor(&mut self) {
         self.checkpoints.saving = true;
         let (seq, spool_pos) = (self.history.floor(), self.intake.spool.first_live());
-        self.keeper.change(|it| it.spool_pos = spool_pos);
-        let segment = self.keeper.get().journal_segment;
+        let segment = self.journal.first_needed(seq).max(self.keeper.get().journal_segment);
+        self.keeper.change(|it| (it.spool_pos, it.journal_segment) = (spool_pos, segment));
         self.keeper.then(After::Checkpointed { seq, spool_pos, segment });
     }
 }

@@ -32,7 +32,6 @@ pub(super) struct Comparisons {
     waiting: VecDeque<(Conn, Compare)>,
     /// Given to the replay, by the number of the probe.
     probing: BTreeMap<u64, (Conn, Compare)>,
-    next_probe: u64,
 }
 
 impl Comparisons {
@@ -86,8 +85,7 @@ impl Machine {
                 continue;
             }
             let asked = self.comparisons.waiting.pop_front()?;
-            let probe = self.comparisons.next_probe;
-            self.comparisons.next_probe += 1;
+            let probe = self.replay.new_probe();
             let (extent, reached) = (asked.1.extent, self.fed);
             self.comparisons.probing.insert(probe, asked);
             return Some(Step { action: Action::Probe { extent, probe }, reached, tag: None });
@@ -98,7 +96,10 @@ impl Machine {
     /// What the replay has read, or let go of.
     pub(super) fn probed(&mut self, fx: &mut Vec<Effect>) {
         for (probe, bytes) in self.replay.probed() {
-            let Some((conn, it)) = self.comparisons.probing.remove(&probe) else { continue };
+            let Some((conn, it)) = self.comparisons.probing.remove(&probe) else {
+                self.patch_probed(probe, bytes.as_ref(), fx);
+                continue;
+            };
             let verdict = match bytes {
                 Some(bytes) => Verdict::Found { different: different(&it, &bytes) },
                 None => Verdict::Passed,
@@ -109,6 +110,7 @@ impl Machine {
 
     /// A range cannot be read.
     pub(super) fn probe_failed(&mut self, probe: u64, fail: &IoFail, fx: &mut Vec<Effect>) {
+        self.patch_unread(probe, fx);
         if let Some((conn, it)) = self.comparisons.probing.remove(&probe) {
             let name = &self.options.volumes[usize::from(it.extent.volume.0)].0;
             let text = format!("volume {name} at DR: {fail}");

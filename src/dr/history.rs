@@ -11,7 +11,7 @@
 //!
 //! Bound (I9): records above the checkpoint stand in the journal, so there are at most as many as fit it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::{Chain, Seq, SeqRange, Volume};
 use crate::core::op::Op;
@@ -374,6 +374,19 @@ impl History {
             reached = entry.record.seq;
         }
         reached
+    }
+
+    /// Whether every order after `after` and up to `seq` is known here. `lost`: records that may follow a gap, and before which
+    /// orders were lost.
+    #[must_use]
+    pub fn known_between(&self, after: Seq, seq: Seq, lost: &BTreeSet<Seq>) -> bool {
+        let mut before = (after, self.chain_at(after));
+        self.above(after).take_while(|entry| entry.record.seq <= seq).all(|Entry { record, .. }| {
+            let next = record.seq == before.0.next() && record.chain_after(before.1) == record.chain;
+            let jumps = record.op.may_jump() && !lost.contains(&record.seq);
+            before = (record.seq, record.chain);
+            next || jumps
+        })
     }
 
     /// The payload of `seq` is durable in the spool at `pos`.

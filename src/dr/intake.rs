@@ -114,11 +114,11 @@ impl Intake {
         !self.chunks.is_empty()
     }
 
-    /// Whether the sender keeps to its window (generously: what it resends after a reconnect counts twice, and one
+    /// Whether the sender has gone beyond its window, with what waits elsewhere (generously: what it resends after a reconnect counts twice, and one
     /// payload that is longer than the window comes alone).
     #[must_use]
-    pub fn over_window(&self) -> bool {
-        self.waiting_bytes > 2 * self.window_bytes()
+    pub fn over_window(&self, besides: u64) -> bool {
+        self.waiting_bytes + besides > 2 * self.window_bytes()
     }
 
     /// Bytes of payload on their way into the spool.

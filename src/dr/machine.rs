@@ -29,6 +29,7 @@ use crate::dr::intake::Intake;
 use crate::dr::journal::Journal;
 use crate::dr::keeper::Keeper;
 use crate::dr::links::Links;
+use crate::dr::patches::Patches;
 use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
@@ -105,6 +106,7 @@ pub struct Machine {
     pub(super) checkpoints: Checkpoints,
     pub(super) sizes: Sizes,
     pub(super) comparisons: Comparisons,
+    pub(super) patches: Patches,
     /// Orders from the begin of a batch on that wait until the one before it, which is here as a whole, is durably so.
     pub(super) held_orders: VecDeque<(Conn, Vec<OrderRecord>)>,
     pub(super) promotion: Option<Promotion>,
@@ -201,6 +203,7 @@ impl Machine {
             checkpoints: Checkpoints::default(),
             sizes: Sizes::found(&superblock, &history),
             comparisons: Comparisons::default(),
+            patches: Patches::default(),
             held_orders: VecDeque::new(),
             promotion: None,
             promote_later: None,

@@ -31,6 +31,7 @@ pub mod links;
 mod look;
 pub mod machine;
 mod mended;
+mod patches;
 pub mod promote;
 pub mod receive;
 pub mod reconcile;

@@ -47,6 +47,7 @@ impl Machine {
         let Some(peer) = self.links.remove(conn) else { return };
         self.intake.drop_waiting(Some(conn));
         self.comparisons.drop_of(conn);
+        self.patches.drop_of(conn);
         self.held_orders.retain(|(of, _)| *of != conn);
         if peer.part == Part::Order {
             for stream in self.links.streams() {
@@ -92,6 +93,12 @@ impl Machine {
                     self.fed_by_link_ns = now.mono_ns;
                 }
                 self.chunk(index, Arrival { conn, record, data }, fx);
+            }
+            (Part::Stream, Message::Patch(patch)) => {
+                if self.batch.as_ref().is_some_and(|batch| batch.direct) {
+                    self.fed_by_link_ns = now.mono_ns;
+                }
+                self.patch(conn, patch, fx);
             }
             (_, other) => {
                 let text = format!("a {} message has no place here", word(&other));
@@ -313,7 +320,7 @@ impl Machine {
     }
 
     /// Whether a record can come over a connection of the writer in force.
-    fn acceptable(&self, record: &OrderRecord) -> Result<(), String> {
+    pub(super) fn acceptable(&self, record: &OrderRecord) -> Result<(), String> {
         if record.epoch > self.keeper.get().epoch {
             return Err(format!("seq {} is of epoch {}, the connection of an earlier one", record.seq, record.epoch));
         }
@@ -357,7 +364,7 @@ impl Machine {
         }
         self.intake.wait(arrival);
         self.place_waiting(now, fx);
-        if self.intake.over_window() {
+        if self.intake.over_window(0) {
             self.refuse(conn, RefuseCode::Protocol, "more payload than the window granted".into(), fx);
         }
     }
@@ -544,7 +551,7 @@ impl Machine {
         }
         self.intake.wait_chunk(index, arrival);
         self.place_chunks(fx);
-        if self.intake.over_window() {
+        if self.intake.over_window(0) {
             self.refuse(conn, RefuseCode::Protocol, "more chunks than the window granted".into(), fx);
         }
     }
@@ -592,5 +599,7 @@ fn word(message: &Message) -> &'static str {
         Message::StoreRoom(_) => "store-room",
         Message::Compare(_) => "compare",
         Message::Compared { .. } => "compared",
+        Message::Patch(_) => "patch",
+        Message::Wanted { .. } => "wanted",
     }
 }

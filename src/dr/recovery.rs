@@ -120,7 +120,8 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, options.spool_bytes, &mut history, &mut news);
     let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
-    let (mut batch, committed) = batches(&mut superblock, &history, &chunks, &mut damage, &mut news);
+    let named = superblock.batch;
+    let (mut batch, committed) = batches(&mut superblock, &history, &chunks, (&journal.gaps, &mut damage), &mut news);
     for ((begin, _), chunk) in &chunks {
         let kept = batch.as_ref().is_some_and(|it| !it.direct && it.begin == *begin);
         if !kept && committed.as_ref().is_none_or(|it| it.begin != *begin) {
@@ -129,10 +130,14 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     }
     // What it brings was chosen while those orders were here.
     if let Some(batch) = batch.as_mut().filter(|it| lacks_orders && !it.direct) {
-        batch.lacking = true;
-        batch.forgo().values().for_each(|chunk| spool.free(chunk.pos));
-        let text = format!("batch {} may leave out what lost orders changed: it is begun anew", batch.begin);
-        news.push((Level::Warn, text));
+        if batch.begin == named {
+            batch.wait_for_orders(journal.gaps.clone());
+        } else {
+            batch.lacking = true;
+            batch.forgo().values().for_each(|chunk| spool.free(chunk.pos));
+            let text = format!("batch {} may leave out what lost orders changed: it is begun anew", batch.begin);
+            news.push((Level::Warn, text));
+        }
     }
     let after = committed.as_ref().map_or(superblock.seq, |it| it.end);
     let behind = history.unbroken_from(after, history.tail()) < superblock.promised_cut;
@@ -438,7 +443,7 @@ fn batches(
     superblock: &mut Superblock,
     history: &History,
     chunks: &Chunks,
-    damage: &mut Option<String>,
+    (gaps, damage): (&BTreeSet<Seq>, &mut Option<String>),
     news: &mut News,
 ) -> (Option<Batch>, Option<Committed>) {
     let of = |begin: Seq| -> BTreeMap<u64, Chunk> {
@@ -455,6 +460,15 @@ fn batches(
             .map(|entry| entry.record)
             .filter(|end| is_whole(history, superblock.seq, begin, end, &staged));
         match end {
+            // They may have changed what it does not bring, and come before what it does.
+            Some(_) if !history.known_between(superblock.seq, begin, gaps) && !planted(Bug::AppliedWithoutOrders) => {
+                let text = format!(
+                    "batch {begin} was being applied, and orders from before it are lost here: it waits for them, and the \
+                     volumes are no recovery point until then"
+                );
+                news.push((Level::Error, text));
+                superblock.batch = Seq(0);
+            }
             Some(end) => {
                 committed = Some(Committed {
                     base: superblock.seq,

@@ -139,6 +139,7 @@ pub struct Replay {
     /// Running steps that only probe, by their id; and what they saw, nothing where they were let go of.
     probes: BTreeMap<u64, Option<u64>>,
     probed: Vec<(u64, Option<Bytes>)>,
+    next_probe: u64,
 }
 
 impl Replay {
@@ -159,6 +160,7 @@ impl Replay {
             finished: Vec::new(),
             probes: BTreeMap::new(),
             probed: Vec::new(),
+            next_probe: 0,
         }
     }
 
@@ -224,6 +226,12 @@ impl Replay {
     /// Tags of the steps that have been written since the last call.
     pub fn finished(&mut self) -> Vec<Item> {
         std::mem::take(&mut self.finished)
+    }
+
+    /// A number for a probe, given once.
+    pub fn new_probe(&mut self) -> u64 {
+        self.next_probe += 1;
+        self.next_probe
     }
 
     /// What probes have seen since the last call; `None`: that one was let go of.

@@ -255,7 +255,7 @@ impl Scan<'_> {
             if header.is_none() && (number > highest + 1 || number > highest && zero) {
                 break;
             }
-            let before = self.slots.len();
+            let (before, base) = (self.slots.len(), self.base);
             self.slots_of(number, checkpoint)?;
             let records = self.slots.len() > before;
             self.anchored |= header.is_some_and(|it| (it.previous_seq, it.previous_chain) == checkpoint);
@@ -265,6 +265,8 @@ impl Scan<'_> {
                 None if number < highest || !zero && records => {
                     // It tells where records are looked for; whether any is missing, they say themselves.
                     self.headless.push(number);
+                    // What is older may be of the segment that stood here before: nothing goes on behind it.
+                    self.base = base;
                     self.used.push((number, floor));
                 }
                 None => break,

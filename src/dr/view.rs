@@ -86,7 +86,8 @@ impl Machine {
             (None, Some(batch)) => (batch.begin, 0, Some(0), "applying"),
             (None, None) => return None,
         };
-        Some(BatchStatus { seq, total_bytes: total, remaining_bytes, reason: reason.into(), remaining_seconds: None })
+        let reason = reason.into();
+        Some(BatchStatus { seq, total_bytes: total, remaining_bytes, reason, ..BatchStatus::default() })
     }
 
     fn promotion_status(&self) -> Option<String> {

@@ -1,6 +1,6 @@
 //! The link between primary and DR: messages and their frames.
 //!
-//! A frame is a header of 32 bytes, a body, and for `Payload` and `Chunk` the data:
+//! A frame is a header of 32 bytes, a body, and for `Payload`, `Chunk` and `Patch` the data:
 //!
 //! | at | bytes | field |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! | 28 | 4 | CRC-32 over bytes 0..28 |
 //!
 //! Header and its checksum stay as they are in every version, so that an unknown version is told from
-//! damage. Data is verified by the payload checksum of the record in the body. The bodies:
+//! damage. Data is verified by the payload checksum of the record in the body, that of a patch by its own. The bodies:
 //!
 //! | kind | message | body |
 //! |---|---|---|
@@ -35,10 +35,13 @@
 //! | 15 | store room | volume 2, flags 1 (holds back), reserved 5, size 8, bytes there are 8, text |
 //! | 16 | compare | id 8, volume 2, reserved 6, offset 8, length 8, seq 8, grain 8, number 4, reserved 4, then 8 for each digest |
 //! | 17 | compared | id 8, verdict 8 (0 equal or different, 1 passed, 2 unreadable), different 8, text |
+//! | 18 | patch | index 8, order record 64, grain 8, carried 8, CRC-32 of the data 4, reserved 4, number 4, reserved 4, then 16 for each digest |
+//! | 19 | wanted | batch 8, index 8, parts 8 |
 
 mod decode;
 mod encode;
 mod orders;
+mod patch;
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
@@ -46,6 +49,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub use decode::decode;
 pub use encode::{Encoder, encode};
 pub use orders::orders_frame_bytes;
+pub use patch::Patch;
 
 use super::record::OrderRecord;
 use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, SeqRange, Volume};
@@ -59,7 +63,7 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 6;
+const VERSION: u8 = 7;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -208,6 +212,15 @@ pub enum Message {
         batch: Seq,
         indexes: Vec<u64>,
     },
+    /// A piece of a batch of which DR may have parts already (stream, to DR).
+    Patch(Patch),
+    /// The answer where DR's volume does not have all that it was thought to: these parts of the piece, the first in the
+    /// lowest bit, are to come as data (same stream, to primary).
+    Wanted {
+        batch: Seq,
+        index: u64,
+        parts: u64,
+    },
     /// DR lost or found damaged these payloads; send them again or cover them by a batch (to primary).
     Need {
         ranges: Vec<SeqRange>,
@@ -299,10 +312,12 @@ enum Kind {
     StoreRoom = 15,
     Compare = 16,
     Compared = 17,
+    Patch = 18,
+    Wanted = 19,
 }
 
 impl Kind {
-    const ALL: [Kind; 17] = [
+    const ALL: [Kind; 19] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -320,6 +335,8 @@ impl Kind {
         Kind::StoreRoom,
         Kind::Compare,
         Kind::Compared,
+        Kind::Patch,
+        Kind::Wanted,
     ];
 
     fn from_u8(raw: u8) -> Option<Kind> {
@@ -345,6 +362,8 @@ impl Kind {
             Kind::StoreRoom => "store room",
             Kind::Compare => "compare",
             Kind::Compared => "compared",
+            Kind::Patch => "patch",
+            Kind::Wanted => "wanted",
         }
     }
 }
@@ -375,6 +394,8 @@ impl Message {
             Message::StoreRoom(_) => Kind::StoreRoom,
             Message::Compare(_) => Kind::Compare,
             Message::Compared { .. } => Kind::Compared,
+            Message::Patch(_) => Kind::Patch,
+            Message::Wanted { .. } => Kind::Wanted,
         }
     }
 }

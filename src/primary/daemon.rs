@@ -227,6 +227,7 @@ fn alone(config: &Config, volumes: &[(String, u64)]) -> anyhow::Result<Options> 
         standalone: true,
         intent_neighbours: INTENT_NEIGHBOURS,
         look_bytes: BATCH_LOOK_BYTES,
+        asks: true,
         ask_room: true,
         scrub: None,
         incarnation: entropy::random()?,

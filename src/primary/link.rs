@@ -241,11 +241,12 @@ impl DrLink {
         }
     }
 
-    pub(super) fn note_piece(&mut self, conn: Conn, index: u64, bytes: u64) {
-        self.sent_bytes += bytes;
+    /// A piece was given to a stream: `bytes` that DR has to have in memory, of which so many do not cross.
+    pub(super) fn note_piece(&mut self, conn: Conn, index: u64, bytes: u64, spared: u64) {
+        self.sent_bytes += bytes - spared;
         if let Some(stream) = self.stream_mut(conn) {
             stream.unacked += bytes;
-            let number = stream.backlog.push(bytes);
+            let number = stream.backlog.push(bytes - spared);
             stream.pieces.insert(index, (bytes, number));
         }
     }
@@ -542,12 +543,14 @@ impl Machine {
                 self.renew_lease(nonce.min(self.now.mono_ns));
             }
             Message::StoreRoom(room) => self.store_room(room, fx),
+            Message::Wanted { batch, index, parts } => self.piece_wanted(conn, batch, index, parts),
             Message::Compared { id, verdict } if order => self.compared(id, verdict),
             Message::Compared { .. } => {}
             Message::Hello(_)
             | Message::Orders(_)
             | Message::Payload { .. }
             | Message::Chunk { .. }
+            | Message::Patch(_)
             | Message::RoomAsked { .. }
             | Message::Compare(_) => {
                 let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());

@@ -235,6 +235,8 @@ pub struct Options {
     pub intent_neighbours: u64,
     /// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
     pub look_bytes: u64,
+    /// DR is asked whether it has a piece of a batch before that crosses.
+    pub asks: bool,
     /// DR is asked for room before a volume grows.
     pub ask_room: bool,
     /// Both sides are compared from time to time.

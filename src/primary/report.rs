@@ -141,6 +141,7 @@ impl Machine {
             remaining_bytes: Some(batch.behind()),
             reason: if self.dr.synced { "catch-up" } else { "first sync" }.into(),
             remaining_seconds: batch.seconds_left(now).filter(|_| self.dr.ready()),
+            spared_bytes: Some(batch.spared_bytes()),
         })
     }
 

@@ -391,9 +391,10 @@ impl Machine {
         let ring = self.ring_holds_data();
         let bound = (ring || self.options.overflow != Overflow::Coalesce) && !planted(Bug::SlotReusedEarly);
         let slots = self.aux.layout.map_or(u64::MAX, |layout| layout.slots);
-        // DR's journal goes on over such a gap. What was written before it may stand in the table alone, until the cut of a DR
-        // that can be promoted has passed it.
-        let over_gap = self.dr.synced && self.dr.cut.next() < self.log_began;
+        // DR's journal goes on over such a gap, and over what a batch went ahead of, be it from before this start. What was
+        // written before it may stand in the table alone, until the cut of a DR that can be promoted has passed it.
+        let led = self.dr.cut < self.dr.never_gets && !planted(Bug::SlotsOverLeap);
+        let over_gap = self.dr.synced && (self.dr.cut.next() < self.log_began || led);
         let known = if over_gap {
             self.dr.cut.max(self.aux.found_floor)
         } else if ring {

@@ -7,12 +7,12 @@ use farshore::core::rope::Rope;
 use farshore::format::FormatError;
 use farshore::format::record::OrderRecord;
 use farshore::format::wire::{
-    CHUNK_HEAD_BYTES, Compare, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Purpose, Refuse, RefuseCode,
-    StoreRoom, Verdict, Welcome, decode, encode,
+    CHUNK_HEAD_BYTES, Compare, Encoder, Hello, JournalRoom, Message, PAYLOAD_HEAD_BYTES, Patch, Purpose, Refuse,
+    RefuseCode, StoreRoom, Verdict, Welcome, decode, encode,
 };
 use farshore::limits::{
-    COMMIT_RECORDS_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX,
-    VOLUME_BYTES_MAX, VOLUMES_MAX,
+    CHUNK_BYTES_MAX, COMMIT_RECORDS_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX,
+    REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,11 @@ use crate::{DATA, hex, write_record, zeroes_record};
 
 fn range(first: u64, last: u64) -> SeqRange {
     SeqRange { first: Seq(first), last: Seq(last) }
+}
+
+/// A write whose payload `bytes` are.
+fn write_record_of(bytes: &[u8]) -> OrderRecord {
+    OrderRecord { length: bytes.len() as u64, payload_crc: crc32fast::hash(bytes), ..write_record() }
 }
 
 /// One message of each kind and its bytes.
@@ -36,7 +41,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 volumes: vec![("a".into(), 4096), ("bc".into(), 1 << 62)],
                 tail: Seq(0x5005),
             }),
-            "4653484c060100004800000000000000538289a50000000000000000a434be0902000000070000000220000000000000\
+            "4653484c070100004800000000000000538289a5000000000000000083519b8802000000070000000220000000000000\
              033000000000000004400000000000000550000000000000050067726f75700200010061001000000000000002006263\
              0000000000000040",
         ),
@@ -59,51 +64,51 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 spool_bytes: 9,
                 room: JournalRoom { upto: Seq(7), records: 8 },
             }),
-            "4653484c060200008800000000000000ca92ed54000000000000000036e2532702200000000000000700000007000000\
+            "4653484c070200008800000000000000ca92ed540000000000000000118776a602200000000000000700000007000000\
              033000000000000001000000000000000200000000000000030000000000000004000000000000000500000000000000\
              060000000000000009000000000000000700000000000000080000000000000002000000000000000100000000000000\
              020000000000000004000000000000000400000000000000",
         ),
         (
             Message::Refuse(Refuse { code: RefuseCode::Fenced, epoch: Epoch(8), text: "fenced".into() }),
-            "4653484c0603000010000000000000004e5b52490000000000000000a1069b310300000008000000060066656e636564",
+            "4653484c0703000010000000000000004e5b524900000000000000008663beb00300000008000000060066656e636564",
         ),
         (
             Message::Orders(vec![write_record(), zeroes_record()]),
-            "4653484c060400008900000000000000baf2411b00000000000000004f9a2f6908070605040302011413121122210101\
+            "4653484c070400008900000000000000baf2411b000000000000000068ff0ae808070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              c00900000000000000020000000100020200100000000000000020000000000000070000000000000005000000000000\
              000000000000000000000000006fc860b90500000000000000",
         ),
         (
             Message::OrdersDurable { journal_seq: Seq(0x1234) },
-            "4653484c060500000800000000000000090fe494000000000000000085a4704b3412000000000000",
+            "4653484c070500000800000000000000090fe4940000000000000000a2c155ca3412000000000000",
         ),
         (
             Message::Payload { record: write_record(), data: Bytes::from_static(DATA) },
-            "4653484c0606000040000000080000001cdf442100000000000000000789ead608070605040302011413121122210101\
+            "4653484c0706000040000000080000001cdf4421000000000000000020eccf5708070605040302011413121122210101\
              383736353433323108000000000000005857565554535251686766656463626183da373b00000000000000006d0f3be2\
              66617273686f7265",
         ),
         (
             Message::Copied { ranges: vec![range(1, 3)] },
-            "4653484c060700001800000000000000753903020000000000000000dfbc0ecb01000000000000000100000000000000\
+            "4653484c070700001800000000000000753903020000000000000000f8d92b4a01000000000000000100000000000000\
              0300000000000000",
         ),
         (
             Message::Chunk { index: 7, record: zeroes_record(), data: Bytes::new() },
-            "4653484c06080000480000000000000016b1d9a7000000000000000065dede1c07000000000000000900000000000000\
+            "4653484c07080000480000000000000016b1d9a7000000000000000042bbfb9d07000000000000000900000000000000\
              020000000100020200100000000000000020000000000000070000000000000005000000000000000000000000000000\
              000000006fc860b9",
         ),
         (
             Message::ChunksDurable { batch: Seq(9), indexes: vec![0, 5] },
-            "4653484c06090000200000000000000038a61f9a0000000000000000d39260e909000000000000000200000000000000\
+            "4653484c07090000200000000000000038a61f9a0000000000000000f4f7456809000000000000000200000000000000\
              00000000000000000500000000000000",
         ),
         (
             Message::Need { ranges: vec![range(2, 2), range(5, 6)] },
-            "4653484c060a00002800000000000000f50adc310000000000000000be254bc202000000000000000200000000000000\
+            "4653484c070a00002800000000000000f50adc31000000000000000099406e4302000000000000000200000000000000\
              020000000000000005000000000000000600000000000000",
         ),
         (
@@ -115,20 +120,20 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 window_bytes: 4,
                 room: JournalRoom { upto: Seq(5), records: 6 },
             },
-            "4653484c060b0000380000000000000032741bd30000000000000000909035bf01000000000000000200000000000000\
+            "4653484c070b0000380000000000000032741bd30000000000000000b7f5103e01000000000000000200000000000000\
              03000000000000000400000000000000010000000000000005000000000000000600000000000000",
         ),
         (
             Message::Ping { nonce: 0x77 },
-            "4653484c060c00000800000000000000e047b7c3000000000000000050dd1d2d7700000000000000",
+            "4653484c070c00000800000000000000e047b7c3000000000000000077b838ac7700000000000000",
         ),
         (
             Message::Pong { nonce: 0x78 },
-            "4653484c060d000008000000000000004c55971a0000000000000000a547f1ca7800000000000000",
+            "4653484c070d000008000000000000004c55971a00000000000000008222d44b7800000000000000",
         ),
         (
             Message::RoomAsked { volume: Volume(3), size: 0x4000 },
-            "4653484c060e00001000000000000000de8a78810000000000000000ee89635303000000000000000040000000000000",
+            "4653484c070e00001000000000000000de8a78810000000000000000c9ec46d203000000000000000040000000000000",
         ),
         (
             Message::StoreRoom(StoreRoom {
@@ -138,7 +143,7 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 holds: true,
                 text: "too small".into(),
             }),
-            "4653484c060f0000230000000000000099f85c4800000000000000002a76e42d03000100000000000040000000000000\
+            "4653484c070f0000230000000000000099f85c4800000000000000000d13c1ac03000100000000000040000000000000\
              00100000000000000900746f6f20736d616c6c",
         ),
         (
@@ -149,24 +154,36 @@ pub(crate) fn golden() -> Vec<(Message, &'static str)> {
                 grain: 0x1000,
                 digests: vec![0x1112_1314_1516_1718, 0x2122_2324_2526_2728],
             }),
-            "4653484c06100000480000000000000003d3c6cd0000000000000000457ffe9e09000000000000000300000000000000\
+            "4653484c07100000480000000000000003d3c6cd0000000000000000621adb1f09000000000000000300000000000000\
              000004000000000000180000000000004d00000000000000001000000000000002000000000000001817161514131211\
              2827262524232221",
         ),
         (
             Message::Compared { id: 9, verdict: Verdict::Found { different: 5 } },
-            "4653484c061100001a000000000000005dfef1fb0000000000000000f5833b5509000000000000000000000000000000\
+            "4653484c071100001a000000000000005dfef1fb0000000000000000d2e61ed409000000000000000000000000000000\
              05000000000000000000",
         ),
         (
             Message::Compared { id: 9, verdict: Verdict::Passed },
-            "4653484c061100001a00000000000000f8838af200000000000000003d97d22209000000000000000100000000000000\
+            "4653484c071100001a00000000000000f8838af200000000000000001af2f7a309000000000000000100000000000000\
              00000000000000000000",
         ),
         (
             Message::Compared { id: 9, verdict: Verdict::Unreadable { text: "EIO: disk".into() } },
-            "4653484c061100002300000000000000327af2f300000000000000005039ac9a09000000000000000200000000000000\
+            "4653484c071100002300000000000000327af2f30000000000000000775c891b09000000000000000200000000000000\
              0000000000000000090045494f3a206469736b",
+        ),
+        (
+            Message::Patch(Patch::new(5, write_record_of(&[9; 4098]), &Bytes::from(vec![9; 4098]), 2)),
+            "4653484c071200007800000002000000226449670000000000000000afb1771c05000000000000000807060504030201\
+             141312112221010138373635343332310210000000000000585756555453525168676665646362614f540ced00000000\
+             00000000179fc6ab001000000000000002000000000000001211c7e90000000001000000000000005287b92cfcdca845\
+             328f13390fcddc020909",
+        ),
+        (
+            Message::Wanted { batch: Seq(9), index: 5, parts: 3 },
+            "4653484c0713000018000000000000004c493f0400000000000000007dbb723d09000000000000000500000000000000\
+             0300000000000000",
         ),
     ]
 }
@@ -237,7 +254,7 @@ fn small_messages_come_out_as_one_piece() {
     }
     encoder.flush(&mut parts);
     encoder.flush(&mut parts);
-    assert_eq!(parts.len(), 3, "what is before the one message with data, its data, what is after it");
+    assert_eq!(parts.len(), 5, "what is before each of the two messages with data, its data, what is after them");
     let mut rope = Rope::new();
     parts.into_iter().for_each(|part| rope.push(part));
     for (message, _) in golden() {
@@ -284,6 +301,7 @@ fn longest() -> Vec<Message> {
     let (Message::Welcome(welcome), _) = golden().swap_remove(1) else { panic!("the welcome") };
     let have: Vec<SeqRange> = (0..LIST_ITEMS_MAX as u64).map(|it| range(2 * it + 1, 2 * it + 1)).collect();
     let text = "x".repeat(REFUSE_TEXT_BYTES_MAX);
+    let longest = vec![7; CHUNK_BYTES_MAX as usize];
     vec![
         Message::Hello(Hello { group_name: name, volumes, ..hello }),
         Message::Welcome(Welcome { have, ..welcome }),
@@ -302,6 +320,8 @@ fn longest() -> Vec<Message> {
             digests: vec![u64::MAX; COMPARE_PARTS_MAX],
         }),
         Message::Compared { id: 1, verdict: Verdict::Unreadable { text } },
+        Message::Patch(Patch::new(u64::MAX, write_record_of(&longest), &longest.into(), 0)),
+        Message::Wanted { batch: Seq(1), index: 1, parts: u64::MAX },
     ]
 }
 
@@ -335,7 +355,7 @@ fn of_a_small_journal_half_is_kept_free_at_the_most() {
 }
 
 /// The version of the frames.
-pub(crate) const LINK: u8 = 6;
+pub(crate) const LINK: u8 = 7;
 
 /// A frame as a liar would make it: valid checksums over anything.
 pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: &[u8]) -> Vec<u8> {
@@ -352,7 +372,7 @@ pub(crate) fn forged(version: u8, kind: u8, body_len: u32, data_len: u32, body: 
 
 #[test]
 fn a_length_over_its_bound_is_refused_before_anything_waits_for_it() {
-    for kind in 1..=17 {
+    for kind in 1..=19 {
         for (body_len, data_len) in [(u32::MAX, 0), (1 << 21, 0), (64, u32::MAX), (72, (32 << 20) + 1)] {
             let read = decode(&mut rope_of(&forged(LINK, kind, body_len, data_len, &[])));
             assert!(matches!(read, Err(FormatError::Field { .. })), "kind {kind}: {read:?}");
@@ -384,8 +404,8 @@ fn flags_and_reserved_bytes_of_a_frame_are_zero() {
 #[test]
 fn another_version_or_kind_is_named() {
     let ping = |version, kind| decode(&mut rope_of(&forged(version, kind, 8, 0, &[0; 8])));
-    assert_eq!(ping(LINK + 1, 12), Err(FormatError::Version { what: "link frame", got: 7, want: 6 }));
-    assert_eq!(ping(LINK - 1, 12), Err(FormatError::Version { what: "link frame", got: 5, want: 6 }));
+    assert_eq!(ping(LINK + 1, 12), Err(FormatError::Version { what: "link frame", got: 8, want: 7 }));
+    assert_eq!(ping(LINK - 1, 12), Err(FormatError::Version { what: "link frame", got: 6, want: 7 }));
     assert!(matches!(ping(LINK, 0), Err(FormatError::Field { .. })));
     assert!(matches!(ping(LINK, 18), Err(FormatError::Field { .. })));
     assert_eq!(ping(LINK, 12), Ok(Some(Message::Ping { nonce: 0 })));
@@ -439,6 +459,31 @@ fn nonsense_under_valid_checksums_is_refused() {
         let body = [&le(&[1, word, different])[..], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat();
         assert_eq!(whole(17, &body).is_ok(), sound, "{word} {different} {text}");
     }
+    // Parts that do not make up the piece: of 8192 bytes, two parts of 4096 each.
+    let patch = |length: u64, grain: u64, carried: u64, reserved: u64, digests: u64, op: Op| {
+        let record = OrderRecord { op, length, ..write_record() };
+        let crc = u64::from(crc32fast::hash(&[])) | reserved << 32;
+        let fields = [&le(&[1])[..], &record.encode(), &le(&[grain, carried, crc, digests])];
+        [fields.concat(), vec![0; digests as usize * 16]].concat()
+    };
+    assert!(whole(18, &patch(8192, 4096, 0, 0, 2, Op::Write)).is_ok());
+    for body in [
+        patch(8192, 4096, 0, 0, 1, Op::Write),
+        patch(8192, 4096, 0, 0, 3, Op::Write),
+        patch(8192, 4096, 1, 0, 1, Op::Write),
+        patch(8192, 4096, 4, 0, 1, Op::Write),
+        patch(8192, 0, 0, 0, 0, Op::Write),
+        patch(8192, u64::MAX, 1, 0, 0, Op::Write),
+        patch(8192, 100, 0, 0, 64, Op::Write),
+        patch(8192, 4096, 0, 1, 2, Op::Write),
+        patch(0, 4096, 0, 0, 0, Op::Write),
+        patch(8192, 4096, 0, 0, 2, Op::WriteZeroes),
+        patch(2 << 20, 1 << 20, 0, 0, 2, Op::Write),
+    ] {
+        refused(18, &body);
+    }
+    assert!(whole(19, &le(&[1, 1, 1])).is_ok());
+    refused(19, &le(&[1, 1, 0]));
     refused(4, &write_record().encode()[..63]);
     refused(6, &write_record().encode());
     refused(6, &zeroes_record().encode());

@@ -736,6 +736,7 @@ impl World {
             table_payload_bytes: 0,
             intent_neighbours: 1,
             look_bytes: u64::MAX,
+            asks: true,
             ask_room: false,
             scrub: None,
             incarnation: self.id(),

@@ -50,7 +50,8 @@ use std::time::Duration;
 use runner::{Passed, Run, explain, run_seeds};
 
 /// Seeds of the default run, from where and how many, and how long they may take at the most: whoever is slower says so.
-const RANGES: [(u64, u64); 2] = [(setup::NEWEST_SEEDS - 500, 1500), (setup::FRESH_SEEDS, 1500)];
+const RANGES: [(u64, u64); 3] =
+    [(setup::NEWEST_SEEDS - 500, 1500), (setup::FRESH_SEEDS, 1500), (setup::ASKING_SEEDS, 1000)];
 const SECONDS: u64 = 240;
 
 /// Seeds that once found something, by what they found.
@@ -245,6 +246,26 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (3763489, "the last order in DR's journal was damaged, and its payload let go of, though the table had the order"),
     (3862717, "sim: a plan was held to orders that came to DR while it was made"),
+    (
+        4056342,
+        "a batch was applied once more though a trim from before it was damaged in the journal: it waits for the table",
+    ),
+    (
+        4200171,
+        "a piece was left in place of which a store that was too short read as zeroes, and held others once it had grown",
+    ),
+    (
+        4372940,
+        "with `ack = flush`, a restarted primary's batch led DR's journal past writes that a flush came to cover",
+    ),
+    (4389856, "the begin of a restarted primary's batch took the slot of an order that it had led DR's journal past"),
+    (
+        4302968,
+        "a segment of the journal without its header was gone on behind, where an older one ended: there was no room left",
+    ),
+    (4356967, "of the checker: a comparison was taken for asked for while the primary was down"),
+    (4409274, "of the checker: slots were to be kept while DR, damaged, was copied anew"),
+    (4526339, "of the checker: a batch after a restart of the primary had brought what was damaged"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

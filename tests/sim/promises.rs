@@ -23,7 +23,8 @@ impl World {
     pub fn saw_dr_message(&mut self, message: &Message) -> Verdict {
         match message {
             Message::Welcome(welcome) => {
-                self.synced_told |= welcome.synced;
+                // What was damaged is copied anew: until that is done nothing can be promoted, as before the first copy.
+                self.synced_told = welcome.synced || self.synced_told && !self.damaged;
                 self.cut_told = self.cut_told.max(welcome.cut);
                 self.check_promised(welcome.cut)?;
                 if welcome.journal_seq < self.journal_told && !self.damaged {

@@ -405,6 +405,7 @@ impl World {
             standalone: false,
             intent_neighbours: self.setup.intent_neighbours,
             look_bytes: self.setup.look_bytes,
+            asks: self.setup.asks,
             ask_room: self.setup.ask_room,
             scrub: None,
             incarnation: self.rng.u64(),

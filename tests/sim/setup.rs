@@ -17,6 +17,8 @@ pub const LATER_SEEDS: u64 = 10_000;
 pub const NEWEST_SEEDS: u64 = 100_000;
 /// From this seed on promotions are disturbed, too (see `fresh`).
 pub const FRESH_SEEDS: u64 = 3_000_000;
+/// From this seed on DR is asked whether it has a piece of a batch before that crosses; those before it stay what they were.
+pub const ASKING_SEEDS: u64 = 4_200_000;
 
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
@@ -57,6 +59,8 @@ pub struct Setup {
     pub intent_neighbours: u64,
     /// From what length on holes are looked for in a range of a batch.
     pub look_bytes: u64,
+    /// Pieces of batches cross as digests first.
+    pub asks: bool,
     /// DR is asked for room before a volume grows.
     pub ask_room: bool,
     pub table_payload_bytes: u64,
@@ -364,6 +368,7 @@ impl Setup {
             fifo_disk_bytes: rng.pick(&[0, 512 << 10, 1 << 20, 4 << 20]),
             // Not drawn: what the other seeds draw stays as it was.
             look_bytes: u64::MAX,
+            asks: seed >= ASKING_SEEDS,
             ask_room: false,
             intent_neighbours: if seed.is_multiple_of(3) { 16 } else { 1 },
             table_slots: rng.pick(&[1024, 1024, 2048, 8192]),

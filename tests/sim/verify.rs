@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use farshore::cluster::status::{VerifyRange, VerifyReport};
-use farshore::core::ids::Volume;
+use farshore::core::ids::{Seq, Volume};
+use farshore::core::op::Op;
 use farshore::dr;
 use farshore::primary::machine::Input;
 use farshore::primary::verify::Asked;
@@ -20,6 +21,8 @@ const BLOCK: u64 = 4096;
 pub struct Comparing {
     /// Volume and offset of each block.
     pub blocks: BTreeSet<(u16, u64)>,
+    /// The last order before that.
+    since: Seq,
     repair: bool,
     asked: bool,
     /// DR could not read something to compare it: it may be sent once more, whatever it is.
@@ -56,13 +59,15 @@ impl World {
                 self.dr_disk.flip(dr::machine::File::Volume(Volume(volume)), at, bit);
             }
         }
+        self.comparing.since = self.oracle.tail();
         self.comparing.repair = self.rng.chance(50);
         self.landmark(|| "some of DR's volumes is damaged, and both sides are compared".into());
     }
 
     /// Asks until what was damaged is found.
     pub fn look_compared(&mut self) -> Verdict {
-        if self.comparing.asked || self.comparing.over {
+        let host = self.host(Node::Primary);
+        if !host.up || host.paused.is_some() || self.comparing.asked || self.comparing.over {
             return Ok(());
         }
         self.comparing.asked = true;
@@ -93,6 +98,11 @@ impl World {
         // The last one may have been the end of its volume, and be no more.
         let found: BTreeSet<(u16, u64)> = report.ranges.iter().flat_map(blocks_of).collect();
         let listed: u64 = report.ranges.iter().map(|range| range.length).sum();
+        // A batch since then, after a restart of the primary, has brought some of it.
+        let mut since = self.oracle.back_from(self.oracle.tail(), self.comparing.since);
+        if since.any(|record| record.op == Op::BatchBegin) && found.is_subset(&self.comparing.blocks) {
+            self.comparing.blocks.clone_from(&found);
+        }
         let count = self.comparing.blocks.len() as u64;
         let bytes = report.different_bytes == listed && listed <= count * BLOCK;
         if found != self.comparing.blocks || !bytes || report.checked_bytes == 0 {

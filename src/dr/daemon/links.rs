@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::cluster::status::{LinkStatus, seconds};
 use crate::core::ids::Conn;
 use crate::format::FormatError;
-use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES};
+use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES, Patch};
 use crate::io::Reactor;
 use crate::limits::BLOCK_BYTES;
 
@@ -102,6 +102,8 @@ impl Links {
         let hint = match &message {
             Some(Message::Payload { data, .. }) => (PAYLOAD_HEAD_BYTES, data.len()),
             Some(Message::Chunk { data, .. }) => (CHUNK_HEAD_BYTES, data.len()),
+            // How much of it comes as data is not to be foreseen.
+            Some(Message::Patch(_)) => link.hint,
             _ => return Ok(message),
         };
         if !std::mem::replace(&mut link.stream, true) && self.held {
@@ -111,7 +113,8 @@ impl Links {
         if !expected {
             reactor.hint(conn, hint.0, hint.1);
         }
-        if let Some(Message::Payload { data, .. } | Message::Chunk { data, .. }) = &mut message
+        if let Some(Message::Payload { data, .. } | Message::Chunk { data, .. } | Message::Patch(Patch { data, .. })) =
+            &mut message
             && pins_more(data.len(), expected)
         {
             *data = Bytes::copy_from_slice(data);

@@ -18,6 +18,7 @@ mod foresee;
 mod look;
 mod mended;
 mod named;
+mod patched;
 mod room;
 mod run;
 mod scan;

@@ -10,7 +10,7 @@ use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Volume};
 use crate::core::op::Op;
 use crate::format::record::OrderRecord;
 use crate::format::table::{Heartbeat, NO_PAYLOAD, SlotState, State, TableHeader, TableLayout};
-use crate::format::wire::{Hello, Message, Purpose};
+use crate::format::wire::{Hello, Message, Patch, Purpose};
 
 pub const VOLUME_BYTES: u64 = 96 << 10;
 pub const GROUP: GroupId = GroupId(0xF00D);
@@ -29,6 +29,8 @@ pub struct Sending {
     ranges: Vec<(usize, u64, u64)>,
     next: usize,
     acked: BTreeSet<u64>,
+    /// Not all of it was found at DR.
+    wanted: BTreeSet<u64>,
     bytes: u64,
     pub end: Option<Seq>,
 }
@@ -354,7 +356,13 @@ impl Writer {
                     payload_crc: if zero { 0 } else { crc32fast::hash(&data) },
                 };
                 let data = if zero { Bytes::new() } else { Bytes::from(data) };
-                self.queue(stream, Message::Chunk { index, record, data });
+                let asks = !zero && !sending.wanted.contains(&index) && rng.chance(50);
+                let message = if asks {
+                    Message::Patch(Patch::new(index, record, &data, 0))
+                } else {
+                    Message::Chunk { index, record, data }
+                };
+                self.queue(stream, message);
             }
         } else if sending.end.is_none() && sending.acked.len() == sending.ranges.len() {
             let (count, bytes) = (sending.ranges.len() as u32, sending.bytes);
@@ -413,6 +421,13 @@ impl Writer {
                             sending.bytes += sending.ranges[index as usize].2;
                         }
                     }
+                }
+            }
+            Message::Wanted { batch, index, parts } => {
+                if let Some(sending) = self.sending.as_mut().filter(|sending| sending.begin == batch) {
+                    assert!(parts != 0);
+                    sending.wanted.insert(index);
+                    sending.next = sending.next.min(index as usize);
                 }
             }
             Message::Progress { cut, synced, .. } => self.progress(cut, synced),

@@ -5,8 +5,8 @@ use bytes::Bytes;
 
 use super::orders::{self, orders};
 use super::{
-    Compare, FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Purpose, Refuse, RefuseCode, StoreRoom,
-    VERSION, Verdict, WHAT, Welcome,
+    Compare, FRAME_HEADER_BYTES, Hello, JournalRoom, Kind, MAGIC, Message, Patch, Purpose, Refuse, RefuseCode,
+    StoreRoom, VERSION, Verdict, WHAT, Welcome,
 };
 use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, SeqRange, Volume};
 use crate::core::op::Op;
@@ -15,8 +15,8 @@ use crate::format::FormatError;
 use crate::format::layout::{u16_at, u32_at, u64_at};
 use crate::format::record::OrderRecord;
 use crate::limits::{
-    CHUNK_BYTES_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    RECORD_BYTES, REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
+    CHUNK_BYTES_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PATCH_PARTS_MAX,
+    PAYLOAD_BYTES_MAX, RECORD_BYTES, REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 
 /// Takes the next message off the rope; `None` while it is not complete.
@@ -100,6 +100,8 @@ impl Bounds {
             Kind::StoreRoom => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
             Kind::Compare => (64, 56 + COMPARE_PARTS_MAX * 8, 0),
             Kind::Compared => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
+            Kind::Patch => (40 + RECORD_BYTES, 40 + RECORD_BYTES + PATCH_PARTS_MAX * 16, CHUNK_BYTES_MAX),
+            Kind::Wanted => (24, 24, 0),
         };
         Bounds { body_min, body_max, data_max }
     }
@@ -177,6 +179,14 @@ fn message(kind: Kind, body: &Bytes, data: Bytes) -> Result<Message, FormatError
                 _ => return Err(body.wrong(format!("no such verdict: {word}, different {different:#x}, {text:?}"))),
             };
             Message::Compared { id, verdict }
+        }
+        Kind::Patch => Message::Patch(Patch::of_body(&mut body, data)?),
+        Kind::Wanted => {
+            let (batch, index, parts) = (Seq(body.u64()?), body.u64()?, body.u64()?);
+            if parts == 0 {
+                return Err(body.wrong("nothing is wanted".into()));
+            }
+            Message::Wanted { batch, index, parts }
         }
     };
     body.end()?;
@@ -309,7 +319,12 @@ impl<'a> Reader<'a> {
         self.take(4).map(|bytes| u32_at(bytes, 0))
     }
 
-    fn u64(&mut self) -> Result<u64, FormatError> {
+    pub(super) fn u128(&mut self) -> Result<u128, FormatError> {
+        let bytes = self.take(16)?;
+        Ok(u128::from_le_bytes(bytes.try_into().expect("just taken")))
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, FormatError> {
         self.take(8).map(|bytes| u64_at(bytes, 0))
     }
 
@@ -337,7 +352,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of items of `item_bytes` each, which are there.
-    fn count(&mut self, item_bytes: usize) -> Result<usize, FormatError> {
+    pub(super) fn count(&mut self, item_bytes: usize) -> Result<usize, FormatError> {
         let (count, reserved) = (self.u32()? as usize, self.u32()?);
         if reserved != 0 {
             return Err(self.wrong("reserved bytes are not zero".into()));

@@ -11,7 +11,8 @@ use super::{FRAME_HEADER_BYTES, Hello, Kind, MAGIC, Message, Purpose, Refuse, VE
 use crate::core::ids::SeqRange;
 use crate::format::layout::put_u32;
 use crate::limits::{
-    COMMIT_RECORDS_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, REFUSE_TEXT_BYTES_MAX, VOLUMES_MAX,
+    COMMIT_RECORDS_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PATCH_PARTS_MAX, REFUSE_TEXT_BYTES_MAX,
+    VOLUMES_MAX,
 };
 
 /// Bytes allocated at a time for the small parts: hundreds of frames share one allocation.
@@ -91,6 +92,21 @@ impl Encoder {
                 fields.iter().for_each(|&value| body.put_u64_le(value));
                 put_count(body, it.digests.len());
                 it.digests.iter().for_each(|&digest| body.put_u64_le(digest));
+            }),
+            Message::Patch(it) => {
+                assert!(it.digests.len() <= PATCH_PARTS_MAX, "a piece has few parts");
+                self.frame(kind, it.data.len(), |body| {
+                    body.put_u64_le(it.index);
+                    body.put_slice(&it.record.encode());
+                    [it.grain, it.carried].iter().for_each(|&value| body.put_u64_le(value));
+                    body.put_u64_le(u64::from(crc32fast::hash(&it.data)));
+                    put_count(body, it.digests.len());
+                    it.digests.iter().for_each(|&digest| body.put_u128_le(digest));
+                });
+                self.data(&it.data, out);
+            }
+            Message::Wanted { batch, index, parts } => self.frame(kind, 0, |body| {
+                [batch.0, *index, *parts].iter().for_each(|&value| body.put_u64_le(value));
             }),
             Message::Compared { id, verdict } => self.frame(kind, 0, |body| {
                 let (word, different, text) = match verdict {

@@ -9,6 +9,7 @@
 //! What each batch of a first sync has to bring is less than the one before, unless writes come faster than the link
 //! takes them: then the next one is the last, and they wait for it.
 
+use super::patch::Form;
 use super::{Batch, Mode, share};
 use crate::core::ids::Seq;
 use crate::core::machine::{Level, Now};
@@ -27,13 +28,14 @@ impl Batch {
         todo.union(&self.todo);
         self.holes.union(&self.zeroes);
         for piece in self.again {
-            if piece.hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
+            if piece.form == Form::Hole { self.holes.insert(piece.extent) } else { todo.insert(piece.extent) }
         }
         todo.iter().for_each(|extent| self.holes.remove(extent));
         self.all.union(&todo);
         let next = Batch::new(begin, todo, self.holes, now);
         let hole_bytes_max = self.hole_bytes_max;
-        Batch { all: self.all, since: Some(Cover::new()), carried: self.begin, hole_bytes_max, ..next }
+        let sparing = self.sparing;
+        Batch { all: self.all, since: Some(Cover::new()), carried: self.begin, hole_bytes_max, sparing, ..next }
     }
 
     /// Bytes that would be to go if it were carried on now.

@@ -1,5 +1,6 @@
 //! What of a batch goes next: holes are looked for in what is long, and what holds nothing is one piece, however long.
 
+use super::patch::Form;
 use super::{Batch, Piece};
 use crate::core::allocation::Stretch;
 use crate::core::ids::Extent;
@@ -18,7 +19,7 @@ impl Batch {
     /// The next thing to do; `look_bytes`: how long a range has to be for holes to be looked for in it.
     pub(super) fn next(&mut self, look_bytes: u64) -> Next {
         if let Some(piece) = self.again.pop_front() {
-            return if piece.hole { Next::Send(piece) } else { Next::Read(piece) };
+            return if piece.form == Form::Hole { Next::Send(piece) } else { Next::Read(piece) };
         }
         let over = self.todo.is_empty() && self.reading.is_empty();
         if over || self.zeroes.bytes() >= ZEROES_BYTES_MAX || self.zeroes.len() >= ZEROES_RANGES_MAX {
@@ -26,7 +27,7 @@ impl Batch {
         }
         if let Some(extent) = self.holes.pop_front(self.hole_bytes_max) {
             self.bytes += extent.length;
-            return Next::Send(Piece { index: None, extent, hole: true });
+            return Next::Send(Piece { index: None, extent, form: Form::Hole });
         }
         let Some(front) = self.todo.iter().next() else { return Next::Wait };
         let looked = self.looked.is_some_and(|(volume, end)| volume == front.volume && front.offset < end);
@@ -35,7 +36,8 @@ impl Batch {
         }
         let Some(extent) = self.todo.pop_front(u64::from(CHUNK_BYTES_MAX)) else { return Next::Wait };
         self.bytes += extent.length;
-        Next::Read(Piece { index: None, extent, hole: false })
+        let form = self.sparing.form(extent.length);
+        Next::Read(Piece { index: None, extent, form })
     }
 
     /// Which parts of what was looked at are holes. They are as of a moment after the begin, as what is read is.
@@ -112,7 +114,7 @@ mod tests {
         let rest = data.offset + data.length;
         for hole in [extent(4096, data.offset - 4096), extent(rest, 5 << 20)] {
             let Next::Send(piece) = batch.next(4 << 20) else { panic!("a hole is not read") };
-            assert!(piece.hole && piece.extent == hole && piece.index.is_none());
+            assert!(piece.form == Form::Hole && piece.extent == hole && piece.index.is_none());
         }
         assert!(matches!(batch.next(4 << 20), Next::Read(piece) if piece.extent == data));
         let left = extent(rest + (5 << 20), 4096 + 100 * tib - rest - (5 << 20));
@@ -135,7 +137,7 @@ mod tests {
             let Next::Send(piece) = batch.next(u64::MAX) else {
                 panic!("zeroes are sent when nothing is left to read")
             };
-            assert!(piece.hole && piece.extent == zeroes);
+            assert!(piece.form == Form::Hole && piece.extent == zeroes);
         }
         assert!(matches!(batch.next(u64::MAX), Next::Wait) && batch.bytes == total);
     }

@@ -60,6 +60,7 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
         table_payload_bytes: 0,
         intent_neighbours: 1,
         look_bytes: u64::MAX,
+        asks: true,
         ask_room: false,
         scrub: None,
         incarnation: 1,
