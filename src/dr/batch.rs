@@ -108,7 +108,7 @@ impl Batch {
     /// Orders from before its begin are lost here, and what it brings is in the volumes in part: a promotion may learn of
     /// them; a writer has to begin another.
     pub(super) fn wait_for_orders(&mut self, lost: BTreeSet<Seq>) {
-        (self.lacking, self.disowned, self.unsure) = (true, true, Some(lost));
+        (self.disowned, self.unsure) = (true, Some(lost));
     }
 
     /// Whether it may leave out what orders that are lost here have changed.

@@ -10,8 +10,6 @@
 //! | goes past it in one step: a batch; or is past it already | `Passed` |
 //! | cannot be read | `Unreadable`: nothing else is at stake, so the process goes on |
 
-use std::collections::{BTreeMap, VecDeque};
-
 use bytes::Bytes;
 
 use crate::core::ids::Conn;
@@ -24,27 +22,6 @@ use crate::format::wire::{Compare, Message, RefuseCode, Verdict};
 
 /// Comparisons that one primary may have asked for and not been answered.
 const WAITING_MAX: usize = 64;
-
-/// Comparisons that were asked for.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Comparisons {
-    /// In the order of their seqs.
-    waiting: VecDeque<(Conn, Compare)>,
-    /// Given to the replay, by the number of the probe.
-    probing: BTreeMap<u64, (Conn, Compare)>,
-}
-
-impl Comparisons {
-    /// Whoever asked is gone.
-    pub(super) fn drop_of(&mut self, conn: Conn) {
-        self.waiting.retain(|(of, _)| *of != conn);
-        self.probing.retain(|_, (of, _)| *of != conn);
-    }
-
-    fn len(&self) -> usize {
-        self.waiting.len() + self.probing.len()
-    }
-}
 
 fn answer(conn: Conn, id: u64, verdict: Verdict) -> Effect {
     Effect::Send { conn, message: Message::Compared { id, verdict } }
@@ -62,7 +39,7 @@ impl Machine {
         }
         // Orders that come again after a connection was lost come before it, too.
         // A primary that lets go of what it has asked asks again.
-        let shown = self.synced() && self.history.tail() <= it.seq && self.comparisons.len() < WAITING_MAX;
+        let shown = self.synced() && self.history.tail() <= it.seq && self.comparisons.all().count() < WAITING_MAX;
         if !shown {
             return fx.push(answer(conn, it.id, Verdict::Passed));
         }

@@ -21,7 +21,6 @@ use crate::core::machine::{DiskKind, DiskResult, Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::dr::batch::{Batch, Committed};
 use crate::dr::checkpoint::Checkpoints;
-use crate::dr::compare::Comparisons;
 use crate::dr::desk::Desk;
 use crate::dr::doubt::{Doubt, Promises};
 use crate::dr::history::History;
@@ -29,14 +28,14 @@ use crate::dr::intake::Intake;
 use crate::dr::journal::Journal;
 use crate::dr::keeper::Keeper;
 use crate::dr::links::Links;
-use crate::dr::patches::Patches;
+use crate::dr::probes::Probes;
 use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
-use crate::format::wire::JournalRoom;
+use crate::format::wire::{Compare, JournalRoom, Patch};
 use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
@@ -105,8 +104,10 @@ pub struct Machine {
     pub(super) fed_writes: u64,
     pub(super) checkpoints: Checkpoints,
     pub(super) sizes: Sizes,
-    pub(super) comparisons: Comparisons,
-    pub(super) patches: Patches,
+    /// In the order of their seqs.
+    pub(super) comparisons: Probes<Compare>,
+    /// Pieces that came as patches and are not put together yet.
+    pub(super) patches: Probes<Patch>,
     /// Orders from the begin of a batch on that wait until the one before it, which is here as a whole, is durably so.
     pub(super) held_orders: VecDeque<(Conn, Vec<OrderRecord>)>,
     pub(super) promotion: Option<Promotion>,
@@ -202,8 +203,8 @@ impl Machine {
             fed_writes: 0,
             checkpoints: Checkpoints::default(),
             sizes: Sizes::found(&superblock, &history),
-            comparisons: Comparisons::default(),
-            patches: Patches::default(),
+            comparisons: Probes::default(),
+            patches: Probes::default(),
             held_orders: VecDeque::new(),
             promotion: None,
             promote_later: None,

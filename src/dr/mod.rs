@@ -32,6 +32,7 @@ mod look;
 pub mod machine;
 mod mended;
 mod patches;
+mod probes;
 pub mod promote;
 pub mod receive;
 pub mod reconcile;

@@ -9,8 +9,6 @@
 //! Only what is left in place must not be written to by what was pushed before, so it is read in the order of the replay,
 //! and not before its batch has begun here.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use bytes::Bytes;
 
 use crate::core::ids::{Conn, Extent, Seq};
@@ -18,27 +16,14 @@ use crate::dr::api::Effect;
 use crate::dr::batch::Placed;
 use crate::dr::intake::Arrival;
 use crate::dr::machine::Machine;
+use crate::dr::probes::Probes;
 use crate::dr::replay::{Action, Step};
 use crate::format::wire::{Message, Patch, RefuseCode};
 
-/// Pieces that came as patches and are not put together yet.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Patches {
-    waiting: VecDeque<(Conn, Patch)>,
-    /// Given to the replay, by the number of the probe.
-    probing: BTreeMap<u64, (Conn, Patch)>,
-}
-
-impl Patches {
-    /// Who sent them is gone: he sends them again.
-    pub(super) fn drop_of(&mut self, conn: Conn) {
-        self.waiting.retain(|(of, _)| *of != conn);
-        self.probing.retain(|_, (of, _)| *of != conn);
-    }
-
+impl Probes<Patch> {
     /// Bytes of the pieces.
     fn bytes(&self) -> u64 {
-        self.waiting.iter().chain(self.probing.values()).map(|(_, patch)| patch.length()).sum()
+        self.all().map(Patch::length).sum()
     }
 }
 

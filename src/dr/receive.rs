@@ -88,22 +88,24 @@ impl Machine {
             (Part::Order, Message::Compare(it)) => self.compare(conn, it, fx),
             (Part::Order, Message::Refuse(refuse)) => self.turned_down(now, conn, &refuse.text, fx),
             (Part::Stream, Message::Chunk { index, record, data }) => {
-                // The payloads of a first sync come once it is nearly done.
-                if self.batch.as_ref().is_some_and(|batch| batch.direct) {
-                    self.fed_by_link_ns = now.mono_ns;
-                }
+                self.piece_came(now);
                 self.chunk(index, Arrival { conn, record, data }, fx);
             }
             (Part::Stream, Message::Patch(patch)) => {
-                if self.batch.as_ref().is_some_and(|batch| batch.direct) {
-                    self.fed_by_link_ns = now.mono_ns;
-                }
+                self.piece_came(now);
                 self.patch(conn, patch, fx);
             }
             (_, other) => {
                 let text = format!("a {} message has no place here", word(&other));
                 self.refuse(conn, RefuseCode::Protocol, text, fx);
             }
+        }
+    }
+
+    /// The payloads of a first sync come once it is nearly done: until then its pieces show that the link feeds this site.
+    fn piece_came(&mut self, now: Now) {
+        if self.batch.as_ref().is_some_and(|batch| batch.direct) {
+            self.fed_by_link_ns = now.mono_ns;
         }
     }
 

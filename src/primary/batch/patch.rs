@@ -38,16 +38,16 @@ const ASKED_MAX: u8 = 3;
 /// While DR seems to have nothing, it is asked about one piece of so many.
 const ONE_OF: u64 = 32;
 /// The most that what DR had counts for what it may have.
-const HOPE_MAX: i32 = 16;
+const HOPE_MAX: u32 = 16;
 /// For how many pieces in a row it is asked before it is known to have any.
-const HOPE_FIRST: i32 = 8;
+const HOPE_FIRST: u32 = 8;
 
 /// What asking DR has spared.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sparing {
     /// Whether it is asked at all.
     asks: bool,
-    hope: i32,
+    hope: u32,
     pieces: u64,
     /// Bytes that did not cross, as DR had them.
     pub(super) bytes: u64,
@@ -73,13 +73,13 @@ impl Sparing {
         let Form::Patch { carried, .. } = piece.form else { return };
         self.bytes += spared(piece.extent.length, carried);
         if carried == 0 {
-            self.hope = (self.hope.max(0) + 2).min(HOPE_MAX);
+            self.hope = (self.hope + 2).min(HOPE_MAX);
         }
     }
 
     /// It lacks so many of the parts that it was asked about.
     fn wanted(&mut self, lacks: u32, of: u32) {
-        self.hope = if 2 * lacks <= of { (self.hope.max(0) + 1).min(HOPE_MAX) } else { (self.hope - 1).max(0) };
+        self.hope = if 2 * lacks <= of { (self.hope + 1).min(HOPE_MAX) } else { self.hope.saturating_sub(1) };
     }
 }
 
