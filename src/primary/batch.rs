@@ -100,6 +100,8 @@ pub struct Piece {
 pub struct Batch {
     /// Seq of its begin record: its id.
     pub begin: Seq,
+    /// Where it goes ahead: the first record that DR gets, which is this begin, or the first of those before it that are no writes.
+    led_from: Seq,
     /// Everything it covers, for starting again.
     pub all: Cover,
     todo: VolumeRanges,
@@ -166,6 +168,7 @@ impl Batch {
         let total = ranges.bytes() + holes.bytes();
         Batch {
             begin,
+            led_from: begin,
             all,
             todo: ranges.into_ranges(),
             holes,
@@ -420,7 +423,7 @@ impl Machine {
         self.lost.union(&self.intent.ranges());
     }
 
-    fn maybe_begin(&mut self) {
+    pub(super) fn maybe_begin(&mut self) {
         // A load that fills the FIFO during each batch would make this one of beginnings.
         if self.now.mono_ns < self.batch_from_ns {
             return;
@@ -445,6 +448,7 @@ impl Machine {
             return;
         }
         let begin = self.append_control(Op::BatchBegin, 0, 0, 0);
+        let led_from = self.own_from;
         self.say_sizes();
         let mut ranges = std::mem::take(&mut self.lost);
         // What a resize is about to add is marked before its order: that brings it, and nothing of it before.
@@ -470,12 +474,12 @@ impl Machine {
                 self.dr.held = if self.dr.skipped <= self.dr.cut { self.dr.journal } else { self.dr.held };
                 self.dr.skipped = begin.prev();
             }
-            // Where only the start is between, it is told: a full table may have no slot for it, and a promotion would not know
-            // that what it misses is no write.
-            let told = self.first == begin.prev() && self.dr.next <= self.first && !self.orders_unfit();
-            self.dr.leap(if told { self.first } else { begin });
+            // What is no write right before it is told: a full table may have no slots for that, and a promotion would not know
+            // that what it misses is none.
+            self.dr.leap(if self.dr.next <= led_from { led_from } else { begin });
         }
         let mut batch = Batch::new(begin, ranges, holes, self.now);
+        batch.led_from = if jumps { self.dr.next } else { begin };
         batch.held_back = self.dr.spool_live_bytes;
         batch.sparing = Sparing::new(self.options.asks);
         if !self.dr.synced {
@@ -485,6 +489,9 @@ impl Machine {
             batch.hole_bytes_max = FIRST_HOLE_BYTES_MAX;
         }
         self.mode = Mode::Batch(Box::new(batch));
+        if jumps && self.sends_upto() < begin {
+            self.dr.leap(begin);
+        }
     }
 
     /// Whether DR lacks orders for which its journal has no room.

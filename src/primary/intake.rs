@@ -199,6 +199,9 @@ impl Machine {
     fn enter(&mut self, record: OrderRecord, data: Bytes, req: Option<Req>, there: bool) {
         self.tail = record.seq;
         self.chain = record.chain;
+        if !record.op.may_jump() {
+            self.own_from = record.seq.next();
+        }
         self.ages.note(record.seq, record.time_ns, self.now.mono_ns);
         self.note_changed(&record);
         let dropped = self.mode.drops_payloads();

@@ -332,6 +332,8 @@ pub struct Machine {
     pub(super) reserved: Seq,
     /// The `EpochStart` of this incarnation.
     pub(super) first: Seq,
+    /// The first of the last orders each of which may follow a gap: no write is behind it.
+    pub(super) own_from: Seq,
     pub(super) tail: Seq,
     pub(super) chain: Chain,
     pub(super) window: Window,
@@ -449,6 +451,7 @@ impl Machine {
             superblock_waits: None,
             marked: false,
             first,
+            own_from: first,
             tail: recovered.tail,
             chain: recovered.chain,
             window: Window::new(first),

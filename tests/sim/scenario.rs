@@ -42,6 +42,8 @@ pub struct Director {
     asked_ns: u64,
     /// Highest order that DR knew then.
     asked_tail: Seq,
+    /// What the status table held when a plan was asked for.
+    asked_table: Vec<u8>,
     again: bool,
     /// Asked for while another was under way.
     second: Option<Ticket>,
@@ -452,6 +454,8 @@ impl World {
         self.director.asked_ns = self.now_ns;
         let now = self.clock(Node::Dr);
         self.director.asked_tail = self.dr.as_ref().map_or(Seq(0), |machine| machine.status(now).tail_seq);
+        let table = self.aux_disk.file(auxiliary::machine::File::Table).stable();
+        self.director.asked_table = if plan { table.to_vec() } else { Vec::new() };
         let ticket = Ticket((1 << 48) + self.director.tickets);
         self.director.ticket = Some((ticket, plan));
         let force = self.director.force;
@@ -565,9 +569,11 @@ impl World {
         let reach = checkers::Reach {
             until_ns: if plan { self.director.asked_ns } else { u64::MAX },
             knowable: &|record| {
-                // What came while a plan was made, it need not know.
-                self.holds_at_dr(record) && (!plan || record.seq <= self.director.asked_tail)
-                    || (outcome.aux_read && self.holds_at_aux(record) && !self.came_late.contains(&record.seq))
+                // What came while a plan was made, it need not know: nor what its writer, who goes on, mended in the table.
+                let asked = &self.director;
+                let at_dr = self.holds_at_dr(record) && (!plan || record.seq <= asked.asked_tail);
+                let at_aux = self.holds_at_aux(record) && (!plan || self.had_at_aux(&asked.asked_table, record));
+                at_dr || outcome.aux_read && at_aux && !self.came_late.contains(&record.seq)
             },
             rotten: &|seq| self.rotten_at_aux(seq) || self.came_late.contains(&seq),
             rotten_payload: &|seq| self.dr_spool_astray || self.dr_rotten_payloads.contains(&seq),

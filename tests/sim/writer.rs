@@ -346,8 +346,12 @@ impl World {
     }
 
     pub fn holds_at_aux(&self, record: &OrderRecord) -> bool {
-        let Some(encoded) = self.oracle.encoded(record.seq) else { return false };
-        self.table.holds(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record.seq, encoded)
+        self.had_at_aux(self.aux_disk.file(auxiliary::machine::File::Table).stable(), record)
+    }
+
+    /// Whether these bytes, once those of the status table, hold a record.
+    pub fn had_at_aux(&self, table: &[u8], record: &OrderRecord) -> bool {
+        self.oracle.encoded(record.seq).is_some_and(|encoded| self.table.holds(table, record.seq, encoded))
     }
 
     pub fn holds_at_dr(&self, record: &OrderRecord) -> bool {

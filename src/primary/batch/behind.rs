@@ -69,10 +69,11 @@ impl Machine {
         let orders = Seq(upto.0.saturating_sub(from_orders));
         // What begins or ends a batch makes room when nothing else does: orders that waited may have left it none but what is
         // kept for it. Of a DR without a copy all of it: that one is not promoted, and lets go of everything before a begin.
-        let begin = self.mode.batch().map(|batch| batch.begin);
-        let own = begin.or_else(|| self.closing.as_ref().and_then(|batch| batch.end));
+        let begin = self.mode.batch().map(|batch| (batch.led_from, batch.begin));
+        let own = begin.or_else(|| self.closing.as_ref().and_then(|batch| batch.end).map(|end| (end, end)));
         let most = if begin.is_some() && !self.dr.synced { upto } else { Seq(upto.0.saturating_sub(kept.from_own)) };
-        own.filter(|own| *own == self.dr.next).map_or(orders, |own| orders.max(own.min(most)))
+        let due = own.filter(|(from, own)| (*from..=*own).contains(&self.dr.next));
+        due.map_or(orders, |(_, own)| orders.max(own.min(most)))
     }
 
     fn kept(&self) -> Kept {
@@ -200,9 +201,12 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+
     use crate::core::ids::{Conn, Extent, Volume};
     use crate::core::machine::Now;
     use crate::core::modes::{Protect, Require};
+    use crate::core::op::Op;
     use crate::core::ranges::{Cover, VolumeRanges};
     use crate::primary::batch::Mode;
     use crate::primary::link::Phase;
@@ -276,6 +280,33 @@ mod tests {
             machine.dr.headway.waited_ns = STALL_NS;
             machine.batch_begins(true);
             assert_eq!(machine.dr_stalls(), begin == LEAPS_MAX, "{begin}");
+        }
+    }
+
+    /// In a full table none of them has a slot, and a promotion took each that it missed for a write.
+    #[test]
+    fn a_batch_that_goes_ahead_of_writes_leaves_out_nothing_else_that_is_right_before_it() {
+        // Room for what is kept, and for so many more.
+        for (more, told) in [(3, true), (2, false)] {
+            let (mut machine, _) = fresh(Protect::Near, Require::Any, false);
+            machine.dr.phase = Phase::Up { conn: Conn(1) };
+            (machine.reserved, machine.mode) = (Seq(4000), Mode::Coalescing);
+            let write = machine.record(Op::Write, 0, Volume(0), 0, 512, 0);
+            machine.append(write, Bytes::new(), None);
+            let start = machine.append_control(Op::EpochStart, 0, 0, 0);
+            let given_up = machine.append_control(Op::BatchBegin, 0, 0, 0);
+            (machine.dr.synced, machine.dr.next, machine.dr.must_jump) = (true, write.seq, true);
+            machine.dr.room = JournalRoom { upto: write.seq.prev(), records: 4096 };
+            let kept = machine.kept().from_own;
+            machine.dr.gap.told = JournalRoom { upto: Seq(write.seq.0 - 1 + kept + more), records: 4096 };
+            machine.lost.insert(Extent { volume: Volume(0), offset: 0, length: 512 });
+            machine.maybe_begin();
+            let begin = machine.mode.batch().expect("it begins").begin;
+            assert_eq!((start.next(), given_up.next()), (given_up, begin));
+            assert_eq!(machine.dr.next, if told { start } else { begin }, "{more}");
+            assert!(machine.sends_upto() >= begin);
+            machine.append(machine.record(Op::Write, 0, Volume(0), 512, 512, 0), Bytes::new(), None);
+            assert!(machine.sends_upto() >= begin, "whatever is written before they have gone");
         }
     }
 }
