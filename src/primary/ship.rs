@@ -101,6 +101,8 @@ impl Machine {
     fn lost_log(&mut self, fx: &mut Vec<Effect>) {
         self.dr.check = None;
         self.coalesce("the intent log no longer holds the records DR needs", fx);
+        // What cannot be read cannot be told either, the next time as well.
+        self.own_from = self.own_from.max(self.dr.next.next());
         self.jump_over_orders();
     }
 

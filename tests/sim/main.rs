@@ -266,6 +266,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (4356967, "of the checker: a comparison was taken for asked for while the primary was down"),
     (4409274, "of the checker: slots were to be kept while DR, damaged, was copied anew"),
     (4526339, "of the checker: a batch after a restart of the primary had brought what was damaged"),
+    (5159833, "a batch was to be led by a start that could not be read, and so was the next one, again and again"),
     (4701330, "of the checker: a plan was to know what a writer mended in the table while it was made"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
