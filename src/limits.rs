@@ -35,6 +35,8 @@ pub const COVER_RANGES_MAX: usize = 32 << 10;
 pub const LISTING_STRETCHES_MAX: usize = 64 << 10;
 /// Bytes of one piece of a batch.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of frames in one packed frame, and of what they are packed to.
+pub const PACKED_BYTES_MAX: usize = 4 << 20;
 /// In a range of a batch that is as long as this holes are looked for before it is read, bytes.
 pub const BATCH_LOOK_BYTES: u64 = 4 << 20;
 /// A range that is compared at once, bytes; and parts of it with a digest each, which a word has a bit for.

@@ -179,7 +179,11 @@ impl Shell {
             Event::Stop => self.stop()?,
             // Of connections that have ended.
             Event::Received { .. } | Event::Closed { .. } => {}
-            Event::Connected { .. } | Event::Secured { .. } | Event::Sent { .. } | Event::Extents { .. } => {}
+            Event::Connected { .. }
+            | Event::Secured { .. }
+            | Event::Sent { .. }
+            | Event::Extents { .. }
+            | Event::Worked { .. } => {}
         }
         Ok(())
     }

@@ -153,6 +153,7 @@ overflow = "coalesce"   # when the FIFO is full: coalesce (remember ranges, copy
 # scrub = {{ every_hours = 168, rate = "20MiB" }}   # compare both sides once a week; `farshore verify` does it at once
 # lag_max = {{ writes = 100000, bytes = "1GiB", seconds = 30 }}   # with pace: writes wait rather than let DR lag further
 # link = {{ bytes_per_second = "50MiB", hours = [{{ from = "08:00", to = "18:00", bytes_per_second = "5MiB" }}] }}
+# compress = "auto"     # always | off: compress what crosses only where the network holds it up, always, or never
 # direct = "auto"       # never: open volumes buffered, not O_DIRECT
 "#,
         under(options, "primary"),

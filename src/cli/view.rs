@@ -193,6 +193,9 @@ fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
                 text.push_str(&format!(", {} {way}", human_size(bytes)));
             }
         }
+        if link.compression_saved_bytes > 0 {
+            text.push_str(&format!(" ({} saved by compression)", human_size(link.compression_saved_bytes)));
+        }
         if let Some(reason) = &link.reason {
             text.push_str(&format!(": {reason}"));
         }

@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub, TlsMode};
+use crate::core::modes::{Ack, Compress, LagMax, Overflow, Protect, Require, Scrub, TlsMode};
 use crate::core::peer::{End, Paths, PeerName, Role};
 use crate::core::rate::RateLimit;
 
@@ -96,6 +96,8 @@ pub struct PrimaryConfig {
     pub scrub: Option<Scrub>,
     /// How many bytes of data a second may go to DR.
     pub link: RateLimit,
+    /// Whether that is compressed.
+    pub compress: Compress,
     pub direct: Direct,
     pub metrics: Option<Address>,
     /// What NBD clients may do without TLS, and whether they need certificates with it.

@@ -110,6 +110,12 @@ const LINK: &[Row] = &[
     ("rtt_seconds", "link_rtt_seconds", Gauge, "Round trip to the peer"),
     ("sent_bytes", "link_sent_bytes", Counter, "Bytes sent to the peer"),
     ("received_bytes", "link_received_bytes", Counter, "Bytes received from the peer"),
+    (
+        "compression_saved_bytes",
+        "link_compression_saved_bytes",
+        Counter,
+        "Bytes that did not have to be sent, being compressed",
+    ),
     ("order_bytes", "link_order_bytes", Counter, "Bytes of what a write waits for, both ways"),
     ("streams", "link_streams", Gauge, "Payload streams that are up"),
     ("limit_bytes_per_second", "link_limit_bytes_per_second", Gauge, "What the payload streams may send together"),

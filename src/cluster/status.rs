@@ -208,6 +208,9 @@ pub struct LinkStatus {
     pub order_bytes: u64,
     /// Payload streams that are up, for a link that has any.
     pub streams: u64,
+    /// Bytes that did not have to be sent, because what the streams carry is compressed.
+    #[serde(default)]
+    pub compression_saved_bytes: u64,
     /// Bytes a second that they may send together at present; `null`: as fast as it goes.
     pub limit_bytes_per_second: Option<u64>,
     /// How long it has been in this state.

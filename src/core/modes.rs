@@ -112,6 +112,17 @@ pub enum Overflow {
     Refuse,
 }
 
+/// Whether what the streams to DR carry is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compress {
+    Off,
+    /// Where the link is what holds it up.
+    #[default]
+    Auto,
+    /// Also where the link has room: its bytes cost something.
+    Always,
+}
+
 /// A comparison of both sides from time to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scrub {

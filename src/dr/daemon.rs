@@ -294,7 +294,7 @@ impl Shell {
             Event::Disk { ticket, result, .. } => self.disk_done(ticket, result),
             Event::Stop => self.stop(),
             Event::Received { .. } | Event::Connected { .. } | Event::Secured { .. } => Ok(()),
-            Event::Sent { .. } | Event::Extents { .. } => Ok(()),
+            Event::Sent { .. } | Event::Extents { .. } | Event::Worked { .. } => Ok(()),
         }
     }
 

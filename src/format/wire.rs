@@ -1,6 +1,6 @@
 //! The link between primary and DR: messages and their frames.
 //!
-//! A frame is a header of 32 bytes, a body, and for `Payload`, `Chunk` and `Patch` the data:
+//! A frame is a header of 32 bytes, a body, and for `Payload`, `Chunk`, `Patch` and `Packed` the data:
 //!
 //! | at | bytes | field |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! | 28 | 4 | CRC-32 over bytes 0..28 |
 //!
 //! Header and its checksum stay as they are in every version, so that an unknown version is told from
-//! damage. Data is verified by the payload checksum of the record in the body, that of a patch by its own. The bodies:
+//! damage. Data is verified by the payload checksum of the record in the body, that of a patch and of packed frames by their own. The bodies:
 //!
 //! | kind | message | body |
 //! |---|---|---|
@@ -37,10 +37,12 @@
 //! | 17 | compared | id 8, verdict 8 (0 equal or different, 1 passed, 2 unreadable), different 8, text |
 //! | 18 | patch | index 8, order record 64, grain 8, carried 8, CRC-32 of the data 4, reserved 4, number 4, reserved 4, then 16 for each digest |
 //! | 19 | wanted | batch 8, index 8, parts 8 |
+//! | 20 | packed | bytes of the frames that it holds 4, CRC-32 of the data 4 |
 
 mod decode;
 mod encode;
 mod orders;
+mod packed;
 mod patch;
 
 use bytes::Bytes;
@@ -49,6 +51,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub use decode::decode;
 pub use encode::{Encoder, encode};
 pub use orders::orders_frame_bytes;
+pub use packed::{Packer, Unpacker};
 pub use patch::Patch;
 
 use super::record::OrderRecord;
@@ -63,7 +66,8 @@ pub const PAYLOAD_HEAD_BYTES: usize = FRAME_HEADER_BYTES + RECORD_BYTES;
 pub const CHUNK_HEAD_BYTES: usize = FRAME_HEADER_BYTES + 8 + RECORD_BYTES;
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u8 = 7;
+/// Version of the link: both sides have the same.
+pub const VERSION: u8 = 8;
 const WHAT: &str = "link frame";
 
 /// What a connection is for. The primary opens one `Order` and N `Stream` connections.
@@ -314,10 +318,12 @@ enum Kind {
     Compared = 17,
     Patch = 18,
     Wanted = 19,
+    /// Other frames, compressed: no message of its own.
+    Packed = 20,
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 20] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refuse,
@@ -337,6 +343,7 @@ impl Kind {
         Kind::Compared,
         Kind::Patch,
         Kind::Wanted,
+        Kind::Packed,
     ];
 
     fn from_u8(raw: u8) -> Option<Kind> {
@@ -364,6 +371,7 @@ impl Kind {
             Kind::Compared => "compared",
             Kind::Patch => "patch",
             Kind::Wanted => "wanted",
+            Kind::Packed => "packed",
         }
     }
 }

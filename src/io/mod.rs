@@ -44,6 +44,7 @@ mod slice;
 mod socket;
 pub mod tls;
 pub mod vector;
+mod work;
 
 pub use extents::Range;
 pub use open::{Direct, OpenOptions, Preallocate, is_absent, make_dir};

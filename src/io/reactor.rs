@@ -30,6 +30,7 @@ use super::ring::{Completion, Kernel, Kind, Token, Wait};
 use super::secure::Announce;
 use super::signal::{Signals, Waker};
 use super::tls::{Acceptor, Connector};
+use super::work::{Job, Work};
 use crate::core::address::Address;
 use crate::core::allocation::Stretch;
 use crate::core::asker::Asker;
@@ -80,6 +81,11 @@ pub enum Event {
         ticket: Ticket,
         result: Result<Vec<Stretch>, IoFail>,
     },
+    /// A job is done.
+    Worked {
+        ticket: Ticket,
+        bytes: Vec<Bytes>,
+    },
     /// SIGTERM, SIGINT or a [`Stopper`].
     Stop,
 }
@@ -122,6 +128,7 @@ pub struct Reactor {
     net: Net,
     disk: Disk,
     extents: Extents,
+    work: Work,
     waker: Waker,
     signals: Option<Signals>,
     /// Events of errors that a call could not return.
@@ -150,6 +157,7 @@ impl Reactor {
             net: Net::new(Resolver::new(waker.clone()), options.connections_max),
             disk: Disk::new(),
             extents: Extents::new(waker.clone()),
+            work: Work::new(waker.clone()),
             waker,
             signals,
             failures: VecDeque::new(),
@@ -332,6 +340,12 @@ impl Reactor {
         self.net.has_arrived(conn)
     }
 
+    /// Whether the network takes less than it is given: the kernel has bytes that it could not send yet, or took no more.
+    #[must_use]
+    pub fn is_held_up(&self, conn: Conn) -> bool {
+        self.net.is_held_up(conn)
+    }
+
     /// Bytes queued and not yet taken by the kernel.
     #[must_use]
     pub fn queued_bytes(&self, conn: Conn) -> usize {
@@ -433,6 +447,14 @@ impl Reactor {
     /// Begins to look which parts of a range have storage; the answer comes as `Event::Extents`.
     pub fn extents(&mut self, file: FileId, ticket: Ticket, range: Range) {
         self.extents.look(self.disk.opened(file), ticket, range);
+    }
+
+    /// Begins a job on a helper thread; what comes out comes as `Event::Worked`. Jobs are done in the order in which they began.
+    ///
+    /// # Errors
+    /// There is no such thread.
+    pub fn work(&mut self, ticket: Ticket, job: Job) -> io::Result<()> {
+        self.work.begin(ticket, job)
     }
 
     /// Begins to bring a range into the page cache, where the file is read through it; comes as `Event::Disk`.
@@ -548,6 +570,9 @@ impl Reactor {
                     self.net.take_resolved(&mut self.kernel)?;
                     while let Some((ticket, result)) = self.extents.answered() {
                         events.push(Event::Extents { ticket, result });
+                    }
+                    while let Some((ticket, bytes)) = self.work.answered() {
+                        events.push(Event::Worked { ticket, bytes });
                     }
                     self.watch(Kind::Wake)?;
                 }

@@ -96,6 +96,8 @@ pub struct Socket {
 
 /// Vectors of one send.
 const VECTORS_MAX: usize = 256;
+/// `SIOCOUTQNSD` of Linux (linux/sockios.h).
+const SIOCOUTQNSD: libc::Ioctl = 0x894b;
 
 /// A message header and the vectors that it points to.
 struct Message {
@@ -191,11 +193,21 @@ impl Socket {
     /// Whether everything that was sent has left this host's memory: a unix socket's peer has read it, another host's
     /// kernel has it, and the end of the stream too.
     pub fn has_arrived(&self) -> bool {
-        let Some(fd) = &self.fd else { return true };
-        let mut left: libc::c_int = 0;
+        self.fd.is_none() || self.ask(libc::TIOCOUTQ) == Some(0)
+    }
+
+    /// Bytes that the kernel has taken and not sent, as far as it says.
+    pub fn unsent_bytes(&self) -> usize {
+        self.ask(SIOCOUTQNSD).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+    }
+
+    /// What the kernel says of the socket.
+    fn ask(&self, what: libc::Ioctl) -> Option<libc::c_int> {
+        let fd = self.fd.as_ref()?;
+        let mut answer: libc::c_int = 0;
         // SAFETY: the descriptor is open, and the kernel writes one integer, which lives through the call.
-        let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
-        status == 0 && left == 0
+        let status = unsafe { libc::ioctl(fd.as_raw_fd(), what, &raw mut answer) };
+        (status == 0).then_some(answer)
     }
 
     /// Has the kernel send at most so many bytes a second over TCP, from now on.

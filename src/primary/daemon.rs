@@ -142,7 +142,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let mut shell = Shell::new(reactor, opened, recovered, options)?;
     (shell.table, shell.security) = (Some(table), security);
     shell.dr_address = Some(dr.address.clone());
-    shell.dr.limit = primary.link.clone();
+    shell.dr.configure(primary);
     shell.listen(&primary.listen)?;
     shell.controls = Controls::start(&mut shell.reactor, &primary.control)
         .with_context(|| format!("listening on {}", primary.control.display()))?;
@@ -507,6 +507,10 @@ impl Shell {
                 Some((conn, left)) => self.step(Input::DrTaken { conn, left }),
                 None => Ok(()),
             },
+            Event::Worked { ticket, bytes } => {
+                self.dr.packed(&mut self.reactor, ticket, bytes);
+                Ok(())
+            }
             Event::Secured { .. } | Event::Extents { .. } => Ok(()),
         }
     }
@@ -699,18 +703,13 @@ impl Shell {
         }
         (status.acknowledged_writes, status.acknowledged_bytes) = self.acknowledged;
         status.listing = self.looking.as_ref().map(Looking::status);
-        let lacking = self.opened.backings.degraded(now).into_iter();
+        let lacking = self.opened.backings.degraded(now).into_iter().chain(self.nbd.crowded(now));
         status.degraded.extend(lacking.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
-        let crowded = self.nbd.crowded(now).into_iter();
-        status.degraded.extend(crowded.map(|(text, since_ns)| Degraded::new(text, since_ns, now.wall_ns)));
         for text in self.loss_missing.iter().chain(&self.opened.notes) {
             status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
         }
         for link in &mut status.links {
-            if link.peer == "dr" {
-                link.received_bytes = self.dr.received_bytes;
-                link.limit_bytes_per_second = self.dr.limit_at(now.wall_ns);
-            }
+            self.dr.describe(link, now.wall_ns);
             link.address = match link.peer.as_str() {
                 "aux" => match &self.table {
                     Some(TableTarget::Own { address, .. }) => address.to_string(),

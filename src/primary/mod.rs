@@ -24,6 +24,7 @@ pub mod listing;
 pub mod local;
 pub mod machine;
 mod mending;
+pub mod packing;
 pub mod policy;
 pub mod recovery;
 pub mod report;

@@ -1,12 +1,13 @@
-//! The limit on what goes to DR: data waits for it, writes do not.
+//! What goes to DR: the limit on it, for which data waits and writes do not, and its compression.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::site::Role;
+use farshore::cli::relay::line::Settings;
 
-use crate::harness::{FAST, Group, LONG, MIB, small};
+use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
 const LIMIT: u64 = MIB;
 const WRITTEN: u64 = 6 * MIB;
@@ -16,7 +17,8 @@ fn limited(link: &str, streams: u64) -> Result<()> {
     let mut settings = small();
     settings.push(("dr", format!("streams = {streams}")));
     settings.push(("group", "protect = \"order\"".into()));
-    settings.push(("primary", format!("link = {link}")));
+    // What it is full of would hardly take any time.
+    settings.push(("primary", format!("link = {link}\ncompress = \"off\"")));
     let mut group = Group::with(FAST, settings)?;
     // A name has several addresses: what is limited is not the first socket alone.
     let config = group.site.config();
@@ -67,4 +69,64 @@ fn a_limit_may_hold_at_some_hours_only() -> Result<()> {
         "{ bytes_per_second = \"1GiB\", hours = [{ from = \"00:00\", to = \"24:00\", bytes_per_second = \"1MiB\" }] }",
         4,
     )
+}
+
+/// Half of what is written becomes a few bytes, half of it no shorter. Bytes that crossed, and that did not have to.
+fn compressed(compress: &str, line: Settings, kill: bool) -> Result<(u64, u64)> {
+    let mut settings = small();
+    settings.push(("group", "protect = \"order\"".into()));
+    settings.push(("primary", format!("compress = \"{compress}\"")));
+    let mut group = Group::with(line, settings)?;
+    group.site.start_all()?;
+    group.site.settle(LONG)?;
+    let sent = |group: &Group| -> Result<(u64, u64)> {
+        let status = group.site.primary()?;
+        let link = status.links.iter().find(|link| link.peer == "dr").context("there is a link to DR")?;
+        Ok((link.sent_bytes, link.compression_saved_bytes))
+    };
+    let before = sent(&group)?;
+    let mut client = group.site.client(Role::Primary, "db")?;
+    client.timeout(Some(LONG))?;
+    let mut noise = 7u64;
+    for offset in (0..8 * MIB).step_by(REQUEST as usize) {
+        let page: Vec<u8> = (0..REQUEST).map(|at| if at % 7 == 0 { (at >> 9) as u8 } else { b'-' }).collect();
+        let mut next = || {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        };
+        let even = (offset / REQUEST).is_multiple_of(2);
+        let data = if even { page } else { (0..REQUEST).map(|_| next()).collect() };
+        client.call(Ask::Write { offset, data: &data, fua: false })?;
+    }
+    client.close();
+    if kill {
+        group.site.kill(Role::Primary)?;
+        group.site.start(Role::Primary)?;
+        group.site.ready()?;
+    }
+    group.site.settle(LONG)?;
+    group.compare_files()?;
+    let after = sent(&group)?;
+    let people = group.site.verb(&["status"])?.out;
+    ensure!(people.contains("saved by compression") == (after.1 > 0), "{people}");
+    Ok(if kill { after } else { (after.0 - before.0, after.1 - before.1) })
+}
+
+#[test]
+fn what_becomes_shorter_crosses_compressed_if_that_is_asked_for_or_the_line_holds_it_up() -> Result<()> {
+    let (sent, saved) = compressed("always", FAST, false)?;
+    ensure!(saved > 2 * MIB && sent + saved > 8 * MIB && sent + saved < 9 * MIB, "always: {sent} sent, {saved} saved");
+    let (sent, saved) = compressed("off", SLOW, false)?;
+    ensure!(saved == 0 && sent > 8 * MIB, "off: {sent} sent, {saved} saved");
+    let limited = "auto\"\nlink = { bytes_per_second = \"1MiB\" }\n#\"";
+    let (sent, saved) = compressed(limited, FAST, false)?;
+    ensure!(saved > MIB / 2 && sent > 4 * MIB, "auto: {sent} sent, {saved} saved");
+    Ok(())
+}
+
+#[test]
+fn a_primary_that_is_killed_while_frames_are_packed_loses_none() -> Result<()> {
+    let (sent, saved) = compressed("always", SLOW, true)?;
+    ensure!(saved > 0, "{sent} sent, {saved} saved");
+    Ok(())
 }

@@ -7,6 +7,7 @@
 mod blocks;
 mod every;
 mod orders;
+mod packed;
 mod slots;
 mod wire;
 

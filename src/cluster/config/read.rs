@@ -11,7 +11,7 @@ use super::{
 use crate::cluster::size::exact_size;
 use crate::cluster::toml::{Reader, Section};
 use crate::core::address::{Address, NbdUri};
-use crate::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub};
+use crate::core::modes::{Ack, Compress, LagMax, Overflow, Protect, Require, Scrub};
 use crate::limits;
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +29,8 @@ const REQUIRE: [(&str, Require); 3] = [("both", Require::Both), ("any", Require:
 const ON_ISOLATED: [(&str, OnIsolated); 2] = [("freeze", OnIsolated::Freeze), ("continue", OnIsolated::Continue)];
 const OVERFLOW: [(&str, Overflow); 3] =
     [("coalesce", Overflow::Coalesce), ("pace", Overflow::Pace), ("refuse", Overflow::Refuse)];
+const COMPRESS: [(&str, Compress); 3] =
+    [("auto", Compress::Auto), ("always", Compress::Always), ("off", Compress::Off)];
 const DIRECT: [(&str, Direct); 2] = [("auto", Direct::Auto), ("never", Direct::Never)];
 
 /// Reads a whole file.
@@ -139,6 +141,7 @@ const PRIMARY_KEYS: &[&str] = &[
     "lag_max",
     "scrub",
     "link",
+    "compress",
     "direct",
     "metrics",
     "tls",
@@ -161,6 +164,7 @@ fn primary(
     let lag_max = lag_max(r, s, overflow);
     let scrub = scrub(r, s);
     let link = link::read(r, s);
+    let compress = r.word(s, "compress", &COMPRESS);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
     let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
@@ -174,6 +178,7 @@ fn primary(
         lag_max,
         scrub,
         link,
+        compress,
         direct,
         metrics,
         tls,

@@ -125,6 +125,7 @@ fn each_wrong_line_is_named_with_its_remedy() {
         (r#"disk = "8GiB""#, r#"disk = "1MiB""#, "or 0 for no disk FIFO"),
         ("streams = 4", "streams = 4\n[primary.link]", "f.toml:31: primary.link: names no limit"),
         ("streams = 4", "streams = 4\nlink = 5", "dr.link: unknown key"),
+        ("streams = 4", "streams = 4\ncompress = \"off\"", "dr.compress: unknown key"),
         ("[[volume]]", "[volume]", "must be written [[volume]]"),
         ("[group]", "[group", "f.toml:2: "),
     ];
@@ -279,6 +280,18 @@ fn a_host_needs_only_its_own_sections() {
 }
 
 const CERTIFICATES: &str = "\n[tls]\nca = \"/t/ca.pem\"\ncert = \"/t/{role}.pem\"\nkey = \"/t/key.pem\"\n";
+
+#[test]
+fn what_crosses_is_compressed_as_it_is_said() {
+    let of = |text: &str| parse(&with("metrics = \"127.0.0.1:9810\"", text), "f.toml");
+    let read = |text: &str| of(text).expect("it is right").primary.expect("a primary").compress;
+    assert_eq!(read(""), Compress::Auto);
+    for (word, wanted) in [("auto", Compress::Auto), ("always", Compress::Always), ("off", Compress::Off)] {
+        assert_eq!(read(&format!("compress = \"{word}\"")), wanted);
+    }
+    let said = complaint(&with("metrics = \"127.0.0.1:9810\"", "compress = \"zip\""));
+    assert!(said.contains("primary.compress: \"zip\"") && said.contains("always"), "{said}");
+}
 
 #[test]
 fn a_link_that_leaves_its_host_needs_certificates_or_a_word() {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::cluster::status::{LinkStatus, seconds};
 use crate::core::ids::Conn;
 use crate::format::FormatError;
-use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES, Patch};
+use crate::format::wire::{CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES, Patch, Unpacker};
 use crate::io::Reactor;
 use crate::limits::BLOCK_BYTES;
 
@@ -45,6 +45,7 @@ const COPIED_BYTES_MAX: usize = 64 << 10;
 struct Link {
     peer: String,
     encoder: Encoder,
+    unpacker: Unpacker,
     dirty: bool,
     /// Being closed, by the machine or for what it said: nothing more is read from it.
     closing: bool,
@@ -62,6 +63,7 @@ impl Links {
         let link = Link {
             peer,
             encoder: Encoder::new(),
+            unpacker: Unpacker::default(),
             dirty: false,
             closing: false,
             stream: false,
@@ -95,11 +97,14 @@ impl Links {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return Ok(None) };
         let rx = reactor.rx(conn);
         let before = rx.len();
-        let mut message = wire::decode(rx)?;
+        let (mut message, packed) = link.unpacker.next(rx)?.unzip();
+        let packed = packed == Some(true);
         let taken = (before - rx.len()) as u64;
         self.received_bytes += taken;
         self.order_bytes += if link.stream { 0 } else { taken };
         let hint = match &message {
+            // Of what is packed nothing is to be foreseen.
+            Some(_) if packed => link.hint,
             Some(Message::Payload { data, .. }) => (PAYLOAD_HEAD_BYTES, data.len()),
             Some(Message::Chunk { data, .. }) => (CHUNK_HEAD_BYTES, data.len()),
             // How much of it comes as data is not to be foreseen.

@@ -15,8 +15,8 @@ use crate::format::FormatError;
 use crate::format::layout::{u16_at, u32_at, u64_at};
 use crate::format::record::OrderRecord;
 use crate::limits::{
-    CHUNK_BYTES_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PATCH_PARTS_MAX,
-    PAYLOAD_BYTES_MAX, RECORD_BYTES, REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
+    CHUNK_BYTES_MAX, COMPARE_BYTES_MAX, COMPARE_PARTS_MAX, LIST_ITEMS_MAX, NAME_BYTES_MAX, PACKED_BYTES_MAX,
+    PATCH_PARTS_MAX, PAYLOAD_BYTES_MAX, RECORD_BYTES, REFUSE_TEXT_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 
 /// Takes the next message off the rope; `None` while it is not complete.
@@ -24,11 +24,19 @@ use crate::limits::{
 /// Data is a slice of what was pushed when it came in one piece. After an error the stream is of no use
 /// any more: the connection has to be closed.
 pub fn decode(rope: &mut Rope) -> Result<Option<Message>, FormatError> {
+    let Some(head) = head_of(rope)? else { return Ok(None) };
+    let Some((body, data)) = taken(rope, &head)? else { return Ok(None) };
+    message(head.kind, &body, data).map(Some)
+}
+
+/// The header of the next frame, which stays; `None` while that is not complete.
+pub(super) fn head_of(rope: &Rope) -> Result<Option<Head>, FormatError> {
     let mut raw = [0; FRAME_HEADER_BYTES];
-    if !rope.peek(&mut raw) {
-        return Ok(None);
-    }
-    let head = Head::decode(&raw)?;
+    if rope.peek(&mut raw) { Head::decode(&raw).map(Some) } else { Ok(None) }
+}
+
+/// Takes the frame with this header off the rope: body, which is verified, and data; `None` while it is not complete.
+pub(super) fn taken(rope: &mut Rope, head: &Head) -> Result<Option<(Bytes, Bytes)>, FormatError> {
     if rope.len() < FRAME_HEADER_BYTES + head.body_len + head.data_len {
         return Ok(None);
     }
@@ -37,13 +45,12 @@ pub fn decode(rope: &mut Rope) -> Result<Option<Message>, FormatError> {
     if crc32fast::hash(&body) != head.body_crc {
         return Err(FormatError::Checksum { what: head.kind.name() });
     }
-    let data = rope.take(head.data_len);
-    message(head.kind, &body, data).map(Some)
+    Ok(Some((body, rope.take(head.data_len))))
 }
 
 /// The header of a frame, with lengths that its kind allows.
-struct Head {
-    kind: Kind,
+pub(super) struct Head {
+    pub(super) kind: Kind,
     body_len: usize,
     data_len: usize,
     body_crc: u32,
@@ -102,6 +109,7 @@ impl Bounds {
             Kind::Compared => (26, 26 + REFUSE_TEXT_BYTES_MAX, 0),
             Kind::Patch => (40 + RECORD_BYTES, 40 + RECORD_BYTES + PATCH_PARTS_MAX * 16, CHUNK_BYTES_MAX),
             Kind::Wanted => (24, 24, 0),
+            Kind::Packed => (8, 8, PACKED_BYTES_MAX as u32),
         };
         Bounds { body_min, body_max, data_max }
     }
@@ -181,6 +189,7 @@ fn message(kind: Kind, body: &Bytes, data: Bytes) -> Result<Message, FormatError
             Message::Compared { id, verdict }
         }
         Kind::Patch => Message::Patch(Patch::of_body(&mut body, data)?),
+        Kind::Packed => return Err(body.wrong("comes where none is expected, or in another one".into())),
         Kind::Wanted => {
             let (batch, index, parts) = (Seq(body.u64()?), body.u64()?, body.u64()?);
             if parts == 0 {

@@ -145,19 +145,30 @@ impl Encoder {
     }
 
     fn frame(&mut self, kind: Kind, data_len: usize, body: impl FnOnce(&mut BytesMut)) {
-        let start = self.small.len();
-        self.small.put_bytes(0, FRAME_HEADER_BYTES);
-        body(&mut self.small);
-        let (header, body) = self.small[start..].split_at_mut(FRAME_HEADER_BYTES);
-        header[..4].copy_from_slice(&MAGIC);
-        header[4] = VERSION;
-        header[5] = kind as u8;
-        put_u32(header, 8, u32::try_from(body.len()).expect("lists are bounded"));
-        put_u32(header, 12, u32::try_from(data_len).expect("payloads are bounded"));
-        put_u32(header, 16, crc32fast::hash(body));
-        let crc = crc32fast::hash(&header[..28]);
-        put_u32(header, 28, crc);
+        frame(&mut self.small, kind, data_len, body);
     }
+
+    /// Bytes that wait for the next flush.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.small.len()
+    }
+}
+
+/// Appends header and body of a frame.
+pub(super) fn frame(out: &mut BytesMut, kind: Kind, data_len: usize, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_bytes(0, FRAME_HEADER_BYTES);
+    body(out);
+    let (header, body) = out[start..].split_at_mut(FRAME_HEADER_BYTES);
+    header[..4].copy_from_slice(&MAGIC);
+    header[4] = VERSION;
+    header[5] = kind as u8;
+    put_u32(header, 8, u32::try_from(body.len()).expect("lists are bounded"));
+    put_u32(header, 12, u32::try_from(data_len).expect("payloads are bounded"));
+    put_u32(header, 16, crc32fast::hash(body));
+    let crc = crc32fast::hash(&header[..28]);
+    put_u32(header, 28, crc);
 }
 
 /// Appends one message to `out`: its small part, then its data uncopied.

@@ -1,16 +1,22 @@
 //! The connections to DR: the machine's names for them, their encoders, and what arrives on them.
 
 use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::cluster::config::PrimaryConfig;
+use crate::cluster::status::LinkStatus;
 use crate::core::address::Address;
-use crate::core::ids::{Conn, Epoch};
+use crate::core::ids::{Conn, Epoch, Ticket};
+use crate::core::modes::Compress;
 use crate::core::rate::RateLimit;
 use crate::format::FormatError;
-use crate::format::wire::{self, Encoder, Message, Purpose, Refuse, RefuseCode};
+use crate::format::wire::{self, Encoder, Message, Packer, Patch, Purpose, Refuse, RefuseCode};
 use crate::io::tls::Connector;
 use crate::io::{Reactor, clock};
+use crate::primary::packing::{Next, Packing};
 use crate::primary::window::Held;
 
 /// Connections by both names: the machine chooses its own, the reactor has one for each socket.
@@ -21,11 +27,20 @@ pub struct DrConns {
     dirty: Vec<Conn>,
     out: Vec<Bytes>,
     /// Of all connections since the start.
-    pub received_bytes: u64,
+    received_bytes: u64,
     /// What the streams may send together.
-    pub limit: RateLimit,
+    limit: RateLimit,
     /// When they are next told what each may.
     pace_due_ns: u64,
+    /// Whether the streams are compressed.
+    compress: Compress,
+    /// Used by one job at a time.
+    packer: Option<Arc<Mutex<Packer>>>,
+    /// The connection of each group of frames that is being packed, and the bytes of that.
+    jobs: HashMap<Ticket, (Conn, u64)>,
+    tickets: u64,
+    /// What packing has saved, bytes.
+    saved_bytes: u64,
 }
 
 struct Line {
@@ -43,6 +58,8 @@ struct Line {
     handed: u64,
     /// The machine knows that something is left, and is told when nothing is.
     watched: bool,
+    /// Of a stream.
+    packing: Option<Packing>,
 }
 
 /// How long what a stream leaves of its share is not another's, nanoseconds.
@@ -51,6 +68,11 @@ const PACE_EVERY_NS: u64 = 100_000_000;
 const TELL_BYTES: u64 = 256 << 10;
 
 impl DrConns {
+    /// What is configured for the streams.
+    pub fn configure(&mut self, primary: &PrimaryConfig) {
+        (self.limit, self.compress) = (primary.link.clone(), primary.compress);
+    }
+
     pub fn connect(
         &mut self,
         reactor: &mut Reactor,
@@ -72,6 +94,7 @@ impl DrConns {
             refusing: false,
             handed: 0,
             watched: false,
+            packing: (purpose == Purpose::Stream).then(|| Packing::new(self.compress)),
         };
         self.by_reactor.insert(conn, line);
         reactor.connect_with(conn, address, connector);
@@ -80,6 +103,17 @@ impl DrConns {
     /// What the streams may send together at a time of the wall clock, bytes a second.
     pub fn limit_at(&self, wall_ns: u64) -> Option<u64> {
         self.limit.least().and_then(|_| self.limit.at(clock::of_the_week(wall_ns)))
+    }
+
+    /// What is known here of a link, if it is the one to DR.
+    pub fn describe(&self, link: &mut LinkStatus, wall_ns: u64) {
+        if link.peer != "dr" {
+            return;
+        }
+        link.received_bytes = self.received_bytes;
+        link.sent_bytes = link.sent_bytes.saturating_sub(self.saved_bytes);
+        link.compression_saved_bytes = self.saved_bytes;
+        link.limit_bytes_per_second = self.limit_at(wall_ns);
     }
 
     /// Shares out what may be sent: among the streams that have something to send. What is ordered goes as fast as it can.
@@ -92,7 +126,9 @@ impl DrConns {
         let limit = self.limit_at(now.wall_ns);
         let streams = self.by_reactor.iter_mut().filter(|(_, line)| line.purpose == Purpose::Stream);
         let streams: Vec<(&Conn, &mut Line)> = streams.collect();
-        let busy = streams.iter().filter(|(conn, _)| !reactor.has_arrived(**conn)).count().max(1);
+        let busy =
+            |conn: Conn, line: &Line| !reactor.has_arrived(conn) || line.packing.as_ref().is_some_and(Packing::holds);
+        let busy = streams.iter().filter(|(conn, line)| busy(**conn, line)).count().max(1);
         let share = limit.map(|limit| limit / busy as u64);
         for (conn, line) in streams {
             if std::mem::replace(&mut line.pace, share) != share {
@@ -125,16 +161,79 @@ impl DrConns {
         let Some(conn) = self.by_machine.get(&name).copied() else { return };
         let Some(line) = self.by_reactor.get_mut(&conn) else { return };
         line.refusing |= matches!(message, Message::Refuse(_));
-        if let Message::Payload { data, .. } | Message::Chunk { data, .. } = message {
+        if let Message::Payload { data, .. } | Message::Chunk { data, .. } | Message::Patch(Patch { data, .. }) =
+            message
+        {
             line.handed += Held::memory_of(data.len() as u64);
         }
         line.encoder.push(message, &mut self.out);
         if !std::mem::replace(&mut line.dirty, true) {
             self.dirty.push(conn);
         }
-        for part in self.out.drain(..) {
-            reactor.send(conn, part);
+        match &mut line.packing {
+            Some(packing) => {
+                if packing.push(self.out.drain(..)) {
+                    self.give(reactor, conn, false);
+                }
+            }
+            None => self.out.drain(..).for_each(|part| reactor.send(conn, part)),
         }
+    }
+
+    /// Gives the socket what is to go, or the helper thread what is to be packed before.
+    fn give(&mut self, reactor: &mut Reactor, conn: Conn, ended: bool) {
+        loop {
+            let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+            let Some(packing) = &mut line.packing else { return };
+            match packing.next(ended, || reactor.is_held_up(conn)) {
+                Next::Wait => return,
+                Next::Pass(parts) => pass(reactor, conn, packing, parts),
+                Next::Pack(parts) => self.pack(reactor, conn, parts),
+            }
+        }
+    }
+
+    fn pack(&mut self, reactor: &mut Reactor, conn: Conn, frames: Vec<Bytes>) {
+        self.tickets += 1;
+        let (ticket, bytes) = (Ticket(self.tickets), length(&frames));
+        self.jobs.insert(ticket, (conn, bytes));
+        let begun = self.packer().and_then(|packer| {
+            let frames = frames.clone();
+            let job = move || {
+                let packed = packer.lock().unwrap_or_else(PoisonError::into_inner).pack(&frames);
+                packed.unwrap_or(frames)
+            };
+            reactor.work(ticket, Box::new(job))
+        });
+        if let Err(error) = begun {
+            tracing::error!("nothing is compressed any more: {error}");
+            self.compress = Compress::Off;
+            self.packed(reactor, ticket, frames);
+        }
+    }
+
+    fn packer(&mut self) -> io::Result<Arc<Mutex<Packer>>> {
+        if self.packer.is_none() {
+            self.packer = Some(Arc::new(Mutex::new(Packer::new()?)));
+        }
+        Ok(Arc::clone(self.packer.as_ref().expect("just made")))
+    }
+
+    /// Frames have been packed, or are as they were.
+    pub fn packed(&mut self, reactor: &mut Reactor, ticket: Ticket, parts: Vec<Bytes>) {
+        let Some((conn, frames)) = self.jobs.remove(&ticket) else { return };
+        // The connection may have ended.
+        let Some(line) = self.by_reactor.get_mut(&conn).filter(|line| !line.dropped) else { return };
+        let Some(packing) = &mut line.packing else { return };
+        let sent = length(&parts);
+        self.saved_bytes += frames - sent;
+        packing.done(sent);
+        packing.gave(sent, frames, reactor.queued_bytes(conn) as u64);
+        parts.into_iter().for_each(|part| reactor.send(conn, part));
+        if line.watched {
+            reactor.tell_sent(conn);
+        }
+        self.give(reactor, conn, true);
     }
 
     /// Sends what the encoders still hold: once a turn.
@@ -143,9 +242,14 @@ impl DrConns {
             let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
             line.dirty = false;
             line.encoder.flush(&mut self.out);
-            for part in self.out.drain(..) {
-                reactor.send(conn, part);
+            match &mut line.packing {
+                Some(packing) => {
+                    packing.push(self.out.drain(..));
+                    self.give(reactor, conn, true);
+                }
+                None => self.out.drain(..).for_each(|part| reactor.send(conn, part)),
             }
+            let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
             if line.handed >= TELL_BYTES && !line.watched {
                 line.watched = true;
                 reactor.tell_sent(conn);
@@ -157,7 +261,8 @@ impl DrConns {
     /// that have been queued since.
     pub fn sent(&mut self, reactor: &mut Reactor, conn: Conn) -> Option<(Conn, u64)> {
         let line = self.by_reactor.get_mut(&conn).filter(|line| line.watched && !line.dropped)?;
-        let left = reactor.queued_bytes(conn) as u64;
+        let queued = reactor.queued_bytes(conn) as u64;
+        let left = line.packing.as_ref().map_or(queued, |packing| packing.left(queued));
         (line.watched, line.handed) = (left > 0, 0);
         if line.watched {
             reactor.tell_sent(conn);
@@ -186,6 +291,17 @@ impl DrConns {
         self.received_bytes += (before - rx.len()) as u64;
         Ok(message.map(|message| (name, message)))
     }
+}
+
+/// What is not to be packed goes out as it is.
+fn pass(reactor: &mut Reactor, conn: Conn, packing: &mut Packing, frames: Vec<Bytes>) {
+    let bytes = length(&frames);
+    packing.gave(bytes, bytes, reactor.queued_bytes(conn) as u64);
+    frames.into_iter().for_each(|part| reactor.send(conn, part));
+}
+
+fn length(parts: &[Bytes]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
 }
 
 /// The bytes of a refusal.

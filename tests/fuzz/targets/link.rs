@@ -1,10 +1,12 @@
-//! The link: frames as a peer may send them, and packed order records.
+//! The link: frames as a peer may send them, packed ones as well, and packed order records.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use farshore::core::ids::{Chain, Seq};
 use farshore::core::rope::Rope;
 use farshore::format::record::OrderRecord;
-use farshore::format::wire::{FRAME_HEADER_BYTES, Message, decode, encode};
+use farshore::format::wire::{FRAME_HEADER_BYTES, Message, Packer, Unpacker, VERSION, decode, encode};
 use farshore::limits::{CHUNK_BYTES_MAX, COMMIT_RECORDS_MAX, FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 use super::Input;
@@ -12,6 +14,8 @@ use super::Input;
 const ORDERS: u8 = 4;
 const PAYLOAD: u8 = 6;
 const CHUNK: u8 = 8;
+const PATCH: u8 = 18;
+const PACKED: u8 = 20;
 
 fn bytes_of(message: &Message) -> Vec<u8> {
     let mut parts = Vec::new();
@@ -23,7 +27,7 @@ fn bytes_of(message: &Message) -> Vec<u8> {
 fn frame(kind: u8, body: &[u8], data: &[u8]) -> Vec<u8> {
     let mut out = [0; FRAME_HEADER_BYTES];
     out[..4].copy_from_slice(b"FSHL");
-    out[4..6].copy_from_slice(&[5, kind]);
+    out[4..6].copy_from_slice(&[VERSION, kind]);
     out[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
     out[12..16].copy_from_slice(&(data.len() as u32).to_le_bytes());
     out[16..20].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
@@ -43,9 +47,13 @@ fn mend(body: &mut [u8], at: usize, data: Option<&[u8]>) {
     record[60..64].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// Messages that were read: a target that never reads one checks nothing.
+pub static MESSAGES: AtomicU64 = AtomicU64::new(0);
+
 /// Each message that is read is written to the bytes it came as, and nothing waits for more than a frame can have.
 pub fn frames(input: &[u8]) {
     let mut input = Input::new(input);
+    let mut packer = Packer::new().expect("there is memory");
     let mut stream = Vec::new();
     while !input.is_empty() {
         let kind = input.u8();
@@ -58,29 +66,49 @@ pub fn frames(input: &[u8]) {
         let mut body = input.bytes(count).to_vec();
         let (data, mended) = (input.u8(), input.u8());
         let data = input.bytes(usize::from(data)).to_vec();
-        let at = if kind == CHUNK { 8 } else { 0 };
+        let at = if matches!(kind, CHUNK | PATCH) { 8 } else { 0 };
         if matches!(kind, ORDERS | PAYLOAD | CHUNK) && mended & 1 != 0 {
             mend(&mut body, at, (mended & 2 != 0).then_some(&data[..]));
         }
-        let start = stream.len();
-        stream.extend_from_slice(&frame(kind, &body, &data));
-        if mended & 0x80 != 0 {
-            let length = stream.len() - start;
+        if kind == PATCH && mended & 1 != 0 {
+            mend(&mut body, at, None);
+            if let Some(crc) = body.get_mut(88..92) {
+                crc.copy_from_slice(&crc32fast::hash(&data).to_le_bytes());
+            }
+        }
+        let mut start = stream.len();
+        match (kind, mended & 3) {
+            // Whatever was before it, all in one; or nonsense that is no damage.
+            (PACKED, 1) => {
+                stream = packer.pack(&[stream.clone().into()]).map_or(stream, |frames| frames.concat());
+                start = 0;
+            }
+            (PACKED, 2) => {
+                let body = [u32::from(input.u16()).to_le_bytes(), crc32fast::hash(&data).to_le_bytes()].concat();
+                stream.extend_from_slice(&frame(kind, &body, &data));
+            }
+            _ => stream.extend_from_slice(&frame(kind, &body, &data)),
+        }
+        let length = stream.len() - start;
+        if mended & 0x80 != 0 && length > 0 {
             stream[start + usize::from(mended >> 2) % length] ^= 1;
         }
     }
     let piece = 1 + stream.first().map_or(0, |&first| usize::from(first)) * 3;
-    let (mut rope, mut taken) = (Rope::new(), 0);
+    let (mut rope, mut unpacker, mut taken) = (Rope::new(), Unpacker::default(), 0);
     for piece in stream.chunks(piece) {
         rope.push(Bytes::copy_from_slice(piece));
         loop {
             let before = rope.len();
-            match decode(&mut rope) {
-                Ok(Some(message)) => {
+            match unpacker.next(&mut rope) {
+                Ok(Some((message, packed))) => {
                     let length = before - rope.len();
-                    assert_eq!(bytes_of(&message), &stream[taken..taken + length], "{message:?}");
+                    if !packed {
+                        assert_eq!(bytes_of(&message), &stream[taken..taken + length], "{message:?}");
+                    }
                     check(&message);
                     taken += length;
+                    MESSAGES.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(None) => {
                     assert_eq!(rope.len(), before, "what is not whole stays");

@@ -15,6 +15,7 @@ use farshore::core::ids::{Chain, Epoch, Seq, Volume};
 use farshore::core::machine::{IoFail, ReadAt};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
+pub use link::MESSAGES;
 
 /// A name and what is run on each input.
 pub type Target = (&'static str, fn(&[u8]));

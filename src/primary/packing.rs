@@ -1,0 +1,259 @@
+//! Which frames of a stream are packed before they cross: where the link is what holds them up, and they become shorter.
+//!
+//! Owns the frames of one stream that have not been given to its socket, in order, and the count of what has. Knows no thread
+//! and no compression: the shell has a group packed, says when that is done, and gives on what is to go as it is.
+//!
+//! Invariants:
+//! - Frames leave in the order in which they came: none overtakes what is being packed.
+//! - [`Packing::left`] is never less than what has not left, whatever the frames were packed to.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::core::modes::Compress;
+
+/// Bytes of frames that are packed together: more of them hardly become shorter, and the last would wait longer.
+const GROUP_BYTES: u64 = 128 << 10;
+/// Less than that is not worth it.
+const GROUP_BYTES_MIN: u64 = 1 << 10;
+/// Groups being packed at a time: the next one is there when the helper thread has done one.
+const JOBS_MAX: usize = 2;
+/// After what did not become shorter so much goes as it is, before it is tried again: twice as much each time.
+const PASS_BYTES_MIN: u64 = 256 << 10;
+const PASS_BYTES_MAX: u64 = 32 << 20;
+
+/// What to do with the next frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing yet.
+    Wait,
+    /// They go as they are.
+    Pass(Vec<Bytes>),
+    /// They are to be packed; [`Packing::done`] follows.
+    Pack(Vec<Bytes>),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Group {
+    parts: Vec<Bytes>,
+    bytes: u64,
+}
+
+/// Bytes that were given to the socket, and of the frames that they are.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    sent: u64,
+    frames: u64,
+}
+
+/// The frames of one stream.
+#[derive(Clone, Debug)]
+pub struct Packing {
+    mode: Compress,
+    /// The last one may grow.
+    waiting: VecDeque<Group>,
+    waiting_bytes: u64,
+    /// Bytes of the groups that are being packed, oldest first, and their sum.
+    jobs: VecDeque<u64>,
+    jobs_bytes: u64,
+    given: VecDeque<Given>,
+    given_bytes: u64,
+    /// Bytes that go as they are before it is tried again, and how many the next time.
+    pass: u64,
+    pass_next: u64,
+}
+
+impl Packing {
+    #[must_use]
+    pub fn new(mode: Compress) -> Packing {
+        Packing {
+            mode,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            jobs: VecDeque::new(),
+            jobs_bytes: 0,
+            given: VecDeque::new(),
+            given_bytes: 0,
+            pass: 0,
+            pass_next: PASS_BYTES_MIN,
+        }
+    }
+
+    /// Whole frames that follow those before; whether it is time for [`Packing::next`], before they grow more.
+    pub fn push(&mut self, parts: impl Iterator<Item = Bytes>) -> bool {
+        if self.waiting.back().is_none_or(|group| group.bytes >= GROUP_BYTES) {
+            self.waiting.push_back(Group::default());
+        }
+        let group = self.waiting.back_mut().expect("just made");
+        for part in parts {
+            group.bytes += part.len() as u64;
+            self.waiting_bytes += part.len() as u64;
+            group.parts.push(part);
+        }
+        group.bytes >= GROUP_BYTES
+    }
+
+    /// What is to become of the next frames. `held_up`: the link takes less than it is given; `ended`: no more frames follow at
+    /// once.
+    pub fn next(&mut self, ended: bool, held_up: impl FnOnce() -> bool) -> Next {
+        let idle = self.jobs.is_empty();
+        let Some(group) = self.waiting.front().filter(|group| group.bytes > 0) else { return Next::Wait };
+        // What comes while others are packed joins it.
+        if group.bytes < GROUP_BYTES && !(ended && idle) {
+            return Next::Wait;
+        }
+        let pack = group.bytes >= GROUP_BYTES_MIN
+            && match self.mode {
+                Compress::Off => false,
+                Compress::Auto => self.pass == 0 && held_up(),
+                Compress::Always => true,
+            };
+        if if pack { self.jobs.len() >= JOBS_MAX } else { !idle } {
+            return Next::Wait;
+        }
+        let Group { parts, bytes } = self.waiting.pop_front().expect("just seen");
+        self.waiting_bytes -= bytes;
+        if !pack {
+            self.pass = self.pass.saturating_sub(bytes);
+            return Next::Pass(parts);
+        }
+        self.jobs.push_back(bytes);
+        self.jobs_bytes += bytes;
+        Next::Pack(parts)
+    }
+
+    /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is.
+    ///
+    /// # Panics
+    /// When none is being packed.
+    pub fn done(&mut self, sent: u64) {
+        let frames = self.jobs.pop_front().expect("one was being packed");
+        self.jobs_bytes -= frames;
+        if sent < frames {
+            self.pass_next = PASS_BYTES_MIN;
+        } else {
+            self.pass = self.pass_next;
+            self.pass_next = (2 * self.pass_next).min(PASS_BYTES_MAX);
+        }
+    }
+
+    /// So many bytes, which are `frames` bytes of frames, are given to the socket, in which `queued` are from before.
+    pub fn gave(&mut self, sent: u64, frames: u64, queued: u64) {
+        while self.given.front().is_some_and(|front| self.given_bytes - front.sent >= queued) {
+            self.given_bytes -= self.given.pop_front().expect("just seen").sent;
+        }
+        self.given.push_back(Given { sent, frames });
+        self.given_bytes += sent;
+    }
+
+    /// Whether something has not been given to the socket.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.waiting_bytes + self.jobs_bytes > 0
+    }
+
+    /// Of all frames that came, at most so many bytes have not left, where the socket has `queued`.
+    #[must_use]
+    pub fn left(&self, queued: u64) -> u64 {
+        let (mut sent, mut frames) = (0, self.waiting_bytes + self.jobs_bytes);
+        for given in self.given.iter().rev() {
+            if sent >= queued {
+                break;
+            }
+            sent += given.sent;
+            frames += given.frames;
+        }
+        frames
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(bytes: u64) -> std::iter::Once<Bytes> {
+        std::iter::once(vec![0; bytes as usize].into())
+    }
+
+    fn bytes(next: &Next) -> (char, u64) {
+        match next {
+            Next::Wait => ('w', 0),
+            Next::Pass(parts) => ('-', parts.iter().map(|part| part.len() as u64).sum()),
+            Next::Pack(parts) => ('p', parts.iter().map(|part| part.len() as u64).sum()),
+        }
+    }
+
+    #[test]
+    fn frames_are_packed_while_the_link_holds_them_up_and_none_overtakes_them() {
+        let mut packing = Packing::new(Compress::Auto);
+        assert!(!packing.push(frames(4096)));
+        assert_eq!(bytes(&packing.next(false, || true)), ('w', 0), "more may follow at once");
+        assert_eq!(bytes(&packing.next(true, || false)), ('-', 4096));
+        assert!(packing.push(frames(GROUP_BYTES)));
+        assert!(!packing.push(frames(4096)), "of the next group");
+        assert_eq!(bytes(&packing.next(false, || true)), ('p', GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, || true)), ('w', 0), "it grows while others are packed");
+        assert!(packing.push(frames(GROUP_BYTES)));
+        assert_eq!(bytes(&packing.next(true, || false)), ('w', 0), "it would overtake them");
+        assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES + 4096));
+        packing.push(frames(GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, || true)), ('w', 0), "two at a time");
+        packing.done(1000);
+        packing.done(1000);
+        assert_eq!(bytes(&packing.next(true, || false)), ('-', GROUP_BYTES));
+        assert!(!packing.holds());
+        packing.push(frames(GROUP_BYTES_MIN - 1));
+        assert_eq!(bytes(&packing.next(true, || true)), ('-', GROUP_BYTES_MIN - 1));
+    }
+
+    #[test]
+    fn what_does_not_become_shorter_is_tried_less_and_less_until_it_does() {
+        let mut packing = Packing::new(Compress::Auto);
+        let mut passed = Vec::new();
+        for sent in [GROUP_BYTES, GROUP_BYTES, 9, GROUP_BYTES] {
+            packing.push(frames(GROUP_BYTES));
+            assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES));
+            packing.done(sent);
+            let mut bytes = 0;
+            while packing.pass > 0 {
+                packing.push(frames(GROUP_BYTES));
+                assert!(matches!(packing.next(true, || true), Next::Pass(_)));
+                bytes += GROUP_BYTES;
+            }
+            passed.push(bytes >> 18);
+        }
+        assert_eq!(passed, [1, 2, 0, 1]);
+        let mut always = Packing::new(Compress::Always);
+        for _ in 0..2 {
+            always.push(frames(GROUP_BYTES));
+            assert_eq!(bytes(&always.next(true, || false)), ('p', GROUP_BYTES), "bytes cost more than time");
+            always.done(GROUP_BYTES);
+        }
+        let mut off = Packing::new(Compress::Off);
+        off.push(frames(GROUP_BYTES));
+        assert_eq!(bytes(&off.next(true, || true)), ('-', GROUP_BYTES));
+    }
+
+    #[test]
+    fn what_is_left_is_counted_in_frames_whatever_they_were_packed_to() {
+        let mut packing = Packing::new(Compress::Always);
+        packing.gave(1000, 1000, 0);
+        packing.gave(100, 9000, 1000);
+        packing.gave(50, 4000, 1100);
+        for (queued, left) in
+            [(0, 0), (1, 4000), (50, 4000), (51, 13_000), (150, 13_000), (151, 14_000), (1150, 14_000)]
+        {
+            assert_eq!(packing.left(queued), left, "{queued}");
+        }
+        packing.gave(10, 70, 50);
+        assert_eq!((packing.given.len(), packing.left(60)), (2, 4070), "what has left is forgotten");
+        packing.push(frames(GROUP_BYTES));
+        assert_eq!(packing.left(0), GROUP_BYTES);
+        assert!(matches!(packing.next(true, || true), Next::Pack(_)));
+        assert_eq!((packing.left(0), packing.holds()), (GROUP_BYTES, true), "being packed");
+        packing.done(10);
+        packing.gave(10, GROUP_BYTES, 60);
+        assert_eq!((packing.left(70), packing.holds()), (4070 + GROUP_BYTES, false));
+    }
+}
