@@ -25,7 +25,7 @@ mod behind;
 mod carry;
 mod pace;
 mod patch;
-mod pieces;
+pub(super) mod pieces;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,7 +34,7 @@ use bytes::Bytes;
 pub(super) use self::behind::Headway;
 use self::pace::Pace;
 use self::patch::{Form, Sparing, spared_by};
-use self::pieces::Next;
+use self::pieces::{Next, charge_of, room_of};
 use super::link::Phase;
 use super::machine::{Effect, File, Machine, Pending, Stopping};
 use super::window::Payload;
@@ -150,8 +150,6 @@ const FIRST_HOLE_BYTES_MAX: u64 = 1 << 30;
 const READS_MAX: usize = 4;
 /// Bytes of pieces on their way and not acknowledged.
 const PIECES_BYTES_MAX: u64 = 16 << 20;
-/// What a piece takes of the window at the most: it is read only when it can be sent.
-const PIECE_CHARGE_MAX: u64 = CHUNK_BYTES_MAX as u64 + 64;
 /// How long to wait before the next batch when one was given up: doubles each time, until one is complete.
 const BATCH_PAUSE_NS_MIN: u64 = 500_000_000;
 const BATCH_PAUSE_NS_MAX: u64 = 15_000_000_000;
@@ -524,13 +522,13 @@ impl Machine {
             let (window_left, under_way) = (self.dr.window_left(), self.dr.unacked() + self.dr.backlog());
             let ready = self.dr.any_stream();
             let Mode::Batch(batch) = &mut self.mode else { return };
-            let waiting: u64 = batch.reading.values().map(|piece| piece.extent.length).sum();
+            let waiting: u64 = batch.reading.values().map(|piece| room_of(piece.extent.length)).sum();
             let window_left = window_left.min(allowed);
             if !ready
                 || self.local_done < batch.begin && !planted(Bug::BatchReadsEarly)
                 || self.dr.journal < batch.begin
                 || batch.reading.len() >= READS_MAX
-                || (window_left < waiting + PIECE_CHARGE_MAX && under_way + waiting > 0)
+                || (window_left < waiting + room_of(CHUNK_BYTES_MAX as u64) && under_way + waiting > 0)
             {
                 return;
             }
@@ -576,7 +574,7 @@ impl Machine {
         let zero = piece.form == Form::Hole;
         let Mode::Batch(batch) = &mut self.mode else { return };
         // What is spared counts as well: DR has it in memory, too.
-        let charge = data.len() as u64 + 64;
+        let charge = charge_of(data.len() as u64);
         let Some(conn) = self.dr.stream_for(charge) else {
             batch.again.push_back(piece);
             return;

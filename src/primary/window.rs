@@ -32,7 +32,7 @@ pub struct Held {
 impl Held {
     /// What one payload takes.
     #[must_use]
-    pub fn memory_of(bytes: u64) -> u64 {
+    pub const fn memory_of(bytes: u64) -> u64 {
         if bytes == 0 { 0 } else { bytes.next_multiple_of(BLOCK_BYTES as u64) + PAYLOAD_OVERHEAD_BYTES }
     }
 

@@ -5,6 +5,7 @@ use super::{Batch, Piece};
 use crate::core::allocation::Stretch;
 use crate::core::ids::Extent;
 use crate::limits::CHUNK_BYTES_MAX;
+use crate::primary::window::Held;
 
 /// What is to be done for a batch next.
 pub(super) enum Next {
@@ -70,6 +71,16 @@ impl Batch {
         }
         held
     }
+}
+
+/// What a piece of so many bytes counts on a stream: its data and its head.
+pub(in crate::primary) const fn charge_of(bytes: u64) -> u64 {
+    bytes + 64
+}
+
+/// What a piece of so many bytes takes of the window and of memory at the most: it is read only when it can be sent.
+pub(in crate::primary) const fn room_of(bytes: u64) -> u64 {
+    Held::memory_of(charge_of(bytes))
 }
 
 /// Zeroes that were read are held back to be one piece with those behind them, up to so many bytes and ranges.

@@ -5,7 +5,9 @@ use crate::core::ids::{Epoch, GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
+use crate::limits::CHUNK_BYTES_MAX;
 use crate::limits::{STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
+use crate::primary::batch::pieces::{charge_of, room_of};
 use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
 
@@ -245,4 +247,22 @@ fn a_stream_has_the_time_that_its_longest_payload_takes() {
             assert_eq!(machine.dr.streams[0].up().is_some(), up, "{sent} {piece} {now_ns}");
         }
     }
+}
+
+/// A piece that was read where there was room, and found none, was read again: with the page cache, for ever.
+#[test]
+fn what_there_is_room_to_read_for_there_is_room_to_send() {
+    let mut machine = primary();
+    machine.dr.window_bytes = 64 << 20;
+    let piece = u64::from(CHUNK_BYTES_MAX);
+    let mut edges = 0;
+    for fill in (7 << 20) - (16 << 10)..=(7 << 20) + (16 << 10) {
+        let mut stream = Stream { phase: Phase::Up { conn: STREAM }, ..Stream::new() };
+        stream.backlog.push(fill);
+        machine.dr.streams = vec![stream];
+        let fits = machine.dr.window_left() >= room_of(piece);
+        assert_eq!(fits, machine.dr.stream_for(charge_of(piece)).is_some(), "{fill}");
+        edges += u64::from(fits);
+    }
+    assert!(edges > 0 && edges < 32 << 10, "both were seen");
 }
