@@ -451,7 +451,7 @@ impl Machine {
             superblock_waits: None,
             marked: false,
             first,
-            own_from: first,
+            own_from: recovered.own_from,
             tail: recovered.tail,
             chain: recovered.chain,
             window: Window::new(first),

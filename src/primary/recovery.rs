@@ -75,6 +75,8 @@ pub struct Recovered {
     pub intent: IntentMap,
     pub log: LogLayout,
     pub log_first: Seq,
+    /// The first of the last orders each of which may follow a gap; behind the tail if that is another one.
+    pub own_from: Seq,
     pub fifo: DiskFifo,
     pub lost: Cover,
     pub lost_any: bool,
@@ -213,6 +215,7 @@ fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
         intent: IntentMap::new(sizes),
         log: LogLayout { slots: expect.log_slots },
         log_first: Seq(1),
+        own_from: Seq(1),
         lost: Cover::new(),
         lost_any: false,
         cut: Seq(0),
@@ -237,7 +240,7 @@ pub fn promoted(expect: &Expect, group: GroupId, owner: Owner, epoch: Epoch, tai
     recovered.tail = tail;
     recovered.previous = tail;
     recovered.chain = chain;
-    recovered.log_first = tail.next();
+    (recovered.log_first, recovered.own_from) = (tail.next(), tail.next());
     let header = MapHeader { group, sizes_digest: sizes_digest(&sizes) };
     recovered.format = vec![(Place::Map, 0, Bytes::copy_from_slice(&header.encode()))];
     recovered.format.extend(log_header(expect, &recovered));
@@ -256,6 +259,8 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
     let Log { layout, watermark, records, .. } = log;
     let newest = records.last().map_or((Seq(0), Chain(0)), |record| (record.seq, record.chain));
     let log_first = records.first().map_or(newest.0.next(), |record| record.seq);
+    let own = records.iter().rev().take_while(|record| record.op.may_jump()).last();
+    let own_from = own.map_or(newest.0.next(), |record| record.seq);
     let settled = watermark.local_done.min(watermark.cut);
     let mut lost = Cover::new();
     let mut lost_any = watermark.coalescing;
@@ -278,6 +283,7 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
         intent,
         log: layout,
         log_first,
+        own_from,
         fifo,
         lost,
         lost_any,
@@ -318,6 +324,7 @@ fn resume_after_power_loss(
         intent,
         log: LogLayout { slots: expect.log_slots },
         log_first: tail.next(),
+        own_from: tail.next(),
         fifo,
         lost,
         lost_any: true,

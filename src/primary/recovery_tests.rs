@@ -147,6 +147,30 @@ fn every_record_of_a_long_log_is_found_wherever_it_stands() {
     }
 }
 
+/// A batch that goes ahead of writes that this life of the primary did not see leaves out no start or begin of before.
+#[test]
+fn what_ends_the_log_and_may_follow_a_gap_is_known_after_a_start() {
+    for (ops, own_from) in [
+        ([Op::Write, Op::EpochStart, Op::BatchBegin], 2),
+        ([Op::EpochStart, Op::Write, Op::BatchBegin], 3),
+        ([Op::EpochStart, Op::BatchBegin, Op::BatchEnd], 4),
+        ([Op::EpochStart, Op::EpochStart, Op::BatchBegin], 1),
+    ] {
+        let mut directory = Directory::new(&[1 << 20]);
+        let mut chain = Chain(7);
+        for (mut record, op) in writes(1, 3, 1 << 20).into_iter().zip(ops) {
+            if op != Op::Write {
+                (record.op, record.offset, record.length) = (op, 0, 0);
+            }
+            record = record.chained(chain);
+            chain = record.chain;
+            directory.record(&record);
+        }
+        directory.watermark(3, 3);
+        assert_eq!(directory.start().own_from, Seq(own_from), "{ops:?}");
+    }
+}
+
 #[test]
 fn a_log_is_believed_as_far_as_its_records_follow_one_another() {
     let size = 4 << 20;
