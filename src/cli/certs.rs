@@ -230,7 +230,7 @@ fn hosts_of(config: &Config) -> Vec<(Role, String)> {
         add(Role::Aux, address);
     }
     if let Some(dr) = &config.dr {
-        [&dr.listen, &dr.address].into_iter().chain(&dr.export).for_each(|address| add(Role::Dr, address));
+        std::iter::once(&dr.listen).chain(dr.ways()).chain(&dr.export).for_each(|address| add(Role::Dr, address));
     }
     found
 }

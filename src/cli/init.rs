@@ -191,6 +191,7 @@ export  = [{}, {}]   # NBD clients connect here after a promotion
 control = {}   # farshore promote and status ask here
 streams = 4             # connections that carry payloads
 # address = "host:port"     # where the primary connects, when it is not what `listen` says
+# paths   = ["host:port"]   # other ways to the same DR, over other networks: all that work are used together
 # journal = "64MiB"         # order records not yet applied: one million writes
 spool   = {}   # payloads received and not yet applied; a batch after a long outage waits in it as a whole
 "#,

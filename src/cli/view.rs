@@ -185,6 +185,9 @@ fn links(links: &[LinkStatus], out: &mut dyn Write) -> Result<()> {
         if link.streams > 0 {
             text.push_str(&format!(", {} streams", link.streams));
         }
+        for path in &link.paths {
+            text.push_str(&format!(", {} {}", path.address, if path.state == "up" { "used" } else { "out of order" }));
+        }
         if let Some(limit) = link.limit_bytes_per_second {
             text.push_str(&format!(", at most {} a second", human_size(limit)));
         }

@@ -208,6 +208,8 @@ pub struct DrConfig {
     pub listen: Address,
     /// Where the primary connects: `listen`, unless `address` says otherwise.
     pub address: Address,
+    /// Other ways to the same.
+    pub paths: Vec<Address>,
     /// Where NBD clients connect after a promotion.
     pub export: Vec<Address>,
     pub control: PathBuf,
@@ -221,6 +223,13 @@ pub struct DrConfig {
     /// As [`PrimaryConfig::tls`], after a promotion.
     pub tls: TlsMode,
     pub client_certificates: bool,
+}
+
+impl DrConfig {
+    /// Every way for the primary to connect.
+    pub fn ways(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.paths)
+    }
 }
 
 /// Something wrong in a configuration file. `line` 0: the file as a whole.

@@ -213,8 +213,21 @@ pub struct LinkStatus {
     pub compression_saved_bytes: u64,
     /// Bytes a second that they may send together at present; `null`: as fast as it goes.
     pub limit_bytes_per_second: Option<u64>,
+    /// Each way to the peer, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathStatus>,
     /// How long it has been in this state.
     pub seconds: f64,
+}
+
+/// One of several ways to a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    pub address: String,
+    /// `"up"`, `"down"`: left out until it works.
+    pub state: String,
+    /// Payload streams on it.
+    pub streams: u64,
 }
 
 /// A certificate, and how long its chain is good.

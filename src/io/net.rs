@@ -38,9 +38,9 @@ use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// Bytes received and not yet taken beyond which a connection is not received from: the longest message
 /// of any protocol spoken here, and a plan's worth of the next.
+pub const UNTAKEN_BYTES_MAX: usize = PAYLOAD_BYTES_MAX as usize + FRAME_BODY_BYTES_MAX;
 /// What the kernel has not sent at once says nothing of the network below that, bytes.
 const UNSENT_BYTES_MIN: usize = 64 << 10;
-pub const UNTAKEN_BYTES_MAX: usize = PAYLOAD_BYTES_MAX as usize + FRAME_BODY_BYTES_MAX;
 /// How long a close waits for queued bytes to go out and for the peer to close too, nanoseconds.
 const CLOSE_NS: u64 = 2_000_000_000;
 /// How long it waits for that once the peer has taken everything, where it is in a hurry, nanoseconds.

@@ -141,8 +141,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     };
     let mut shell = Shell::new(reactor, opened, recovered, options)?;
     (shell.table, shell.security) = (Some(table), security);
-    shell.dr_address = Some(dr.address.clone());
-    shell.dr.configure(primary);
+    shell.dr.configure(primary, dr);
     shell.listen(&primary.listen)?;
     shell.controls = Controls::start(&mut shell.reactor, &primary.control)
         .with_context(|| format!("listening on {}", primary.control.display()))?;
@@ -260,7 +259,6 @@ struct Shell {
     table: Option<TableTarget>,
     region: Option<Region>,
     region_events: Vec<RegionEvent>,
-    dr_address: Option<Address>,
     dr: DrConns,
     awaited: Awaited,
     controls: Controls,
@@ -317,7 +315,6 @@ impl Shell {
             table: None,
             region: None,
             region_events: Vec::new(),
-            dr_address: None,
             dr: DrConns::default(),
             awaited,
             controls: Controls::default(),
@@ -389,6 +386,7 @@ impl Shell {
                 self.on_event(event)?;
             }
             self.dr.pace(&mut self.reactor);
+            self.dr.look_after_paths(&mut self.reactor, self.security.dr.as_ref());
             self.nbd.tick(&mut self.reactor);
             self.opened.backings.tick(&mut self.reactor);
             self.look_for_room()?;
@@ -490,14 +488,14 @@ impl Shell {
                 self.stranger(conn);
                 Ok(())
             }
-            Event::Connected { conn } => match self.dr.connected(conn) {
+            Event::Connected { conn } => match self.dr.established(&mut self.reactor, conn) {
                 Some(conn) => self.step(Input::DrUp { conn }),
                 None => Ok(()),
             },
             Event::Received { conn } => self.dr_received(conn),
             Event::Closed { conn, reason } => {
                 self.strangers.remove(&conn);
-                match self.dr.closed(conn) {
+                match self.dr.closed(&self.reactor, conn) {
                     Some(conn) => self.step(Input::DrClosed { conn, reason }),
                     None => Ok(()),
                 }
@@ -586,11 +584,9 @@ impl Shell {
                 }
             }
             Effect::DrConnect { conn, records } => {
-                if let Some(address) = &self.dr_address {
-                    let purpose = if records { Purpose::Order } else { Purpose::Stream };
-                    self.dr.connect(&mut self.reactor, conn, purpose, address, self.security.dr.as_ref());
-                    self.dr.bulk(&mut self.reactor, conn, !(records && self.awaited.journal));
-                }
+                let purpose = if records { Purpose::Order } else { Purpose::Stream };
+                self.dr.connect(&mut self.reactor, conn, purpose, self.security.dr.as_ref());
+                self.dr.bulk(&mut self.reactor, conn, !(records && self.awaited.journal));
             }
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
             Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
@@ -709,14 +705,11 @@ impl Shell {
             status.degraded.push(Degraded::new(text.clone(), self.started_wall_ns, now.wall_ns));
         }
         for link in &mut status.links {
-            self.dr.describe(link, now.wall_ns);
-            link.address = match link.peer.as_str() {
-                "aux" => match &self.table {
-                    Some(TableTarget::Own { address, .. }) => address.to_string(),
-                    other => other.as_ref().map(ToString::to_string).unwrap_or_default(),
-                },
-                _ => self.dr_address.as_ref().map(ToString::to_string).unwrap_or_default(),
-            };
+            match (link.peer.as_str(), &self.table) {
+                ("aux", Some(TableTarget::Own { address, .. })) => link.address = address.to_string(),
+                ("aux", other) => link.address = other.as_ref().map(ToString::to_string).unwrap_or_default(),
+                _ => self.dr.describe(link, now.wall_ns),
+            }
         }
         let certificate = self.security.validity().map(Into::into);
         CertificateStatus::fill(certificate, now.wall_ns, &mut status.certificate, &mut status.degraded);

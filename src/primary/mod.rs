@@ -25,6 +25,7 @@ pub mod local;
 pub mod machine;
 mod mending;
 pub mod packing;
+pub mod paths;
 pub mod policy;
 pub mod recovery;
 pub mod report;

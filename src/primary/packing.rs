@@ -19,9 +19,11 @@ const GROUP_BYTES: u64 = 128 << 10;
 const GROUP_BYTES_MIN: u64 = 1 << 10;
 /// Groups being packed at a time: the next one is there when the helper thread has done one.
 const JOBS_MAX: usize = 2;
-/// After what did not become shorter so much goes as it is, before it is tried again: twice as much each time.
+/// After what did not become shorter, or took too long, so much goes as it is, before it is tried again: twice as much each time.
 const PASS_BYTES_MIN: u64 = 256 << 10;
 const PASS_BYTES_MAX: u64 = 32 << 20;
+/// The least after what took too long: it has held up others.
+const PASS_BYTES_DRY: u64 = 4 << 20;
 
 /// What to do with the next frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,18 +125,19 @@ impl Packing {
         Next::Pack(parts)
     }
 
-    /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is.
+    /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is. `dry`: the network has had nothing
+    /// to do meanwhile, so that the processor is what holds things up.
     ///
     /// # Panics
     /// When none is being packed.
-    pub fn done(&mut self, sent: u64) {
+    pub fn done(&mut self, sent: u64, dry: bool) {
         let frames = self.jobs.pop_front().expect("one was being packed");
         self.jobs_bytes -= frames;
-        if sent < frames {
+        if sent < frames && !dry {
             self.pass_next = PASS_BYTES_MIN;
         } else {
-            self.pass = self.pass_next;
-            self.pass_next = (2 * self.pass_next).min(PASS_BYTES_MAX);
+            self.pass = self.pass_next.max(if dry { PASS_BYTES_DRY } else { 0 });
+            self.pass_next = (2 * self.pass).min(PASS_BYTES_MAX);
         }
     }
 
@@ -145,6 +148,11 @@ impl Packing {
         }
         self.given.push_back(Given { sent, frames });
         self.given_bytes += sent;
+    }
+
+    /// Nothing can be packed any more.
+    pub fn stop(&mut self) {
+        self.mode = Compress::Off;
     }
 
     /// Whether something has not been given to the socket.
@@ -199,8 +207,8 @@ mod tests {
         assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES + 4096));
         packing.push(frames(GROUP_BYTES));
         assert_eq!(bytes(&packing.next(true, || true)), ('w', 0), "two at a time");
-        packing.done(1000);
-        packing.done(1000);
+        packing.done(1000, false);
+        packing.done(1000, false);
         assert_eq!(bytes(&packing.next(true, || false)), ('-', GROUP_BYTES));
         assert!(!packing.holds());
         packing.push(frames(GROUP_BYTES_MIN - 1));
@@ -211,10 +219,11 @@ mod tests {
     fn what_does_not_become_shorter_is_tried_less_and_less_until_it_does() {
         let mut packing = Packing::new(Compress::Auto);
         let mut passed = Vec::new();
-        for sent in [GROUP_BYTES, GROUP_BYTES, 9, GROUP_BYTES] {
+        // The last one but one becomes short, and takes longer than the network.
+        for sent in [GROUP_BYTES, GROUP_BYTES, 9, 7, GROUP_BYTES] {
             packing.push(frames(GROUP_BYTES));
             assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES));
-            packing.done(sent);
+            packing.done(sent, sent == 7);
             let mut bytes = 0;
             while packing.pass > 0 {
                 packing.push(frames(GROUP_BYTES));
@@ -223,12 +232,12 @@ mod tests {
             }
             passed.push(bytes >> 18);
         }
-        assert_eq!(passed, [1, 2, 0, 1]);
+        assert_eq!(passed, [1, 2, 0, 16, 32], "in quarters of a MiB");
         let mut always = Packing::new(Compress::Always);
         for _ in 0..2 {
             always.push(frames(GROUP_BYTES));
             assert_eq!(bytes(&always.next(true, || false)), ('p', GROUP_BYTES), "bytes cost more than time");
-            always.done(GROUP_BYTES);
+            always.done(GROUP_BYTES, true);
         }
         let mut off = Packing::new(Compress::Off);
         off.push(frames(GROUP_BYTES));
@@ -252,7 +261,7 @@ mod tests {
         assert_eq!(packing.left(0), GROUP_BYTES);
         assert!(matches!(packing.next(true, || true), Next::Pack(_)));
         assert_eq!((packing.left(0), packing.holds()), (GROUP_BYTES, true), "being packed");
-        packing.done(10);
+        packing.done(10, false);
         packing.gave(10, GROUP_BYTES, 60);
         assert_eq!((packing.left(70), packing.holds()), (4070 + GROUP_BYTES, false));
     }

@@ -1,11 +1,13 @@
-//! What goes to DR: the limit on it, for which data waits and writes do not, and its compression.
+//! What goes to DR: the limit on it, for which data waits and writes do not, its compression, and the ways it takes.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use farshore::cli::demo::nbd::Ask;
 use farshore::cli::demo::site::Role;
-use farshore::cli::relay::line::Settings;
+use farshore::cli::relay::line::{Relay, Settings};
+use farshore::cluster::status::LinkStatus;
+use farshore::core::address::Address;
 
 use crate::harness::{FAST, Group, LONG, MIB, SLOW, small};
 
@@ -129,4 +131,72 @@ fn a_primary_that_is_killed_while_frames_are_packed_loses_none() -> Result<()> {
     let (sent, saved) = compressed("always", SLOW, true)?;
     ensure!(saved > 0, "{sent} sent, {saved} saved");
     Ok(())
+}
+
+/// The ways to DR: whether each works, and the streams on it; once that is as `wanted`, or it never is.
+fn ways(group: &Group, wanted: &[(&str, u64)]) -> Result<LinkStatus> {
+    let end = Instant::now() + LONG;
+    loop {
+        let link = group.site.primary()?.links.into_iter().find(|link| link.peer == "dr").context("a link to DR")?;
+        let paths: Vec<(&str, u64)> = link.paths.iter().map(|path| (path.state.as_str(), path.streams)).collect();
+        if paths == wanted {
+            return Ok(link);
+        }
+        ensure!(Instant::now() < end, "{paths:?} and not {wanted:?}: {}", group.site.log(Role::Primary));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn several_ways_are_used_together_and_one_that_is_dead_is_left_out_until_it_works() -> Result<()> {
+    let mut settings = small();
+    settings.push(("group", "protect = \"near\"".into()));
+    let mut group = Group::with(SLOW, settings)?;
+    let to = Address::Unix(group.site.plan.dir.join("dr.sock"));
+    let other = Relay::start(&"127.0.0.1:0".parse()?, &to, SLOW)?;
+    let config = group.site.config();
+    let text = std::fs::read_to_string(&config)?;
+    let with = text.replacen("\nexport = ", &format!("\npaths = [\"{}\"]\nexport = ", other.address()), 2);
+    ensure!(with.matches("\npaths = ").count() == 1, "{with}");
+    std::fs::write(&config, with)?;
+    group.site.start_all()?;
+    let check = group.site.verb(&["check"])?;
+    ensure!(check.exit == 0, "{}", check.out);
+    let write = |group: &Group, byte: u8| -> Result<()> {
+        let mut client = group.site.client(Role::Primary, "db")?;
+        client.timeout(Some(LONG))?;
+        for at in 0..32u64 {
+            let data = vec![byte ^ at as u8; REQUEST as usize];
+            client.call(Ask::Write { offset: (at * 7 % 32) * REQUEST + u64::from(byte), data: &data, fua: false })?;
+        }
+        client.close();
+        Ok(())
+    };
+    let first = ways(&group, &[("up", 2), ("up", 2)])?;
+    ensure!(first.address == first.paths[0].address, "{first:?}");
+    write(&group, 1)?;
+    // Nothing comes through any more, and nobody says so.
+    other.cut();
+    write(&group, 2)?;
+    ways(&group, &[("up", 4), ("down", 0)])?;
+    group.site.settle(LONG)?;
+    other.heal();
+    ways(&group, &[("up", 2), ("up", 2)])?;
+    write(&group, 3)?;
+    group.site.line.cut();
+    write(&group, 4)?;
+    let second = ways(&group, &[("down", 0), ("up", 4)])?;
+    ensure!(second.address == second.paths[1].address, "{second:?}");
+    group.site.settle(LONG)?;
+    let people = group.site.verb(&["status"])?.out;
+    ensure!(people.contains(&format!("{} out of order", second.paths[0].address)), "{people}");
+    group.site.line.heal();
+    ways(&group, &[("up", 2), ("up", 2)])?;
+    // A DR that was restarted is no way that is out of order.
+    group.site.kill(Role::Dr)?;
+    group.site.start(Role::Dr)?;
+    write(&group, 5)?;
+    group.site.settle(LONG)?;
+    ways(&group, &[("up", 2), ("up", 2)])?;
+    group.compare_files()
 }

@@ -291,6 +291,7 @@ const DR_KEYS: &[&str] = &[
     "backing",
     "listen",
     "address",
+    "paths",
     "export",
     "control",
     "streams",
@@ -314,6 +315,7 @@ fn dr(
     let backing = backing(r, s, volumes, tls);
     let listen = r.required(s, "listen", "where the primary connects").and_then(|text| address(r, s, "listen", text));
     let reached = reached(r, s, listen.as_ref());
+    let paths = if s.has("paths") { paths(r, s, reached.as_ref()) } else { Some(Vec::new()) };
     let export = addresses(r, s, "export", "where NBD clients connect after a promotion");
     let control = control(r, s, dir.as_deref());
     let streams = r.integer(s, "streams", 1..=limits::STREAMS_MAX as u64, 4);
@@ -342,6 +344,7 @@ fn dr(
         backing: backing?,
         listen: listen?,
         address: reached?,
+        paths: paths?,
         export: export?,
         control: control?,
         streams: streams as usize,
@@ -517,6 +520,29 @@ fn addresses(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Opti
     }
     if texts.is_empty() {
         r.error(s, key, format!("is empty: {what}, for example [\"unix:/run/farshore/nbd.sock\"]"));
+    }
+    (found.len() == texts.len() && !found.is_empty()).then_some(found)
+}
+
+/// Other ways to DR than the address: over TCP, and at least one.
+fn paths(r: &mut Reader<'_>, s: &Section<'_>, reached: Option<&Address>) -> Option<Vec<Address>> {
+    let texts = r.strings(s, "paths", "other addresses of the same DR, over other networks")?;
+    let mut found: Vec<Address> = Vec::new();
+    for text in &texts {
+        match address(r, s, "paths", text) {
+            Some(Address::Unix(_)) => r.error(s, "paths", format!("{text}: a way to another host is host:port")),
+            Some(one) if found.contains(&one) => r.error(s, "paths", format!("{text} is listed twice")),
+            Some(one) if Some(&one) == reached => r.error(s, "paths", format!("{text} is the address already")),
+            Some(one) => found.push(one),
+            None => {}
+        }
+    }
+    if texts.is_empty() {
+        r.error(
+            s,
+            "paths",
+            "is empty: other addresses of the same DR, for example [\"10.1.0.7:10830\"], or leave it out",
+        );
     }
     (found.len() == texts.len() && !found.is_empty()).then_some(found)
 }

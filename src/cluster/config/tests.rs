@@ -282,6 +282,25 @@ fn a_host_needs_only_its_own_sections() {
 const CERTIFICATES: &str = "\n[tls]\nca = \"/t/ca.pem\"\ncert = \"/t/{role}.pem\"\nkey = \"/t/key.pem\"\n";
 
 #[test]
+fn other_ways_to_dr_are_listed_once_and_lead_to_another_host_or_none() {
+    let of = |text: &str| with("streams = 4", &format!("streams = 4\n{text}"));
+    let dr = parse(&of("paths = [\"127.0.0.2:7\", \"127.0.0.3:7\"]"), "f.toml").expect("it is right").dr.expect("a DR");
+    assert_eq!(dr.ways().count(), 3);
+    assert_eq!(parse(EXAMPLE, "f.toml").expect("it is right").dr.expect("a DR").paths, []);
+    for (text, wanted) in [
+        ("paths = []", "dr.paths: is empty"),
+        ("paths = [\"127.0.0.2:7\", \"127.0.0.2:7\"]", "is listed twice"),
+        ("paths = [\"127.0.0.1:10830\"]", "is the address already"),
+        ("paths = [\"unix:/run/dr.sock\"]", "a way to another host is host:port"),
+        ("paths = [\"dr.example:1\"]", "dr.paths: dr.example:1 is a link to another host"),
+        ("paths = 7", "dr.paths"),
+    ] {
+        let said = complaint(&of(text));
+        assert!(said.contains(wanted), "{text}: {said}");
+    }
+}
+
+#[test]
 fn what_crosses_is_compressed_as_it_is_said() {
     let of = |text: &str| parse(&with("metrics = \"127.0.0.1:9810\"", text), "f.toml");
     let read = |text: &str| of(text).expect("it is right").primary.expect("a primary").compress;

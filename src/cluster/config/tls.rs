@@ -139,12 +139,15 @@ pub(super) fn check_links(
         }
         _ => None,
     };
-    let links = [("aux", table.or(own), own), ("dr", dr.map(|dr| &dr.address), dr.map(|dr| &dr.listen))];
+    let ways = dr.into_iter().flat_map(DrConfig::ways).collect();
+    let links = [("aux", table.or(own).into_iter().collect::<Vec<_>>(), own), ("dr", ways, dr.map(|dr| &dr.listen))];
     for (section, reached, listen) in links {
-        let Some(address) = [reached, listen].into_iter().flatten().find(|address| !address.is_local()) else {
-            continue;
+        let Some(address) = reached.into_iter().chain(listen).find(|address| !address.is_local()) else { continue };
+        let key = match dr {
+            _ if Some(address) == listen => "listen",
+            Some(dr) if section == "dr" && dr.paths.contains(address) => "paths",
+            _ => "address",
         };
-        let key = if Some(address) == listen { "listen" } else { "address" };
         let text = format!(
             "{address} is a link to another host, and without certificates anybody on the way can read and forge it: \
              add [tls] with ca, cert and key (`farshore certs` makes them), or write tls = \"off\" above the first \

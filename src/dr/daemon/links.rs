@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::cluster::status::{LinkStatus, seconds};
 use crate::core::ids::Conn;
 use crate::format::FormatError;
-use crate::format::wire::{CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES, Patch, Unpacker};
+use crate::format::wire::{self, CHUNK_HEAD_BYTES, Encoder, Message, PAYLOAD_HEAD_BYTES, Patch, Purpose, Unpacker};
 use crate::io::Reactor;
 use crate::limits::BLOCK_BYTES;
 
@@ -45,7 +45,10 @@ const COPIED_BYTES_MAX: usize = 64 << 10;
 struct Link {
     peer: String,
     encoder: Encoder,
-    unpacker: Unpacker,
+    /// Of a stream that was welcomed: nobody else sends packed frames.
+    unpacker: Option<Unpacker>,
+    /// It has said that it is to be one.
+    asks_stream: bool,
     dirty: bool,
     /// Being closed, by the machine or for what it said: nothing more is read from it.
     closing: bool,
@@ -63,7 +66,8 @@ impl Links {
         let link = Link {
             peer,
             encoder: Encoder::new(),
-            unpacker: Unpacker::default(),
+            unpacker: None,
+            asks_stream: false,
             dirty: false,
             closing: false,
             stream: false,
@@ -97,14 +101,20 @@ impl Links {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return Ok(None) };
         let rx = reactor.rx(conn);
         let before = rx.len();
-        let (mut message, packed) = link.unpacker.next(rx)?.unzip();
-        let packed = packed == Some(true);
+        let (mut message, packed) = match &mut link.unpacker {
+            Some(unpacker) => unpacker.next(rx)?.map_or((None, false), |(message, packed)| (Some(message), packed)),
+            None => (wire::decode(rx)?, false),
+        };
         let taken = (before - rx.len()) as u64;
         self.received_bytes += taken;
         self.order_bytes += if link.stream { 0 } else { taken };
         let hint = match &message {
             // Of what is packed nothing is to be foreseen.
             Some(_) if packed => link.hint,
+            Some(Message::Hello(hello)) => {
+                link.asks_stream = hello.purpose == Purpose::Stream;
+                return Ok(message);
+            }
             Some(Message::Payload { data, .. }) => (PAYLOAD_HEAD_BYTES, data.len()),
             Some(Message::Chunk { data, .. }) => (CHUNK_HEAD_BYTES, data.len()),
             // How much of it comes as data is not to be foreseen.
@@ -129,6 +139,9 @@ impl Links {
 
     pub fn send(&mut self, reactor: &mut Reactor, conn: Conn, message: &Message) {
         let Some(link) = self.links.get_mut(&conn).filter(|link| !link.closing) else { return };
+        if matches!(message, Message::Welcome(_)) && link.asks_stream {
+            link.unpacker = Some(Unpacker::default());
+        }
         link.encoder.push(message, &mut self.out);
         if !std::mem::replace(&mut link.dirty, true) {
             self.dirty.push(conn);

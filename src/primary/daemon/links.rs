@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::cluster::config::PrimaryConfig;
+use crate::cluster::config::{DrConfig, PrimaryConfig};
 use crate::cluster::status::LinkStatus;
-use crate::core::address::Address;
 use crate::core::ids::{Conn, Epoch, Ticket};
 use crate::core::modes::Compress;
 use crate::core::rate::RateLimit;
@@ -17,6 +16,7 @@ use crate::format::wire::{self, Encoder, Message, Packer, Patch, Purpose, Refuse
 use crate::io::tls::Connector;
 use crate::io::{Reactor, clock};
 use crate::primary::packing::{Next, Packing};
+use crate::primary::paths::{End, Paths};
 use crate::primary::window::Held;
 
 /// Connections by both names: the machine chooses its own, the reactor has one for each socket.
@@ -28,6 +28,7 @@ pub struct DrConns {
     out: Vec<Bytes>,
     /// Of all connections since the start.
     received_bytes: u64,
+    sent_bytes: u64,
     /// What the streams may send together.
     limit: RateLimit,
     /// When they are next told what each may.
@@ -38,9 +39,18 @@ pub struct DrConns {
     packer: Option<Arc<Mutex<Packer>>>,
     /// The connection of each group of frames that is being packed, and the bytes of that.
     jobs: HashMap<Ticket, (Conn, u64)>,
+    /// The ways to DR, and the connections that only look whether one works: which one.
+    paths: Paths,
+    looks: HashMap<Conn, Look>,
     tickets: u64,
     /// What packing has saved, bytes.
     saved_bytes: u64,
+}
+
+/// A connection that only looks whether a way works. Who accepts it may not be DR yet: that ends it when we do.
+struct Look {
+    path: usize,
+    established_ns: Option<u64>,
 }
 
 struct Line {
@@ -60,28 +70,29 @@ struct Line {
     watched: bool,
     /// Of a stream.
     packing: Option<Packing>,
+    /// Its way to DR, until it has ended there.
+    path: Option<usize>,
+    /// When something was heard on it last, once it was established, monotonic.
+    heard_ns: Option<u64>,
 }
 
 /// How long what a stream leaves of its share is not another's, nanoseconds.
 const PACE_EVERY_NS: u64 = 100_000_000;
 /// So much memory may be given to a connection before the machine is told how much of it has left.
 const TELL_BYTES: u64 = 256 << 10;
+/// A connection that is given up and has been silent for so long says that its way is out of order, nanoseconds.
+const SILENT_NS: u64 = 2_000_000_000;
 
 impl DrConns {
     /// What is configured for the streams.
-    pub fn configure(&mut self, primary: &PrimaryConfig) {
+    pub fn configure(&mut self, primary: &PrimaryConfig, dr: &DrConfig) {
         (self.limit, self.compress) = (primary.link.clone(), primary.compress);
+        self.paths = Paths::new(dr.ways().cloned());
     }
 
-    pub fn connect(
-        &mut self,
-        reactor: &mut Reactor,
-        name: Conn,
-        purpose: Purpose,
-        address: &Address,
-        connector: Option<&Connector>,
-    ) {
+    pub fn connect(&mut self, reactor: &mut Reactor, name: Conn, purpose: Purpose, connector: Option<&Connector>) {
         self.pace_due_ns = 0;
+        let path = self.paths.choose(purpose);
         let conn = reactor.next_conn();
         self.by_machine.insert(name, conn);
         let line = Line {
@@ -95,9 +106,57 @@ impl DrConns {
             handed: 0,
             watched: false,
             packing: (purpose == Purpose::Stream).then(|| Packing::new(self.compress)),
+            path: Some(path),
+            heard_ns: None,
         };
         self.by_reactor.insert(conn, line);
-        reactor.connect_with(conn, address, connector);
+        reactor.connect_with(conn, self.paths.address(path).expect("there is such a way"), connector);
+    }
+
+    /// Looks whether a way works again, and moves a stream to one that has fewer.
+    pub fn look_after_paths(&mut self, reactor: &mut Reactor, connector: Option<&Connector>) {
+        let now_ns = reactor.now().mono_ns;
+        if let Some(path) = self.paths.look(now_ns) {
+            let conn = reactor.next_conn();
+            self.looks.insert(conn, Look { path, established_ns: None });
+            reactor.connect_with(conn, self.paths.address(path).expect("there is such a way"), connector);
+        }
+        let late = |look: &Look| look.established_ns.is_some_and(|since_ns| now_ns >= since_ns + SILENT_NS);
+        let late: Vec<Conn> = self.looks.iter().filter(|(_, look)| late(look)).map(|(conn, _)| *conn).collect();
+        for conn in late {
+            let look = self.looks.remove(&conn).expect("just seen");
+            self.paths.found_dead(look.path, now_ns);
+            reactor.abort(conn, "nobody ends it");
+        }
+        let Some(crowded) = self.paths.crowded(now_ns) else { return };
+        let on = |line: &Line| line.purpose == Purpose::Stream && line.path == Some(crowded) && line.heard_ns.is_some();
+        if let Some((conn, line)) = self.by_reactor.iter_mut().find(|(_, line)| on(line)) {
+            line.path = None;
+            self.paths.ended(crowded, Purpose::Stream, End::Ours, now_ns);
+            reactor.abort(*conn, "moved to another way to DR");
+        }
+    }
+
+    /// A connection is established: the machine's name of it.
+    pub fn established(&mut self, reactor: &mut Reactor, conn: Conn) -> Option<Conn> {
+        if let Some(look) = self.looks.get_mut(&conn) {
+            look.established_ns = Some(reactor.now().mono_ns);
+            reactor.wait_for_peer(conn, true);
+            reactor.close(conn, "it works");
+            return None;
+        }
+        let line = self.by_reactor.get_mut(&conn)?;
+        line.heard_ns = Some(reactor.now().mono_ns);
+        line.path.into_iter().for_each(|path| self.paths.works(path));
+        self.connected(conn)
+    }
+
+    /// What is known of the way of a connection that has ended, or is given up.
+    fn left(&mut self, conn: Conn, now_ns: u64) {
+        let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+        let Some(path) = line.path.take() else { return };
+        let dead = line.heard_ns.is_none_or(|heard_ns| now_ns >= heard_ns + SILENT_NS);
+        self.paths.ended(path, line.purpose, if dead { End::Dead } else { End::Closed }, now_ns);
     }
 
     /// What the streams may send together at a time of the wall clock, bytes a second.
@@ -105,13 +164,13 @@ impl DrConns {
         self.limit.least().and_then(|_| self.limit.at(clock::of_the_week(wall_ns)))
     }
 
-    /// What is known here of a link, if it is the one to DR.
+    /// What is known here of the link.
     pub fn describe(&self, link: &mut LinkStatus, wall_ns: u64) {
-        if link.peer != "dr" {
-            return;
-        }
+        let order = self.by_reactor.values().find(|line| line.purpose == Purpose::Order).and_then(|line| line.path);
+        link.address = self.paths.address(order.unwrap_or(0)).map(ToString::to_string).unwrap_or_default();
+        link.paths = self.paths.status();
         link.received_bytes = self.received_bytes;
-        link.sent_bytes = link.sent_bytes.saturating_sub(self.saved_bytes);
+        link.sent_bytes = self.sent_bytes;
         link.compression_saved_bytes = self.saved_bytes;
         link.limit_bytes_per_second = self.limit_at(wall_ns);
     }
@@ -151,7 +210,15 @@ impl DrConns {
     }
 
     /// The machine's name of a connection that has ended, if the machine does not know yet.
-    pub fn closed(&mut self, conn: Conn) -> Option<Conn> {
+    pub fn closed(&mut self, reactor: &Reactor, conn: Conn) -> Option<Conn> {
+        let now_ns = reactor.now().mono_ns;
+        if let Some(Look { path, established_ns }) = self.looks.remove(&conn) {
+            match established_ns {
+                Some(_) => self.paths.works(path),
+                None => self.paths.found_dead(path, now_ns),
+            }
+        }
+        self.left(conn, now_ns);
         let line = self.by_reactor.remove(&conn)?;
         self.by_machine.remove(&line.name);
         (!line.dropped).then_some(line.name)
@@ -176,7 +243,10 @@ impl DrConns {
                     self.give(reactor, conn, false);
                 }
             }
-            None => self.out.drain(..).for_each(|part| reactor.send(conn, part)),
+            None => {
+                self.sent_bytes += length(&self.out);
+                self.out.drain(..).for_each(|part| reactor.send(conn, part));
+            }
         }
     }
 
@@ -187,7 +257,7 @@ impl DrConns {
             let Some(packing) = &mut line.packing else { return };
             match packing.next(ended, || reactor.is_held_up(conn)) {
                 Next::Wait => return,
-                Next::Pass(parts) => pass(reactor, conn, packing, parts),
+                Next::Pass(parts) => self.sent_bytes += pass(reactor, conn, packing, parts),
                 Next::Pack(parts) => self.pack(reactor, conn, parts),
             }
         }
@@ -198,7 +268,6 @@ impl DrConns {
         let (ticket, bytes) = (Ticket(self.tickets), length(&frames));
         self.jobs.insert(ticket, (conn, bytes));
         let begun = self.packer().and_then(|packer| {
-            let frames = frames.clone();
             let job = move || {
                 let packed = packer.lock().unwrap_or_else(PoisonError::into_inner).pack(&frames);
                 packed.unwrap_or(frames)
@@ -208,7 +277,10 @@ impl DrConns {
         if let Err(error) = begun {
             tracing::error!("nothing is compressed any more: {error}");
             self.compress = Compress::Off;
-            self.packed(reactor, ticket, frames);
+            self.by_reactor.values_mut().filter_map(|line| line.packing.as_mut()).for_each(Packing::stop);
+            // What it carried is sent again.
+            self.jobs.remove(&ticket);
+            reactor.abort(conn, "its frames cannot be compressed");
         }
     }
 
@@ -227,7 +299,8 @@ impl DrConns {
         let Some(packing) = &mut line.packing else { return };
         let sent = length(&parts);
         self.saved_bytes += frames - sent;
-        packing.done(sent);
+        self.sent_bytes += sent;
+        packing.done(sent, !reactor.is_held_up(conn));
         packing.gave(sent, frames, reactor.queued_bytes(conn) as u64);
         parts.into_iter().for_each(|part| reactor.send(conn, part));
         if line.watched {
@@ -247,11 +320,14 @@ impl DrConns {
                     packing.push(self.out.drain(..));
                     self.give(reactor, conn, true);
                 }
-                None => self.out.drain(..).for_each(|part| reactor.send(conn, part)),
+                None => {
+                    self.sent_bytes += length(&self.out);
+                    self.out.drain(..).for_each(|part| reactor.send(conn, part));
+                }
             }
             let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
-            if line.handed >= TELL_BYTES && !line.watched {
-                line.watched = true;
+            line.watched |= line.handed >= TELL_BYTES;
+            if line.watched {
                 reactor.tell_sent(conn);
             }
         }
@@ -272,6 +348,7 @@ impl DrConns {
 
     pub fn close(&mut self, reactor: &mut Reactor, name: Conn) {
         let Some(conn) = self.by_machine.remove(&name) else { return };
+        self.left(conn, reactor.now().mono_ns);
         let Some(line) = self.by_reactor.get_mut(&conn) else { return };
         line.dropped = true;
         if !line.refusing {
@@ -289,15 +366,19 @@ impl DrConns {
         let before = rx.len();
         let message = wire::decode(rx)?;
         self.received_bytes += (before - rx.len()) as u64;
+        if let Some(line) = self.by_reactor.get_mut(&conn) {
+            line.heard_ns = Some(reactor.now().mono_ns);
+        }
         Ok(message.map(|message| (name, message)))
     }
 }
 
-/// What is not to be packed goes out as it is.
-fn pass(reactor: &mut Reactor, conn: Conn, packing: &mut Packing, frames: Vec<Bytes>) {
+/// What is not to be packed goes out as it is: so many bytes.
+fn pass(reactor: &mut Reactor, conn: Conn, packing: &mut Packing, frames: Vec<Bytes>) -> u64 {
     let bytes = length(&frames);
     packing.gave(bytes, bytes, reactor.queued_bytes(conn) as u64);
     frames.into_iter().for_each(|part| reactor.send(conn, part));
+    bytes
 }
 
 fn length(parts: &[Bytes]) -> u64 {
