@@ -39,8 +39,6 @@ use crate::limits::{FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 /// Bytes received and not yet taken beyond which a connection is not received from: the longest message
 /// of any protocol spoken here, and a plan's worth of the next.
 pub const UNTAKEN_BYTES_MAX: usize = PAYLOAD_BYTES_MAX as usize + FRAME_BODY_BYTES_MAX;
-/// What the kernel has not sent at once says nothing of the network below that, bytes.
-const UNSENT_BYTES_MIN: usize = 64 << 10;
 /// How long a close waits for queued bytes to go out and for the peer to close too, nanoseconds.
 const CLOSE_NS: u64 = 2_000_000_000;
 /// How long it waits for that once the peer has taken everything, where it is in a hurry, nanoseconds.
@@ -284,10 +282,8 @@ impl Net {
         self.sockets.get(&conn).is_none_or(|socket| socket.queued_bytes == 0 && socket.has_arrived())
     }
 
-    pub fn is_held_up(&self, conn: Conn) -> bool {
-        self.sockets
-            .get(&conn)
-            .is_some_and(|socket| socket.queued_bytes > 0 || socket.unsent_bytes() >= UNSENT_BYTES_MIN)
+    pub fn unsent_bytes(&self, conn: Conn) -> u64 {
+        self.sockets.get(&conn).map_or(0, |socket| (socket.queued_bytes + socket.unsent_bytes()) as u64)
     }
 
     pub fn queued_bytes(&self, conn: Conn) -> usize {

@@ -340,10 +340,10 @@ impl Reactor {
         self.net.has_arrived(conn)
     }
 
-    /// Whether the network takes less than it is given: the kernel has bytes that it could not send yet, or took no more.
+    /// Bytes that are queued, or that the kernel has taken and could not send yet.
     #[must_use]
-    pub fn is_held_up(&self, conn: Conn) -> bool {
-        self.net.is_held_up(conn)
+    pub fn unsent_bytes(&self, conn: Conn) -> u64 {
+        self.net.unsent_bytes(conn)
     }
 
     /// Bytes queued and not yet taken by the kernel.

@@ -589,7 +589,7 @@ impl Shell {
                 self.dr.bulk(&mut self.reactor, conn, !(records && self.awaited.journal));
             }
             Effect::DrSend { conn, message } => self.dr.send(&mut self.reactor, conn, &message),
-            Effect::DrClose { conn } => self.dr.close(&mut self.reactor, conn),
+            Effect::DrClose { conn, end } => self.dr.close(&mut self.reactor, conn, end),
             Effect::ListAllocated => self.list(),
             Effect::LookForHoles { batch, extent } => self.look_for_holes(batch, extent),
             Effect::Resized { volume, size, result, dr_asked } => self.resized((volume, size), result, dr_asked),

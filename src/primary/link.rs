@@ -22,6 +22,7 @@ use self::stream::{OnStream, Stream};
 use super::batch::Headway;
 use super::fifo::Staged;
 use super::machine::{Effect, Machine};
+use super::paths::End;
 use super::window::{Held, Local, Payload};
 use crate::core::ids::{Chain, Conn, Seq, SeqRange};
 use crate::core::machine::{Level, Now};
@@ -36,6 +37,8 @@ use crate::format::wire::{
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_IDLE_PING_NS};
 
 /// Unacknowledged bytes up to which one stream is filled before the next is used.
+/// Reasons that are not logged a second time while DR is away.
+const PROBLEMS_TOLD_MAX: usize = 8;
 const STREAM_FILL_BYTES: u64 = 128 << 10;
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
@@ -100,6 +103,8 @@ pub struct DrLink {
     /// A size for which its store has no room: what has been ordered waits there; and since when.
     pub(super) holds_back: Option<(StoreRoom, u64)>,
     pub problem: Option<String>,
+    /// Those that were logged since it was up last.
+    problems_told: Vec<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
     pub sent_bytes: u64,
@@ -149,6 +154,7 @@ impl DrLink {
             gone: false,
             holds_back: None,
             problem: None,
+            problems_told: Vec::new(),
             since_ns: 0,
             rtt_ns: 0,
             sent_bytes: 0,
@@ -340,10 +346,10 @@ impl Machine {
             Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
                 if now > since_ns + LINK_SILENCE_NS =>
             {
-                self.dr_reject(conn, "no answer", RETRY_NS, fx);
+                self.dr_reject(conn, End::Dead, "no answer", RETRY_NS, fx);
             }
             Phase::Up { conn } if now > self.dr.last_heard_ns + LINK_SILENCE_NS => {
-                self.dr_reject(conn, "the link has been silent for too long", RETRY_NS, fx);
+                self.dr_reject(conn, End::Dead, "the link has been silent for too long", RETRY_NS, fx);
             }
             Phase::Up { conn } => {
                 if now >= self.dr.last_ping_ns + PING_EVERY_NS {
@@ -375,7 +381,7 @@ impl Machine {
                 Phase::Connecting { conn, since_ns } | Phase::Greeting { conn, since_ns }
                     if now > since_ns + LINK_SILENCE_NS =>
                 {
-                    fx.push(Effect::DrClose { conn });
+                    fx.push(Effect::DrClose { conn, end: End::Dead });
                     self.stream_lost(conn);
                 }
                 Phase::Up { conn } => self.watch_stream(at, conn, fx),
@@ -393,7 +399,7 @@ impl Machine {
         if now > stream.heard_ns + stream.patience_ns() {
             let level = if idle { Level::Info } else { Level::Warn };
             fx.push(Effect::Log { level, text: "a stream to DR has been silent for too long".into() });
-            fx.push(Effect::DrClose { conn });
+            fx.push(Effect::DrClose { conn, end: End::Dead });
             self.stream_lost(conn);
         } else if now >= stream.pinged_ns + if idle { STREAM_IDLE_PING_NS } else { PING_EVERY_NS } {
             stream.pinged_ns = now;
@@ -410,7 +416,7 @@ impl Machine {
             stream.phase = Phase::Greeting { conn, since_ns };
             Purpose::Stream
         } else {
-            fx.push(Effect::DrClose { conn });
+            fx.push(Effect::DrClose { conn, end: End::Ours });
             return;
         };
         let hello = Hello {
@@ -434,15 +440,18 @@ impl Machine {
         }
     }
 
-    pub(super) fn dr_reject(&mut self, conn: Conn, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
-        fx.push(Effect::DrClose { conn });
+    pub(super) fn dr_reject(&mut self, conn: Conn, end: End, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
+        fx.push(Effect::DrClose { conn, end });
         self.dr_down(reason, retry_ns, fx);
     }
 
     /// The order connection is gone: so are the streams that belonged to it.
     fn dr_down(&mut self, reason: &str, retry_ns: u64, fx: &mut Vec<Effect>) {
-        if self.dr.problem.as_deref() != Some(reason) {
+        // Several ways have a reason each.
+        if !self.dr.problems_told.iter().any(|told| told == reason) {
             fx.push(Effect::Log { level: Level::Warn, text: format!("DR out of reach: {reason}") });
+            self.dr.problems_told.truncate(PROBLEMS_TOLD_MAX - 1);
+            self.dr.problems_told.push(reason.to_string());
         }
         self.dr.problem = Some(reason.to_string());
         if self.dr.ready() || self.dr.since_ns == 0 {
@@ -456,7 +465,7 @@ impl Machine {
         self.dr.backfill.clear();
         let conns: Vec<Conn> = self.dr.streams.iter().filter_map(Stream::conn).collect();
         for conn in conns {
-            fx.push(Effect::DrClose { conn });
+            fx.push(Effect::DrClose { conn, end: End::Ours });
             self.stream_lost(conn);
         }
     }
@@ -488,7 +497,7 @@ impl Machine {
         let conns: Vec<Conn> = self.dr.streams.iter().filter(busy).filter_map(Stream::conn).collect();
         for conn in conns {
             self.stream_lost(conn);
-            fx.push(Effect::DrClose { conn });
+            fx.push(Effect::DrClose { conn, end: End::Ours });
         }
     }
 
@@ -555,7 +564,7 @@ impl Machine {
             | Message::Compare(_) => {
                 let text = format!("DR sent a message that only a primary sends ({})", message.kind_name());
                 self.dr_closed(conn, &text, fx);
-                fx.push(Effect::DrClose { conn });
+                fx.push(Effect::DrClose { conn, end: End::Closed });
             }
         }
     }
@@ -567,10 +576,10 @@ impl Machine {
         }
         if self.dr.phase.conn() == Some(conn) {
             let retry = if refuse.code == RefuseCode::NotNow { RETRY_NS } else { RETRY_REFUSED_NS };
-            self.dr_reject(conn, &format!("DR refuses: {}", refuse.text), retry, fx);
+            self.dr_reject(conn, End::Closed, &format!("DR refuses: {}", refuse.text), retry, fx);
             self.dr.gone = false;
         } else {
-            fx.push(Effect::DrClose { conn });
+            fx.push(Effect::DrClose { conn, end: End::Ours });
             self.stream_lost(conn);
         }
     }
@@ -581,7 +590,7 @@ impl Machine {
             let (code, epoch) = (RefuseCode::Protocol, self.superblock.epoch);
             let refuse = Refuse { code, epoch, text: text.clone() };
             fx.push(Effect::DrSend { conn, message: Message::Refuse(refuse) });
-            self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+            self.dr_reject(conn, End::Closed, &text, RETRY_REFUSED_NS, fx);
             self.dr.gone = false;
             return;
         }
@@ -600,6 +609,7 @@ impl Machine {
         let lost = regressed || welcome.gaps || dr.synced && !welcome.synced;
         dr.phase = Phase::Up { conn };
         dr.problem = None;
+        dr.problems_told.clear();
         dr.since_ns = self.now.wall_ns;
         dr.last_heard_ns = self.now.mono_ns;
         dr.last_ping_ns = 0;

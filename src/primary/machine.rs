@@ -15,6 +15,7 @@ use super::intent::IntentMap;
 use super::lag::{Ages, Changed, Outlook};
 use super::link::DrLink;
 use super::mending::Mending;
+use super::paths::End;
 use super::policy::NOTHING;
 use super::recovery::Recovered;
 use super::resize::Resize;
@@ -162,6 +163,7 @@ pub enum Effect {
     },
     DrClose {
         conn: Conn,
+        end: End,
     },
     /// Asks which ranges of the volumes are allocated in their backing stores.
     ListAllocated,

@@ -22,8 +22,10 @@ const JOBS_MAX: usize = 2;
 /// After what did not become shorter, or took too long, so much goes as it is, before it is tried again: twice as much each time.
 const PASS_BYTES_MIN: u64 = 256 << 10;
 const PASS_BYTES_MAX: u64 = 32 << 20;
-/// The least after what took too long: it has held up others.
-const PASS_BYTES_DRY: u64 = 4 << 20;
+/// What the kernel has not sent at once says nothing of the network below that, bytes.
+const UNSENT_BYTES_MIN: u64 = 64 << 10;
+/// So long the network is behind before it is known how much it takes, nanoseconds.
+const MEASURE_NS: u64 = 50_000_000;
 
 /// What to do with the next frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +58,17 @@ pub struct Packing {
     /// The last one may grow.
     waiting: VecDeque<Group>,
     waiting_bytes: u64,
-    /// Bytes of the groups that are being packed, oldest first, and their sum.
-    jobs: VecDeque<u64>,
+    /// Bytes of the groups that are being packed and since when, oldest first, and the sum of the bytes.
+    jobs: VecDeque<(u64, u64)>,
     jobs_bytes: u64,
     given: VecDeque<Given>,
     given_bytes: u64,
+    /// Bytes given to the socket altogether.
+    given_ever: u64,
+    /// Since when the network has been behind without a break, and what it had taken then.
+    behind: Option<(u64, u64)>,
+    /// What the network took when it was behind last, bytes a second.
+    line: Option<u64>,
     /// Bytes that go as they are before it is tried again, and how many the next time.
     pass: u64,
     pass_next: u64,
@@ -77,6 +85,9 @@ impl Packing {
             jobs_bytes: 0,
             given: VecDeque::new(),
             given_bytes: 0,
+            given_ever: 0,
+            behind: None,
+            line: None,
             pass: 0,
             pass_next: PASS_BYTES_MIN,
         }
@@ -96,21 +107,40 @@ impl Packing {
         group.bytes >= GROUP_BYTES
     }
 
-    /// What is to become of the next frames. `held_up`: the link takes less than it is given; `ended`: no more frames follow at
-    /// once.
-    pub fn next(&mut self, ended: bool, held_up: impl FnOnce() -> bool) -> Next {
+    /// Whether the network is behind, where so many bytes that the socket was given have not been sent.
+    fn is_behind(&mut self, unsent: u64, now_ns: u64) -> bool {
+        if unsent < UNSENT_BYTES_MIN {
+            self.behind = None;
+            return false;
+        }
+        let taken = self.given_ever.saturating_sub(unsent);
+        match self.behind {
+            Some((since_ns, before)) if now_ns >= since_ns + MEASURE_NS => {
+                let bytes = u128::from(taken.saturating_sub(before));
+                self.line = u64::try_from(bytes * 1_000_000_000 / u128::from(now_ns - since_ns)).ok();
+                self.behind = Some((now_ns, taken));
+            }
+            Some(_) => {}
+            None => self.behind = Some((now_ns, taken)),
+        }
+        true
+    }
+
+    /// What is to become of the next frames. `unsent`: what the socket was given and the network has not taken, bytes; `ended`:
+    /// no more frames follow at once.
+    pub fn next(&mut self, ended: bool, now_ns: u64, unsent: impl FnOnce() -> u64) -> Next {
         let idle = self.jobs.is_empty();
         let Some(group) = self.waiting.front().filter(|group| group.bytes > 0) else { return Next::Wait };
         // What comes while others are packed joins it.
         if group.bytes < GROUP_BYTES && !(ended && idle) {
             return Next::Wait;
         }
-        let pack = group.bytes >= GROUP_BYTES_MIN
-            && match self.mode {
-                Compress::Off => false,
-                Compress::Auto => self.pass == 0 && held_up(),
-                Compress::Always => true,
-            };
+        let worth = group.bytes >= GROUP_BYTES_MIN;
+        let pack = match self.mode {
+            Compress::Off => false,
+            Compress::Auto => self.is_behind(unsent(), now_ns) && self.pass == 0 && worth,
+            Compress::Always => worth,
+        };
         if if pack { self.jobs.len() >= JOBS_MAX } else { !idle } {
             return Next::Wait;
         }
@@ -120,24 +150,27 @@ impl Packing {
             self.pass = self.pass.saturating_sub(bytes);
             return Next::Pass(parts);
         }
-        self.jobs.push_back(bytes);
+        self.jobs.push_back((bytes, now_ns));
         self.jobs_bytes += bytes;
         Next::Pack(parts)
     }
 
-    /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is. `dry`: the network has had nothing
-    /// to do meanwhile, so that the processor is what holds things up.
+    /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is. Where the network would have taken
+    /// it in less time than that took, the processor is what holds things up.
     ///
     /// # Panics
     /// When none is being packed.
-    pub fn done(&mut self, sent: u64, dry: bool) {
-        let frames = self.jobs.pop_front().expect("one was being packed");
+    pub fn done(&mut self, sent: u64, now_ns: u64, unsent: u64) {
+        let (frames, since_ns) = self.jobs.pop_front().expect("one was being packed");
         self.jobs_bytes -= frames;
-        if sent < frames && !dry {
+        let dry = !self.is_behind(unsent, now_ns);
+        let would_have = |line: u64| u128::from(line) * u128::from(now_ns - since_ns) / 1_000_000_000;
+        let slow = dry && self.line.is_none_or(|line| would_have(line) > u128::from(frames));
+        if sent < frames && !slow {
             self.pass_next = PASS_BYTES_MIN;
         } else {
-            self.pass = self.pass_next.max(if dry { PASS_BYTES_DRY } else { 0 });
-            self.pass_next = (2 * self.pass).min(PASS_BYTES_MAX);
+            self.pass = self.pass_next;
+            self.pass_next = (2 * self.pass_next).min(PASS_BYTES_MAX);
         }
     }
 
@@ -148,6 +181,7 @@ impl Packing {
         }
         self.given.push_back(Given { sent, frames });
         self.given_bytes += sent;
+        self.given_ever += sent;
     }
 
     /// Nothing can be packed any more.
@@ -180,6 +214,8 @@ impl Packing {
 mod tests {
     use super::*;
 
+    const BEHIND: u64 = UNSENT_BYTES_MIN;
+
     fn frames(bytes: u64) -> std::iter::Once<Bytes> {
         std::iter::once(vec![0; bytes as usize].into())
     }
@@ -196,23 +232,23 @@ mod tests {
     fn frames_are_packed_while_the_link_holds_them_up_and_none_overtakes_them() {
         let mut packing = Packing::new(Compress::Auto);
         assert!(!packing.push(frames(4096)));
-        assert_eq!(bytes(&packing.next(false, || true)), ('w', 0), "more may follow at once");
-        assert_eq!(bytes(&packing.next(true, || false)), ('-', 4096));
+        assert_eq!(bytes(&packing.next(false, 0, || BEHIND)), ('w', 0), "more may follow at once");
+        assert_eq!(bytes(&packing.next(true, 0, || 0)), ('-', 4096));
         assert!(packing.push(frames(GROUP_BYTES)));
         assert!(!packing.push(frames(4096)), "of the next group");
-        assert_eq!(bytes(&packing.next(false, || true)), ('p', GROUP_BYTES));
-        assert_eq!(bytes(&packing.next(true, || true)), ('w', 0), "it grows while others are packed");
+        assert_eq!(bytes(&packing.next(false, 0, || BEHIND)), ('p', GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('w', 0), "it grows while others are packed");
         assert!(packing.push(frames(GROUP_BYTES)));
-        assert_eq!(bytes(&packing.next(true, || false)), ('w', 0), "it would overtake them");
-        assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES + 4096));
+        assert_eq!(bytes(&packing.next(true, 0, || 0)), ('w', 0), "it would overtake them");
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('p', GROUP_BYTES + 4096));
         packing.push(frames(GROUP_BYTES));
-        assert_eq!(bytes(&packing.next(true, || true)), ('w', 0), "two at a time");
-        packing.done(1000, false);
-        packing.done(1000, false);
-        assert_eq!(bytes(&packing.next(true, || false)), ('-', GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('w', 0), "two at a time");
+        packing.done(1000, 0, BEHIND);
+        packing.done(1000, 0, BEHIND);
+        assert_eq!(bytes(&packing.next(true, 0, || 0)), ('-', GROUP_BYTES));
         assert!(!packing.holds());
         packing.push(frames(GROUP_BYTES_MIN - 1));
-        assert_eq!(bytes(&packing.next(true, || true)), ('-', GROUP_BYTES_MIN - 1));
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('-', GROUP_BYTES_MIN - 1));
     }
 
     #[test]
@@ -222,26 +258,26 @@ mod tests {
         // The last one but one becomes short, and takes longer than the network.
         for sent in [GROUP_BYTES, GROUP_BYTES, 9, 7, GROUP_BYTES] {
             packing.push(frames(GROUP_BYTES));
-            assert_eq!(bytes(&packing.next(true, || true)), ('p', GROUP_BYTES));
-            packing.done(sent, sent == 7);
+            assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('p', GROUP_BYTES));
+            packing.done(sent, 1000, if sent == 7 { 0 } else { BEHIND });
             let mut bytes = 0;
             while packing.pass > 0 {
                 packing.push(frames(GROUP_BYTES));
-                assert!(matches!(packing.next(true, || true), Next::Pass(_)));
+                assert!(matches!(packing.next(true, 0, || BEHIND), Next::Pass(_)));
                 bytes += GROUP_BYTES;
             }
             passed.push(bytes >> 18);
         }
-        assert_eq!(passed, [1, 2, 0, 16, 32], "in quarters of a MiB");
+        assert_eq!(passed, [1, 2, 0, 1, 2], "in quarters of a MiB");
         let mut always = Packing::new(Compress::Always);
         for _ in 0..2 {
             always.push(frames(GROUP_BYTES));
-            assert_eq!(bytes(&always.next(true, || false)), ('p', GROUP_BYTES), "bytes cost more than time");
-            always.done(GROUP_BYTES, true);
+            assert_eq!(bytes(&always.next(true, 0, || 0)), ('p', GROUP_BYTES), "bytes cost more than time");
+            always.done(GROUP_BYTES, 0, 0);
         }
         let mut off = Packing::new(Compress::Off);
         off.push(frames(GROUP_BYTES));
-        assert_eq!(bytes(&off.next(true, || true)), ('-', GROUP_BYTES));
+        assert_eq!(bytes(&off.next(true, 0, || BEHIND)), ('-', GROUP_BYTES));
     }
 
     #[test]
@@ -259,10 +295,27 @@ mod tests {
         assert_eq!((packing.given.len(), packing.left(60)), (2, 4070), "what has left is forgotten");
         packing.push(frames(GROUP_BYTES));
         assert_eq!(packing.left(0), GROUP_BYTES);
-        assert!(matches!(packing.next(true, || true), Next::Pack(_)));
+        assert!(matches!(packing.next(true, 0, || BEHIND), Next::Pack(_)));
         assert_eq!((packing.left(0), packing.holds()), (GROUP_BYTES, true), "being packed");
-        packing.done(10, false);
+        packing.done(10, 0, BEHIND);
         packing.gave(10, GROUP_BYTES, 60);
         assert_eq!((packing.left(70), packing.holds()), (4070 + GROUP_BYTES, false));
+    }
+
+    #[test]
+    fn a_network_that_runs_dry_is_no_reason_to_stop_unless_it_would_have_taken_the_frames_in_that_time() {
+        const MS: u64 = 1_000_000;
+        // 100 MB/s, and 1 MB/s: it takes 1.3 ms or 131 ms for a group.
+        for (line, job_ns, stops) in [(100, MS, false), (100, 2 * MS, true), (1, 2 * MS, false), (1, 140 * MS, true)] {
+            let mut packing = Packing::new(Compress::Auto);
+            packing.gave(1 << 30, 1 << 30, 0);
+            let taken = line * 1_000_000 / 10;
+            assert!(packing.is_behind(1 << 29, 0) && packing.is_behind((1 << 29) - taken, 100 * MS));
+            assert_eq!(packing.line, Some(line * 1_000_000));
+            packing.push(frames(GROUP_BYTES));
+            assert_eq!(bytes(&packing.next(true, 100 * MS, || BEHIND)), ('p', GROUP_BYTES));
+            packing.done(100, 100 * MS + job_ns, 0);
+            assert_eq!(packing.pass > 0, stops, "{line} MB/s, {job_ns} ns");
+        }
     }
 }

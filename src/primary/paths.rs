@@ -21,7 +21,7 @@ const PAUSE_NS_MAX: u64 = 30_000_000_000;
 /// From one stream that is moved to the next, nanoseconds.
 const MOVE_EVERY_NS: u64 = 1_000_000_000;
 /// A failure so long ago says nothing of the next one, nanoseconds.
-const FORGOTTEN_NS: u64 = 60_000_000_000;
+const FORGOTTEN_NS: u64 = 300_000_000_000;
 
 #[derive(Clone, Debug)]
 struct Path {
@@ -32,8 +32,9 @@ struct Path {
     failed_ns: u64,
     pause_ns: u64,
     looking: bool,
+    looked_ns: u64,
     streams: u64,
-    /// The number of the last choice of it.
+    /// The number of its last choice for order records.
     chosen: u64,
 }
 
@@ -65,6 +66,7 @@ impl Paths {
             failed_ns: 0,
             pause_ns: 0,
             looking: false,
+            looked_ns: 0,
             streams: 0,
             chosen: 0,
         };
@@ -91,8 +93,10 @@ impl Paths {
             Purpose::Stream => usable.min_by_key(|(at, path)| (path.streams, *at)),
         };
         let (at, _) = chosen.expect("there is a way to DR");
-        self.choices += 1;
-        self.paths[at].chosen = self.choices;
+        if purpose == Purpose::Order {
+            self.choices += 1;
+            self.paths[at].chosen = self.choices;
+        }
         self.paths[at].streams += u64::from(purpose == Purpose::Stream);
         at
     }
@@ -130,9 +134,12 @@ impl Paths {
         if self.paths.iter().all(|path| path.down_until_ns.is_some()) {
             return None;
         }
-        let due = |path: &Path| path.down_until_ns.is_some_and(|until_ns| until_ns <= now_ns) && !path.looking;
-        let at = self.paths.iter().position(due)?;
-        self.paths[at].looking = true;
+        // Of one that nothing is on nobody would know.
+        let unused = |path: &Path| path.streams == 0 && path.looked_ns + PAUSE_NS_MAX <= now_ns;
+        let due = |path: &Path| path.down_until_ns.map_or_else(|| unused(path), |until_ns| until_ns <= now_ns);
+        let many = self.paths.len() > 1;
+        let at = self.paths.iter().position(|path| many && !path.looking && due(path))?;
+        (self.paths[at].looking, self.paths[at].looked_ns) = (true, now_ns);
         Some(at)
     }
 
@@ -234,6 +241,11 @@ mod tests {
     fn the_pause_has_an_end_and_the_only_way_is_never_left_out() {
         let mut two = paths(2);
         two.works(0);
+        assert_eq!((two.look(PAUSE_NS_MAX), two.look(PAUSE_NS_MAX)), (Some(0), Some(1)), "nothing is on them");
+        two.works(0);
+        two.works(1);
+        assert_eq!(two.choose(Purpose::Stream), 0);
+        two.choose(Purpose::Stream);
         // One that only seems to work is not tried more often for that.
         let mut now_ns = 0;
         for pause in [1, 2, 4, 8, 16, 30, 30] {

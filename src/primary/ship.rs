@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use super::batch::Mode;
 use super::link::{DISK_UNACKED_BYTES_MAX, Phase, RETRY_REFUSED_NS};
 use super::machine::{Effect, Machine, Peer};
+use super::paths::End;
 use super::window::Payload;
 use crate::core::ids::{Conn, Seq};
 use crate::core::machine::Level;
@@ -78,7 +79,7 @@ impl Machine {
              right, then empty the directory of the other one"
         );
         fx.push(Effect::Log { level: Level::Error, text: text.clone() });
-        self.dr_reject(conn, &text, RETRY_REFUSED_NS, fx);
+        self.dr_reject(conn, End::Ours, &text, RETRY_REFUSED_NS, fx);
     }
 
     pub(super) fn dr_log_read(&mut self, first: Seq, mut records: VecDeque<OrderRecord>, fx: &mut Vec<Effect>) {

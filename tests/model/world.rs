@@ -525,7 +525,7 @@ impl World {
                         self.send(line, 1 - side, Packet::Link(message));
                     }
                 }
-                Effect::DrClose { conn } => {
+                Effect::DrClose { conn, .. } => {
                     if let Some((line, side)) = self.line_of(Host::Primary, conn) {
                         self.hang_up(line, side);
                         self.primary_step(primary::machine::Input::DrClosed { conn, reason: "closed here".into() });

@@ -183,7 +183,7 @@ impl World {
                 }
                 self.send_message(Node::Primary, conn, &message);
             }
-            Effect::DrClose { conn } => self.close_link(Node::Primary, conn)?,
+            Effect::DrClose { conn, .. } => self.close_link(Node::Primary, conn)?,
             Effect::ListAllocated => {
                 let at = self.disk_time(Node::Primary);
                 let run = self.host(Node::Primary).run;

@@ -151,12 +151,24 @@ impl DrConns {
         self.connected(conn)
     }
 
-    /// What is known of the way of a connection that has ended, or is given up.
-    fn left(&mut self, conn: Conn, now_ns: u64) {
-        let Some(line) = self.by_reactor.get_mut(&conn) else { return };
-        let Some(path) = line.path.take() else { return };
-        let dead = line.heard_ns.is_none_or(|heard_ns| now_ns >= heard_ns + SILENT_NS);
-        self.paths.ended(path, line.purpose, if dead { End::Dead } else { End::Closed }, now_ns);
+    /// A connection has ended, or is given up: the way it was on, if that was not known.
+    fn left(&mut self, conn: Conn, end: End, now_ns: u64) -> Option<usize> {
+        let line = self.by_reactor.get_mut(&conn)?;
+        let path = line.path.take()?;
+        self.paths.ended(path, line.purpose, end, now_ns);
+        Some(path)
+    }
+
+    /// A way is dead: what has been silent on it as well does not wait until that is found out once more.
+    fn leave(&mut self, reactor: &mut Reactor, path: usize) {
+        let now_ns = reactor.now().mono_ns;
+        let silent = |line: &Line| line.heard_ns.is_none_or(|heard_ns| now_ns >= heard_ns + SILENT_NS);
+        let on = |line: &Line| line.purpose == Purpose::Stream && line.path == Some(path) && silent(line);
+        let conns: Vec<Conn> = self.by_reactor.iter().filter(|(_, line)| on(line)).map(|(conn, _)| *conn).collect();
+        for conn in conns {
+            self.left(conn, End::Ours, now_ns);
+            reactor.abort(conn, "its way is out of order");
+        }
     }
 
     /// What the streams may send together at a time of the wall clock, bytes a second.
@@ -166,7 +178,8 @@ impl DrConns {
 
     /// What is known here of the link.
     pub fn describe(&self, link: &mut LinkStatus, wall_ns: u64) {
-        let order = self.by_reactor.values().find(|line| line.purpose == Purpose::Order).and_then(|line| line.path);
+        let order = self.by_reactor.values().find(|line| line.purpose == Purpose::Order && !line.dropped);
+        let order = order.and_then(|line| line.path);
         link.address = self.paths.address(order.unwrap_or(0)).map(ToString::to_string).unwrap_or_default();
         link.paths = self.paths.status();
         link.received_bytes = self.received_bytes;
@@ -218,7 +231,8 @@ impl DrConns {
                 None => self.paths.found_dead(path, now_ns),
             }
         }
-        self.left(conn, now_ns);
+        let established = self.by_reactor.get(&conn).is_some_and(|line| line.heard_ns.is_some());
+        self.left(conn, if established { End::Closed } else { End::Dead }, now_ns);
         let line = self.by_reactor.remove(&conn)?;
         self.by_machine.remove(&line.name);
         (!line.dropped).then_some(line.name)
@@ -255,7 +269,7 @@ impl DrConns {
         loop {
             let Some(line) = self.by_reactor.get_mut(&conn) else { return };
             let Some(packing) = &mut line.packing else { return };
-            match packing.next(ended, || reactor.is_held_up(conn)) {
+            match packing.next(ended, reactor.now().mono_ns, || reactor.unsent_bytes(conn)) {
                 Next::Wait => return,
                 Next::Pass(parts) => self.sent_bytes += pass(reactor, conn, packing, parts),
                 Next::Pack(parts) => self.pack(reactor, conn, parts),
@@ -300,7 +314,7 @@ impl DrConns {
         let sent = length(&parts);
         self.saved_bytes += frames - sent;
         self.sent_bytes += sent;
-        packing.done(sent, !reactor.is_held_up(conn));
+        packing.done(sent, reactor.now().mono_ns, reactor.unsent_bytes(conn));
         packing.gave(sent, frames, reactor.queued_bytes(conn) as u64);
         parts.into_iter().for_each(|part| reactor.send(conn, part));
         if line.watched {
@@ -346,9 +360,12 @@ impl DrConns {
         Some((line.name, left))
     }
 
-    pub fn close(&mut self, reactor: &mut Reactor, name: Conn) {
+    pub fn close(&mut self, reactor: &mut Reactor, name: Conn, end: End) {
         let Some(conn) = self.by_machine.remove(&name) else { return };
-        self.left(conn, reactor.now().mono_ns);
+        let path = self.left(conn, end, reactor.now().mono_ns);
+        if let Some(path) = path.filter(|_| end == End::Dead) {
+            self.leave(reactor, path);
+        }
         let Some(line) = self.by_reactor.get_mut(&conn) else { return };
         line.dropped = true;
         if !line.refusing {

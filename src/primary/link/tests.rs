@@ -208,7 +208,7 @@ fn a_stream_that_nothing_is_on_is_found_dead_too() {
                         machine.dr_message(STREAM, Message::Pong { nonce }, &mut Vec::new());
                     }
                 }
-                Effect::DrClose { conn: STREAM } => closed_ns = Some(now_ns),
+                Effect::DrClose { conn: STREAM, .. } => closed_ns = Some(now_ns),
                 _ => {}
             }
         }
