@@ -24,6 +24,8 @@ const PASS_BYTES_MIN: u64 = 256 << 10;
 const PASS_BYTES_MAX: u64 = 32 << 20;
 /// What the kernel has not sent at once says nothing of the network below that, bytes.
 const UNSENT_BYTES_MIN: u64 = 64 << 10;
+/// So long frames are packed after the network was behind: what is in its buffers hides how slow it is, nanoseconds.
+const HOLD_NS: u64 = 30_000_000_000;
 /// So long the network is behind before it is known how much it takes, nanoseconds.
 const MEASURE_NS: u64 = 50_000_000;
 
@@ -69,6 +71,8 @@ pub struct Packing {
     behind: Option<(u64, u64)>,
     /// What the network took when it was behind last, bytes a second.
     line: Option<u64>,
+    /// It was behind a while ago, and would be without packing.
+    packs_until_ns: u64,
     /// Bytes that go as they are before it is tried again, and how many the next time.
     pass: u64,
     pass_next: u64,
@@ -88,6 +92,7 @@ impl Packing {
             given_ever: 0,
             behind: None,
             line: None,
+            packs_until_ns: 0,
             pass: 0,
             pass_next: PASS_BYTES_MIN,
         }
@@ -138,7 +143,12 @@ impl Packing {
         let worth = group.bytes >= GROUP_BYTES_MIN;
         let pack = match self.mode {
             Compress::Off => false,
-            Compress::Auto => self.is_behind(unsent(), now_ns) && self.pass == 0 && worth,
+            Compress::Auto => {
+                if self.is_behind(unsent(), now_ns) {
+                    self.packs_until_ns = now_ns + HOLD_NS;
+                }
+                now_ns < self.packs_until_ns && self.pass == 0 && worth
+            }
             Compress::Always => worth,
         };
         if if pack { self.jobs.len() >= JOBS_MAX } else { !idle } {
@@ -169,7 +179,7 @@ impl Packing {
         if sent < frames && !slow {
             self.pass_next = PASS_BYTES_MIN;
         } else {
-            self.pass = self.pass_next;
+            (self.pass, self.packs_until_ns) = (self.pass_next, 0);
             self.pass_next = (2 * self.pass_next).min(PASS_BYTES_MAX);
         }
     }
@@ -239,13 +249,16 @@ mod tests {
         assert_eq!(bytes(&packing.next(false, 0, || BEHIND)), ('p', GROUP_BYTES));
         assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('w', 0), "it grows while others are packed");
         assert!(packing.push(frames(GROUP_BYTES)));
-        assert_eq!(bytes(&packing.next(true, 0, || 0)), ('w', 0), "it would overtake them");
+        assert_eq!(bytes(&packing.next(true, HOLD_NS, || 0)), ('w', 0), "it would overtake them");
         assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('p', GROUP_BYTES + 4096));
         packing.push(frames(GROUP_BYTES));
         assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('w', 0), "two at a time");
         packing.done(1000, 0, BEHIND);
         packing.done(1000, 0, BEHIND);
-        assert_eq!(bytes(&packing.next(true, 0, || 0)), ('-', GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, HOLD_NS - 1, || 0)), ('p', GROUP_BYTES), "it was behind");
+        packing.done(1000, HOLD_NS - 1, BEHIND);
+        packing.push(frames(GROUP_BYTES));
+        assert_eq!(bytes(&packing.next(true, HOLD_NS, || 0)), ('-', GROUP_BYTES), "long ago");
         assert!(!packing.holds());
         packing.push(frames(GROUP_BYTES_MIN - 1));
         assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('-', GROUP_BYTES_MIN - 1));
