@@ -107,7 +107,6 @@ pub struct DrLink {
     problems_told: Vec<String>,
     pub since_ns: u64,
     pub rtt_ns: u64,
-    pub sent_bytes: u64,
     /// Bytes of order records and their acknowledgements: the synchronous path.
     pub order_bytes: u64,
 }
@@ -157,7 +156,6 @@ impl DrLink {
             problems_told: Vec::new(),
             since_ns: 0,
             rtt_ns: 0,
-            sent_bytes: 0,
             order_bytes: 0,
         }
     }
@@ -239,7 +237,6 @@ impl DrLink {
         if staged.is_some() {
             self.disk_unacked += spool::entry_bytes(bytes);
         }
-        self.sent_bytes += bytes;
         if let Some(stream) = self.stream_mut(conn) {
             stream.unacked += bytes;
             let number = stream.backlog.push(bytes);
@@ -249,7 +246,6 @@ impl DrLink {
 
     /// A piece was given to a stream: `bytes` that DR has to have in memory, of which so many do not cross.
     pub(super) fn note_piece(&mut self, conn: Conn, index: u64, bytes: u64, spared: u64) {
-        self.sent_bytes += bytes - spared;
         if let Some(stream) = self.stream_mut(conn) {
             stream.unacked += bytes;
             let number = stream.backlog.push(bytes - spared);

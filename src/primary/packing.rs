@@ -166,11 +166,11 @@ impl Packing {
     }
 
     /// The oldest group has been packed to so many bytes; as many as it had: it goes as it is. Where the network would have taken
-    /// it in less time than that took, the processor is what holds things up.
+    /// it in less time than that took, the processor is what holds things up. How many bytes it had.
     ///
     /// # Panics
     /// When none is being packed.
-    pub fn done(&mut self, sent: u64, now_ns: u64, unsent: u64) {
+    pub fn done(&mut self, sent: u64, now_ns: u64, unsent: u64) -> u64 {
         let (frames, since_ns) = self.jobs.pop_front().expect("one was being packed");
         self.jobs_bytes -= frames;
         let dry = !self.is_behind(unsent, now_ns);
@@ -182,6 +182,7 @@ impl Packing {
             (self.pass, self.packs_until_ns) = (self.pass_next, 0);
             self.pass_next = (2 * self.pass_next).min(PASS_BYTES_MAX);
         }
+        frames
     }
 
     /// So many bytes, which are `frames` bytes of frames, are given to the socket, in which `queued` are from before.

@@ -283,7 +283,6 @@ impl Machine {
             state: self.dr.word().into(),
             reason: self.dr.problem.clone(),
             rtt_seconds: rtt(self.dr.rtt_ns),
-            sent_bytes: self.dr.sent_bytes,
             order_bytes: self.dr.order_bytes,
             streams: self.dr.streams_up() as u64,
             seconds: seconds(now.wall_ns.saturating_sub(self.dr.since(now))),

@@ -39,9 +39,7 @@ impl Machine {
             let Some(last) = records.last().map(|record| record.seq) else { return };
             self.dr.next = last.next();
             self.dr.commits.push_back((last, self.now.mono_ns));
-            let bytes = orders_frame_bytes(&records) as u64;
-            self.dr.sent_bytes += bytes;
-            self.dr.order_bytes += bytes;
+            self.dr.order_bytes += orders_frame_bytes(&records) as u64;
             fx.push(Effect::DrSend { conn, message: Message::Orders(records) });
         }
         if self.dr.next > self.tail {

@@ -1,14 +1,13 @@
 //! Packed frames: the same messages come out, whatever was packed and however it is cut; lies about what they hold end.
 
 use bytes::Bytes;
-use farshore::core::rope::Rope;
 use farshore::format::FormatError;
 use farshore::format::wire::{Encoder, Message, Packer, Unpacker};
 use farshore::limits::PACKED_BYTES_MAX;
 use proptest::prelude::*;
 
 use crate::hex;
-use crate::wire::{LINK, any_message, bytes_of, forged, rope_of};
+use crate::wire::{LINK, any_message, bytes_of, forged, read_in_pieces, rope_of};
 
 const PACKED: u8 = 20;
 
@@ -119,17 +118,8 @@ proptest! {
             sent.extend(run.iter().map(|(message, _)| (message.clone(), packed.is_some())));
             packed.unwrap_or(parts).iter().for_each(|part| bytes.extend_from_slice(part));
         }
-        let (mut rope, mut unpacker, mut read) = (Rope::new(), Unpacker::default(), Vec::new());
-        let mut rest = &bytes[..];
-        let mut cuts = cuts.iter().cycle();
-        while !rest.is_empty() {
-            let (part, later) = rest.split_at(rest.len().min(*cuts.next().expect("a cycle has no end")));
-            rope.push(Bytes::copy_from_slice(part));
-            rest = later;
-            while let Some(message) = unpacker.next(&mut rope).expect("intact") {
-                read.push(message);
-            }
-        }
+        let mut unpacker = Unpacker::default();
+        let (read, _) = read_in_pieces(&bytes, &cuts, |rope| unpacker.next(rope).expect("intact"));
         prop_assert_eq!(read, sent);
     }
 }

@@ -552,6 +552,23 @@ pub(crate) fn any_message() -> impl Strategy<Value = Message> {
     ]
 }
 
+/// All that is read of bytes that come in pieces of these lengths, over and over; and what is left of them.
+pub(crate) fn read_in_pieces<T>(
+    bytes: &[u8],
+    cuts: &[usize],
+    mut next: impl FnMut(&mut Rope) -> Option<T>,
+) -> (Vec<T>, Rope) {
+    let (mut rope, mut read, mut rest) = (Rope::new(), Vec::new(), bytes);
+    let mut cuts = cuts.iter().cycle();
+    while !rest.is_empty() {
+        let (part, later) = rest.split_at(rest.len().min(*cuts.next().expect("a cycle has no end")));
+        rope.push(Bytes::copy_from_slice(part));
+        rest = later;
+        read.extend(std::iter::from_fn(|| next(&mut rope)));
+    }
+    (read, rope)
+}
+
 proptest! {
     #[test]
     fn messages_survive_any_split(
@@ -559,18 +576,7 @@ proptest! {
         cuts in prop::collection::vec(1usize..700, 1..40),
     ) {
         let bytes: Vec<u8> = messages.iter().flat_map(bytes_of).collect();
-        let mut rope = Rope::new();
-        let mut read = Vec::new();
-        let mut rest = &bytes[..];
-        let mut cuts = cuts.iter().cycle();
-        while !rest.is_empty() {
-            let (part, later) = rest.split_at(rest.len().min(*cuts.next().expect("a cycle has no end")));
-            rope.push(Bytes::copy_from_slice(part));
-            rest = later;
-            while let Some(message) = decode(&mut rope).expect("intact") {
-                read.push(message);
-            }
-        }
+        let (read, rope) = read_in_pieces(&bytes, &cuts, |rope| decode(rope).expect("intact"));
         prop_assert_eq!(read, messages);
         prop_assert!(rope.is_empty());
     }

@@ -509,42 +509,46 @@ fn served(r: &mut Reader<'_>, s: &Section<'_>, key: &str, text: &str) -> Option<
 }
 
 fn addresses(r: &mut Reader<'_>, s: &Section<'_>, key: &str, what: &str) -> Option<Vec<Address>> {
+    let empty = format!("is empty: {what}, for example [\"unix:/run/farshore/nbd.sock\"]");
+    listed(r, s, key, (what, &empty), |r, text| served(r, s, key, text))
+}
+
+/// At least one address, each listed once; `what` they are, and what is said where there is `none`.
+fn listed(
+    r: &mut Reader<'_>,
+    s: &Section<'_>,
+    key: &str,
+    (what, none): (&str, &str),
+    mut one: impl FnMut(&mut Reader<'_>, &str) -> Option<Address>,
+) -> Option<Vec<Address>> {
     let texts = r.strings(s, key, what)?;
     let mut found: Vec<Address> = Vec::new();
     for text in &texts {
-        match served(r, s, key, text) {
+        match one(r, text) {
             Some(one) if found.contains(&one) => r.error(s, key, format!("{text} is listed twice")),
             Some(one) => found.push(one),
             None => {}
         }
     }
     if texts.is_empty() {
-        r.error(s, key, format!("is empty: {what}, for example [\"unix:/run/farshore/nbd.sock\"]"));
+        r.error(s, key, none);
     }
     (found.len() == texts.len() && !found.is_empty()).then_some(found)
 }
 
 /// Other ways to DR than the address: over TCP, and at least one.
 fn paths(r: &mut Reader<'_>, s: &Section<'_>, reached: Option<&Address>) -> Option<Vec<Address>> {
-    let texts = r.strings(s, "paths", "other addresses of the same DR, over other networks")?;
-    let mut found: Vec<Address> = Vec::new();
-    for text in &texts {
-        match address(r, s, "paths", text) {
-            Some(Address::Unix(_)) => r.error(s, "paths", format!("{text}: a way to another host is host:port")),
-            Some(one) if found.contains(&one) => r.error(s, "paths", format!("{text} is listed twice")),
-            Some(one) if Some(&one) == reached => r.error(s, "paths", format!("{text} is the address already")),
-            Some(one) => found.push(one),
-            None => {}
-        }
-    }
-    if texts.is_empty() {
-        r.error(
-            s,
-            "paths",
-            "is empty: other addresses of the same DR, for example [\"10.1.0.7:10830\"], or leave it out",
-        );
-    }
-    (found.len() == texts.len() && !found.is_empty()).then_some(found)
+    let what = "other addresses of the same DR, over other networks";
+    let none = "is empty: other addresses of the same DR, for example [\"10.1.0.7:10830\"], or leave it out";
+    listed(r, s, "paths", (what, none), |r, text| {
+        let why = match address(r, s, "paths", text)? {
+            Address::Unix(_) => ": a way to another host is host:port",
+            one if Some(&one) == reached => " is the address already",
+            one => return Some(one),
+        };
+        r.error(s, "paths", format!("{text}{why}"));
+        None
+    })
 }
 
 /// Where others connect: `address`, or else `listen` when that is an address others can connect to.

@@ -147,12 +147,6 @@ impl Encoder {
     fn frame(&mut self, kind: Kind, data_len: usize, body: impl FnOnce(&mut BytesMut)) {
         frame(&mut self.small, kind, data_len, body);
     }
-
-    /// Bytes that wait for the next flush.
-    #[must_use]
-    pub fn waiting_bytes(&self) -> usize {
-        self.small.len()
-    }
 }
 
 /// Appends header and body of a frame.

@@ -37,8 +37,8 @@ pub struct DrConns {
     compress: Compress,
     /// Used by one job at a time.
     packer: Option<Arc<Mutex<Packer>>>,
-    /// The connection of each group of frames that is being packed, and the bytes of that.
-    jobs: HashMap<Ticket, (Conn, u64)>,
+    /// The connection of each group of frames that is being packed.
+    jobs: HashMap<Ticket, Conn>,
     /// The ways to DR, and the connections that only look whether one works: which one.
     paths: Paths,
     looks: HashMap<Conn, Look>,
@@ -251,16 +251,18 @@ impl DrConns {
         if !std::mem::replace(&mut line.dirty, true) {
             self.dirty.push(conn);
         }
-        match &mut line.packing {
-            Some(packing) => {
-                if packing.push(self.out.drain(..)) {
-                    self.give(reactor, conn, false);
-                }
-            }
-            None => {
-                self.sent_bytes += length(&self.out);
-                self.out.drain(..).for_each(|part| reactor.send(conn, part));
-            }
+        self.encoded(reactor, conn, false);
+    }
+
+    /// What was encoded joins what waits to be packed, or goes to the socket; `ended`: no more follows at once.
+    fn encoded(&mut self, reactor: &mut Reactor, conn: Conn, ended: bool) {
+        let Some(line) = self.by_reactor.get_mut(&conn) else { return };
+        let Some(packing) = &mut line.packing else {
+            self.sent_bytes += length(&self.out);
+            return self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        };
+        if packing.push(self.out.drain(..)) || ended {
+            self.give(reactor, conn, ended);
         }
     }
 
@@ -279,8 +281,8 @@ impl DrConns {
 
     fn pack(&mut self, reactor: &mut Reactor, conn: Conn, frames: Vec<Bytes>) {
         self.tickets += 1;
-        let (ticket, bytes) = (Ticket(self.tickets), length(&frames));
-        self.jobs.insert(ticket, (conn, bytes));
+        let ticket = Ticket(self.tickets);
+        self.jobs.insert(ticket, conn);
         let begun = self.packer().and_then(|packer| {
             let job = move || {
                 let packed = packer.lock().unwrap_or_else(PoisonError::into_inner).pack(&frames);
@@ -307,14 +309,14 @@ impl DrConns {
 
     /// Frames have been packed, or are as they were.
     pub fn packed(&mut self, reactor: &mut Reactor, ticket: Ticket, parts: Vec<Bytes>) {
-        let Some((conn, frames)) = self.jobs.remove(&ticket) else { return };
+        let Some(conn) = self.jobs.remove(&ticket) else { return };
         // The connection may have ended.
         let Some(line) = self.by_reactor.get_mut(&conn).filter(|line| !line.dropped) else { return };
         let Some(packing) = &mut line.packing else { return };
         let sent = length(&parts);
+        let frames = packing.done(sent, reactor.now().mono_ns, reactor.unsent_bytes(conn));
         self.saved_bytes += frames - sent;
         self.sent_bytes += sent;
-        packing.done(sent, reactor.now().mono_ns, reactor.unsent_bytes(conn));
         packing.gave(sent, frames, reactor.queued_bytes(conn) as u64);
         parts.into_iter().for_each(|part| reactor.send(conn, part));
         if line.watched {
@@ -329,16 +331,7 @@ impl DrConns {
             let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
             line.dirty = false;
             line.encoder.flush(&mut self.out);
-            match &mut line.packing {
-                Some(packing) => {
-                    packing.push(self.out.drain(..));
-                    self.give(reactor, conn, true);
-                }
-                None => {
-                    self.sent_bytes += length(&self.out);
-                    self.out.drain(..).for_each(|part| reactor.send(conn, part));
-                }
-            }
+            self.encoded(reactor, conn, true);
             let Some(line) = self.by_reactor.get_mut(&conn) else { continue };
             line.watched |= line.handed >= TELL_BYTES;
             if line.watched {
@@ -372,21 +365,19 @@ impl DrConns {
             return reactor.abort(conn, "given up");
         }
         line.encoder.flush(&mut self.out);
-        self.out.drain(..).for_each(|part| reactor.send(conn, part));
+        self.encoded(reactor, conn, true);
         reactor.close(conn, "refused");
     }
 
     /// The next whole message of a connection.
     pub fn next(&mut self, reactor: &mut Reactor, conn: Conn) -> Result<Option<(Conn, Message)>, FormatError> {
-        let Some(name) = self.connected(conn) else { return Ok(None) };
+        let Some(line) = self.by_reactor.get_mut(&conn).filter(|line| !line.dropped) else { return Ok(None) };
+        line.heard_ns = Some(clock::mono_ns());
         let rx = reactor.rx(conn);
         let before = rx.len();
         let message = wire::decode(rx)?;
         self.received_bytes += (before - rx.len()) as u64;
-        if let Some(line) = self.by_reactor.get_mut(&conn) {
-            line.heard_ns = Some(reactor.now().mono_ns);
-        }
-        Ok(message.map(|message| (name, message)))
+        Ok(message.map(|message| (line.name, message)))
     }
 }
 
