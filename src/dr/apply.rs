@@ -15,7 +15,7 @@ use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
 use crate::core::ranges::{RangeSet, VolumeRanges};
 use crate::dr::api::Effect;
-use crate::dr::batch::{Stage, chunk_action, unmaps};
+use crate::dr::batch::{Batch, Stage, chunk_action, unmaps};
 use crate::dr::history::Entry;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::replay::{Action, Data, Item, Step};
@@ -56,6 +56,7 @@ impl Machine {
             // begins again.
             return self.committed(fx);
         }
+        self.batch = self.history.open_batch(end).map(|(begun, _)| Batch::unkept(begun));
         self.keeper.change(|it| {
             it.batch = begin;
             it.promised_cut = it.promised_cut.max(end);

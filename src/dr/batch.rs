@@ -91,6 +91,11 @@ impl Batch {
         Batch { forgotten: true, ..Batch::new(begin, true) }
     }
 
+    /// One that had begun behind another, which a start found whole and went on with: nothing of this one was kept.
+    pub(super) fn unkept(begin: Seq) -> Batch {
+        Batch { disowned: true, untold: true, ..Batch::new(begin, false) }
+    }
+
     /// The batch whose chunks are kept here, for the welcome; 0 if what was acknowledged of it is forgotten.
     #[must_use]
     pub fn kept(&self) -> Seq {

@@ -43,8 +43,9 @@ impl Machine {
     pub(super) fn covering(&self) -> Standing {
         let (at, owed, floor) = (self.standing(), self.owed(), self.floor());
         let covers = |seq: &Seq| owed <= floor.max(*seq) || planted(Bug::InForceEarly);
-        // Behind a loss of power nobody knows what had been acknowledged with less, until DR has all of it.
-        let known = self.first > self.log_began || self.first.prev() <= floor;
+        // What the log does not tell of (a loss of power, damage to it) nobody can write into the table any more, and what had
+        // been acknowledged with less nobody knows, until DR has all of it.
+        let known = self.log_began.prev() <= floor;
         let whole = |seq: &Seq| covers(seq) && known && !self.table_overrun();
         let got = |seq: &Seq| covers(seq) && self.dr.never_gets <= self.dr.cut;
         Standing {

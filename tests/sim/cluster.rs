@@ -563,6 +563,7 @@ impl World {
             }
         }
         if power {
+            self.spare_superblock(node);
             self.look_again(node);
         }
     }

@@ -481,9 +481,12 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.flips.len()
     }
 
-    /// Those after the first so many flip back, but in what was written since: there nothing is damaged any more.
-    pub fn unflip(&mut self, from: usize) {
-        for Flip { file, at, bit, version } in self.flips.split_off(from) {
+    /// Those after the first so many flip back, in files so `wanted`, but in what was written since: there nothing is damaged any
+    /// more.
+    pub fn unflip(&mut self, from: usize, wanted: impl Fn(F) -> bool) {
+        let (back, left): (Vec<_>, Vec<_>) = self.flips.split_off(from).into_iter().partition(|it| wanted(it.file));
+        self.flips.extend(left);
+        for Flip { file, at, bit, version } in back {
             let target = self.file_mut(file);
             if target.sector_versions[at as usize / SECTOR] != version {
                 continue;
@@ -773,7 +776,7 @@ mod tests {
             if written {
                 disk.plant(0, 512, &[9; 512]);
             }
-            disk.unflip(0);
+            disk.unflip(0, |_| true);
             let want = if written { 9 } else { 7 };
             assert_eq!((disk.file(0).cache()[600], disk.file(0).stable()[600]), (want, want));
             assert_eq!(disk.flips(), 0);

@@ -25,7 +25,7 @@ use farshore::{auxiliary, dr, primary};
 
 use crate::checkers::Verdict;
 use crate::cluster::{Event, World};
-use crate::disk::SimFile;
+use crate::disk::{Disk, SimFile};
 use crate::network::Node;
 use crate::rng::Rng;
 use crate::setup::{Failing, Fault, MS};
@@ -177,6 +177,16 @@ impl World {
 
     pub fn rotten_at_aux(&self, seq: Seq) -> bool {
         self.aux_astray || self.aux_rotten.contains(&seq)
+    }
+
+    /// After a loss of power: what is torn in one slot of a superblock and was damaged in the other is lost, and no start goes
+    /// on. It is not the damage that this is about.
+    pub fn spare_superblock(&mut self, node: Node) {
+        match node {
+            Node::Primary => spare(&mut self.primary_disk, primary::machine::File::Superblock),
+            Node::Aux => spare(&mut self.aux_disk, auxiliary::machine::File::Superblock),
+            Node::Dr => spare(&mut self.dr_disk, dr::api::File::Superblock),
+        }
     }
 
     /// A superblock is on its way to the disk: whoever is doomed to die then, dies.
@@ -421,6 +431,14 @@ fn written(bytes: &[u8], piece: usize) -> Vec<(u64, u64)> {
     let pieces = bytes.chunks_exact(piece).enumerate();
     let used = pieces.filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
     used.map(|(at, _)| ((at * piece) as u64, piece as u64)).collect()
+}
+
+/// Bits in the superblock flip back where no slot of it can be read.
+fn spare<F: Copy + Eq + std::fmt::Debug>(disk: &mut Disk<F>, superblock: F) {
+    let readable = |slot: &[u8]| superblock::Superblock::decode(slot).is_ok();
+    if !disk.file(superblock).stable().chunks_exact(BLOCK_BYTES).take(2).any(readable) {
+        disk.unflip(0, |file| file == superblock);
+    }
 }
 
 /// The slots of a superblock, if both are whole: what is torn in one and damaged in the other is lost, and no start goes on.

@@ -268,6 +268,15 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (4526339, "of the checker: a batch after a restart of the primary had brought what was damaged"),
     (5159833, "a batch was to be led by a start that could not be read, and so was the next one, again and again"),
     (4701330, "of the checker: a plan was to know what a writer mended in the table while it was made"),
+    (
+        5543208,
+        "a batch behind one that a start found whole, and that had waited for room in a store, was waited for for ever",
+    ),
+    (
+        5643590,
+        "the mode was said to be in force again with orders below damage in the intent log that the table never had",
+    ),
+    (5663788, "of the checker: one slot of a superblock torn and the other one damaged"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

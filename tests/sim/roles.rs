@@ -315,8 +315,8 @@ impl World {
         let flips = (self.primary_disk.flips(), self.dr_disk.flips());
         self.rots_at_rest(node, rng);
         let verdict = self.start_process(node);
-        self.primary_disk.unflip(flips.0);
-        self.dr_disk.unflip(flips.1);
+        self.primary_disk.unflip(flips.0, |_| true);
+        self.dr_disk.unflip(flips.1, |_| true);
         verdict
     }
 
