@@ -7,6 +7,9 @@
 //! run to their end, where the primary is lost and the DR site promoted if it was not before. A state met before
 //! with as many departures left is not gone on from again.
 //!
+//! The other way round, for fewer writes: every order of all that can happen until time passes for the first time, and
+//! one crash or promotion at every point of each.
+//!
 //! What it does not cover: more departures; a deadline that comes while something else could happen; half of a write
 //! (`tests/sim` draws those).
 
@@ -69,33 +72,39 @@ pub struct Explorer {
     known: Mutex<HashMap<u64, u32>>,
     pub seen: Seen,
     until: Instant,
+    /// To overtake is no departure until time passes for the first time: every order of all that can happen until then.
+    any_order: bool,
 }
 
-/// Brings the group up to its first recovery point.
-fn begin(require: Require, protect: Protect) -> World {
+/// Brings the group up to its first recovery point, with so many writes to come.
+fn begin(require: Require, protect: Protect, writes: usize) -> World {
     let mut world = World::new(require, protect);
     for _ in 0..EVENTS_MAX {
         match world.enabled().first() {
             Some(&at) => world.happen(at),
             None if world.synced() => {
-                world.submit_all();
+                world.submit(writes);
                 return world;
             }
             None => assert!(world.tick(), "nothing is due and the group is not in sync"),
         }
     }
-    panic!("the group does not come up: {:?}", world.trace.iter().rev().take(30).collect::<Vec<_>>());
+    panic!("the group does not come up: {:?}", world.trace.last(30));
 }
 
 impl Explorer {
     pub fn new(patience: Duration) -> Explorer {
-        Explorer { known: Mutex::default(), seen: Seen::default(), until: Instant::now() + patience }
+        Explorer { known: Mutex::default(), seen: Seen::default(), until: Instant::now() + patience, any_order: false }
+    }
+
+    pub fn of_any_order(patience: Duration) -> Explorer {
+        Explorer { any_order: true, ..Explorer::new(patience) }
     }
 
     /// All runs with at most `departures`, on all cores.
-    pub fn explore(&mut self, require: Require, protect: Protect, departures: u32) {
+    pub fn explore(&mut self, require: Require, protect: Protect, writes: usize, departures: u32) {
         self.known.get_mut().expect("nothing panics while it is held").clear();
-        let world = begin(require, protect);
+        let world = begin(require, protect, writes);
         let start = Point { world, left: departures, crashed: [false; 3], ticks: 0, events: 0, depth: 0 };
         let (mut seen, mut first) = (Seen::default(), Vec::new());
         self.run(start, &mut first, &mut seen);
@@ -180,13 +189,17 @@ impl Explorer {
 
     /// Everything else that could happen here.
     fn depart(&self, point: &Point, stack: &mut Vec<Point>) {
-        let mut push = |world: World, crashed| {
-            stack.push(Point { world, crashed, left: point.left - 1, ticks: 0, events: 0, depth: point.depth + 1 });
+        let mut push = |world: World, crashed, left| {
+            stack.push(Point { world, crashed, left, ticks: 0, events: 0, depth: point.depth + 1 });
         };
+        let free = self.any_order && point.ticks == 0;
         for at in point.world.enabled().into_iter().skip(1) {
+            if self.any_order && !free {
+                break;
+            }
             let mut world = point.world.clone();
             guarded(&mut world, |world| world.happen(at));
-            push(world, point.crashed);
+            push(world, point.crashed, point.left - u32::from(!free));
         }
         for host in HOSTS {
             if point.crashed[host as usize] || !point.world.up(host) {
@@ -197,13 +210,13 @@ impl Explorer {
             for how in CRASHES {
                 let mut world = point.world.clone();
                 guarded(&mut world, |world| world.crash(host, how, true));
-                push(world, crashed);
+                push(world, crashed, point.left - 1);
             }
         }
         if !point.world.promoted && point.world.up(Host::Dr) && !point.world.asked {
             let mut world = point.world.clone();
             guarded(&mut world, |world| world.promote(false));
-            push(world, point.crashed);
+            push(world, point.crashed, point.left - 1);
         }
     }
 }
@@ -252,24 +265,27 @@ fn disaster(world: &mut World) {
 /// Does something; a breach is told with the way that led to it.
 fn guarded(world: &mut World, act: impl FnOnce(&mut World)) {
     if let Err(breach) = catch_unwind(AssertUnwindSafe(|| act(world))) {
-        let from = world.trace.len().saturating_sub(150);
-        eprintln!("how it came to it:\n  {}", world.trace[from..].join("\n  "));
+        eprintln!("how it came to it:\n  {}", world.trace.last(150).join("\n  "));
         std::panic::resume_unwind(breach);
     }
 }
 
-fn minutes() -> Duration {
-    let seconds = std::env::var("MODEL_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    Duration::from_secs(seconds)
+fn number<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
+
+fn minutes() -> Duration {
+    Duration::from_secs(number("MODEL_SECONDS", 120))
+}
+
+const MODES: [(Require, Protect); 3] =
+    [(Require::Any, Protect::Order), (Require::Both, Protect::Order), (Require::Any, Protect::Near)];
 
 #[test]
 fn every_schedule_with_few_departures_keeps_the_invariants() {
     let mut explorer = Explorer::new(minutes());
-    for (require, protect) in
-        [(Require::Any, Protect::Order), (Require::Both, Protect::Order), (Require::Any, Protect::Near)]
-    {
-        explorer.explore(require, protect, 1);
+    for (require, protect) in MODES {
+        explorer.explore(require, protect, 3, 1);
         println!("one departure, {protect:?} require {require:?}: {:?}", explorer.seen);
         assert!(!explorer.seen.cut_short, "this bound is small enough to be seen whole");
         let Seen { all_acked, with_loss, .. } = explorer.seen;
@@ -277,13 +293,37 @@ fn every_schedule_with_few_departures_keeps_the_invariants() {
     }
 }
 
+#[test]
+fn a_crash_or_a_promotion_at_any_point_of_any_order_of_a_write_keeps_the_invariants() {
+    let mut explorer = Explorer::of_any_order(minutes());
+    explorer.explore(Require::Any, Protect::Order, 1, 1);
+    println!("any order of one write: {:?}", explorer.seen);
+    assert!(!explorer.seen.cut_short, "this bound is small enough to be seen whole");
+    let Seen { all_acked, none_acked, .. } = explorer.seen;
+    assert!(all_acked > 0 && none_acked > 0, "the runs come to something");
+}
+
+/// `tools/model --writes N`: as the one before, of more writes.
+#[test]
+#[ignore = "takes as long as it is given: tools/model"]
+fn a_crash_or_a_promotion_at_any_point_of_any_order_of_more_writes() {
+    for (require, protect) in MODES {
+        let mut explorer = Explorer::of_any_order(minutes());
+        explorer.explore(require, protect, number("MODEL_WRITES", 2), 1);
+        println!("any order, {protect:?} require {require:?}: {:?}", explorer.seen);
+        if explorer.seen.cut_short {
+            println!("not seen whole: the time was over");
+        }
+    }
+}
+
 /// `tools/model`: as many departures as `MODEL_DEPARTURES` says, for as long as `MODEL_SECONDS` says.
 #[test]
 #[ignore = "takes as long as it is given: tools/model"]
 fn every_schedule_with_more_departures_keeps_the_invariants() {
-    let departures = std::env::var("MODEL_DEPARTURES").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let departures = number("MODEL_DEPARTURES", 2);
     let mut explorer = Explorer::new(minutes());
-    explorer.explore(Require::Any, Protect::Order, departures);
+    explorer.explore(Require::Any, Protect::Order, 3, departures);
     println!("{departures} departures: {:?}", explorer.seen);
     if explorer.seen.cut_short {
         println!("not seen whole: the time was over");
@@ -306,7 +346,7 @@ fn step(world: &mut World) -> bool {
 /// a later state than the report said.
 #[test]
 fn a_promotion_at_any_point_after_a_crash_reports_the_image_it_made() {
-    let mut world = begin(Require::Any, Protect::Order);
+    let mut world = begin(Require::Any, Protect::Order, 3);
     while world.truth.acked.len() < world.truth.writes.len() {
         step(&mut world);
     }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use farshore::core::machine::{DiskKind, IoFail, ReadAt};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const PAGE: u64 = 4096;
+
+type Page = Arc<[u8; PAGE as usize]>;
 
 /// Bytes by pages; a page that is not there is zero.
 #[derive(Clone, Default)]
 pub struct Image {
-    pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
+    pages: BTreeMap<u64, Page>,
     pub size: u64,
+    /// Sum of the digests of the pages, kept up to date: states are compared far more often than they change.
+    digest: u64,
 }
 
 impl Image {
@@ -24,7 +29,9 @@ impl Image {
             let (part, more) = rest.split_at(rest.len().min(PAGE as usize - start));
             let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
             if page[start..start + part.len()] != *part {
+                let before = page_digest(at / PAGE, page);
                 Arc::make_mut(page)[start..start + part.len()].copy_from_slice(part);
+                self.digest = self.digest.wrapping_sub(before).wrapping_add(page_digest(at / PAGE, page));
             }
             at += part.len() as u64;
             rest = more;
@@ -35,7 +42,9 @@ impl Image {
         for page in offset / PAGE..=(offset + length - 1) / PAGE {
             let (from, to) = (offset.max(page * PAGE), (offset + length).min((page + 1) * PAGE));
             if let Some(bytes) = self.pages.get_mut(&page) {
+                let before = page_digest(page, bytes);
                 Arc::make_mut(bytes)[(from - page * PAGE) as usize..(to - page * PAGE) as usize].fill(0);
+                self.digest = self.digest.wrapping_sub(before).wrapping_add(page_digest(page, bytes));
             }
         }
     }
@@ -58,9 +67,14 @@ impl Image {
     }
 }
 
+/// A page of zeroes counts as one that is not there.
+fn page_digest(number: u64, page: &Page) -> u64 {
+    if page.iter().all(|&byte| byte == 0) { 0 } else { xxh3_64_with_seed(&page[..], number) }
+}
+
 impl Hash for Image {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.pages.iter().filter(|(_, bytes)| bytes.iter().any(|&byte| byte != 0)).for_each(|page| page.hash(state));
+        self.digest.hash(state);
     }
 }
 

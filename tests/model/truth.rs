@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use farshore::cluster::status::PromoteReport;
@@ -34,16 +35,16 @@ impl Write {
 
 /// The second overlaps the first; the third is elsewhere, and durable.
 const WRITES: [Write; 3] = [
-    Write { offset: 0, length: 4096, fua: false },
-    Write { offset: 2048, length: 3072, fua: false },
-    Write { offset: 1 << 17, length: 512, fua: true },
+    Write { offset: 0, length: 48, fua: false },
+    Write { offset: 32, length: 40, fua: false },
+    Write { offset: 1 << 17, length: 24, fua: true },
 ];
 
 /// The primary from one start to the next: the first seq seen of it, and the image it came up with.
 #[derive(Clone)]
 struct Chapter {
     first: Option<Seq>,
-    base: Vec<u8>,
+    base: Arc<[u8]>,
 }
 
 #[derive(Clone)]
@@ -75,7 +76,7 @@ impl Truth {
     }
 
     pub fn restarted(&mut self, base: Vec<u8>) {
-        self.chapters.push(Chapter { first: None, base });
+        self.chapters.push(Chapter { first: None, base: base.into() });
     }
 
     pub fn tail(&self) -> Seq {
@@ -193,7 +194,7 @@ impl Truth {
 
     fn state_after(&self, cut: Seq) -> Vec<u8> {
         let chapter = self.chapters.iter().rposition(|it| it.first.is_some_and(|first| first <= cut)).unwrap_or(0);
-        let mut image = self.chapters[chapter].base.clone();
+        let mut image = self.chapters[chapter].base.to_vec();
         let first = self.chapters[chapter].first.unwrap_or_default();
         if first > cut {
             return image;

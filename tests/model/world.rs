@@ -2,7 +2,9 @@
 //! be copied. Which of the events that may come next does come is `explore`'s; what is right is `truth`'s.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
@@ -12,11 +14,12 @@ use farshore::core::ranges::Cover;
 use farshore::format::table::TableLayout;
 use farshore::format::wire::Message;
 use farshore::{auxiliary, dr, primary};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::store::{Due, Store, range};
 use crate::truth::Truth;
 
-pub const SIZE: u64 = 1 << 20;
+pub const SIZE: u64 = 3 << 16;
 const GROUP: &str = "model";
 const JOURNAL: u64 = 2 << 20;
 const SPOOL: u64 = 2 << 20;
@@ -103,6 +106,41 @@ pub enum Crash {
 
 pub const CRASHES: [Crash; 3] = [Crash::Kill { landed: false }, Crash::Kill { landed: true }, Crash::Power];
 
+/// How a state came to be, one line for each step; copies share what they have in common.
+#[derive(Clone, Default)]
+pub struct Trace(Option<Arc<(String, Trace)>>);
+
+impl Trace {
+    fn push(&mut self, line: String) {
+        let before = std::mem::take(self);
+        self.0 = Some(Arc::new((line, before)));
+    }
+
+    /// The last lines, the oldest first.
+    pub fn last(&self, count: usize) -> Vec<String> {
+        let mut at = self;
+        let mut lines: Vec<String> = std::iter::from_fn(|| {
+            let (line, before) = &**at.0.as_ref()?;
+            at = before;
+            Some(line.clone())
+        })
+        .take(count)
+        .collect();
+        lines.reverse();
+        lines
+    }
+}
+
+/// What is printed is hashed.
+struct Printed<'a>(&'a mut Xxh3Default);
+
+impl std::fmt::Write for Printed<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.update(text.as_bytes());
+        Ok(())
+    }
+}
+
 #[derive(Clone)]
 pub struct World {
     now_ns: u64,
@@ -125,7 +163,7 @@ pub struct World {
     /// The primary's host is lost for good.
     pub lost: bool,
     pub truth: Truth,
-    pub trace: Vec<String>,
+    pub trace: Trace,
 }
 
 impl World {
@@ -162,7 +200,7 @@ impl World {
             asked: false,
             lost: false,
             truth: Truth::new(require, protect),
-            trace: Vec::new(),
+            trace: Trace::default(),
         };
         [Host::Aux, Host::Dr, Host::Primary].into_iter().for_each(|host| world.start(host));
         world
@@ -219,9 +257,11 @@ impl World {
 
     /// A digest of everything that decides what can happen from here.
     pub fn digest(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Xxh3Default::new();
+        let (primary, aux, dr) = (&self.primary, &self.aux, &self.dr);
+        write!(Printed(&mut hasher), "{primary:?}{aux:?}{dr:?}{:?}{:?}", self.events, self.lines)
+            .expect("it is hashed");
         self.now_ns.hash(&mut hasher);
-        format!("{:?}{:?}{:?}{:?}{:?}", self.primary, self.aux, self.dr, self.events, self.lines).hash(&mut hasher);
         self.files.hash(&mut hasher);
         self.dues.hash(&mut hasher);
         (self.promoted, self.asked, self.lost, self.answer).hash(&mut hasher);
@@ -278,9 +318,10 @@ impl World {
         true
     }
 
-    /// Three writes, in this order unless something comes between.
-    pub fn submit_all(&mut self) {
-        (0..self.truth.writes.len()).for_each(|number| self.events.push_back(Event::Submit(number)));
+    /// So many writes, in this order unless something comes between.
+    pub fn submit(&mut self, writes: usize) {
+        self.truth.writes.truncate(writes);
+        (0..writes).for_each(|number| self.events.push_back(Event::Submit(number)));
     }
 
     pub fn synced(&self) -> bool {
