@@ -42,10 +42,10 @@ class Farshore:
     """A group of three processes on this machine."""
 
     def __init__(self, binary, mode, disk, memory, line=None, filled=True, primary="", fifo='memory = "256MiB", disk = "1GiB"',
-                 listen=(), tls=None):
+                 listen=(), tls=None, aux=""):
         """`line`: (one-way delay in ms, Mbit/s) of a relay between the primary and DR; `filled`: the volume has
         real blocks under all of it; `primary`: more lines of its part of the configuration; `listen`: more addresses for
-        clients; `tls`: a directory of `farshore certs`."""
+        clients; `tls`: a directory of `farshore certs`; `aux`: more lines of the auxiliary's part."""
         self.name, self.binary = mode, binary
         dr = f"127.0.0.1:{free_port()}"
         self.relay = relay = f"127.0.0.1:{free_port()}" if line else dr
@@ -73,6 +73,7 @@ fifo = {{ {fifo} }}
 dir = "{self.memory}/aux"
 listen = "127.0.0.1:{free_port()}"
 control = "{self.disk}/aux.ctl"
+{aux}
 [dr]
 dir = "{self.memory}/dr"
 backing = {{ v = "{self.memory}/volume.img" }}
@@ -91,15 +92,24 @@ spool = "512MiB"
         self.roles, self.line = {}, None
         if line:
             delay, rate = line
-            command = [binary, "relay", "--listen", relay, "--to", dr, "--delay-ms", str(delay), "--rate-mbit", str(rate)]
+            command = [binary, "relay", "--listen", relay, "--to", dr, "--delay-ms", str(delay), "--rate-mbit", str(rate),
+                       "--control", f"{self.disk}/line.ctl"]
             self.line = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         for role in ["aux", "dr", "primary"]:
             command = on("first" if role == "primary" else "last", [binary, role, "--config", self.config])
             self.roles[role] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.uri = f"nbd+unix:///v?socket={self.socket}"
 
-    def status(self):
-        command = [self.binary, "status", "--config", self.config, "--json"]
+    def tell_line(self, command):
+        """`cut`, `heal` and what else `farshore relay` takes."""
+        with socket.socket(socket.AF_UNIX) as conn:
+            conn.connect(f"{self.disk}/line.ctl")
+            conn.sendall(f"{command}\n".encode())
+            answer = conn.recv(4096)
+        return answer.decode() if answer.startswith((b"ok", b"{")) else sys.exit(f"the line does not {command}: {answer}")
+
+    def status(self, role="primary"):
+        command = [self.binary, "status", "--role", role, "--config", self.config, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             return {}
@@ -107,7 +117,7 @@ spool = "512MiB"
         if not found:
             found = json.loads(done.stdout)
         found = found if isinstance(found, list) else [found]
-        return next((one for one in found if one.get("role") == "primary"), {})
+        return next((one for one in found if one.get("role") == role), {})
 
     def settled(self):
         status = self.status()

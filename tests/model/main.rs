@@ -6,5 +6,6 @@
 mod decisions;
 mod explore;
 mod store;
+mod trace;
 mod truth;
 mod world;

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
@@ -17,6 +16,7 @@ use farshore::{auxiliary, dr, primary};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::store::{Due, Store, range};
+use crate::trace::{Printed, Trace};
 use crate::truth::Truth;
 
 pub const SIZE: u64 = 3 << 16;
@@ -105,41 +105,6 @@ pub enum Crash {
 }
 
 pub const CRASHES: [Crash; 3] = [Crash::Kill { landed: false }, Crash::Kill { landed: true }, Crash::Power];
-
-/// How a state came to be, one line for each step; copies share what they have in common.
-#[derive(Clone, Default)]
-pub struct Trace(Option<Arc<(String, Trace)>>);
-
-impl Trace {
-    fn push(&mut self, line: String) {
-        let before = std::mem::take(self);
-        self.0 = Some(Arc::new((line, before)));
-    }
-
-    /// The last lines, the oldest first.
-    pub fn last(&self, count: usize) -> Vec<String> {
-        let mut at = self;
-        let mut lines: Vec<String> = std::iter::from_fn(|| {
-            let (line, before) = &**at.0.as_ref()?;
-            at = before;
-            Some(line.clone())
-        })
-        .take(count)
-        .collect();
-        lines.reverse();
-        lines
-    }
-}
-
-/// What is printed is hashed.
-struct Printed<'a>(&'a mut Xxh3Default);
-
-impl std::fmt::Write for Printed<'_> {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.update(text.as_bytes());
-        Ok(())
-    }
-}
 
 #[derive(Clone)]
 pub struct World {
