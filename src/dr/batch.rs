@@ -21,6 +21,7 @@
 //! before its begin that is not here (I5). What does not add up is named and not applied (I8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use crate::core::ids::{Conn, Extent, Seq, SeqRange, Volume};
 use crate::core::machine::{DiskKind, Level, Now};
@@ -193,11 +194,13 @@ impl Machine {
         // What those of a first sync brought stays in the volumes, and stays newer than what was ordered before it.
         let brought = old.as_ref().filter(|old| old.direct).map(|old| old.covered.clone()).unwrap_or_default();
         if let Some(old) = old {
-            let text = format!("batch {} gives way to batch {}", old.begin, record.seq);
-            fx.push(Effect::Log { level: Level::Info, text });
-            for chunk in old.chunks.values() {
-                self.intake.spool.free(chunk.pos);
+            let (given, begin) = (old.begin, record.seq);
+            self.keep_leftovers(old.chunks.into_values());
+            let mut text = format!("batch {given} gives way to batch {begin}");
+            if let kept @ 1.. = self.fillings.leftovers.bytes() {
+                write!(text, "; what it brought ({kept} bytes) is used where it still holds").expect("text");
             }
+            fx.push(Effect::Log { level: Level::Info, text });
         }
         self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
         let direct = self.never_synced();
@@ -506,6 +509,10 @@ impl Machine {
                 batch.have(index, record.length);
                 if let Some(pos) = pos {
                     batch.chunks.insert(index, Chunk { pos, record });
+                    let brought = Extent { volume: record.volume, offset: record.offset, length: record.length };
+                    for pos in self.fillings.leftovers.brought(brought) {
+                        self.intake.spool.free(pos);
+                    }
                 }
                 self.chunks_copied.extend(conns.iter().map(|&conn| (conn, begin, index)));
             }

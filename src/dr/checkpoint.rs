@@ -224,7 +224,7 @@ impl Machine {
         if !self.intake.has_waiting() {
             return;
         }
-        if self.intake.spool.rewind() {
+        if self.intake.spool.rewind() || self.leftovers_make_room() {
             return self.save_floor();
         }
         let size = self.intake.spool.size();
@@ -254,6 +254,14 @@ impl Machine {
             let text = format!("the spool ({size} bytes) is full of payloads that wait for an earlier one");
             self.trouble(now, Trouble::SpoolFull, text, fx);
         }
+    }
+
+    /// What batches that gave way have left goes first, a window of it at once. Whether that moves the floor.
+    fn leftovers_make_room(&mut self) -> bool {
+        let (floor, _) = self.intake.spool.bounds();
+        let enough = floor + self.intake.window_bytes();
+        self.drop_leftovers(|spool| spool.first_live() >= enough);
+        self.intake.spool.first_live() > floor
     }
 
     /// Without a recovery point nothing from before the last batch is needed: it brings everything that those before it

@@ -28,6 +28,7 @@ use crate::dr::intake::Intake;
 use crate::dr::journal::Journal;
 use crate::dr::keeper::Keeper;
 use crate::dr::links::Links;
+use crate::dr::patches::Fillings;
 use crate::dr::probes::Probes;
 use crate::dr::promote::{LossReport, Promotion};
 use crate::dr::recovery::Recovered;
@@ -108,6 +109,7 @@ pub struct Machine {
     pub(super) comparisons: Probes<Compare>,
     /// Pieces that came as patches and are not put together yet.
     pub(super) patches: Probes<Patch>,
+    pub(super) fillings: Fillings,
     /// Orders from the begin of a batch on that wait until the one before it, which is here as a whole, is durably so.
     pub(super) held_orders: VecDeque<(Conn, Vec<OrderRecord>)>,
     pub(super) promotion: Option<Promotion>,
@@ -205,6 +207,7 @@ impl Machine {
             sizes: Sizes::found(&superblock, &history),
             comparisons: Probes::default(),
             patches: Probes::default(),
+            fillings: Fillings::default(),
             held_orders: VecDeque::new(),
             promotion: None,
             promote_later: None,
@@ -358,6 +361,7 @@ impl Machine {
             File::Journal => {
                 self.journal.done(ticket);
             }
+            File::Spool if self.leftover_read(ticket, &bytes, fx) => {}
             File::Spool => match self.replay.loaded(ticket, &bytes) {
                 Ok(true) => {}
                 Ok(false) => {

@@ -27,6 +27,7 @@ pub mod history;
 pub mod intake;
 pub mod journal;
 pub mod keeper;
+mod leftovers;
 pub mod links;
 mod look;
 pub mod machine;

@@ -224,6 +224,9 @@ impl Machine {
     pub(super) fn promote_now(&mut self, now: Now, asked: Asked, fx: &mut Vec<Effect>) {
         let Asked { ticket, rehearsal, since_ns, .. } = asked;
         let plan = asked.plan || rehearsal;
+        if !plan {
+            self.drop_leftovers(|_| false);
+        }
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);
         let force = asked.force || resumed && it.has(FORCED);

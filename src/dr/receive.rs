@@ -48,6 +48,7 @@ impl Machine {
         self.intake.drop_waiting(Some(conn));
         self.comparisons.drop_of(conn);
         self.patches.drop_of(conn);
+        self.fillings.drop_of(conn);
         self.held_orders.retain(|(of, _)| *of != conn);
         if peer.part == Part::Order {
             for stream in self.links.streams() {

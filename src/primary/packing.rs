@@ -319,17 +319,37 @@ mod tests {
     #[test]
     fn a_network_that_runs_dry_is_no_reason_to_stop_unless_it_would_have_taken_the_frames_in_that_time() {
         const MS: u64 = 1_000_000;
-        // 100 MB/s, and 1 MB/s: it takes 1.3 ms or 131 ms for a group.
-        for (line, job_ns, stops) in [(100, MS, false), (100, 2 * MS, true), (1, 2 * MS, false), (1, 140 * MS, true)] {
+        // 100 MB/s, and 1 MB/s: it takes 1.3 ms or 131 ms for a group. The last: 1 ms sharp.
+        const MB: u64 = 1_000_000;
+        const SHARP: u64 = GROUP_BYTES * 1000;
+        for (line, job_ns, stops) in [
+            (100 * MB, MS, false),
+            (100 * MB, 2 * MS, true),
+            (MB, 2 * MS, false),
+            (MB, 140 * MS, true),
+            (SHARP, MS, false),
+            (SHARP, MS + 8, true),
+        ] {
             let mut packing = Packing::new(Compress::Auto);
             packing.gave(1 << 30, 1 << 30, 0);
-            let taken = line * 1_000_000 / 10;
-            assert!(packing.is_behind(1 << 29, 0) && packing.is_behind((1 << 29) - taken, 100 * MS));
-            assert_eq!(packing.line, Some(line * 1_000_000));
+            let (since_ns, taken) = (7 * MS, line / 10);
+            assert!(packing.is_behind(1 << 29, since_ns));
+            assert!(packing.is_behind((1 << 29) - taken, since_ns + 100 * MS));
+            assert_eq!(packing.line, Some(line));
             packing.push(frames(GROUP_BYTES));
             assert_eq!(bytes(&packing.next(true, 100 * MS, || BEHIND)), ('p', GROUP_BYTES));
             packing.done(100, 100 * MS + job_ns, 0);
-            assert_eq!(packing.pass > 0, stops, "{line} MB/s, {job_ns} ns");
+            assert_eq!(packing.pass > 0, stops, "{line} bytes a second, {job_ns} ns");
         }
+    }
+
+    #[test]
+    fn nothing_is_a_group_and_once_nothing_can_be_packed_nothing_is() {
+        let mut packing = Packing::new(Compress::Always);
+        assert!(!packing.push(std::iter::empty()));
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('w', 0));
+        packing.push(frames(GROUP_BYTES));
+        packing.stop();
+        assert_eq!(bytes(&packing.next(true, 0, || BEHIND)), ('-', GROUP_BYTES));
     }
 }

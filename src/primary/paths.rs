@@ -220,6 +220,20 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_nothing_is_on_is_looked_at_in_its_time_and_a_look_that_fails_then_is_another_failure() {
+        let mut paths = paths(2);
+        assert_eq!(paths.address(1).map(ToString::to_string).as_deref(), Some("10.0.1.1:10830"));
+        assert_eq!(paths.address(2), None);
+        assert_eq!(streams(&mut paths, 1), [0]);
+        assert_eq!((paths.look(PAUSE_NS_MAX - 1), paths.look(PAUSE_NS_MAX)), (None, Some(1)));
+        paths.found_dead(1, PAUSE_NS_MAX);
+        let due_ns = PAUSE_NS_MAX + SECOND;
+        assert_eq!(paths.look(due_ns), Some(1));
+        paths.found_dead(1, due_ns);
+        assert_eq!((paths.look(due_ns + 2 * SECOND - 1), paths.look(due_ns + 2 * SECOND)), (None, Some(1)));
+    }
+
+    #[test]
     fn where_no_way_works_all_are_tried_in_turn() {
         let mut paths = paths(3);
         for _ in 0..3 {
@@ -256,8 +270,9 @@ mod tests {
             assert_eq!((two.look(now_ns - 1), two.look(now_ns)), (None, Some(1)), "{pause}");
         }
         two.works(1);
-        two.ended(1, Purpose::Order, End::Dead, now_ns + FORGOTTEN_NS);
-        assert_eq!(two.look(now_ns + FORGOTTEN_NS + SECOND), Some(1), "that was long ago");
+        let long_ns = now_ns - 30 * SECOND + FORGOTTEN_NS;
+        two.ended(1, Purpose::Order, End::Dead, long_ns);
+        assert_eq!(two.look(long_ns + SECOND), Some(1), "that was long ago");
         two.ended(0, Purpose::Order, End::Ours, 0);
         assert_eq!(two.choose(Purpose::Order), 0, "ended by us");
         let mut one = paths(1);

@@ -16,7 +16,7 @@ use crate::format::superblock::{FORCED, PROMOTED, PROMOTING};
 use crate::format::wire::Message;
 
 /// The first volume becomes twice as large.
-fn resize(seq: u64, previous: Chain) -> OrderRecord {
+pub fn resize(seq: u64, previous: Chain) -> OrderRecord {
     let (offset, length) = (VOLUME_BYTES, 2 * VOLUME_BYTES);
     let resize = OrderRecord { offset, length, payload_crc: 0, chain: Chain(0), ..order(seq, Op::Resize, previous) };
     resize.chained(previous)
