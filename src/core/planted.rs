@@ -46,8 +46,6 @@ bugs! {
     TableForgotten,
     /// A new table is written before its fence says whose region it is.
     TableUnclaimed,
-    /// A restarted primary does not ask whether DR's journal was led past orders.
-    LedPastForgotten,
     /// What a failed sync has left in the page cache is taken for what the disk has.
     CacheTrusted,
     /// The auxiliary answers a FUA write that is only in the cache.

@@ -252,6 +252,15 @@ impl IntentMap {
         places(extent).all(|(page, first, last)| leaves[index(page)].durable.first_clear(first, last).is_none())
     }
 
+    /// Whether an extent of a range is not durable in the map, of one that has a place there: a record may say more than the
+    /// volumes have.
+    #[must_use]
+    pub fn lacks(&self, extent: Extent) -> bool {
+        let end = extent.offset.checked_add(extent.length);
+        let size = self.sizes.get(usize::from(extent.volume.0)).copied().unwrap_or(0);
+        end.is_some_and(|end| end <= size) && !self.is_durable(extent)
+    }
+
     /// The next round of page writes; empty while one is in flight or nothing is wanted. Pages that somebody waits for go
     /// first, and very many others in several rounds: those that come to be waited for meanwhile do not wait for all of them.
     pub fn round(&mut self) -> Vec<PageWrite> {

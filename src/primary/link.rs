@@ -623,7 +623,7 @@ impl Machine {
             dr.distrust_journal();
         }
         // An earlier life of this primary may have gone ahead of orders, which a batch has yet to make good.
-        if welcome.led_past && !planted(Bug::LedPastForgotten) {
+        if welcome.led_past {
             dr.never_gets = dr.never_gets.max(welcome.journal_seq);
             // They may be of writes that no flush has covered yet: one that comes now would (I3).
             if self.options.ack == Ack::Flush {

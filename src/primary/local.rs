@@ -131,6 +131,7 @@ impl Machine {
         if !self.intent.page_done() {
             return;
         }
+        self.unmarked.retain(|extent| !self.intent.is_durable(*extent));
         for seq in std::mem::take(&mut self.unintended) {
             let extent = self.window.get(seq).and_then(|entry| entry.record.extent()).expect("waits with a range");
             if self.intent.is_durable(extent) {

@@ -343,6 +343,8 @@ pub struct Machine {
     pub(super) intent: IntentMap,
     /// Writes whose intent is not durable yet, in seq order.
     pub(super) unintended: VecDeque<Seq>,
+    /// What orders from before the start change and the intent map does not durably tell of yet.
+    pub(super) unmarked: Vec<Extent>,
     /// Writes that may start on the local disk at the end of the turn.
     pub(super) startable: Vec<Seq>,
     /// Everything up to here is on the local disk.
@@ -464,6 +466,7 @@ impl Machine {
                 intent
             },
             unintended: VecDeque::new(),
+            unmarked: recovered.unmarked,
             startable: Vec::new(),
             local_done: recovered.tail,
             log: recovered.log,
@@ -520,6 +523,7 @@ impl Machine {
             resizes: VecDeque::new(),
             options,
         };
+        machine.unmarked.retain(|extent| !machine.intent.want(*extent));
         machine.go_on_resizing();
         machine.reserve(fx);
         let previous = recovered.previous;

@@ -29,7 +29,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::fifo::{self, DiskFifo, Scanned};
 use super::intent::IntentMap;
-use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
+use crate::core::ids::{Chain, Epoch, Extent, GroupId, Owner, Seq, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::op::Op;
 use crate::core::planted::{Bug, planted};
@@ -75,6 +75,9 @@ pub struct Recovered {
     pub intent: IntentMap,
     pub log: LogLayout,
     pub log_first: Seq,
+    /// What orders in the log change and the intent map does not tell of: they had not begun. DR is not told of those orders
+    /// before it does, which a loss of power would make forgotten here.
+    pub unmarked: Vec<Extent>,
     /// The first of the last orders each of which may follow a gap; behind the tail if that is another one.
     pub own_from: Seq,
     pub fifo: DiskFifo,
@@ -217,6 +220,7 @@ fn fresh(expect: &Expect, sizes: &[u64]) -> Recovered {
         log_first: Seq(1),
         own_from: Seq(1),
         lost: Cover::new(),
+        unmarked: Vec::new(),
         lost_any: false,
         cut: Seq(0),
         aux_skipped: Seq(0),
@@ -262,10 +266,11 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
     let own = records.iter().rev().take_while(|record| record.op.may_jump()).last();
     let own_from = own.map_or(newest.0.next(), |record| record.seq);
     let settled = watermark.local_done.min(watermark.cut);
-    let mut lost = Cover::new();
+    let (mut lost, mut unmarked) = (Cover::new(), Vec::new());
     let mut lost_any = watermark.coalescing;
     for record in records.iter().filter(|record| record.seq > settled) {
         let held = record.seq <= on_disk && record.seq <= watermark.local_done;
+        unmarked.extend(record.extent().filter(|extent| intent.lacks(*extent)));
         if let Some(extent) = record.extent().filter(|_| !held) {
             lost_any = true;
             lost.insert(extent);
@@ -286,6 +291,7 @@ fn resume_exact(superblock: Superblock, log: Log, intent: IntentMap, fifo: DiskF
         own_from,
         fifo,
         lost,
+        unmarked,
         lost_any,
         cut: watermark.cut.min(newest.0),
         aux_skipped: watermark.aux_skipped.min(newest.0),
@@ -327,6 +333,7 @@ fn resume_after_power_loss(
         own_from: tail.next(),
         fifo,
         lost,
+        unmarked: Vec::new(),
         lost_any: true,
         cut: Seq(0),
         aux_skipped: Seq(0),

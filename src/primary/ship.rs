@@ -129,6 +129,7 @@ impl Machine {
     pub(super) fn orders_can_go(&self) -> bool {
         self.dr.ready()
             && self.fenced.is_none()
+            && self.unmarked.is_empty()
             && !self.dr.must_jump
             && !self.dr.reading_log
             && self.dr.next <= self.tail.min(self.sends_upto())

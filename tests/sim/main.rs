@@ -277,6 +277,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "the mode was said to be in force again with orders below damage in the intent log that the table never had",
     ),
     (5663788, "of the checker: one slot of a superblock torn and the other one damaged"),
+    (
+        5855848,
+        "orders that had not begun were sent from the log again, forgotten in a loss of power, and left out by each batch",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

@@ -27,7 +27,6 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::OrphansForgotten, 3763489),
     (Bug::TableUnclaimed, 3001551),
     (Bug::CacheTrusted, 3001510),
-    (Bug::LedPastForgotten, 3625023),
     (Bug::CarriedFromNothing, 3234550),
     (Bug::StateBeforeRecord, 3081344),
     (Bug::FenceUnheeded, 8516),

@@ -139,6 +139,22 @@ fn the_journal_of_a_dr_that_has_lost_orders_or_its_recovery_point_protects_nothi
     }
 }
 
+/// Found by seed 3625023: a mode was said to be in force, although an earlier life of the primary had led the journal past
+/// orders.
+#[test]
+fn a_journal_that_was_led_past_orders_counts_once_the_cut_has_passed_them() {
+    for led_past in [false, true] {
+        let mut machine = primary();
+        machine.dr.phase = Phase::Greeting { conn: CONN, since_ns: 0 };
+        let welcome = Welcome { led_past, ..welcoming(50, true, false) };
+        machine.dr_message(CONN, Message::Welcome(welcome), &mut Vec::new());
+        machine.dr.caught_up = true;
+        assert_eq!(machine.covering().journal.is_some(), !led_past);
+        machine.dr.cut = Seq(100);
+        assert!(machine.covering().journal.is_some());
+    }
+}
+
 /// A primary with a stream, and a write on it that came from the disk FIFO and whose client still waits.
 fn shipped_from_disk() -> (Machine, Seq) {
     let (mut machine, _) = fresh(Protect::Bunker, Require::Both, false);
