@@ -431,7 +431,7 @@ impl Machine {
                 let reached = self.replay.applied();
                 self.replay.push(Step { action, reached, tag: Some(item) });
                 if let Some(batch) = &mut self.batch {
-                    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+                    let extent = place(&record);
                     batch.writing.insert(index, Placed { index, extent, conns: vec![arrival.conn] });
                 }
             } else {
@@ -509,8 +509,7 @@ impl Machine {
                 batch.have(index, record.length);
                 if let Some(pos) = pos {
                     batch.chunks.insert(index, Chunk { pos, record });
-                    let brought = Extent { volume: record.volume, offset: record.offset, length: record.length };
-                    for pos in self.fillings.leftovers.brought(brought) {
+                    for pos in self.fillings.leftovers.brought(place(&record)) {
                         self.intake.spool.free(pos);
                     }
                 }
@@ -560,9 +559,14 @@ fn left_out_of(history: &History, cut: Seq, batch: &Batch) -> Vec<Seq> {
 pub(super) fn covered(chunks: &BTreeMap<u64, Chunk>) -> VolumeRanges {
     let mut covered = VolumeRanges::new();
     for Chunk { record, .. } in chunks.values() {
-        covered.insert(Extent { volume: record.volume, offset: record.offset, length: record.length });
+        covered.insert(place(record));
     }
     covered
+}
+
+/// Where a piece goes.
+pub(super) fn place(record: &OrderRecord) -> Extent {
+    Extent { volume: record.volume, offset: record.offset, length: record.length }
 }
 
 pub(super) fn unmaps(record: &OrderRecord) -> bool {
@@ -573,6 +577,6 @@ pub(super) fn chunk_action(item: Item, record: &OrderRecord, data: Data) -> Acti
     if record.op == Op::Write {
         return Action::write(item, *record, data);
     }
-    let extent = Extent { volume: record.volume, offset: record.offset, length: record.length };
+    let extent = place(record);
     Action::Zero { extent, unmap: unmaps(record) }
 }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::core::ids::{Extent, Volume};
-use crate::dr::batch::Chunk;
+use crate::dr::batch::{Chunk, place};
 
 type Place = (Volume, u64);
 
@@ -37,7 +37,7 @@ impl Leftovers {
     pub(super) fn keep(&mut self, chunks: impl IntoIterator<Item = Chunk>) -> Vec<u64> {
         let mut gone = Vec::new();
         for chunk in chunks {
-            let extent = extent(&chunk);
+            let extent = place(&chunk.record);
             for older in self.within(extent) {
                 self.remove(&older);
                 gone.push(older.pos);
@@ -51,7 +51,7 @@ impl Leftovers {
     /// Those that have a part of a range, in the order of their places.
     pub(super) fn within(&self, range: Extent) -> Vec<Chunk> {
         let before = self.chunks.range(..(range.volume, range.offset + range.length)).rev();
-        let reaches = |it: &Leftover| overlap(extent(&it.chunk), range).is_some();
+        let reaches = |it: &Leftover| overlap(place(&it.chunk.record), range).is_some();
         let mut found: Vec<Chunk> = before.map(|(_, it)| it).take_while(|it| reaches(it)).map(|it| it.chunk).collect();
         found.reverse();
         found
@@ -61,9 +61,9 @@ impl Leftovers {
     pub(super) fn brought(&mut self, range: Extent) -> Vec<u64> {
         let mut gone = Vec::new();
         for chunk in self.within(range) {
-            let place = (chunk.record.volume, chunk.record.offset);
-            let it = self.chunks.get_mut(&place).expect("just found");
-            it.brought += overlap(extent(&chunk), range).map_or(0, |part| part.length);
+            let key = (chunk.record.volume, chunk.record.offset);
+            let it = self.chunks.get_mut(&key).expect("just found");
+            it.brought += overlap(place(&chunk.record), range).map_or(0, |part| part.length);
             if it.brought >= chunk.record.length {
                 self.remove(&chunk);
                 gone.push(chunk.pos);
@@ -83,10 +83,6 @@ impl Leftovers {
         self.positions.remove(&chunk.pos);
         self.chunks.remove(&(chunk.record.volume, chunk.record.offset));
     }
-}
-
-fn extent(chunk: &Chunk) -> Extent {
-    Extent { volume: chunk.record.volume, offset: chunk.record.offset, length: chunk.record.length }
 }
 
 /// What two ranges share.

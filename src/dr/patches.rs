@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use crate::core::ids::{Conn, Extent, Seq, Ticket};
 use crate::core::machine::DiskKind;
 use crate::dr::api::{Effect, File};
-use crate::dr::batch::{Chunk, Placed};
+use crate::dr::batch::{Chunk, Placed, place};
 use crate::dr::intake::Arrival;
 use crate::dr::leftovers::{Leftovers, overlap};
 use crate::dr::machine::Machine;
@@ -208,16 +208,13 @@ impl Machine {
         }
     }
 
-    /// Lets go of what batches that gave way had staged, the first in the spool first, until it is enough. Whether there was any.
-    pub(super) fn drop_leftovers(&mut self, enough: impl Fn(&Spool) -> bool) -> bool {
-        let mut any = false;
+    /// Lets go of what batches that gave way had staged, the first in the spool first, until it is enough.
+    pub(super) fn drop_leftovers(&mut self, enough: impl Fn(&Spool) -> bool) {
         while !enough(&self.intake.spool)
             && let Some(pos) = self.fillings.leftovers.pop_first()
         {
             self.intake.spool.free(pos);
-            any = true;
         }
-        any
     }
 
     /// What is in the place of a piece cannot be read.
@@ -232,10 +229,6 @@ impl Machine {
 fn want(conn: Conn, patch: &Patch, parts: u64, fx: &mut Vec<Effect>) {
     let message = Message::Wanted { batch: patch.record.seq, index: patch.index, parts };
     fx.push(Effect::Send { conn, message });
-}
-
-fn place(record: &OrderRecord) -> Extent {
-    Extent { volume: record.volume, offset: record.offset, length: record.length }
 }
 
 /// The ranges of parts of a piece.

@@ -193,10 +193,7 @@ impl Explorer {
             stack.push(Point { world, crashed, left, ticks: 0, events: 0, depth: point.depth + 1 });
         };
         let free = self.any_order && point.ticks == 0;
-        for at in point.world.enabled().into_iter().skip(1) {
-            if self.any_order && !free {
-                break;
-            }
+        for at in point.world.enabled().into_iter().skip(1).filter(|_| free || !self.any_order) {
             let mut world = point.world.clone();
             guarded(&mut world, |world| world.happen(at));
             push(world, point.crashed, point.left - u32::from(!free));
