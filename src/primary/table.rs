@@ -136,6 +136,8 @@ pub struct AuxLink {
     ring_pos: u64,
     ring_live: VecDeque<(Seq, u64)>,
     ring_full: bool,
+    /// The next record waits until its payload has room in it.
+    ring_waits: bool,
     ring_found: Option<(Seq, u64)>,
     /// Highest seq whose record was committed without the payload it has.
     hole: Seq,
@@ -182,6 +184,7 @@ impl AuxLink {
             ring_pos: 0,
             ring_live: VecDeque::new(),
             ring_full: false,
+            ring_waits: false,
             ring_found: None,
             hole: Seq(0),
             unreadable: None,
@@ -641,6 +644,7 @@ impl Machine {
         self.aux.phase == Phase::Ready
             && self.fenced.is_none()
             && !self.aux.reading_log
+            && !self.aux.ring_waits
             && self.aux.next <= self.tail.min(self.slots_until())
             && self.aux.commits.len() < COMMITS_INFLIGHT_MAX
     }
@@ -658,6 +662,9 @@ impl Machine {
                 return;
             }
             self.commit(&records, fx);
+            if self.aux.ring_waits {
+                return;
+            }
         }
         if self.aux.next > self.tail {
             self.aux.caught_up = true;
@@ -670,11 +677,13 @@ impl Machine {
         let first = records[0].seq;
         let room = usize::try_from(layout.slots - layout.slot(first)).unwrap_or(usize::MAX);
         let records = &records[..records.len().min(room)];
-        let last = records.last().expect("not empty").seq;
-        let mut writes = Vec::new();
+        let (mut writes, mut taken) = (Vec::new(), records.len());
+        self.aux.ring_waits = false;
         if self.options.protect == Protect::Bunker && layout.payload_bytes > 0 {
-            self.commit_payloads(records, layout, &mut writes);
+            taken = self.commit_payloads(records, layout, &mut writes);
         }
+        let Some(last) = records[..taken].last().map(|record| record.seq) else { return };
+        let records = &records[..taken];
         let mut bytes = BytesMut::with_capacity(records.len() * RECORD_BYTES);
         records.iter().for_each(|record| bytes.extend_from_slice(&record.encode()));
         writes.push((layout.record_offset(first), vec![bytes.freeze()]));

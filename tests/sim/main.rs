@@ -281,6 +281,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         5855848,
         "orders that had not begun were sent from the log again, forgotten in a loss of power, and left out by each batch",
     ),
+    (
+        5887317,
+        "what had waited for the table during the first copy was acknowledged without the ring when it began to protect",
+    ),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

@@ -132,7 +132,7 @@ impl Machine {
         self.aux.found_floor = Seq(0);
         self.aux.ring_live.clear();
         self.aux.ring_found = None;
-        self.aux.ring_full = false;
+        (self.aux.ring_full, self.aux.ring_waits) = (false, false);
         if planted(Bug::TableUnclaimed) {
             return self.write_first_heartbeat(fx);
         }

@@ -13,16 +13,25 @@ use crate::format::spool::{self, EntryHeader, Kind};
 use crate::format::table::{NO_PAYLOAD, STATE_BYTES, SlotState, State, TableLayout};
 use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::primary::machine::Machine;
+use crate::primary::window::Payload;
 
 impl Machine {
+    /// Payloads and states of these records, up to one whose payload the ring is to protect and has no room for yet: it came
+    /// before the ring protected anything. How many it took.
     pub(super) fn commit_payloads(
         &mut self,
         records: &[OrderRecord],
         layout: TableLayout,
         writes: &mut Vec<(u64, Vec<Bytes>)>,
-    ) {
+    ) -> usize {
         let mut states = BytesMut::with_capacity(records.len() * STATE_BYTES);
-        for record in records {
+        let protects = self.ring_takes() && self.ring_passable() && !planted(Bug::RingOverflows);
+        let mut taken = records.len();
+        for (at, record) in records.iter().enumerate() {
+            if protects && self.lacks_ring_room(record, layout) {
+                (self.aux.ring_waits, taken) = (true, at);
+                break;
+            }
             let mut payload_pos = NO_PAYLOAD;
             if record.op.has_payload() {
                 match self.place_payload(record, layout, writes) {
@@ -30,13 +39,34 @@ impl Machine {
                     None => {
                         // What an earlier incarnation put there stays known. Whether it is whole, nobody has looked.
                         payload_pos = self.ring_found_at(record.seq).unwrap_or(NO_PAYLOAD);
-                        self.aux.hole = record.seq;
+                        if self.window.get(record.seq).is_none_or(|entry| entry.payload != Payload::Copied) {
+                            self.aux.hole = record.seq;
+                        }
                     }
                 }
             }
             states.extend_from_slice(&SlotState { seq: record.seq, state: State::Queued, payload_pos }.encode());
         }
         writes.push((layout.state_offset(records[0].seq), vec![states.freeze()]));
+        taken
+    }
+
+    /// Whether a record that is not acknowledged yet waits for what stands in the ring to go, or for DR to have its payload
+    /// where only the disk queue has it. What was acknowledged without the ring does not wait for it.
+    fn lacks_ring_room(&self, record: &OrderRecord, layout: TableLayout) -> bool {
+        let bytes = spool::entry_bytes(record.payload_bytes());
+        let Some(entry) = self.window.get(record.seq).filter(|entry| entry.record.op.has_payload()) else {
+            return false;
+        };
+        if bytes > layout.payload_bytes || record.seq <= self.owed().max(self.floor()) {
+            return false;
+        }
+        if entry.data.is_empty() {
+            return matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled);
+        }
+        let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
+        let oldest = self.aux.ring_live.front().map(|(_, pos)| *pos);
+        oldest.is_some_and(|oldest| pos + bytes - oldest > self.ring_bound(layout))
     }
 
     /// Where the ring holds the payload of a seq, as far as this incarnation put it there or found it.

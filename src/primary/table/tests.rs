@@ -1,12 +1,14 @@
 //! Which slots of the table may be taken.
 
 use super::*;
-use crate::core::ids::{Conn, Epoch, Owner};
+use crate::core::ids::{Chain, Conn, Epoch, Owner, Volume};
 use crate::core::modes::Require;
+use crate::core::op::Op;
 use crate::format::table::{HEADER_AT, HEARTBEAT_AT, RECORDS_AT};
 use crate::limits::LEASE_NS;
 use crate::primary::batch::Mode;
 use crate::primary::link::tests::{fresh, primary};
+use crate::primary::window::{Entry, Local, Payload, Window};
 
 /// Seed 419546: a primary lost its power with a full table that DR had not caught up with. DR's journal took the start that
 /// followed, and the begin of a batch went over the first record that only the table had.
@@ -207,6 +209,55 @@ fn writes_wait_for_room_in_the_ring_whatever_the_policy_once_it_protects_them() 
         machine.aux.phase = Phase::Idle { retry_ns: 0 };
         assert!(!machine.ring_wait(4096), "out of reach it keeps nobody waiting");
     }
+}
+
+/// Seed 5887317: writes that had waited for the table during the first copy were acknowledged without the ring right when it
+/// began to protect them.
+#[test]
+fn a_record_waits_for_room_in_the_ring_unless_it_was_acknowledged_without_it() {
+    const BYTES: u32 = 4096;
+    let everything_free = (1 << 20) / 2;
+    for (payload, in_memory, ring_pos, owed, settled, taken, hole) in [
+        (Payload::Queued, true, everything_free, 0, true, 2, 0),
+        (Payload::Queued, true, (1 << 20) - 8192, 0, true, 1, 0),
+        (Payload::Queued, true, 1 << 20, 0, true, 0, 0),
+        (Payload::Queued, true, 1 << 20, 202, true, 2, 202),
+        (Payload::Queued, true, 1 << 20, 201, true, 1, 201),
+        (Payload::Queued, true, 1 << 20, 0, false, 2, 202),
+        (Payload::Spilled, false, everything_free, 0, true, 0, 0),
+        (Payload::Spilled, false, everything_free, 202, true, 2, 202),
+        // Nobody needs the ring for what DR has, and nobody has what was dropped.
+        (Payload::Copied, false, 1 << 20, 0, true, 2, 0),
+        (Payload::Dropped, false, everything_free, 0, true, 2, 202),
+        (Payload::Dropped, true, 1 << 20, 0, true, 0, 0),
+    ] {
+        let mut machine = in_use(Protect::Bunker);
+        (machine.settled_start, machine.aux.ring_pos, machine.allowed) = (settled, ring_pos, Seq(owed));
+        machine.mode = if settled { Mode::Stream } else { Mode::Coalescing };
+        machine.aux.ring_live.push_back((Seq(150), 0));
+        machine.window = Window::new(Seq(201));
+        let records = [201, 202].map(|seq| a_write(Seq(seq), BYTES));
+        for record in records {
+            let data = if in_memory { Bytes::from(vec![1; BYTES as usize]) } else { Bytes::new() };
+            machine.window.push(Entry { record, data, req: None, local: Local::Done, payload });
+        }
+        let layout = machine.aux.layout.expect("set");
+        let case = format!("{payload:?} {in_memory} {ring_pos} {owed} {settled}");
+        assert_eq!(machine.commit_payloads(&records, layout, &mut Vec::new()), taken, "{case}");
+        assert_eq!((machine.aux.ring_waits, machine.aux.hole), (taken < 2, Seq(hole)), "{case}");
+        // DR has what stands there: the rest goes now, or has nothing that waits for the ring.
+        machine.aux.ring_live.clear();
+        if taken < records.len() {
+            let rest = machine.commit_payloads(&records[taken..], layout, &mut Vec::new());
+            assert_eq!(rest, if in_memory { 2 - taken } else { 0 }, "{case}");
+        }
+    }
+}
+
+fn a_write(seq: Seq, length: u32) -> OrderRecord {
+    let (epoch, volume, op, flags) = (Epoch(1), Volume(0), Op::Write, 0);
+    let (offset, length, time_ns, chain, payload_crc) = (0, u64::from(length), 0, Chain(0), 0);
+    OrderRecord { seq, epoch, volume, op, flags, offset, length, time_ns, chain, payload_crc }
 }
 
 /// A server may carry out what it was asked for at the same time in any order: of two laps in flight the older could stand in the
