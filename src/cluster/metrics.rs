@@ -65,7 +65,7 @@ const FIELDS: &[Row] = &[
     ("fifo_disk_bytes", "fifo_disk_bytes", Gauge, "Payloads not yet copied, on disk"),
     ("fifo_memory_limit_bytes", "fifo_memory_limit_bytes", Gauge, "Bound of the FIFO in memory"),
     ("fifo_disk_limit_bytes", "fifo_disk_limit_bytes", Gauge, "Bound of the FIFO on disk"),
-    ("fifo_full_in_seconds", "fifo_full_in_seconds", Gauge, "How long the FIFO holds at the rate of the last minute"),
+    ("fifo_full_in_seconds", "fifo_full_in_seconds", Gauge, "How long the FIFO holds at the present rate"),
     ("inflight_writes", "inflight_writes", Gauge, "Writes that wait for something before they are acknowledged"),
     ("table_slots_used", "table_slots_used", Gauge, "Slots of the status table in use"),
     ("table_slots", "table_slots", Gauge, "Slots of the status table"),

@@ -272,6 +272,12 @@ impl Net {
         self.sockets.get(&conn).map_or_else(|| listen::asker(None), |socket| socket.asker())
     }
 
+    pub fn keep_unsent_below(&self, conn: Conn, bytes: u32) {
+        if let Some(socket) = self.sockets.get(&conn) {
+            socket.keep_unsent_below(bytes);
+        }
+    }
+
     pub fn limit_rate(&mut self, conn: Conn, limit: Option<u64>) {
         if let Some(socket) = self.sockets.get_mut(&conn) {
             socket.limit_rate(limit);

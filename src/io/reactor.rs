@@ -329,6 +329,12 @@ impl Reactor {
         self.net.asker(conn)
     }
 
+    /// The kernel takes nothing more to send over TCP while it has so many bytes that the network has not taken, about: what
+    /// it takes is not for us to divide among connections any more.
+    pub fn keep_unsent_below(&self, conn: Conn, bytes: u32) {
+        self.net.keep_unsent_below(conn, bytes);
+    }
+
     /// The kernel sends at most so many bytes a second on a connection over TCP, from now on.
     pub fn limit_rate(&mut self, conn: Conn, limit: Option<u64>) {
         self.net.limit_rate(conn, limit);

@@ -228,6 +228,23 @@ impl Socket {
         };
     }
 
+    /// Has the kernel take nothing more for TCP while it has so many bytes that it could not send yet, about.
+    pub fn keep_unsent_below(&self, bytes: u32) {
+        let Some(fd) = &self.fd else { return };
+        let length = size_of_val(&bytes) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the value lives through the call, which only reads it. Without it the kernel
+        // takes what its buffer has room for.
+        let _ = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_NOTSENT_LOWAT,
+                (&raw const bytes).cast(),
+                length,
+            )
+        };
+    }
+
     /// Who is at the other end of a unix socket.
     pub fn asker(&self) -> Asker {
         listen::asker(self.fd.as_ref())

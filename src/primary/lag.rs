@@ -103,7 +103,7 @@ impl Changed {
     }
 }
 
-/// How full the FIFO was, over the last minute.
+/// How full the FIFO was, once a second over the last minute.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outlook {
     fills: VecDeque<(u64, u64)>,
@@ -120,10 +120,13 @@ impl Outlook {
         }
     }
 
-    /// How long until `room` bytes more have come in, at the rate of the last minute, seconds. `None` when it does not fill.
+    /// How long until `room` bytes more have come in, seconds, at the rate since it was last as empty as ever in the last
+    /// minute: what was calm before an outage says nothing. `None` when it does not fill.
     fn full_in_seconds(&self, room: u64) -> Option<f64> {
-        let ((from_ns, from), (to_ns, to)) = (*self.fills.front()?, *self.fills.back()?);
-        let (elapsed, filled) = (to_ns - from_ns, to.checked_sub(from)?);
+        // Of several that are as empty the last one.
+        let (from_ns, from) = *self.fills.iter().rev().min_by_key(|(_, fill)| fill)?;
+        let (to_ns, to) = *self.fills.back()?;
+        let (elapsed, filled) = (to_ns - from_ns, to - from);
         (elapsed >= OUTLOOK_MIN_NS && filled > 0).then(|| room as f64 * (elapsed as f64 / 1e9) / filled as f64)
     }
 }
@@ -316,10 +319,9 @@ mod tests {
         let mut outlook = Outlook::default();
         for second in 0..100 {
             outlook.note(second * SECOND, if second < 40 { 1000 } else { 1000 + 50 * (second - 39) });
-            let told = outlook.full_in_seconds(6000);
-            assert_eq!(told.is_some(), second >= 40, "{second}");
+            let told = (second >= 44).then_some(120.0);
+            assert_eq!(outlook.full_in_seconds(6000), told, "{second}: of the calm before, nothing counts");
         }
-        assert_eq!(outlook.full_in_seconds(6000), Some(120.0), "the rate of a minute in which nothing stood still");
         outlook.note(101 * SECOND, 10);
         assert_eq!(outlook.full_in_seconds(6000), None);
     }

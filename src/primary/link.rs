@@ -36,15 +36,16 @@ use crate::format::wire::{
 };
 use crate::limits::{LINK_SILENCE_NS, PING_EVERY_NS, STREAM_IDLE_PING_NS};
 
-/// Unacknowledged bytes up to which one stream is filled before the next is used.
 /// Reasons that are not logged a second time while DR is away.
 const PROBLEMS_TOLD_MAX: usize = 8;
+/// Unacknowledged bytes up to which one stream is filled before the next is used.
 const STREAM_FILL_BYTES: u64 = 128 << 10;
 const RETRY_NS: u64 = 500_000_000;
 pub(super) const RETRY_REFUSED_NS: u64 = 3_000_000_000;
 /// Payloads fetched from disk and unacknowledged, bytes of the log: memory beside the configured FIFO.
 pub(super) const DISK_UNACKED_BYTES_MAX: u64 = 8 << 20;
-/// What streams may hold that has not left this host, bytes of memory, unless it is a single payload.
+/// What streams may hold that has not left this host, bytes of memory, unless it is a single payload; each its share of it: the
+/// first one that is up would take all that comes next, and DR's cut wait for that.
 const BACKLOG_BYTES_MAX: u64 = 8 << 20;
 
 /// What the primary knows of DR and of the connections to it.
@@ -195,7 +196,12 @@ impl DrLink {
     /// Bytes that may still be given to streams.
     #[must_use]
     pub(super) fn window_left(&self) -> u64 {
-        self.window_bytes.saturating_sub(self.unacked()).min(BACKLOG_BYTES_MAX.saturating_sub(self.backlog()))
+        self.window_bytes.saturating_sub(self.unacked()).min(self.backlog_max().saturating_sub(self.backlog()))
+    }
+
+    fn backlog_max(&self) -> u64 {
+        let up = self.streams.iter().filter(|stream| stream.up().is_some()).count();
+        BACKLOG_BYTES_MAX * up as u64 / self.streams.len().max(1) as u64
     }
 
     /// Memory of what was given to streams and has not left this host, bytes.
@@ -220,7 +226,7 @@ impl DrLink {
             return None;
         }
         let backlog = self.backlog();
-        if backlog > 0 && backlog + Held::memory_of(bytes) > BACKLOG_BYTES_MAX {
+        if backlog > 0 && backlog + Held::memory_of(bytes) > self.backlog_max() {
             return None;
         }
         let up = || self.streams.iter().filter(|stream| stream.up().is_some());

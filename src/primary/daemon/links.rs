@@ -80,6 +80,8 @@ struct Line {
 const PACE_EVERY_NS: u64 = 100_000_000;
 /// So much memory may be given to a connection before the machine is told how much of it has left.
 const TELL_BYTES: u64 = 256 << 10;
+/// What the kernel holds of a stream that the network has not taken: more would be a long run that DR's cut waits for.
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
 /// A connection that is given up and has been silent for so long says that its way is out of order, nanoseconds.
 const SILENT_NS: u64 = 2_000_000_000;
 
@@ -148,6 +150,9 @@ impl DrConns {
         let line = self.by_reactor.get_mut(&conn)?;
         line.heard_ns = Some(reactor.now().mono_ns);
         line.path.into_iter().for_each(|path| self.paths.works(path));
+        if line.purpose == Purpose::Stream {
+            reactor.keep_unsent_below(conn, UNSENT_BYTES_MAX);
+        }
         self.connected(conn)
     }
 

@@ -281,3 +281,27 @@ fn what_there_is_room_to_read_for_there_is_room_to_send() {
     }
     assert!(edges > 0 && edges < 32 << 10, "both were seen");
 }
+
+/// After an outage the first stream that was up took the next 12 MiB, and DR's cut waited for them.
+#[test]
+fn a_stream_that_is_up_first_leaves_the_others_their_share_of_what_comes_next() {
+    let mut machine = primary();
+    machine.dr.window_bytes = 64 << 20;
+    machine.dr.streams = vec![Stream::new(); 4];
+    assert_eq!((machine.dr.window_left(), machine.dr.stream_for(4096)), (0, None), "none is up");
+    let (one, mut given) = (64 << 10, 0);
+    for up in 1..=4 {
+        machine.dr.streams[up - 1].phase = Phase::Up { conn: Conn(up as u64) };
+        while let Some(conn) = machine.dr.stream_for(one) {
+            given += 1;
+            machine.dr.note_payload(conn, Seq(given), one, None);
+        }
+        assert_eq!(given, ((up as u64) << 21) / Held::memory_of(one), "{up}");
+        assert!(machine.dr.window_left() < Held::memory_of(one), "{up}");
+        let shares = || machine.dr.streams[..up].iter().map(|stream| stream.unacked);
+        assert!(shares().max() <= shares().min().map(|least| least + one), "{:?}", shares().collect::<Vec<_>>());
+    }
+    // What is alone may be as large as it likes.
+    machine.dr.streams.iter_mut().for_each(|stream| *stream = Stream { phase: stream.phase, ..Stream::new() });
+    assert!(machine.dr.stream_for(32 << 20).is_some());
+}
