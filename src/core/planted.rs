@@ -190,8 +190,6 @@ bugs! {
     ComparedBesideWrites,
     /// DR takes what its volume holds for what a patch leaves out, whatever the digests.
     PatchUnchecked,
-    /// A batch that was being applied is applied once more though orders from before it are lost.
-    AppliedWithoutOrders,
     /// With `ack = flush`, a batch that goes ahead of orders from before the start is not noted.
     LeapForgotten,
     /// Slots of orders that a batch went ahead of, from before the start, are taken before it is complete.

@@ -51,7 +51,7 @@ impl Machine {
         }
         let (begin, direct) = (batch.begin, batch.direct);
         self.committing = Some(batch);
-        self.drop_leftovers(|_| false);
+        self.drop_leftovers();
         if direct {
             // There is no recovery point to go back to: whatever happens before it is applied, the first sync
             // begins again.

@@ -256,11 +256,12 @@ impl Machine {
         }
     }
 
-    /// What batches that gave way have left goes first, a window of it at once. Whether that moves the floor.
+    /// What batches that gave way have left goes first, a window of it at once, as far as nothing else stands before it.
+    /// Whether that moves the floor.
     fn leftovers_make_room(&mut self) -> bool {
         let (floor, _) = self.intake.spool.bounds();
         let enough = floor + self.intake.window_bytes();
-        self.drop_leftovers(|spool| spool.first_live() >= enough);
+        while self.intake.spool.first_live() < enough && self.drop_leftover_in_front() {}
         self.intake.spool.first_live() > floor
     }
 
@@ -315,14 +316,17 @@ impl Machine {
         moved
     }
 
-    /// Gives up payloads that are held back, in the order in which they stand, until it is enough. Which.
+    /// Gives up payloads that are held back, and what batches that gave way have left between them, in the order in which they
+    /// stand, until it is enough. Which.
     pub(super) fn give_up_until(&mut self, enough: impl Fn(&Spool) -> bool) -> BTreeSet<Seq> {
         let held: BTreeMap<u64, Seq> =
             self.history.above(self.cut).filter_map(|entry| Some((entry.payload?, entry.record.seq))).collect();
         let mut given_up = BTreeSet::new();
-        while let Some(&seq) = held.get(&self.intake.spool.first_live())
-            && !enough(&self.intake.spool)
-        {
+        while !enough(&self.intake.spool) {
+            if self.drop_leftover_in_front() {
+                continue;
+            }
+            let Some(&seq) = held.get(&self.intake.spool.first_live()) else { break };
             self.intake.spool.free(self.intake.spool.first_live());
             self.history.lose(seq);
             given_up.insert(seq);

@@ -37,7 +37,7 @@ use crate::core::peer::Role;
 use crate::io::control::Controls;
 use crate::io::http::{Asked as Page, HttpServer};
 use crate::io::tls::{Acceptor, Clients, Connector, Versions};
-use crate::io::{Event, Reactor, ReactorOptions, notify};
+use crate::io::{Event, Reactor, ReactorOptions, clock, notify};
 use crate::limits::{DR_WRITE_OVERHEAD_BYTES, DR_WRITING_BYTES_HIGH, DR_WRITING_BYTES_LOW};
 use crate::nbd::backing::{Backings, StopError};
 use crate::nbd::region::{Region, RegionEvent, TableTarget};
@@ -80,6 +80,10 @@ pub struct Promoted {
     /// Name and size in bytes of each volume, as of the recovery point.
     pub volumes: Vec<(String, u64)>,
 }
+
+/// What the page cache has done at once is followed by the next for so long; then orders have their turn: a large batch that is
+/// applied would hold up their acknowledgements.
+const AT_ONCE_NS: u64 = 2_000_000;
 
 /// Runs the DR site of a group until it is told to stop or is promoted.
 ///
@@ -216,9 +220,11 @@ impl Shell {
                 self.files.backings.deadline_ns(),
             ];
             self.links.flush(&mut self.reactor);
-            self.reactor.turn(deadlines.into_iter().flatten().min(), &mut events).context("the ring failed")?;
+            let due_ns = if events.is_empty() { deadlines.into_iter().flatten().min() } else { Some(0) };
+            self.reactor.turn(due_ns, &mut events).context("the ring failed")?;
             self.files.backings.tick(&mut self.reactor);
             self.files.backings.completed(&mut events);
+            let until_ns = clock::mono_ns() + AT_ONCE_NS;
             while !events.is_empty() {
                 for event in events.drain(..) {
                     self.on_event(event)?;
@@ -226,6 +232,9 @@ impl Shell {
                 self.step(Input::EndOfTurn)?;
                 self.reactor.completed(&mut events);
                 self.files.backings.completed(&mut events);
+                if clock::mono_ns() >= until_ns {
+                    break;
+                }
             }
             if self.stopping {
                 self.files.backings.stop_waits(self.reactor.now())?;

@@ -352,7 +352,7 @@ impl Machine {
         let text = "the volumes hold writes that are not known here any more: they are copied anew, in place; until \
                     that is done there is no recovery point";
         fx.push(Effect::Log { level: Level::Error, text: text.into() });
-        self.drop_leftovers(|_| false);
+        self.drop_leftovers();
         if let Some(batch) = self.batch.take() {
             for chunk in batch.chunks.values() {
                 self.intake.spool.free(chunk.pos);

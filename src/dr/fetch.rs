@@ -103,7 +103,7 @@ impl Machine {
     /// Nobody is left who could complete the batch that was coming in. An earlier attempt has passed all up to `promised`.
     pub(super) fn abandon_batch(&mut self, promised: Seq) {
         self.history.pass_batches(promised);
-        self.drop_leftovers(|_| false);
+        self.drop_leftovers();
         for chunk in self.batch.take().iter().flat_map(|batch| batch.chunks.values()) {
             self.intake.spool.free(chunk.pos);
         }

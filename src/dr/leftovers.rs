@@ -79,6 +79,11 @@ impl Leftovers {
         Some(pos)
     }
 
+    /// Lets go of the one that stands at a position; whether there was one.
+    pub(super) fn take_at(&mut self, pos: u64) -> bool {
+        self.positions.remove(&pos).is_some_and(|place| self.chunks.remove(&place).is_some())
+    }
+
     fn remove(&mut self, chunk: &Chunk) {
         self.positions.remove(&chunk.pos);
         self.chunks.remove(&(chunk.record.volume, chunk.record.offset));
@@ -135,6 +140,9 @@ mod tests {
         let mut all = Leftovers::default();
         all.keep([chunk(10, 0, 0, 4096), chunk(11, 0, 4096, 4096), chunk(12, 0, 8192, 4096)]);
         assert_eq!(all.keep([chunk(20, 0, 2048, 4096)]), [10, 11]);
+        all.keep([chunk(21, 1, 0, 4096)]);
+        assert_eq!([10, 22, 21, 21].map(|pos| all.take_at(pos)), [false, false, true, false]);
+        assert!(all.within(range(1, 0, 1 << 20)).is_empty());
         assert_eq!(positions(&all.within(range(0, 0, 1 << 20))), [20, 12]);
         assert_eq!([all.pop_first(), all.pop_first(), all.pop_first()], [Some(12), Some(20), None]);
         assert_eq!(all.bytes(), 0);

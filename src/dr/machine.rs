@@ -342,6 +342,12 @@ impl Machine {
                 probe.into_iter().for_each(|probe| self.probe_failed(probe, &fail, fx));
                 Bytes::new()
             }
+            // It is asked for as data, as if it had never been there.
+            Err(fail) if self.reads_leftover(ticket) => {
+                let text = format!("spool: {fail}: what a batch that gave way had brought there is not used");
+                fx.push(Effect::Log { level: Level::Warn, text });
+                Bytes::new()
+            }
             Err(fail) => {
                 let name = self.file_name(file);
                 let text = format!(

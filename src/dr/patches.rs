@@ -23,7 +23,6 @@ use crate::dr::leftovers::{Leftovers, overlap};
 use crate::dr::machine::Machine;
 use crate::dr::probes::Probes;
 use crate::dr::replay::{Action, Step};
-use crate::dr::spool::Spool;
 use crate::format::record::OrderRecord;
 use crate::format::spool::ENTRY_HEADER_BYTES;
 use crate::format::wire::{Message, Patch, RefuseCode};
@@ -176,12 +175,19 @@ impl Machine {
         self.fillings.pieces.insert(first, piece);
     }
 
-    /// What had been brought was read. Whether that was what this operation was for.
+    /// Whether an operation is to read what had been brought.
+    pub(super) fn reads_leftover(&self, ticket: Ticket) -> bool {
+        self.fillings.reads.contains_key(&ticket)
+    }
+
+    /// What had been brought was read, or could not be: nothing then. Whether that was what this operation was for.
     pub(super) fn leftover_read(&mut self, ticket: Ticket, bytes: &Bytes, fx: &mut Vec<Effect>) -> bool {
         let Some((of, range, skip)) = self.fillings.reads.remove(&ticket) else { return false };
         let Some(piece) = self.fillings.pieces.get_mut(&of) else { return true };
         // The entry may have been let go of and written over meanwhile: what is not the same has other digests.
-        lay_over(&mut piece.here, &piece.patch.record, range, Some(&bytes[skip..]));
+        if let Some(data) = bytes.get(skip..).filter(|data| !data.is_empty()) {
+            lay_over(&mut piece.here, &piece.patch.record, range, Some(data));
+        }
         piece.reads -= 1;
         if piece.reads == 0
             && let Some(piece) = self.fillings.pieces.remove(&of)
@@ -208,13 +214,21 @@ impl Machine {
         }
     }
 
-    /// Lets go of what batches that gave way had staged, the first in the spool first, until it is enough.
-    pub(super) fn drop_leftovers(&mut self, enough: impl Fn(&Spool) -> bool) {
-        while !enough(&self.intake.spool)
-            && let Some(pos) = self.fillings.leftovers.pop_first()
-        {
+    /// Lets go of everything that batches that gave way had staged.
+    pub(super) fn drop_leftovers(&mut self) {
+        while let Some(pos) = self.fillings.leftovers.pop_first() {
             self.intake.spool.free(pos);
         }
+    }
+
+    /// Lets go of it where it stands first in the spool, if it does: elsewhere it would make no room.
+    pub(super) fn drop_leftover_in_front(&mut self) -> bool {
+        let first = self.intake.spool.first_live();
+        let dropped = self.fillings.leftovers.take_at(first);
+        if dropped {
+            self.intake.spool.free(first);
+        }
+        dropped
     }
 
     /// What is in the place of a piece cannot be read.

@@ -225,7 +225,7 @@ impl Machine {
         let Asked { ticket, rehearsal, since_ns, .. } = asked;
         let plan = asked.plan || rehearsal;
         if !plan {
-            self.drop_leftovers(|_| false);
+            self.drop_leftovers();
         }
         let it = self.keeper.get();
         let resumed = it.has(PROMOTING);

@@ -461,7 +461,7 @@ fn batches(
             .filter(|end| is_whole(history, superblock.seq, begin, end, &staged));
         match end {
             // They may have changed what it does not bring, and come before what it does.
-            Some(_) if !history.known_between(superblock.seq, begin, gaps) && !planted(Bug::AppliedWithoutOrders) => {
+            Some(_) if !history.known_between(superblock.seq, begin, gaps) => {
                 let text = format!(
                     "batch {begin} was being applied, and orders from before it are lost here: it waits for them, and the \
                      volumes are no recovery point until then"

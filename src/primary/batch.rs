@@ -131,6 +131,8 @@ pub struct Batch {
     since: Option<Cover>,
     /// It leaves out what pieces of this earlier one have brought, and those before that.
     carried: Seq,
+    /// It brings everything that DR could come to lack of writes before it.
+    pub(super) whole: bool,
     /// Of a first sync that is far from done: what is written meanwhile is left to the batch that carries it on.
     pub(super) ahead: bool,
     /// What of it was sent takes so much of DR's spool, unless it is a first sync.
@@ -186,6 +188,7 @@ impl Batch {
             total,
             since: None,
             carried: Seq(0),
+            whole: false,
             ahead: false,
             staged: 0,
             held_back: 0,
@@ -479,6 +482,7 @@ impl Machine {
         let mut batch = Batch::new(begin, ranges, holes, self.now);
         batch.led_from = if jumps { self.dr.next } else { begin };
         batch.held_back = self.dr.spool_live_bytes;
+        batch.whole = self.intent.ranges().iter().all(|extent| batch.all.contains(extent));
         batch.sparing = Sparing::new(self.options.asks);
         if !self.dr.synced {
             batch.since = Some(Cover::new());

@@ -99,6 +99,8 @@ pub struct DrLink {
     pub(super) must_jump: bool,
     /// Seqs whose payload DR has asked for on this connection.
     asked: BTreeSet<Seq>,
+    /// Among them are orders that it has lost.
+    lacks_orders: bool,
     /// The last attempt to connect failed, and nothing was heard of it since.
     pub(super) gone: bool,
     /// A size for which its store has no room: what has been ordered waits there; and since when.
@@ -151,6 +153,7 @@ impl DrLink {
             holes: VolumeRanges::new(),
             must_jump: false,
             asked: BTreeSet::new(),
+            lacks_orders: false,
             gone: false,
             holds_back: None,
             problem: None,
@@ -598,6 +601,7 @@ impl Machine {
         }
         self.dr.gone = false;
         self.dr.asked.clear();
+        self.dr.lacks_orders = welcome.gaps;
         let back = self.note_directory(welcome, fx);
         if self.superblock.peer != welcome.owner {
             self.superblock.peer = welcome.owner;

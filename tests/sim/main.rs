@@ -50,8 +50,12 @@ use std::time::Duration;
 use runner::{Passed, Run, explain, run_seeds};
 
 /// Seeds of the default run, from where and how many, and how long they may take at the most: whoever is slower says so.
-const RANGES: [(u64, u64); 3] =
-    [(setup::NEWEST_SEEDS - 500, 1500), (setup::FRESH_SEEDS, 1500), (setup::ASKING_SEEDS, 1000)];
+const RANGES: [(u64, u64); 4] = [
+    (setup::NEWEST_SEEDS - 500, 1500),
+    (setup::FRESH_SEEDS, 1000),
+    (setup::ASKING_SEEDS, 1000),
+    (setup::TRICKLE_SEEDS, 500),
+];
 const SECONDS: u64 = 240;
 
 /// Seeds that once found something, by what they found.

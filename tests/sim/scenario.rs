@@ -45,6 +45,8 @@ pub struct Director {
     /// What the status table held when a plan was asked for.
     asked_table: Vec<u8>,
     again: bool,
+    /// What DR has to have while clients go on asking a little.
+    trickle_goal: Option<Seq>,
     /// Asked for while another was under way.
     second: Option<Ticket>,
 }
@@ -291,6 +293,9 @@ impl World {
         if self.now_ns > self.director.deadline_ns - PATIENCE_NS + 20 * SECOND {
             self.requests_left = 0;
         }
+        if self.trickles() {
+            return self.not_healed("what was written before it has not reached DR while little is written");
+        }
         let waiting = self.asked.len();
         let (primary_now, dr_now) = (self.clock(Node::Primary), self.clock(Node::Dr));
         let (Some(primary), Some(dr)) = (&self.primary, &self.dr) else { return self.not_healed("a process is down") };
@@ -333,6 +338,18 @@ impl World {
         }
         self.director.phase = Phase::Over;
         Ok(())
+    }
+
+    /// Clients go on asking a little, until DR has all that they asked before the last fault. Whether it has not yet.
+    fn trickles(&mut self) -> bool {
+        let Some(primary) = self.primary.as_ref().filter(|_| self.setup.trickles) else { return self.setup.trickles };
+        let goal = *self.director.trickle_goal.get_or_insert(primary.tail());
+        self.setup.trickles = primary.status(self.clock(Node::Primary)).cut_seq < goal;
+        let ticks = (self.now_ns - (self.director.deadline_ns - PATIENCE_NS)) / (100 * MS);
+        if self.setup.trickles && ticks.is_multiple_of(5) {
+            self.top_up(1);
+        }
+        self.setup.trickles
     }
 
     fn not_healed(&mut self, why: &str) -> Verdict {

@@ -19,6 +19,8 @@ pub const NEWEST_SEEDS: u64 = 100_000;
 pub const FRESH_SEEDS: u64 = 3_000_000;
 /// From this seed on DR is asked whether it has a piece of a batch before that crosses; those before it stay what they were.
 pub const ASKING_SEEDS: u64 = 4_200_000;
+/// From this seed on clients may go on asking a little after the last fault, until what they asked before is at DR.
+pub const TRICKLE_SEEDS: u64 = 7_000_000;
 
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
@@ -35,6 +37,8 @@ const ROOM_SALT: u64 = 0x0000_400a_5ced;
 const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
 /// Mixed into the seed for volumes without space.
 const FULL_SALT: u64 = 0x0000_f011_0d15;
+/// Mixed into the seed for whether clients go on asking.
+const TRICKLE_SALT: u64 = 0x7121_c41e_0000;
 /// Of the generator that the freshest seeds draw the rest from.
 const FRESH_SALT: u64 = 0xf2e5_4f2e_5400;
 /// Of the generator that bursts are drawn from; nor with it, nor one that is known to catch a planted bug.
@@ -109,6 +113,8 @@ pub struct Setup {
     pub slow_table: Option<(u64, u64)>,
     /// Both sides are compared once everything is well again, and something of DR's is damaged before.
     pub compares: bool,
+    /// Clients go on asking a little after the last fault.
+    pub trickles: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -411,6 +417,7 @@ impl Setup {
             kernel_takes: false,
             slow_table: None,
             compares: false,
+            trickles: seed >= TRICKLE_SEEDS && Rng::new(seed ^ TRICKLE_SALT).chance(60),
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));

@@ -486,7 +486,7 @@ pub fn synced(seed: u64) -> (Trial, Chain) {
 }
 
 /// What was asked for on a connection.
-fn asked_for(trial: &Trial, conn: Conn) -> Vec<SeqRange> {
+pub fn asked_for(trial: &Trial, conn: Conn) -> Vec<SeqRange> {
     let needs = trial.sent(conn).into_iter().filter_map(|it| match it {
         Message::Need { ranges } => Some(ranges),
         _ => None,

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 
-use super::named::{batch_end, greet, greeted, order, synced};
+use super::named::{asked_for, batch_end, greet, greeted, order, synced};
 use super::room::resize;
 use super::run::Trial;
 use super::writer::VOLUME_BYTES;
-use crate::core::ids::{Chain, Conn, Seq, Ticket, Volume};
+use crate::core::ids::{Chain, Conn, Seq, SeqRange, Ticket, Volume};
 use crate::core::machine::{DiskKind, DiskOp, IoFail};
 use crate::core::op::Op;
 use crate::dr::api::{File, Input};
@@ -192,6 +192,60 @@ fn of_what_it_had_brought_only_what_is_still_so_is_used() {
     assert_eq!(answers(&trial, 2, 4), (vec![2], vec![]), "the first part of it is here, the second is not");
     say(&mut trial, 2, Message::Patch(Patch::new(0, record, &data, 2)));
     assert_eq!(answers(&trial, 2, 4), (vec![2], vec![0]));
+}
+
+#[test]
+fn what_it_had_brought_and_cannot_be_read_crosses_again() {
+    let (mut trial, begin) = another_begins(10, 4096..3 * 4096);
+    let (record, bytes) = piece(&begin, 4096..3 * 4096);
+    trial.step(Input::Message { conn: Conn(2), message: Message::Patch(Patch::new(0, record, &bytes, 0)) });
+    let reads = |op: &&DiskOp<File>| op.file == File::Spool && matches!(op.kind, DiskKind::Read { .. });
+    while trial.disk.under_way().find(reads).is_none() {
+        trial.complete_disk();
+    }
+    let ticket = trial.disk.under_way().find(reads).expect("just seen").ticket;
+    trial.step(Input::Disk { ticket, result: Err(IoFail::Other("a bad sector".into())) });
+    assert_eq!(answers(&trial, 2, 4), (vec![6], vec![]), "what the volume has not");
+    assert!(trial.said.iter().any(|text| text.contains("a bad sector")));
+    say(&mut trial, 2, Message::Patch(Patch::new(0, record, &bytes, 6)));
+    assert_eq!(answers(&trial, 2, 4), (vec![6], vec![0]));
+}
+
+/// The spool is full: what a batch that gave way had brought, and of a write in the middle of it.
+#[test]
+fn what_stands_first_makes_room_and_nothing_behind_it_goes_in_vain() {
+    let (mut trial, chain) = synced(11);
+    let first = order(3, Op::BatchBegin, chain);
+    say(&mut trial, 1, Message::Orders(vec![first]));
+    let chunk = |begin: &OrderRecord, index: u64| {
+        let data = Bytes::from(vec![7; 4096]);
+        let offset = index % 24 * 4096;
+        let record = OrderRecord { op: Op::Write, offset, payload_crc: crc32fast::hash(&data), ..*begin };
+        Message::Chunk { index, record, data }
+    };
+    let write = order(4, Op::Write, first.chain);
+    for index in 0..12 {
+        if index == 2 {
+            say(&mut trial, 1, Message::Orders(vec![write]));
+            say(&mut trial, 2, Message::Payload { record: write, data: vec![7; 4096].into() });
+        }
+        say(&mut trial, 2, chunk(&first, index));
+    }
+    let second = order(5, Op::BatchBegin, write.chain);
+    say(&mut trial, 1, Message::Orders(vec![second]));
+    let left = |trial: &Trial| trial.machine.fillings.leftovers.bytes() / 4096;
+    let gave_up = |trial: &Trial| asked_for(trial, Conn(1)).contains(&SeqRange { first: Seq(4), last: Seq(4) });
+    assert_eq!((left(&trial), gave_up(&trial)), (12, false));
+    let mut seen = Vec::new();
+    for index in 0..400 {
+        // Ranges in the second half: what is left of the first batch is in the way, and not brought.
+        say(&mut trial, 2, chunk(&second, 12 + index / 12 * 24 + index % 12));
+        let now = (left(&trial), gave_up(&trial));
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+    }
+    assert_eq!(seen, [(12, false), (10, false), (0, true)]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ impl Machine {
         if self.mode.batch().is_some_and(|batch| batch.ahead) {
             return;
         }
+        let under_way = self.mode.batch().or(self.closing.as_ref());
+        let brought = under_way.filter(|batch| batch.whole && !self.dr.lacks_orders).map(|batch| batch.begin);
         for range in ranges {
             for seq in range.first.0..=range.last.0.min(self.tail.0) {
                 if everything.is_some_and(|begin| Seq(seq) < begin) {
@@ -30,6 +32,9 @@ impl Machine {
                     Some(Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
                         self.requeue(Seq(seq));
                     }
+                    // DR had no room any more for what the batch under way brings: where that was given up for it, no batch
+                    // came to its end while something was written.
+                    _ if brought.is_some_and(|begin| Seq(seq) < begin) => {}
                     // Left to a batch already: the one under way, or the next.
                     Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
                     // Gone from memory; or there never was one, and it is the order itself that DR has lost.

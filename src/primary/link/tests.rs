@@ -1,12 +1,13 @@
 //! What a primary believes of DR's journal after a welcome.
 
 use super::*;
-use crate::core::ids::{Epoch, GroupId, Owner, Volume};
+use crate::core::ids::{Epoch, Extent, GroupId, Owner, Volume};
 use crate::core::machine::{IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
 use crate::limits::{CHUNK_BYTES_MAX, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 use crate::primary::batch::pieces::{charge_of, room_of};
+use crate::primary::batch::{Batch, Mode};
 use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
 
@@ -182,6 +183,47 @@ fn what_was_shipped_from_disk_and_is_asked_for_again_is_left_to_a_batch() {
     assert_eq!(machine.window.get(seq).expect("not answered").payload, Payload::Copied);
     machine.dr_message(CONN, Message::Need { ranges }, &mut Vec::new());
     assert!(machine.lost_any());
+}
+
+/// Found by a review: after a start half-way through a batch, DR's spool was full of what had been written meanwhile. It gave that
+/// up, batch after batch was given up for it, and none came to its end while something was written.
+#[test]
+fn what_dr_gives_up_of_what_the_batch_under_way_brings_is_no_reason_to_give_that_up() {
+    for (at, whole, gaps, ends) in
+        [(4, true, false, false), (5, true, false, true), (4, false, false, true), (4, true, true, true)]
+    {
+        for closing in [false, true] {
+            let mut machine = primary();
+            let mut batch = Box::new(Batch::under_way(Seq(5)));
+            batch.whole = whole;
+            (machine.mode, machine.closing) =
+                if closing { (Mode::Stream, Some(*batch)) } else { (Mode::Batch(batch), None) };
+            machine.dr.lacks_orders = gaps;
+            let ranges = vec![SeqRange { first: Seq(3), last: Seq(at) }];
+            machine.needed(&ranges, &mut Vec::new());
+            assert_eq!(machine.lost_any(), ends, "{at} {whole} {gaps} {closing}");
+            // DR asks for what it looks at last: whether the batch has brought it.
+            machine.needed(&ranges, &mut Vec::new());
+            assert!(machine.lost_any(), "{at} {whole} {gaps} {closing}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_brings_everything_if_nothing_else_may_differ_when_it_begins() {
+    let extent = |offset| Extent { volume: Volume(0), offset, length: 4096 };
+    for (differs, whole) in [(&[0][..], true), (&[0, 512 << 10], false)] {
+        let (mut machine, _) = fresh(Protect::Order, Require::Any, false);
+        machine.dr.phase = Phase::Up { conn: CONN };
+        (machine.dr.caught_up, machine.dr.synced, machine.dr.room) = (true, true, ROOM);
+        for offset in differs {
+            machine.intent.want(extent(*offset));
+        }
+        machine.mode = Mode::Coalescing;
+        machine.lost.insert(Extent { length: 256 << 10, ..extent(0) });
+        machine.maybe_begin();
+        assert_eq!(machine.mode.batch().map(|batch| batch.whole), Some(whole));
+    }
 }
 
 #[test]
