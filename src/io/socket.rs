@@ -213,36 +213,21 @@ impl Socket {
     /// Has the kernel send at most so many bytes a second over TCP, from now on.
     pub fn limit_rate(&mut self, limit: Option<u64>) {
         self.rate = limit;
-        let Some(fd) = &self.fd else { return };
-        let limit = limit.unwrap_or(u64::MAX);
-        let length = size_of_val(&limit) as libc::socklen_t;
-        // SAFETY: the descriptor is open, and the value lives through the call, which only reads it.
-        let _ = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MAX_PACING_RATE,
-                (&raw const limit).cast(),
-                length,
-            )
-        };
+        self.set(libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, limit.unwrap_or(u64::MAX));
     }
 
-    /// Has the kernel take nothing more for TCP while it has so many bytes that it could not send yet, about.
+    /// Has the kernel take nothing more for TCP while it has so many bytes that it could not send yet, about. Without it the
+    /// kernel takes what its buffer has room for.
     pub fn keep_unsent_below(&self, bytes: u32) {
+        self.set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes);
+    }
+
+    /// Sets an option without which all goes on, less well. `T` is an integer of the width that the option has.
+    fn set<T: Copy>(&self, level: libc::c_int, option: libc::c_int, value: T) {
         let Some(fd) = &self.fd else { return };
-        let length = size_of_val(&bytes) as libc::socklen_t;
-        // SAFETY: the descriptor is open, and the value lives through the call, which only reads it. Without it the kernel
-        // takes what its buffer has room for.
-        let _ = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_NOTSENT_LOWAT,
-                (&raw const bytes).cast(),
-                length,
-            )
-        };
+        let length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the value lives through the call, which only reads it.
+        let _ = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     }
 
     /// Who is at the other end of a unix socket.
