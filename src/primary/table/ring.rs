@@ -64,9 +64,14 @@ impl Machine {
         if entry.data.is_empty() {
             return matches!(entry.payload, Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled);
         }
+        !self.aux.ring_live.is_empty() && !self.ring_place(bytes, layout).1
+    }
+
+    /// Where the next entry of the ring goes, and whether there is room for its `bytes`.
+    fn ring_place(&self, bytes: u64, layout: TableLayout) -> (u64, bool) {
         let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
-        let oldest = self.aux.ring_live.front().map(|(_, pos)| *pos);
-        oldest.is_some_and(|oldest| pos + bytes - oldest > self.ring_bound(layout))
+        let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
+        (pos, pos + bytes - oldest <= self.ring_bound(layout))
     }
 
     /// Where the ring holds the payload of a seq, as far as this incarnation put it there or found it.
@@ -87,10 +92,8 @@ impl Machine {
         if bytes > layout.payload_bytes {
             return None;
         }
-        let bound = self.ring_bound(layout);
-        let pos = spool::place(self.aux.ring_pos, layout.payload_bytes, bytes);
-        let oldest = self.aux.ring_live.front().map_or(pos, |(_, pos)| *pos);
-        self.aux.ring_full = pos + bytes - oldest > bound && !planted(Bug::RingReusedEarly);
+        let (pos, fits) = self.ring_place(bytes, layout);
+        self.aux.ring_full = !fits && !planted(Bug::RingReusedEarly);
         if self.aux.ring_full {
             return None;
         }
