@@ -38,6 +38,9 @@ use crate::core::machine::{DiskKind, DiskResult, IoFail};
 const ZEROES_BYTES: usize = 1 << 20;
 /// Most bytes that one advice brings into the page cache: clients cannot drive everything else out with it.
 const READ_AHEAD_BYTES_MAX: u64 = 64 << 20;
+/// Reads that are submitted together. The requests of a client come in a burst, and a disk that gets all of it at the
+/// end of the turn has nothing to do until then, and answers in a burst as well.
+const READS_AT_ONCE: usize = 2;
 /// Most bytes of one system call; the kernel's own limit is just below 2 GiB.
 const TRANSFER_BYTES_MAX: u64 = 1 << 30;
 
@@ -519,7 +522,8 @@ impl Disk {
                 return Ok(());
             }
         }
-        self.begin(file, ticket, Stage::Read { run, base, wanted, done, lead, length: length as usize }, kernel)
+        self.begin(file, ticket, Stage::Read { run, base, wanted, done, lead, length: length as usize }, kernel)?;
+        kernel.submit_from(READS_AT_ONCE)
     }
 
     fn write(

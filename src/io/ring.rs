@@ -257,6 +257,19 @@ impl Kernel {
         }
     }
 
+    /// Submits what is queued once it is so much, and looks at no completion.
+    pub fn submit_from(&mut self, entries: usize) -> io::Result<()> {
+        if self.ring.submission().len() < entries {
+            return Ok(());
+        }
+        match self.ring.submitter().submit() {
+            Ok(_) => Ok(()),
+            // A signal came, or completions must be read before more is submitted: the next `enter` does it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Moves what is completed to `out`.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
