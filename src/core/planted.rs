@@ -194,6 +194,10 @@ bugs! {
     LeapForgotten,
     /// Slots of orders that a batch went ahead of, from before the start, are taken before it is complete.
     SlotsOverLeap,
+    /// The primary goes on believing that DR has what it acknowledged, although it does not name it any more.
+    UnsaidBelieved,
+    /// DR takes any payload that comes for a sign that the one it lacks is on its way.
+    FedByAnything,
 }
 
 /// Whether this mistake is to be made here.

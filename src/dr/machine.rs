@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crate::core::ids::{Conn, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, Level, Now};
 use crate::core::planted::{Bug, planted};
+use crate::dr::asking::Asking;
 use crate::dr::batch::{Batch, Committed};
 use crate::dr::checkpoint::Checkpoints;
 use crate::dr::desk::Desk;
@@ -37,7 +38,7 @@ use crate::dr::sizes::Sizes;
 use crate::format::record::OrderRecord;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::format::wire::{Compare, JournalRoom, Patch};
-use crate::limits::{LINK_SILENCE_NS, NEED_AFTER_NS, STREAM_SILENCE_NS};
+use crate::limits::{LINK_SILENCE_NS, STREAM_SILENCE_NS};
 
 pub use crate::dr::api::{Effect, File, Input, Options, PromoteError};
 
@@ -129,9 +130,7 @@ pub struct Machine {
     pub(super) owing: BTreeSet<Seq>,
     /// When the payloads that a batch leaves out are asked for again.
     pub(super) hollow_due_ns: u64,
-    /// When a payload last came in, was asked for, or became due where none was; and how long to wait before asking.
-    pub(super) fed_by_link_ns: u64,
-    pub(super) ask_after_ns: u64,
+    pub(super) asking: Asking,
     /// What the order connection was last told.
     pub(super) told: Told,
     /// The superblock with `SYNCED` is durable.
@@ -220,8 +219,7 @@ impl Machine {
             chunks_copied: Vec::new(),
             owing: lost,
             hollow_due_ns: 0,
-            fed_by_link_ns: 0,
-            ask_after_ns: NEED_AFTER_NS,
+            asking: Asking::default(),
             told: Told::default(),
             synced: superblock.has(SYNCED),
             alone_since_ns: 0,

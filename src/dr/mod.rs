@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod apply;
+mod asking;
 pub mod batch;
 pub mod checkpoint;
 mod compare;

@@ -28,8 +28,8 @@ use crate::format::spool::entry_bytes;
 use crate::format::superblock::{BLANK, SYNCED};
 use crate::format::wire::{Hello, Message, Purpose, Refuse, RefuseCode, Welcome};
 use crate::limits::{
-    COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, NEED_AFTER_NS, PAYLOAD_BYTES_MAX,
-    PROGRESS_EVERY_NS, PROGRESS_SHORT_NS, VOLUME_BYTES_MAX,
+    COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, CONNECTIONS_MAX, LIST_ITEMS_MAX, PAYLOAD_BYTES_MAX, PROGRESS_EVERY_NS,
+    PROGRESS_SHORT_NS, VOLUME_BYTES_MAX,
 };
 
 impl Machine {
@@ -50,6 +50,9 @@ impl Machine {
         self.patches.drop_of(conn);
         self.fillings.drop_of(conn);
         self.held_orders.retain(|(of, _)| *of != conn);
+        if peer.part == Part::Stream {
+            self.asking.stream_gone(conn);
+        }
         if peer.part == Part::Order {
             for stream in self.links.streams() {
                 self.close(stream, "its order connection is gone", fx);
@@ -77,12 +80,11 @@ impl Machine {
         peer.heard_ns = now.mono_ns;
         match (peer.part, message) {
             (_, Message::Ping { nonce }) => fx.push(Effect::Send { conn, message: Message::Pong { nonce } }),
-            (_, Message::Pong { .. }) => {}
+            (_, Message::Pong { nonce }) => self.sounded(now, conn, nonce, fx),
             (Part::Stranger, Message::Hello(hello)) => self.hello(now, conn, &hello, fx),
             (Part::Order, Message::Orders(records)) => self.orders(now, conn, &records, fx),
             (Part::Stream, Message::Payload { record, data }) => {
-                self.fed_by_link_ns = now.mono_ns;
-                self.ask_after_ns = NEED_AFTER_NS;
+                self.asking.came(now, record.seq);
                 self.payload(now, Arrival { conn, record, data }, fx);
             }
             (Part::Order, Message::RoomAsked { volume, size }) => self.room_asked(conn, volume, size, fx),
@@ -106,7 +108,7 @@ impl Machine {
     /// The payloads of a first sync come once it is nearly done: until then its pieces show that the link feeds this site.
     fn piece_came(&mut self, now: Now) {
         if self.batch.as_ref().is_some_and(|batch| batch.direct) {
-            self.fed_by_link_ns = now.mono_ns;
+            self.asking.fed(now);
         }
     }
 
@@ -216,8 +218,7 @@ impl Machine {
         if !ranges.is_empty() {
             fx.push(Effect::Send { conn, message: Message::Need { ranges } });
         }
-        self.fed_by_link_ns = now.mono_ns;
-        self.ask_after_ns = NEED_AFTER_NS;
+        self.asking.begin(now);
     }
 
     fn welcome_message(&self) -> Welcome {
@@ -252,8 +253,7 @@ impl Machine {
         }
         // What is due from now on has its time to come, however long there was nothing to send.
         if self.history.first_missing_above(self.due_above()).is_none() {
-            self.fed_by_link_ns = now.mono_ns;
-            self.ask_after_ns = NEED_AFTER_NS;
+            self.asking.fed(now);
         }
         // The sender does not believe what it was told of orders that it had yet to send: it is told again.
         if let Some(first) = records.first() {
@@ -377,28 +377,6 @@ impl Machine {
         if let Some(conn) = self.links.order {
             fx.push(Effect::Send { conn, message: Message::Need { ranges } });
         }
-    }
-
-    /// When a payload that is due is asked for, if nothing comes: the writer may believe it is here. What waits for
-    /// room behind it keeps nobody from asking; it may be what has taken the window.
-    pub(super) fn ask_due_ns(&self) -> Option<u64> {
-        self.links.order?;
-        let due = self.history.first_missing_above(self.due_above())?;
-        let came = self.intake.first_waiting().is_some_and(|record| record.seq <= due);
-        (!came).then_some(self.fed_by_link_ns + self.ask_after_ns)
-    }
-
-    pub(super) fn ask_again(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if self.ask_due_ns().is_none_or(|due| now.mono_ns < due) {
-            return;
-        }
-        let ranges = self.history.missing_ranges_above(self.due_above(), LIST_ITEMS_MAX);
-        let Some(seq) = ranges.first().map(|range| range.first) else { return };
-        self.fed_by_link_ns = now.mono_ns;
-        self.ask_after_ns *= 2;
-        let text = format!("nothing has come for long, and the payloads from seq {seq} on are due: asked for");
-        fx.push(Effect::Log { level: Level::Info, text });
-        self.need(ranges, fx);
     }
 
     /// Stores what waited for its record or for room, lowest seq first.

@@ -610,6 +610,7 @@ impl Machine {
         }
         self.check_batch(welcome, fx);
         let dr = &mut self.dr;
+        let before = dr.journal;
         // What went to the other directory meanwhile this one lacks.
         let regressed = back || welcome.cut < dr.cut;
         let lost = regressed || welcome.gaps || dr.synced && !welcome.synced;
@@ -665,6 +666,9 @@ impl Machine {
         }
         for range in &welcome.have {
             self.mark_copied(*range);
+        }
+        if welcome.synced {
+            self.unsaid(welcome, before, fx);
         }
         self.close_batch(fx);
         self.look_behind();

@@ -289,6 +289,12 @@ const REGRESSIONS: &[(u64, &str)] = &[
         5887317,
         "what had waited for the table during the first copy was acknowledged without the ring when it began to protect",
     ),
+    (
+        7029181,
+        "with the last order that DR had a bit took a payload that it had acknowledged, and `sync` went on acknowledging",
+    ),
+    (7056023, "as 7029181"),
+    (7044756, "any payload was a sign that the one that DR lacked was on its way: it was never asked for"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),
     (324517, "as 301238"),

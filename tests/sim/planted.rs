@@ -17,6 +17,8 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// The seed that caught each bug last time: it is tried first, so that a run over all of them is short. One that
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
+    (Bug::UnsaidBelieved, 7029181),
+    (Bug::FedByAnything, 7044756),
     (Bug::LeapForgotten, 4372940),
     (Bug::SlotsOverLeap, 4389856),
     (Bug::PatchUnchecked, 4200000),

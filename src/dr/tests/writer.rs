@@ -450,6 +450,7 @@ impl Writer {
             }
             Message::Refuse(refuse) => panic!("refused: {}", refuse.text),
             Message::Pong { .. } => {}
+            Message::Ping { nonce } => self.queue(conn, Message::Pong { nonce }),
             other => panic!("DR says {other:?}"),
         }
     }

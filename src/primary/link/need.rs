@@ -3,6 +3,9 @@
 use bytes::Bytes;
 
 use crate::core::ids::{Seq, SeqRange};
+use crate::core::planted::{Bug, planted};
+use crate::format::wire::Welcome;
+use crate::limits::LIST_ITEMS_MAX;
 use crate::primary::machine::{Effect, Machine};
 use crate::primary::window::Payload;
 
@@ -44,6 +47,25 @@ impl Machine {
                     }
                 }
             }
+        }
+    }
+
+    /// DR has acknowledged payloads that it does not name any more: nobody sends them again, and what it lost with their
+    /// orders it cannot ask for. `before` is up to where it has said that it has the orders.
+    pub(super) fn unsaid(&mut self, welcome: &Welcome, before: Seq, fx: &mut Vec<Effect>) {
+        let under_way = self.mode.batch().or(self.closing.as_ref()).map(|batch| batch.begin);
+        let from = welcome.cut.max(under_way.unwrap_or_default()).next().max(self.window.first());
+        let named_upto =
+            if welcome.have.len() < LIST_ITEMS_MAX { self.tail } else { welcome.have[LIST_ITEMS_MAX - 1].last };
+        let mut named = welcome.have.iter().peekable();
+        let copied = |seq: &Seq| self.window.get(*seq).is_none_or(|entry| entry.payload == Payload::Copied);
+        let kept = (from.0..=welcome.journal_seq.min(named_upto).0).map(Seq).find(|seq| {
+            while named.next_if(|range| range.last < *seq).is_some() {}
+            copied(seq) && named.peek().is_none_or(|range| *seq < range.first)
+        });
+        let ordered = (welcome.journal_seq.0 + 1..=before.0.min(self.tail.0)).map(Seq).find(copied);
+        if let Some(seq) = kept.or(ordered).filter(|_| !planted(Bug::UnsaidBelieved)) {
+            self.left_to_batch(seq, fx);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::primary::batch::pieces::{charge_of, room_of};
 use crate::primary::batch::{Batch, Mode};
 use crate::primary::machine::{Options, Req};
 use crate::primary::recovery::{Expect, Files, recover};
+use crate::primary::window::Window;
 
 const CONN: Conn = Conn(7);
 const STREAM: Conn = Conn(8);
@@ -76,7 +77,7 @@ pub(in crate::primary) fn fresh(protect: Protect, require: Require, isolated_con
 /// A primary at seq 200 that DR has told of a recovery point at 50, and of payloads up to 90.
 pub(in crate::primary) fn primary() -> Machine {
     let (mut machine, _) = fresh(Protect::Order, Require::Both, false);
-    (machine.tail, machine.copied) = (Seq(200), Seq(90));
+    (machine.tail, machine.copied, machine.window) = (Seq(200), Seq(90), Window::new(Seq(201)));
     (machine.superblock.peer, machine.dr.synced, machine.dr.cut) = (DR, true, Seq(50));
     machine
 }
@@ -183,6 +184,37 @@ fn what_was_shipped_from_disk_and_is_asked_for_again_is_left_to_a_batch() {
     assert_eq!(machine.window.get(seq).expect("not answered").payload, Payload::Copied);
     machine.dr_message(CONN, Message::Need { ranges }, &mut Vec::new());
     assert!(machine.lost_any());
+}
+
+/// Found by seed 7029181: a bit flipped in the last order that DR had, and with it went a payload that it had acknowledged; in
+/// `sync` the primary went on acknowledging what came after it.
+#[test]
+fn what_dr_acknowledged_and_names_no_more_is_left_to_a_batch() {
+    let at = |first, last| SeqRange { first: Seq(first), last: Seq(last) };
+    let cases = [
+        ("everything", 12, vec![at(6, 12)], false),
+        ("one was never acknowledged", 12, vec![at(6, 8), at(10, 12)], false),
+        ("one is missing between", 12, vec![at(6, 6), at(8, 12)], true),
+        ("the last is missing", 12, vec![at(6, 11)], true),
+        ("its order with it", 11, vec![at(6, 11)], true),
+        ("orders of which none was acknowledged", 12, vec![at(6, 12)], false),
+        ("nothing is there", 5, vec![], true),
+    ];
+    for (what, journal, have, lost) in cases {
+        let (mut machine, _) = fresh(Protect::Sync, Require::Both, false);
+        let data = Bytes::from(vec![1; 4096]);
+        while machine.tail < Seq(14) {
+            let record = machine.record(Op::Write, 0, Volume(0), 0, data.len() as u64, crc32fast::hash(&data));
+            machine.append(record, data.clone(), None);
+            let entry = machine.window.get_mut(record.seq).expect("appended");
+            let sent = record.seq == Seq(9) || record.seq > Seq(12);
+            entry.payload = if sent { Payload::Sent } else { Payload::Copied };
+        }
+        (machine.dr.journal, machine.dr.cut, machine.dr.synced) = (Seq(14), Seq(5), true);
+        let welcome = Welcome { journal_seq: Seq(journal), have, ..welcoming(5, true, false) };
+        machine.unsaid(&welcome, Seq(14), &mut Vec::new());
+        assert_eq!(machine.lost_any(), lost, "{what}");
+    }
 }
 
 /// Found by a review: after a start half-way through a batch, DR's spool was full of what had been written meanwhile. It gave that
