@@ -246,6 +246,8 @@ pub const STREAM_STALL_NS: u64 = 30_000_000_000;
 pub const STREAM_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How long DR waits for a payload that is due, while none comes at all, before it asks, nanoseconds.
 pub const NEED_AFTER_NS: u64 = 60_000_000_000;
+/// How long it waits while others come, before it asks whether that one is still on its way.
+pub const PASSED_AFTER_NS: u64 = 10_000_000_000;
 /// Bytes of one read of the status table at a promotion, and how many of them are in flight.
 pub const TABLE_READ_BYTES: u64 = 256 << 10;
 pub const TABLE_READS_INFLIGHT_MAX: usize = 8;

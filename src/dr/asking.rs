@@ -3,11 +3,11 @@
 //! | what comes | a payload that is due is asked for |
 //! |---|---|
 //! | nothing | after [`NEED_AFTER_NS`] |
-//! | payloads of later orders | after as long, once every stream has answered a ping that was sent since: the writer sends payloads in the order of their seqs, each on one of its streams, so that it has passed what has not come |
+//! | payloads of later orders | after [`PASSED_AFTER_NS`], once every stream has answered a ping that was sent since: the writer sends payloads in the order of their seqs, each on one of its streams, so that it has passed what has not come |
 //! | | not as long as a stream still brings what was sent before; a slow line has its time |
 //!
-//! Each time that the same one is asked for again, after twice as long. What is asked for twice on one connection the
-//! writer leaves to a batch.
+//! What is asked for twice on one connection the writer leaves to a batch. So the second time is after two minutes, in which
+//! it has found room on a stream for what it sends again, and each further time after twice as long.
 
 use std::collections::BTreeSet;
 
@@ -17,16 +17,19 @@ use crate::core::ids::{Conn, Seq};
 use crate::core::machine::{Level, Now};
 use crate::core::planted::{Bug, planted};
 use crate::format::wire::Message;
-use crate::limits::{LIST_ITEMS_MAX, NEED_AFTER_NS};
+use crate::limits::{LIST_ITEMS_MAX, NEED_AFTER_NS, PASSED_AFTER_NS};
 
 #[derive(Clone, Debug)]
 pub(super) struct Asking {
     /// When a payload last came in, was asked for, or became due where none was; monotonic ns.
     fed_ns: u64,
-    /// How long is waited before asking.
+    /// How long is waited before asking where nothing comes, and where others come.
     after_ns: u64,
+    passed_after_ns: u64,
     /// First payload that is due, and since when it is, or nothing that was sent before it can be lost any more.
     due: Option<(Seq, u64)>,
+    /// It is to have its time once more.
+    anew: bool,
     /// Highest payload that came on the streams of this writer.
     highest: Seq,
     sounding: Option<Sounding>,
@@ -45,7 +48,16 @@ struct Sounding {
 
 impl Default for Asking {
     fn default() -> Asking {
-        Asking { fed_ns: 0, after_ns: NEED_AFTER_NS, due: None, highest: Seq(0), sounding: None, nonce: 0 }
+        Asking {
+            fed_ns: 0,
+            after_ns: NEED_AFTER_NS,
+            passed_after_ns: PASSED_AFTER_NS,
+            due: None,
+            anew: false,
+            highest: Seq(0),
+            sounding: None,
+            nonce: 0,
+        }
     }
 }
 
@@ -67,7 +79,7 @@ impl Asking {
 
     /// A stream is gone: what was on its way there is sent again, after what came meanwhile.
     pub fn stream_gone(&mut self, conn: Conn) {
-        (self.highest, self.due) = (Seq(0), None);
+        (self.highest, self.anew) = (Seq(0), true);
         if self.sounding.as_ref().is_some_and(|it| it.waiting.contains(&conn)) {
             self.sounding = None;
         }
@@ -76,16 +88,20 @@ impl Asking {
     fn note_due(&mut self, now: Now, first: Option<Seq>) {
         if self.due.map(|(seq, _)| seq) != first {
             self.due = first.map(|seq| (seq, now.mono_ns));
-            (self.after_ns, self.sounding) = (NEED_AFTER_NS, None);
+            (self.after_ns, self.passed_after_ns) = (NEED_AFTER_NS, PASSED_AFTER_NS);
+            self.sounding = None;
+        } else if self.anew {
+            self.due = first.map(|seq| (seq, now.mono_ns));
         }
+        self.anew = false;
     }
 
     /// When something is to be done about it.
     fn due_ns(&self) -> Option<u64> {
         let (seq, since_ns) = self.due?;
+        let silent = self.fed_ns + self.after_ns;
         let passed = seq < self.highest && self.sounding.is_none();
-        let since_ns = if passed { since_ns.min(self.fed_ns) } else { self.fed_ns };
-        Some(since_ns + self.after_ns)
+        Some(if passed { silent.min(since_ns + self.passed_after_ns) } else { silent })
     }
 }
 
@@ -137,6 +153,10 @@ impl Machine {
         }
         let below = sounding.below;
         let Some((seq, _)) = self.asking.due else { return };
+        if self.intake.first_waiting().is_some_and(|record| record.seq <= seq) || !self.history.is_missing(seq) {
+            self.asking.sounding = None;
+            return;
+        }
         let text = format!("the payload of seq {seq} is due, and what was sent after it has come: asked for");
         fx.push(Effect::Log { level: Level::Info, text });
         self.ask_below(now, below, fx);
@@ -153,6 +173,7 @@ impl Machine {
         (it.fed_ns, it.sounding) = (now.mono_ns, None);
         it.due = it.due.map(|(seq, _)| (seq, now.mono_ns));
         it.after_ns *= 2;
+        it.passed_after_ns = it.after_ns;
         self.need(ranges, fx);
     }
 }

@@ -214,6 +214,8 @@ impl Machine {
         let (history, due) = (&self.history, self.due_above());
         self.owing.retain(|&seq| seq > due && history.is_missing(seq));
         ranges.extend(self.owing.iter().map(|&seq| SeqRange { first: seq, last: seq }));
+        // Most of it the writer has yet to send; of what it was told that it is here, nobody else would tell it in time.
+        ranges.extend(self.history.missing_ranges_above(due, LIST_ITEMS_MAX));
         ranges.truncate(LIST_ITEMS_MAX);
         if !ranges.is_empty() {
             fx.push(Effect::Send { conn, message: Message::Need { ranges } });

@@ -49,6 +49,8 @@ pub struct DiskFifo {
     turn: Option<Turn>,
     /// Seq of the last payload appended.
     pub last: Seq,
+    /// And of the last one fetched for shipping, 0 before the first.
+    fetched: Seq,
     reading: bool,
     /// Bytes the next read has to fetch to hold one whole entry.
     need: u64,
@@ -80,6 +82,7 @@ impl DiskFifo {
             appends: VecDeque::new(),
             turn,
             last,
+            fetched: Seq(0),
             reading: false,
             need: 0,
             staged: VecDeque::new(),
@@ -104,6 +107,13 @@ impl DiskFifo {
     #[must_use]
     pub fn all_sent(&self) -> bool {
         self.read == self.tail && self.staged.is_empty()
+    }
+
+    /// Whether a payload is here, or may be, and is not on its way.
+    #[must_use]
+    pub fn may_send(&self, seq: Seq) -> bool {
+        let unread = self.read < self.tail && seq > self.fetched && seq <= self.last;
+        unread || self.staged.iter().any(|staged| staged.record.seq == seq)
     }
 
     /// Bytes of the file in use.
@@ -153,6 +163,7 @@ impl DiskFifo {
         self.written = self.tail;
         self.appends.clear();
         self.generation_pos = self.tail;
+        self.fetched = self.last;
         self.staged.clear();
         self.staged_bytes = 0;
         self.need = 0;
@@ -226,6 +237,7 @@ impl DiskFifo {
             let data = rest.slice(ENTRY_HEADER_BYTES..end);
             header.verify_data(&data).map_err(|why| format!("seq {}: {why}", header.record.seq))?;
             self.staged_bytes += entry;
+            self.fetched = header.record.seq;
             self.staged.push_back(Staged { record: header.record, data, pos });
             pos += entry;
             self.read = pos;

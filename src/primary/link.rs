@@ -57,6 +57,8 @@ pub struct DrLink {
     pub(super) next: Seq,
     /// Records durable in DR's journal, without a hole but the one that `skipped` tells of.
     pub journal: Seq,
+    /// Of these it has told, or of a payload, which it acknowledges after its order and on another connection.
+    told: Seq,
     /// Records up to here, after `held`, were left out by a jump of the journal, or may have been lost there.
     pub(super) skipped: Seq,
     /// Records durable in the journal before that.
@@ -122,6 +124,7 @@ impl DrLink {
             streams: Vec::new(),
             next: Seq(0),
             journal: Seq(0),
+            told: Seq(0),
             skipped: Seq(0),
             never_gets: Seq(0),
             held: Seq(0),
@@ -610,7 +613,7 @@ impl Machine {
         }
         self.check_batch(welcome, fx);
         let dr = &mut self.dr;
-        let before = dr.journal;
+        let told = std::mem::replace(&mut dr.told, welcome.journal_seq).max(dr.journal);
         // What went to the other directory meanwhile this one lacks.
         let regressed = back || welcome.cut < dr.cut;
         let lost = regressed || welcome.gaps || dr.synced && !welcome.synced;
@@ -668,7 +671,7 @@ impl Machine {
             self.mark_copied(*range);
         }
         if welcome.synced {
-            self.unsaid(welcome, before, fx);
+            self.unsaid(welcome.journal_seq, told, fx);
         }
         self.close_batch(fx);
         self.look_behind();
@@ -728,6 +731,7 @@ impl Machine {
             self.batch_moved();
         }
         for range in ranges {
+            self.dr.told = self.dr.told.max(range.last);
             let Some(stream) = self.dr.stream_mut(conn) else { return };
             let forgotten: Vec<Seq> = stream.forgotten.range(range.first..=range.last).map(|(seq, _)| *seq).collect();
             for number in forgotten.iter().filter_map(|seq| stream.forgotten.remove(seq)) {

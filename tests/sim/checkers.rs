@@ -185,8 +185,8 @@ pub struct Reach<'a> {
     pub knowable: &'a dyn Fn(&OrderRecord) -> bool,
     /// Whether what the auxiliary held of a seq was damaged there: it may be lost, and then that is said (I8).
     pub rotten: &'a dyn Fn(Seq) -> bool,
-    /// Whether the payload that DR held of a seq was damaged there.
-    pub rotten_payload: &'a dyn Fn(Seq) -> bool,
+    /// Whether the payload that DR held of a seq was damaged there, and nobody knew when a write was asked for then.
+    pub rotten_payload: &'a dyn Fn(Seq, u64) -> bool,
     /// Whether the auxiliary's ring has the payload of a seq, and says where.
     pub in_ring: &'a dyn Fn(Seq) -> bool,
     /// Whether the group's policy at a full status table gave this record up (`overflow = coalesce`).
@@ -373,8 +373,10 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
     let before_jump = old.iter().map(|record| record.seq).max().unwrap_or_default();
     // A payload that cannot be had holds back what comes after it.
     let spoiled = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten)(record.seq));
-    let spoiled_at_dr = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten_payload)(record.seq));
-    let gone = |seq: Seq| (reach.rotten_payload)(seq) && !(reach.in_ring)(seq);
+    let spoiled_at_dr = |seq: Seq, asked_ns: u64| {
+        oracle.back_from(seq, outcome.cut).any(|record| (reach.rotten_payload)(record.seq, asked_ns))
+    };
+    let gone = |seq: Seq| (reach.rotten_payload)(seq, 0) && !(reach.in_ring)(seq);
     let gone_at_both = |seq: Seq| oracle.back_from(seq, outcome.cut).any(|record| gone(record.seq));
     for request in &oracle.requests {
         let (Some(promise), Some(seq)) = (request.promise, request.seq) else { continue };
@@ -405,8 +407,8 @@ pub fn check_report(oracle: &Oracle, protect: Protect, outcome: &Outcome, reach:
         }
         let nothing_lost = match protect {
             // Beside the primary only DR has the payloads: one that a bit flips in is lost with the primary, and holds back
-            // what comes after it. That is known, and listed.
-            Protect::Sync => promise.full && !spoiled_at_dr(seq),
+            // what comes after it. That is known, and listed. What is asked for after the start that finds it is not.
+            Protect::Sync => promise.full && !spoiled_at_dr(seq, request.submitted_ns),
             // A primary that came back from a loss of power goes on after a gap in the seqs, and DR with it: what only
             // the table knew from before has no place in DR's history any more, until the batch that it then makes is
             // complete. Lost before that, it is lost a second time; the report lists what that costs.
@@ -538,7 +540,7 @@ mod tests {
             knowable: &|_| true,
             given_up: &|_| false,
             rotten: &|_| false,
-            rotten_payload: &|_| false,
+            rotten_payload: &|_, _| false,
             in_ring: &|_| false,
             stopped: false,
         };
@@ -566,7 +568,7 @@ mod tests {
             knowable: &|_| true,
             given_up: &|_| false,
             rotten: &|_| false,
-            rotten_payload: &|_| false,
+            rotten_payload: &|_, _| false,
             in_ring: &|_| false,
             stopped: false,
         };

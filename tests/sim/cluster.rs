@@ -273,9 +273,10 @@ pub struct World {
     pub aux_epoch: u32,
     /// Bits of DR's files have flipped.
     pub damaged: bool,
-    /// Seqs whose record, and those whose payload was damaged there.
+    /// Seqs whose record, and those whose payload was damaged there; the latter with when the start was that has to have
+    /// noticed, if one was: what is asked of the primary after it relies on no such payload.
     pub dr_rotten: BTreeSet<Seq>,
-    pub dr_rotten_payloads: BTreeSet<Seq>,
+    pub dr_rotten_payloads: BTreeMap<Seq, u64>,
     /// Those of `dr_rotten` since whose damage the primary has heard that DR's journal lacks orders.
     pub dr_rotten_heard: BTreeSet<Seq>,
     /// Of the auxiliary: seqs whose record or payload was damaged there, or all of them.
@@ -415,7 +416,7 @@ impl World {
             aux_epoch: 0,
             damaged: false,
             dr_rotten: BTreeSet::new(),
-            dr_rotten_payloads: BTreeSet::new(),
+            dr_rotten_payloads: BTreeMap::new(),
             dr_rotten_heard: BTreeSet::new(),
             aux_rotten: BTreeSet::new(),
             aux_astray: false,

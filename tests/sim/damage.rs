@@ -84,7 +84,10 @@ impl World {
         self.landmark(|| format!("bit {bit} of byte {at} of DR's {file:?} flips"));
         self.dr_disk.flip(file, at, bit);
         self.damaged = true;
-        let rotten = if file == File::Journal { &mut self.dr_rotten } else { &mut self.dr_rotten_payloads };
-        rotten.insert(seq);
+        if file == File::Journal {
+            self.dr_rotten.insert(seq);
+        } else {
+            self.dr_rotten_payloads.insert(seq, self.now_ns);
+        }
     }
 }

@@ -294,7 +294,7 @@ impl World {
             }
             Place::Dr(_) => {
                 self.damaged = true;
-                self.dr_rotten_payloads.insert(seq);
+                self.dr_rotten_payloads.insert(seq, u64::MAX);
             }
         }
     }

@@ -539,7 +539,7 @@ impl World {
         }
         self.landmark(|| format!("promoted: cut {}, tail {}", outcome.cut, outcome.tail));
         // The recovery point goes back before a payload that is damaged under it, and what follows is listed.
-        let went_back = self.dr_rotten_payloads.contains(&outcome.cut.next());
+        let went_back = self.dr_rotten_payloads.contains_key(&outcome.cut.next());
         let stopped = self.stopped_before_resize(&outcome);
         if outcome.cut < self.cut_told && vouched && !went_back && !stopped {
             let text = format!("promoted at seq {}, and the cut had been {}", outcome.cut, self.cut_told);
@@ -593,7 +593,9 @@ impl World {
                 at_dr || outcome.aux_read && at_aux && !self.came_late.contains(&record.seq)
             },
             rotten: &|seq| self.rotten_at_aux(seq) || self.came_late.contains(&seq),
-            rotten_payload: &|seq| self.dr_spool_astray || self.dr_rotten_payloads.contains(&seq),
+            rotten_payload: &|seq, asked_ns| {
+                self.dr_spool_astray || self.dr_rotten_payloads.get(&seq).is_some_and(|until_ns| asked_ns <= *until_ns)
+            },
             in_ring: &|seq| self.ring_holds(seq),
             given_up: &|seq| self.setup.overflow == Overflow::Coalesce && seq.0 + slots <= self.oracle.tail().0,
             stopped: self.stopped_before_resize(outcome),

@@ -6,7 +6,7 @@ use crate::core::ids::{Chain, Conn, Seq, SeqRange};
 use crate::core::op::Op;
 use crate::dr::api::Input;
 use crate::format::record::OrderRecord;
-use crate::format::wire::{Message, Purpose};
+use crate::format::wire::{Hello, Message, Purpose};
 
 const ORDER: Conn = Conn(1);
 const STREAMS: [Conn; 2] = [Conn(2), Conn(3)];
@@ -73,7 +73,7 @@ impl Busy {
 #[test]
 fn a_payload_that_is_passed_by_others_is_asked_for_once_every_stream_has_brought_what_was_sent_before() {
     let mut busy = Busy::new(41);
-    busy.seconds(58);
+    busy.seconds(8);
     assert_eq!((busy.pinged(STREAMS[0]), busy.asked()), (None, vec![]), "it has its time");
     busy.seconds(4);
     let below = busy.next;
@@ -84,7 +84,7 @@ fn a_payload_that_is_passed_by_others_is_asked_for_once_every_stream_has_brought
     busy.answer(STREAMS[1]);
     let only = SeqRange { first: Seq(3), last: Seq(3) };
     assert_eq!(busy.asked(), [only], "others are not asked for, up to {below}");
-    // The next time after twice as long.
+    // The next time after two minutes.
     let nonce = busy.pinged(STREAMS[1]);
     busy.seconds(118);
     assert_eq!(busy.pinged(STREAMS[1]), nonce);
@@ -101,17 +101,31 @@ fn a_payload_that_is_passed_by_others_is_asked_for_once_every_stream_has_brought
 fn what_was_on_a_stream_that_is_gone_has_its_time_again() {
     for gone in [0, 1] {
         let mut busy = Busy::new(43);
-        busy.seconds(62);
+        busy.seconds(12);
         assert!(busy.pinged(STREAMS[gone]).is_some());
         busy.answer(STREAMS[1 - gone]);
         busy.trial.step(Input::Closed { conn: STREAMS[gone] });
         if gone == 0 {
             // What came on it is no sign that the other has brought what was on it.
-            busy.trial.now.mono_ns += 30_000_000_000;
+            busy.trial.now.mono_ns += 8_000_000_000;
             busy.trial.step(Input::Tick);
         } else {
-            busy.seconds(30);
+            busy.seconds(8);
         }
         assert_eq!(busy.asked(), [], "{gone}");
     }
+}
+
+/// Found by a review: in `sync` a writer that took it for copied acknowledged what came after it, for a minute.
+#[test]
+fn a_writer_that_connects_is_told_at_once_what_is_missing() {
+    let mut busy = Busy::new(45);
+    busy.seconds(6);
+    let again = Conn(9);
+    busy.trial.step(Input::Opened { conn: again });
+    let Message::Hello(hello) = busy.trial.writer.hello(Purpose::Order) else { panic!("a hello") };
+    let hello = Hello { tail: Seq(busy.next - 1), ..hello };
+    busy.trial.step(Input::Message { conn: again, message: Message::Hello(hello) });
+    busy.trial.drain_disk();
+    assert_eq!(asked_for(&busy.trial, again), [SeqRange { first: Seq(3), last: Seq(3) }]);
 }

@@ -19,6 +19,7 @@ fn a_payload_that_is_due_is_asked_for_while_others_wait_for_room_behind_it() {
     caught_up(&mut trial);
     trial.write_data();
     let due = trial.writer.withhold();
+    trial.writer.slow = true;
     for _ in 0..200_000 {
         let waits =
             trial.machine.intake.first_waiting().is_some_and(|record| record.seq <= trial.machine.history.tail());

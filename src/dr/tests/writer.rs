@@ -65,6 +65,8 @@ pub struct Writer {
     pub reorder: usize,
     /// DR has said that it gave up payloads.
     pub forgiving: bool,
+    /// Pings are not answered: its streams are slow.
+    pub slow: bool,
     /// DR's files were damaged: it may come back with less than it promised.
     pub damaged: bool,
     /// What was written up to here is not remembered as owed; a restart does not bring it back.
@@ -99,6 +101,7 @@ impl Writer {
             unsent: VecDeque::new(),
             bunker: false,
             forgiving: false,
+            slow: false,
             damaged: false,
             forgotten: Seq(0),
             reorder: if rng.chance(30) { 300 } else { 6 },
@@ -450,6 +453,7 @@ impl Writer {
             }
             Message::Refuse(refuse) => panic!("refused: {}", refuse.text),
             Message::Pong { .. } => {}
+            Message::Ping { .. } if self.slow => {}
             Message::Ping { nonce } => self.queue(conn, Message::Pong { nonce }),
             other => panic!("DR says {other:?}"),
         }

@@ -4,8 +4,6 @@ use bytes::Bytes;
 
 use crate::core::ids::{Seq, SeqRange};
 use crate::core::planted::{Bug, planted};
-use crate::format::wire::Welcome;
-use crate::limits::LIST_ITEMS_MAX;
 use crate::primary::machine::{Effect, Machine};
 use crate::primary::window::Payload;
 
@@ -20,51 +18,50 @@ impl Machine {
         }
         let under_way = self.mode.batch().or(self.closing.as_ref());
         let brought = under_way.filter(|batch| batch.whole && !self.dr.lacks_orders).map(|batch| batch.begin);
+        // Which payloads a batch leaves out DR can say once it knows of it.
+        let unheard = under_way.map(|batch| batch.begin).filter(|begin| *begin > self.dr.journal);
         for range in ranges {
-            for seq in range.first.0..=range.last.0.min(self.tail.0) {
-                if everything.is_some_and(|begin| Seq(seq) < begin) {
+            for seq in (range.first.0..=range.last.0.min(self.tail.0)).map(Seq) {
+                if everything.max(unheard).is_some_and(|begin| seq < begin) || self.is_to_come(seq) {
                     continue;
                 }
-                let entry = self.window.get_mut(Seq(seq)).map(|entry| entry.payload);
-                match entry {
+                match self.window.get(seq).map(|entry| entry.payload) {
+                    // DR tells at its welcome what is missing there. Whether it was dropped nobody knows any more; DR will say
+                    // so if the next batch does not bring it.
+                    None if self.lost_any() && self.dr.streams_up() == 0 => {}
                     // Asked for again on the same connection: DR cannot take it, it has lost the order that it belongs to.
-                    _ if !self.dr.asked.insert(Seq(seq)) => {
-                        self.left_to_batch(Seq(seq), fx);
-                        return;
-                    }
-                    Some(Payload::Queued | Payload::Sent | Payload::Spilling | Payload::Spilled) => {
-                        self.requeue(Seq(seq));
-                    }
+                    _ if !self.dr.asked.insert(seq) => return self.left_to_batch(seq, fx),
+                    Some(Payload::Sent | Payload::Spilled) => self.requeue(seq),
                     // DR had no room any more for what the batch under way brings: where that was given up for it, no batch
                     // came to its end while something was written.
-                    _ if brought.is_some_and(|begin| Seq(seq) < begin) => {}
+                    _ if brought.is_some_and(|begin| seq < begin) => {}
                     // Left to a batch already: the one under way, or the next.
                     Some(Payload::Dropped) if self.lost_any() || self.mode.batch().is_some() => {}
                     // Gone from memory; or there never was one, and it is the order itself that DR has lost.
-                    _ => {
-                        self.left_to_batch(Seq(seq), fx);
-                        return;
-                    }
+                    _ => return self.left_to_batch(seq, fx),
                 }
             }
         }
     }
 
-    /// DR has acknowledged payloads that it does not name any more: nobody sends them again, and what it lost with their
-    /// orders it cannot ask for. `before` is up to where it has said that it has the orders.
-    pub(super) fn unsaid(&mut self, welcome: &Welcome, before: Seq, fx: &mut Vec<Effect>) {
-        let under_way = self.mode.batch().or(self.closing.as_ref()).map(|batch| batch.begin);
-        let from = welcome.cut.max(under_way.unwrap_or_default()).next().max(self.window.first());
-        let named_upto =
-            if welcome.have.len() < LIST_ITEMS_MAX { self.tail } else { welcome.have[LIST_ITEMS_MAX - 1].last };
-        let mut named = welcome.have.iter().peekable();
-        let copied = |seq: &Seq| self.window.get(*seq).is_none_or(|entry| entry.payload == Payload::Copied);
-        let kept = (from.0..=welcome.journal_seq.min(named_upto).0).map(Seq).find(|seq| {
-            while named.next_if(|range| range.last < *seq).is_some() {}
-            copied(seq) && named.peek().is_none_or(|range| *seq < range.first)
-        });
-        let ordered = (welcome.journal_seq.0 + 1..=before.0.min(self.tail.0)).map(Seq).find(copied);
-        if let Some(seq) = kept.or(ordered).filter(|_| !planted(Bug::UnsaidBelieved)) {
+    /// Whether a payload has yet to be sent on the connections of now.
+    fn is_to_come(&self, seq: Seq) -> bool {
+        match self.window.get(seq).map(|entry| entry.payload) {
+            Some(Payload::Queued | Payload::Spilling) => true,
+            Some(Payload::Spilled) | None => self.fifo.may_send(seq),
+            Some(Payload::Sent | Payload::Copied | Payload::Dropped | Payload::None) => false,
+        }
+    }
+
+    /// DR has acknowledged orders up to `told`, by themselves or by their payloads, and has lost those after `journal`: with
+    /// them went their payloads, and those that it acknowledged it cannot ask for.
+    pub(super) fn unsaid(&mut self, journal: Seq, told: Seq, fx: &mut Vec<Effect>) {
+        let copied = |seq: &Seq| match self.window.get(*seq).map(|entry| entry.payload) {
+            Some(payload) => payload == Payload::Copied,
+            None => !self.fifo.may_send(*seq),
+        };
+        let first = (journal.0 + 1..=told.0.min(self.tail.0)).map(Seq).find(copied);
+        if let Some(seq) = first.filter(|_| !planted(Bug::UnsaidBelieved)) {
             self.left_to_batch(seq, fx);
         }
     }

@@ -186,35 +186,66 @@ fn what_was_shipped_from_disk_and_is_asked_for_again_is_left_to_a_batch() {
     assert!(machine.lost_any());
 }
 
+/// DR has orders up to 14 and payloads up to 12 but for 9, and has said so; of what has left the window, all up to `trimmed`.
+fn copied_but_for_some(trimmed: u64) -> Machine {
+    let (mut machine, _) = fresh(Protect::Sync, Require::Both, false);
+    let data = Bytes::from(vec![1; 4096]);
+    while machine.tail < Seq(14) {
+        let record = machine.record(Op::Write, 0, Volume(0), 0, data.len() as u64, crc32fast::hash(&data));
+        machine.append(record, data.clone(), None);
+        let entry = machine.window.get_mut(record.seq).expect("appended");
+        entry.local = Local::Done;
+        let queued = record.seq == Seq(9) || record.seq > Seq(12);
+        entry.payload = if queued { Payload::Queued } else { Payload::Copied };
+    }
+    machine.window.trim(Seq(trimmed));
+    (machine.dr.journal, machine.dr.cut, machine.dr.synced) = (Seq(14), Seq(5), true);
+    machine
+}
+
 /// Found by seed 7029181: a bit flipped in the last order that DR had, and with it went a payload that it had acknowledged; in
-/// `sync` the primary went on acknowledging what came after it.
+/// `sync` the primary went on acknowledging what came after it. And by a review: so it was where the payload alone was lost, and
+/// its write had left the window; and where the payload was acknowledged, and not yet the order.
 #[test]
-fn what_dr_acknowledged_and_names_no_more_is_left_to_a_batch() {
-    let at = |first, last| SeqRange { first: Seq(first), last: Seq(last) };
-    let cases = [
-        ("everything", 12, vec![at(6, 12)], false),
-        ("one was never acknowledged", 12, vec![at(6, 8), at(10, 12)], false),
-        ("one is missing between", 12, vec![at(6, 6), at(8, 12)], true),
-        ("the last is missing", 12, vec![at(6, 11)], true),
-        ("its order with it", 11, vec![at(6, 11)], true),
-        ("orders of which none was acknowledged", 12, vec![at(6, 12)], false),
-        ("nothing is there", 5, vec![], true),
-    ];
-    for (what, journal, have, lost) in cases {
-        let (mut machine, _) = fresh(Protect::Sync, Require::Both, false);
-        let data = Bytes::from(vec![1; 4096]);
-        while machine.tail < Seq(14) {
-            let record = machine.record(Op::Write, 0, Volume(0), 0, data.len() as u64, crc32fast::hash(&data));
-            machine.append(record, data.clone(), None);
-            let entry = machine.window.get_mut(record.seq).expect("appended");
-            let sent = record.seq == Seq(9) || record.seq > Seq(12);
-            entry.payload = if sent { Payload::Sent } else { Payload::Copied };
-        }
-        (machine.dr.journal, machine.dr.cut, machine.dr.synced) = (Seq(14), Seq(5), true);
-        let welcome = Welcome { journal_seq: Seq(journal), have, ..welcoming(5, true, false) };
-        machine.unsaid(&welcome, Seq(14), &mut Vec::new());
+fn what_dr_acknowledged_and_has_lost_is_left_to_a_batch() {
+    for (what, journal, told, trimmed, lost) in [
+        ("orders of which no payload was acknowledged", 12, 14, 0, false),
+        ("the last one that was", 11, 14, 0, true),
+        ("by its payload alone", 11, 12, 0, true),
+        ("it has left the window", 5, 8, 8, true),
+        ("nothing", 14, 14, 8, false),
+    ] {
+        let mut machine = copied_but_for_some(trimmed);
+        assert_eq!(machine.window.first(), Seq(trimmed.max(machine.first.prev().0) + 1), "{what}");
+        machine.unsaid(Seq(journal), Seq(told), &mut Vec::new());
         assert_eq!(machine.lost_any(), lost, "{what}");
     }
+    for (missing, trimmed, lost) in [(9, 0, false), (13, 8, false), (8, 0, true), (8, 8, true), (12, 8, true)] {
+        let mut machine = copied_but_for_some(trimmed);
+        let only = SeqRange { first: Seq(missing), last: Seq(missing) };
+        for _ in 0..3 {
+            // What has yet to be sent is told at every welcome.
+            machine.needed(&[only], &mut Vec::new());
+        }
+        assert_eq!(machine.lost_any(), lost, "{missing} {trimmed}");
+    }
+}
+
+/// What a DR that knows nothing of a batch misses before its begin is the batch's, or was.
+#[test]
+fn what_dr_misses_before_a_batch_that_it_has_not_heard_of_is_no_reason_to_give_that_up() {
+    for (journal, lost) in [(9, false), (10, true)] {
+        let mut machine = copied_but_for_some(8);
+        machine.mode = Mode::Batch(Box::new(Batch::under_way(Seq(10))));
+        machine.dr.journal = Seq(journal);
+        machine.needed(&[SeqRange { first: Seq(7), last: Seq(7) }], &mut Vec::new());
+        assert_eq!(machine.lost_any(), lost, "{journal}");
+    }
+    let mut machine = copied_but_for_some(8);
+    machine.coalesce("something else", &mut Vec::new());
+    let before = machine.lost.bytes();
+    machine.needed(&[SeqRange { first: Seq(7), last: Seq(7) }], &mut Vec::new());
+    assert_eq!(machine.lost.bytes(), before);
 }
 
 /// Found by a review: after a start half-way through a batch, DR's spool was full of what had been written meanwhile. It gave that
@@ -230,7 +261,7 @@ fn what_dr_gives_up_of_what_the_batch_under_way_brings_is_no_reason_to_give_that
             batch.whole = whole;
             (machine.mode, machine.closing) =
                 if closing { (Mode::Stream, Some(*batch)) } else { (Mode::Batch(batch), None) };
-            machine.dr.lacks_orders = gaps;
+            (machine.dr.lacks_orders, machine.dr.journal) = (gaps, Seq(5));
             let ranges = vec![SeqRange { first: Seq(3), last: Seq(at) }];
             machine.needed(&ranges, &mut Vec::new());
             assert_eq!(machine.lost_any(), ends, "{at} {whole} {gaps} {closing}");
