@@ -180,8 +180,6 @@ bugs! {
     OverrunInForce,
     /// Where the queue overflows, writes of `bunker` do not wait for room in the payload ring.
     RingOverflows,
-    /// A restarted primary does not know that the table was led past orders that DR has not either.
-    SkippedForgotten,
     /// A payload whose order is damaged in DR's journal is let go of, although a promotion may learn that order elsewhere.
     OrphansForgotten,
     /// DR compares a range with what the primary had there when later orders have been applied.
@@ -196,8 +194,6 @@ bugs! {
     SlotsOverLeap,
     /// The primary goes on believing that DR has what it acknowledged, although it does not name it any more.
     UnsaidBelieved,
-    /// DR takes any payload that comes for a sign that the one it lacks is on its way.
-    FedByAnything,
 }
 
 /// Whether this mistake is to be made here.

@@ -18,13 +18,11 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
     (Bug::UnsaidBelieved, 7029181),
-    (Bug::FedByAnything, 7044756),
     (Bug::LeapForgotten, 4372940),
     (Bug::SlotsOverLeap, 4389856),
     (Bug::PatchUnchecked, 4200000),
     (Bug::ComparedLate, 3000434),
     (Bug::ComparedBesideWrites, 3003356),
-    (Bug::SkippedForgotten, 3762081),
     (Bug::OrphansForgotten, 3763489),
     (Bug::TableUnclaimed, 3001551),
     (Bug::CacheTrusted, 3001510),

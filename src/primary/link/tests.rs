@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::core::ids::{Epoch, Extent, GroupId, Owner, Volume};
-use crate::core::machine::{IoFail, ReadAt};
+use crate::core::machine::{DiskKind, DiskOp, IoFail, ReadAt};
 use crate::core::modes::{Ack, Overflow, Protect, Require};
 use crate::core::op::Op;
+use crate::format::intent::Watermark;
 use crate::limits::{CHUNK_BYTES_MAX, STREAM_BYTES_PER_SECOND_MIN, STREAM_STALL_NS};
 use crate::primary::batch::pieces::{charge_of, room_of};
 use crate::primary::batch::{Batch, Mode};
@@ -409,4 +410,20 @@ fn a_stream_that_is_up_first_leaves_the_others_their_share_of_what_comes_next() 
     // What is alone may be as large as it likes.
     machine.dr.streams.iter_mut().for_each(|stream| *stream = Stream { phase: stream.phase, ..Stream::new() });
     assert!(machine.dr.stream_for(32 << 20).is_some());
+}
+
+/// Seed 3762081: a restarted primary did not know that the table had been led past orders that DR had not either.
+#[test]
+fn what_the_table_was_led_past_is_remembered_until_dr_has_it() {
+    for (cut, remembered) in [(50, 95), (94, 95), (95, 0)] {
+        let mut machine = primary();
+        (machine.aux.skipped, machine.dr.cut) = (Seq(95), Seq(cut));
+        let mut fx = Vec::new();
+        machine.save_watermark(&mut fx);
+        let Some(Effect::Disk(DiskOp { kind: DiskKind::Write { parts, .. }, .. })) = fx.pop() else {
+            panic!("a write")
+        };
+        let found = Watermark::decode(&parts.concat()).expect("whole");
+        assert_eq!(found.aux_skipped, Seq(remembered), "{cut}");
+    }
 }
