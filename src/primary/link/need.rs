@@ -22,7 +22,14 @@ impl Machine {
         let unheard = under_way.map(|batch| batch.begin).filter(|begin| *begin > self.dr.journal);
         for range in ranges {
             for seq in (range.first.0..=range.last.0.min(self.tail.0)).map(Seq) {
-                if everything.max(unheard).is_some_and(|begin| seq < begin) || self.is_to_come(seq) {
+                if everything.max(unheard).is_some_and(|begin| seq < begin) {
+                    continue;
+                }
+                if self.is_to_come(seq) {
+                    // It may be the order itself that is lost there: then it cannot take the payload either (seed 7180457).
+                    if self.dr.lacks_orders {
+                        self.dr.asked.insert(seq);
+                    }
                     continue;
                 }
                 match self.window.get(seq).map(|entry| entry.payload) {
