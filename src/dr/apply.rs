@@ -218,7 +218,6 @@ impl Machine {
             }
             return self.stage(Stage::Before);
         }
-        self.owing.insert(seq);
         if let Some(promotion) = &mut self.promotion {
             promotion.fetch_again = !planted(Bug::SpoiltNotFetched);
         }

@@ -331,7 +331,6 @@ impl Machine {
             self.history.lose(seq);
             given_up.insert(seq);
             self.copied.remove(&seq);
-            self.owing.insert(seq);
         }
         given_up
     }

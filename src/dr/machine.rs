@@ -126,8 +126,6 @@ pub struct Machine {
     /// Copies that wait for their order record to be durable: seq → who is to be told.
     pub(super) copied: BTreeMap<Seq, Vec<Conn>>,
     pub(super) chunks_copied: Vec<(Conn, Seq, u64)>,
-    /// Payloads that were acknowledged and are not here any more: asked for at every welcome.
-    pub(super) owing: BTreeSet<Seq>,
     /// When the payloads that a batch leaves out are asked for again.
     pub(super) hollow_due_ns: u64,
     pub(super) asking: Asking,
@@ -172,7 +170,6 @@ impl Machine {
             history,
             journal,
             spool,
-            lost,
             batch,
             committed,
             report,
@@ -217,7 +214,6 @@ impl Machine {
             troubles,
             copied: BTreeMap::new(),
             chunks_copied: Vec::new(),
-            owing: lost,
             hollow_due_ns: 0,
             asking: Asking::default(),
             told: Told::default(),

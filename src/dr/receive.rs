@@ -210,12 +210,10 @@ impl Machine {
         let level = if self.links.turned_down.is_some() { Level::Debug } else { Level::Info };
         fx.push(Effect::Log { level, text });
         fx.push(Effect::Send { conn, message: Message::Welcome(welcome) });
+        // Most of what is missing the writer has yet to send. Of the rest it was told that it is here: it was given up, or found
+        // damaged, or a start did not find it.
         let mut ranges = self.history.gaps(LIST_ITEMS_MAX);
-        let (history, due) = (&self.history, self.due_above());
-        self.owing.retain(|&seq| seq > due && history.is_missing(seq));
-        ranges.extend(self.owing.iter().map(|&seq| SeqRange { first: seq, last: seq }));
-        // Most of it the writer has yet to send; of what it was told that it is here, nobody else would tell it in time.
-        ranges.extend(self.history.missing_ranges_above(due, LIST_ITEMS_MAX));
+        ranges.extend(self.history.missing_ranges_above(self.due_above(), LIST_ITEMS_MAX));
         ranges.truncate(LIST_ITEMS_MAX);
         if !ranges.is_empty() {
             fx.push(Effect::Send { conn, message: Message::Need { ranges } });

@@ -67,8 +67,6 @@ pub struct Recovered {
     pub(super) history: History,
     pub(super) journal: Start,
     pub(super) spool: Spool,
-    /// Payloads of which only a damaged entry is left.
-    pub(super) lost: BTreeSet<Seq>,
     pub(super) batch: Option<Batch>,
     pub(super) committed: Option<Committed>,
     pub(super) report: Option<LossReport>,
@@ -111,14 +109,12 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let Some(Judged { mut superblock, half, mut history, journal, news_before }) = judged else {
         return Ok(fresh(&found, options, segments, news));
     };
-    let (entries, torn) =
-        scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
+    let (entries, _) = scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
     let lacks_orders = journal.damage.is_some() || superblock.has(DAMAGED);
     if lacks_orders {
         orders_of_payloads(&entries, &mut history, &mut news);
     }
     let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, options.spool_bytes, &mut history, &mut news);
-    let lost = torn.into_iter().filter(|&seq| history.is_missing(seq)).collect();
     let mut damage = journal.damage.clone();
     let named = superblock.batch;
     let (mut batch, committed) = batches(&mut superblock, &history, &chunks, (&journal.gaps, &mut damage), &mut news);
@@ -171,7 +167,6 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         history,
         journal: journal.start,
         spool,
-        lost,
         batch,
         committed,
         report: found.report,
@@ -296,7 +291,6 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
         history: History::after(Seq(0), Chain(0)),
         journal: Start { segments, first: 1, ..Start::default() },
         spool: Spool::new(options.spool_bytes, 0, 0),
-        lost: BTreeSet::new(),
         batch: None,
         committed: None,
         report: None,
