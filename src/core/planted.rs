@@ -192,7 +192,7 @@ bugs! {
     LeapForgotten,
     /// Slots of orders that a batch went ahead of, from before the start, are taken before it is complete.
     SlotsOverLeap,
-    /// The primary goes on believing that DR has what it acknowledged, although it does not name it any more.
+    /// The primary goes on believing that DR has what it acknowledged, although its order is gone there.
     UnsaidBelieved,
 }
 

@@ -32,14 +32,13 @@ pub(super) struct Asking {
     /// Highest payload that came on the streams of this writer.
     highest: Seq,
     sounding: Option<Sounding>,
-    /// Of the last ping, and of no other.
+    /// Of the last pings, which belong to no other.
     nonce: u64,
 }
 
 /// Every stream is asked for a sign that what was sent on it before has come.
 #[derive(Clone, Debug)]
 struct Sounding {
-    nonce: u64,
     waiting: BTreeSet<Conn>,
     /// What was sent before this one has been sent.
     below: Seq,
@@ -90,9 +89,14 @@ impl Asking {
             (self.after_ns, self.passed_after_ns) = (NEED_AFTER_NS, PASSED_AFTER_NS);
             self.sounding = None;
         } else if self.anew {
-            self.due = first.map(|seq| (seq, now.mono_ns));
+            self.wait_anew(now);
         }
         self.anew = false;
+    }
+
+    /// What is due has its time from now on.
+    fn wait_anew(&mut self, now: Now) {
+        self.due = self.due.map(|(seq, _)| (seq, now.mono_ns));
     }
 
     /// When something is to be done about it.
@@ -110,8 +114,12 @@ impl Machine {
     pub(super) fn ask_due_ns(&self) -> Option<u64> {
         self.links.order?;
         let (due, _) = self.asking.due?;
-        let came = self.intake.first_waiting().is_some_and(|record| record.seq <= due);
-        (!came).then(|| self.asking.due_ns()).flatten()
+        (!self.waits_here(due)).then(|| self.asking.due_ns()).flatten()
+    }
+
+    /// Whether a payload, or one that is due before it, has come and waits for room.
+    fn waits_here(&self, seq: Seq) -> bool {
+        self.intake.first_waiting().is_some_and(|record| record.seq <= seq)
     }
 
     pub(super) fn ask_again(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -132,27 +140,27 @@ impl Machine {
     fn sound(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let waiting: BTreeSet<Conn> = self.links.streams().into_iter().collect();
         if waiting.is_empty() {
-            self.asking.due = self.asking.due.map(|(seq, _)| (seq, now.mono_ns));
-            return;
+            return self.asking.wait_anew(now);
         }
         self.asking.nonce += 1;
         let (nonce, below) = (self.asking.nonce, self.asking.highest);
         for &conn in &waiting {
             fx.push(Effect::Send { conn, message: Message::Ping { nonce } });
         }
-        self.asking.sounding = Some(Sounding { nonce, waiting, below });
+        self.asking.sounding = Some(Sounding { waiting, below });
     }
 
     /// A stream has answered: when all have, what is still missing does not come.
     pub(super) fn sounded(&mut self, now: Now, conn: Conn, nonce: u64, fx: &mut Vec<Effect>) {
-        let Some(sounding) = self.asking.sounding.as_mut().filter(|it| it.nonce == nonce) else { return };
+        let current = self.asking.nonce == nonce;
+        let Some(sounding) = self.asking.sounding.as_mut().filter(|_| current) else { return };
         sounding.waiting.remove(&conn);
         if !sounding.waiting.is_empty() {
             return;
         }
         let below = sounding.below;
         let Some((seq, _)) = self.asking.due else { return };
-        if self.intake.first_waiting().is_some_and(|record| record.seq <= seq) || !self.history.is_missing(seq) {
+        if self.waits_here(seq) || !self.history.is_missing(seq) {
             self.asking.sounding = None;
             return;
         }
@@ -169,8 +177,9 @@ impl Machine {
             last.last = last.last.min(below.prev());
         }
         let it = &mut self.asking;
-        (it.fed_ns, it.sounding) = (now.mono_ns, None);
-        it.due = it.due.map(|(seq, _)| (seq, now.mono_ns));
+        it.fed(now);
+        it.wait_anew(now);
+        it.sounding = None;
         it.after_ns *= 2;
         it.passed_after_ns = it.after_ns;
         self.need(ranges, fx);

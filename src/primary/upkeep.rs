@@ -96,8 +96,7 @@ impl Machine {
     pub(super) fn save_watermark(&mut self, fx: &mut Vec<Effect>) {
         let coalescing = !matches!(self.mode, Mode::Stream) || self.closing.is_some() || self.mending_open();
         let cut = self.cut_known();
-        let known = self.aux.skipped <= cut;
-        let aux_skipped = if known { Seq(0) } else { self.aux.skipped };
+        let aux_skipped = if self.aux.skipped <= cut { Seq(0) } else { self.aux.skipped };
         let watermark = Watermark { local_done: self.local_done, cut, coalescing, aux_skipped };
         let bytes = Bytes::copy_from_slice(&watermark.encode());
         let ticket = self.ticket(Pending::Unwatched("intent log"));

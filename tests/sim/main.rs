@@ -295,6 +295,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (7056023, "as 7029181"),
     (7044756, "any payload was a sign that the one that DR lacked was on its way: it was never asked for"),
+    (7180457, "DR had lost an order whose payload was on its way from disk, asked for it in vain, and no batch began"),
     (7155701, "nothing was dropped for what DR asked for, which it could not take, and the batch never began"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),
     (301238, "no more is known than that it failed once"),

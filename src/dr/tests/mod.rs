@@ -6,8 +6,8 @@
 //! harm to the files between a stop and a start (I8), `flips` to single bits and lengths of them.
 //! In `mended` a promotion says why orders were missing in the journal.
 //! `foresee` holds a plan against the promotion that follows, `look` a refusal against what it left untouched; in `room` a store
-//! is too small for what a volume grows to; `asking` is of payloads that do not come; `admitted` holds a report against what it cannot know; in `starts` a directory is
-//! new, or not what its configuration says.
+//! is too small for what a volume grows to; `asking` is of payloads that do not come; `admitted` holds a report against what
+//! it cannot know; in `starts` a directory is new, or not what its configuration says.
 
 mod admitted;
 mod asking;
