@@ -87,6 +87,8 @@ pub(super) struct Doubt {
     pub(super) lacks: Lacks,
     /// Tail of a writer that came since.
     heard: Option<Seq>,
+    /// The checkpoint that the journal does not show: the next start would miss it again.
+    unfound: Option<Seq>,
 }
 
 /// The durable promise of how far may be applied.
@@ -133,6 +135,7 @@ impl Doubt {
             journal: seen.damage.is_some(),
             lacks: Lacks::of(it, seen, until),
             heard: None,
+            unfound: (!seen.anchored).then_some(it.seq),
         })
     }
 }
@@ -305,6 +308,7 @@ impl Machine {
             journal: false,
             lacks: Lacks::default(),
             heard: None,
+            unfound: None,
         });
         doubt.applied_until = doubt.applied_until.max(applied_until);
         self.mark_damaged();
@@ -341,9 +345,16 @@ impl Machine {
             }
             self.give_up_copy(fx);
         }
+        let known = self.history.tail().max(self.keeper.get().promised_tail).max(self.keeper.get().promised_cut);
         if let Some(doubt) = &mut self.doubt {
             doubt.heard = doubt.heard.max(Some(tail));
+            // It knows every order that it gave out: what a start took for more were none.
+            if tail >= known {
+                doubt.until = doubt.until.min(tail);
+            }
         }
+        // There may be nothing more that a checkpoint could pass.
+        self.made_good(self.keeper.get().seq, fx);
         Ok(())
     }
 
@@ -377,8 +388,9 @@ impl Machine {
     /// A checkpoint up to `seq` is durable: what was in doubt is over if all of it, and all that the writer knew
     /// when it came back, is applied - from its own orders and payloads, or by a batch.
     pub(super) fn made_good(&mut self, seq: Seq, fx: &mut Vec<Effect>) {
-        let good = self.doubt.as_ref().is_some_and(|it| it.heard.is_some_and(|tail| seq >= tail.max(it.until)));
-        if !good || !self.synced() {
+        let Some(doubt) = &self.doubt else { return };
+        let passed = doubt.heard.is_some_and(|tail| seq >= tail.max(doubt.until));
+        if !passed || doubt.unfound == Some(seq) || !self.synced() {
             return;
         }
         self.doubt = None;

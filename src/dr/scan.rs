@@ -334,6 +334,10 @@ impl Scan<'_> {
                     damaged.get_or_insert(place);
                     let next = Seq(history.tail().0 + self.spoiled + 1);
                     self.spoiled += u64::from(shaped || seq == next);
+                    // The checkpoint itself: what is counted stands behind it.
+                    if self.base.is_none() && shaped && seq == history.floor() {
+                        self.spoiled = 0;
+                    }
                     continue;
                 }
             };

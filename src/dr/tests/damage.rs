@@ -19,6 +19,8 @@ pub enum Harm {
     JournalLost,
     /// From the first segment header to the end.
     JournalGarbled,
+    /// A bit of every record, those at and before the checkpoint too.
+    EveryOrderFlipped,
     /// One record above the checkpoint, others behind it.
     OrderFlipped,
     /// One record above the checkpoint is zeroed, others behind it.
@@ -32,9 +34,10 @@ pub enum Harm {
     SpoolLost,
 }
 
-pub const EVERY_HARM: [Harm; 8] = [
+pub const EVERY_HARM: [Harm; 9] = [
     Harm::JournalLost,
     Harm::JournalGarbled,
+    Harm::EveryOrderFlipped,
     Harm::OrderFlipped,
     Harm::OrderZeroed,
     Harm::JournalEnds,
@@ -53,6 +56,9 @@ pub fn harm(trial: &mut Trial, what: Harm) -> bool {
     match what {
         Harm::JournalLost => trial.disk.overwrite(File::Journal, 0, 4 << 20, 0),
         Harm::JournalGarbled => trial.disk.overwrite(File::Journal, 0, 4 << 20, 0xA5),
+        Harm::EveryOrderFlipped => {
+            trial.journal_slots().iter().for_each(|slot| trial.disk.flip(File::Journal, slot.1 + 20, 3));
+        }
         Harm::OrderFlipped | Harm::OrderZeroed => {
             let mut slots = trial.journal_slots();
             slots.retain(|slot| slot.0 > it.seq && (what == Harm::OrderFlipped || slot.0 < it.promised_tail));
@@ -220,8 +226,8 @@ fn with_the_auxiliary_out_of_reach_force_says_what_is_not_known() {
 
 #[test]
 fn the_primary_makes_it_good_and_not_before_all_of_it_is_here() {
-    let cases = [(false, false), (false, true), (true, false)];
-    for (what, (clean, restarted)) in EVERY_HARM.into_iter().flat_map(|what| cases.map(|case| (what, case))) {
+    let cases = [(false, false, false), (false, true, false), (true, false, false), (false, false, true)];
+    for (what, (clean, restarted, idle)) in EVERY_HARM.into_iter().flat_map(|what| cases.map(|case| (what, case))) {
         let mut trial = harmed(what, clean, false);
         let known = trial.writer.tail();
         if restarted {
@@ -232,18 +238,51 @@ fn the_primary_makes_it_good_and_not_before_all_of_it_is_here() {
             if !trial.superblock().has(DAMAGED) && !trial.in_doubt() && status.synced {
                 break;
             }
-            if trial.rng.chance(1) && trial.writer.records.len() < 400 {
+            if !idle && trial.rng.chance(1) && trial.writer.records.len() < 400 {
                 trial.write();
             }
             trial.turn();
         }
         let status = trial.machine.status(trial.now);
-        assert!(!trial.in_doubt() && trial.superblock().has(SYNCED), "{what:?}: {status:?}");
+        assert!(!trial.in_doubt() && trial.superblock().has(SYNCED), "{what:?} idle {idle}: {status:?}");
         assert!(!matters(what, clean) || status.checkpoint_seq >= known, "{what:?}: not too early");
         trial.crash(true);
         trial.drain_disk();
         assert!(!trial.in_doubt(), "{what:?}: at the next start neither");
         trial.promote(false, 0, Seq(0));
+    }
+}
+
+#[test]
+fn more_orders_than_there_were_are_in_doubt_no_longer_than_until_the_writer_says_its_last() {
+    for restarts in 0..2 {
+        let mut trial = beyond_its_checkpoint(20, false);
+        let (checkpoint, tail) = (trial.superblock().seq, trial.writer.tail());
+        trial.stop_applying(|trial| {
+            harm(trial, Harm::EveryOrderFlipped);
+            // Where the checkpoint stood cannot be told either: the orders before it count.
+            let bytes = &trial.disk.files[&File::Journal].stable;
+            let place = bytes.chunks_exact(64).position(|slot| slot[..8] == checkpoint.0.to_le_bytes());
+            trial.disk.flip(File::Journal, place.expect("the checkpoint's order") * 64 + 1, 7);
+        });
+        trial.drain_disk();
+        assert!(trial.superblock().suspect_until > Seq(tail.0 + 20), "{:?}", trial.superblock());
+        trial.restart_primary();
+        for _ in 0..200_000 {
+            // Killed once when all is here, before that is said: the next start has it from the superblock.
+            let status = trial.machine.status(trial.now);
+            if !trial.superblock().has(DAMAGED) || restarts == 1 && status.checkpoint_seq == trial.writer.tail() {
+                break;
+            }
+            trial.turn();
+        }
+        if restarts == 1 {
+            trial.crash(true);
+            trial.drain_disk();
+            (0..20_000).for_each(|_| trial.turn());
+        }
+        assert!(!trial.in_doubt() && !trial.superblock().has(DAMAGED), "{:?}", trial.machine.status(trial.now));
+        assert!(trial.writer.tail() < Seq(tail.0 + 20), "nothing was written meanwhile");
     }
 }
 
