@@ -200,12 +200,13 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         }
     }
 
-    /// A batch is applied all or nothing: it waits in the spool as a whole, and stalls when it does not fit.
+    /// A batch is applied all or nothing: it waits in the spool as a whole, and stalls when it does not fit and cannot grow.
     fn spool(&mut self, dr: &DrConfig) {
         let volumes = self.config.volumes.iter().map(|volume| volume.size).sum();
         let enough = limits::spool_for_any_batch(volumes);
         let made = std::fs::metadata(dr.dir.join("spool")).map_or(0, |data| data.len());
-        if made > 0 && made != dr.spool {
+        // One that has grown is some whole times as long.
+        if made > 0 && (made < dr.spool || !made.is_multiple_of(dr.spool)) {
             let text = format!(
                 "the spool in {} has {}; the next start of DR resizes it to {} with what is in it, and leaves it if that \
                  does not fit",
@@ -215,14 +216,23 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             );
             self.findings.note(Weight::Ok, &["dr", "spool"], text);
         }
-        if dr.spool < enough {
+        let (most, enough) = (dr.spool_max.unwrap_or(u64::MAX).max(dr.spool), enough.max(1 << 20));
+        if most < enough {
             let text = format!(
                 "{}: after an outage that outgrows primary.fifo, more than about this much changed data does not cross \
                  until it is raised; \"{}MiB\" holds any batch of these volumes",
-                human_size(dr.spool),
+                human_size(most),
                 enough >> 20
             );
             self.findings.note(Weight::Warning, &["dr", "spool"], text);
+        } else if dr.spool < enough {
+            let text = format!(
+                "{}, and it grows where a batch needs more{}; \"{}MiB\" holds any batch of these volumes",
+                human_size(dr.spool),
+                if dr.spool_max.is_none() { ", as long as as much again stays free on its file system" } else { "" },
+                enough >> 20
+            );
+            self.findings.note(Weight::Ok, &["dr", "spool"], text);
         }
     }
 

@@ -218,6 +218,8 @@ pub struct DrConfig {
     pub journal: u64,
     /// Bytes of the spool.
     pub spool: u64,
+    /// Bytes that it may grow to; `None`: as long as as much again stays free on its file system.
+    pub spool_max: Option<u64>,
     pub direct: Direct,
     pub metrics: Option<Address>,
     /// As [`PrimaryConfig::tls`], after a promotion.

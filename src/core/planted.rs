@@ -194,6 +194,8 @@ bugs! {
     SlotsOverLeap,
     /// The primary goes on believing that DR has what it acknowledged, although its order is gone there.
     UnsaidBelieved,
+    /// Entries stand in what the spool has grown by before the superblock names it.
+    GrownUnnamed,
 }
 
 /// Whether this mistake is to be made here.

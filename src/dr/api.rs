@@ -19,7 +19,7 @@ pub enum File {
     Superblock,
     /// `Options::journal_bytes` long.
     Journal,
-    /// `Options::spool_bytes` long.
+    /// `Options::spool_bytes` long, and what it has grown by.
     Spool,
     Volume(Volume),
 }
@@ -54,6 +54,9 @@ pub enum Input {
     /// The store of a volume was asked to grow ([`Effect::Grow`]): the bytes it has now, or why it does not have enough, where
     /// that is and what to do.
     Grown { volume: Volume, result: Result<u64, Lacking> },
+    /// The file of the spool is as long as [`Effect::GrowSpool`] asked, which a sync makes durable; or why it is not, and
+    /// where.
+    SpoolGrown { result: Result<(), String> },
     /// The operator wants the process to end.
     Stop,
 }
@@ -88,6 +91,14 @@ pub enum Effect {
     Grow {
         volume: Volume,
         size: u64,
+    },
+    /// Makes the file of the spool longer, with space reserved: it has this many bytes then. Answered by [`Input::SpoolGrown`].
+    GrowSpool {
+        bytes: u64,
+    },
+    /// Cuts the file of the spool to this many bytes; that nothing stands behind them is durable before.
+    ShrinkSpool {
+        bytes: u64,
     },
     /// Opens the status table: epoch 0 is the read-only view, another one fences older writers (I7); that
     /// this promotion is under way is durable before.
@@ -158,6 +169,8 @@ pub struct Options {
     pub table_slots: u64,
     /// Bytes, a multiple of 1 MiB.
     pub spool_bytes: u64,
+    /// Bytes that the spool may grow to, as far as is known; not more than `spool_bytes`: it does not.
+    pub spool_bytes_max: u64,
     /// Bytes of payload kept in memory between receipt and apply; the rest is read back from the spool.
     pub cache_bytes: u64,
     pub protect: Protect,

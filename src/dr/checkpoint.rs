@@ -155,6 +155,7 @@ impl Machine {
     /// Has the superblock say that everything up to `seq` is in the volumes, or not needed.
     fn save(&mut self, seq: Seq, chain: Chain, batch_over: bool, first_sync_over: bool) {
         self.checkpoints.saving = true;
+        self.intake.spool.leave_extension();
         let spool_pos = self.intake.spool.first_live();
         let segment = self.journal.first_needed(seq);
         if planted(Bug::SpoolFreedEarly) {
@@ -192,6 +193,7 @@ impl Machine {
             self.promises.cut = seq;
         }
         self.intake.spool.release(spool_pos);
+        self.shrink_spool();
         self.journal.release(segment);
         // A payload that a batch had covered may have become durable meanwhile.
         self.free_payloads(seq);
@@ -205,7 +207,7 @@ impl Machine {
 
     /// Something waits for room and nothing will free any (I9): makes room if it must, and says so.
     fn stuck(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if self.promise_wanted() {
+        if self.promise_wanted() || !self.growth.idle() {
             return;
         }
         // What a batch that is complete is about to apply makes room, and none of it may be given up any more.
@@ -227,7 +229,7 @@ impl Machine {
         if self.intake.spool.rewind() || self.leftovers_make_room() {
             return self.save_floor();
         }
-        let size = self.intake.spool.size();
+        let size = self.intake.spool.bytes();
         let waiting = self.intake.first_waiting().filter(|record| record.seq <= self.history.tail());
         let due = self.history.first_missing_above(self.due_above());
         let payload_due = waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due));
@@ -236,15 +238,19 @@ impl Machine {
         let chunk_due = staged && self.intake.has_waiting_chunks() && due.is_none_or(|due| due > self.intake.highest());
         // What a whole batch waits with for room in a store is neither given up nor in its own way.
         let held = self.batch_waits_for_room();
+        if !held && (payload_due || chunk_due) && self.grow_spool(fx) {
+            return;
+        }
         if !held && ((payload_due || chunk_due) && self.evict(now, fx) || payload_due && self.forgo_batch(now, fx)) {
             return;
         }
         if let (true, Some(batch)) = (chunk_due, &self.batch) {
             let volumes = self.sizes.known().iter().sum();
             let enough = spool_for_any_batch(volumes) >> 20;
+            let refused = self.growth.refused().map_or(String::new(), |why| format!(" ({why})"));
             let text = format!(
-                "batch {} of more than {} bytes needs more spool than {} MiB: set [dr] spool to \"{enough}MiB\", which \
-                 holds any batch of this group, and restart DR; it keeps what is in it",
+                "batch {} of more than {} bytes needs more spool than {} MiB{refused}: set [dr] spool to \"{enough}MiB\", \
+                 which holds any batch of this group, and restart DR; it keeps what is in it",
                 batch.begin,
                 batch.bytes,
                 size >> 20
@@ -300,7 +306,7 @@ impl Machine {
         if !given_up.is_empty() {
             let text = format!(
                 "the spool ({} bytes) is full: {} payloads that were held back are given up; a batch has to cover them",
-                self.intake.spool.size(),
+                self.intake.spool.bytes(),
                 given_up.len()
             );
             self.trouble(now, Trouble::SpoolFull, text, fx);
@@ -349,7 +355,7 @@ impl Machine {
         }
         let text = format!(
             "the spool ({} bytes) does not hold batch {} and what was written meanwhile: the batch is begun anew",
-            self.intake.spool.size(),
+            self.intake.spool.bytes(),
             batch.begin
         );
         self.trouble(now, Trouble::SpoolFull, text.clone(), fx);

@@ -357,6 +357,11 @@ impl Shell {
                 let result = self.files.enlarge(&mut self.reactor, volume, size);
                 self.inputs.push(Input::Grown { volume, result });
             }
+            Effect::GrowSpool { bytes } => {
+                let result = self.files.extend_spool(&mut self.reactor, bytes);
+                self.inputs.push(Input::SpoolGrown { result });
+            }
+            Effect::ShrinkSpool { bytes } => self.files.cut_spool(&mut self.reactor, bytes),
             Effect::AuxOpen { epoch, owner } => {
                 self.close_region();
                 self.region = Some(Region::open(&mut self.reactor, &self.table, self.table_tls.as_ref(), epoch, owner));

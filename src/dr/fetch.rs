@@ -153,12 +153,15 @@ impl Machine {
         }
     }
 
-    /// A full spool that only holds what the order forbids to apply before this payload: of that the oldest gives way, for
-    /// without it nothing behind it can be applied, and with it what the ring has of the rest can be fetched again. Whether
-    /// the fetch is over because nothing more can be given up.
+    /// A full spool that only holds what the order forbids to apply before this payload. Where it cannot grow, the oldest of
+    /// that gives way: without this payload nothing behind it can be applied, and with it what the ring has of the rest can be
+    /// fetched again. Whether the fetch is over because nothing more can be given up.
     fn fetch_needs_room(&mut self, record: &OrderRecord, fx: &mut Vec<Effect>) -> bool {
         let freeing = self.replay.applied() > self.history.floor() || self.is_applying();
         if !self.intake.idle() || freeing || !self.keeper.settled() || !self.checkpoints.idle() {
+            return false;
+        }
+        if self.grow_spool(fx) {
             return false;
         }
         let length = entry_bytes(record.payload_bytes());
@@ -167,7 +170,7 @@ impl Machine {
             let text = format!(
                 "the spool ({} bytes) is full: {} payloads give way to that of seq {}, and are fetched after it where the ring \
                  has them",
-                self.intake.spool.size(),
+                self.intake.spool.bytes(),
                 given_up.len(),
                 record.seq
             );

@@ -229,7 +229,7 @@ impl Intake {
         };
         let mut parts = Vec::with_capacity(3);
         encode_entry(&EntryHeader { pos, kind, index, record, skipped: 0 }, self.nonce, data, &mut parts);
-        let offset = pos % self.spool.size();
+        let offset = self.spool.ring().offset(pos);
         let ticket = desk.disk(fx, File::Spool, DiskKind::Write { offset, parts, durable: false });
         self.writes.insert(ticket, item);
         self.storing_bytes += record.payload_bytes();
@@ -299,11 +299,12 @@ const KEPT_OVERHEAD_BYTES: u64 = 256;
 mod tests {
     use super::*;
     use crate::core::op::Op;
+    use crate::format::ring::Ring;
     use crate::limits::DR_CACHE_BYTES_MAX;
 
     #[test]
     fn small_payloads_are_charged_by_the_pages_that_they_keep() {
-        let mut intake = Intake::new(Spool::new(192 << 20, 0, 0), 1, DR_CACHE_BYTES_MAX, Seq(0));
+        let mut intake = Intake::new(Spool::new(Ring::plain(192 << 20), 0, 0), 1, DR_CACHE_BYTES_MAX, Seq(0));
         let (mut desk, mut fx) = (Desk::default(), Vec::new());
         for seq in 1..=8192 {
             let record = OrderRecord::sample(seq, Op::Write);

@@ -24,6 +24,7 @@ use crate::dr::batch::{Batch, Committed};
 use crate::dr::checkpoint::Checkpoints;
 use crate::dr::desk::Desk;
 use crate::dr::doubt::{Doubt, Promises};
+use crate::dr::growth::Growth;
 use crate::dr::history::History;
 use crate::dr::intake::Intake;
 use crate::dr::journal::Journal;
@@ -36,6 +37,7 @@ use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
 use crate::format::record::OrderRecord;
+use crate::format::ring::Ring;
 use crate::format::superblock::{CLEAN, DIRECT, PROMOTED, SYNCED};
 use crate::format::wire::{Compare, JournalRoom, Patch};
 use crate::limits::{LINK_SILENCE_NS, STREAM_SILENCE_NS};
@@ -66,6 +68,8 @@ pub(super) enum After {
     /// The promotion was called off before anything was fenced.
     Abandoned,
     Promoted,
+    /// The spool has this shape from here on.
+    SpoolReshaped(Ring),
     Stopped,
 }
 
@@ -90,6 +94,7 @@ pub struct Machine {
     pub(super) history: History,
     pub(super) journal: Journal,
     pub(super) intake: Intake,
+    pub(super) growth: Growth,
     pub(super) replay: Replay,
     pub(super) links: Links,
     /// The recovery point.
@@ -142,6 +147,8 @@ pub struct Machine {
     pub(super) ready: bool,
     pub(super) stopping: bool,
     /// A fatal error was reported: nothing is done any more.
+    /// A crash left the file of the spool longer than the superblock names: it is cut once that stands.
+    spool_is_longer: bool,
     dead: bool,
     news: Vec<(Level, String)>,
 }
@@ -176,11 +183,12 @@ impl Machine {
             news,
             damage,
             doubt,
+            spool_is_longer,
         } = recovered;
         let nonce = superblock.nonce;
         let cut = committed.as_ref().map_or(superblock.seq, |committed| committed.end);
         let fed = superblock.seq;
-        let replay = Replay::new(options.volumes.len(), superblock.seq, nonce, spool.size());
+        let replay = Replay::new(options.volumes.len(), superblock.seq, nonce, spool.ring());
         let highest = history.above(Seq(0)).filter(|entry| entry.payload.is_some()).map(|entry| entry.record.seq).max();
         let chain = history.tail_chain();
         let mut troubles = BTreeMap::new();
@@ -190,6 +198,7 @@ impl Machine {
             desk: Desk::default(),
             journal: Journal::new(superblock.group, journal, chain),
             intake: Intake::new(spool, nonce, options.cache_bytes, highest.unwrap_or_default()),
+            growth: Growth::new(options.spool_bytes_max),
             replay,
             links: Links::default(),
             cut,
@@ -225,6 +234,7 @@ impl Machine {
             ready: false,
             stopping: false,
             dead: false,
+            spool_is_longer,
             news,
             keeper: Keeper::new(superblock, fresh, half),
             history,
@@ -260,6 +270,10 @@ impl Machine {
     fn started(&mut self, fx: &mut Vec<Effect>) {
         if !self.ready && self.superblock_stands && self.starting.is_empty() {
             self.ready = true;
+            if std::mem::take(&mut self.spool_is_longer) {
+                fx.push(Effect::ShrinkSpool { bytes: self.intake.spool.bytes() });
+            }
+            self.shrink_spool();
             if self.keeper.get().has(PROMOTED) {
                 self.serve(fx);
             }
@@ -361,6 +375,7 @@ impl Machine {
             File::Journal => {
                 self.journal.done(ticket);
             }
+            File::Spool if self.growth_synced(ticket) => {}
             File::Spool if self.leftover_read(ticket, &bytes, fx) => {}
             File::Spool => match self.replay.loaded(ticket, &bytes) {
                 Ok(true) => {}
@@ -451,6 +466,7 @@ impl Machine {
             After::Promoting => self.may_fence(now, fx),
             After::Abandoned => self.abandoned(fx),
             After::Promoted => self.promoted(now, fx),
+            After::SpoolReshaped(ring) => self.spool_reshaped(ring, fx),
             After::Stopped => fx.push(Effect::Stopped),
         }
     }
@@ -492,6 +508,7 @@ impl Machine {
         }
         let quiet =
             self.ready && self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
+        let quiet = quiet && self.growth.idle();
         if quiet && self.replay.applied() <= self.history.floor() {
             self.checkpoints.stopped = true;
             let durable = self.journal.durable();
@@ -535,6 +552,7 @@ impl crate::core::machine::Machine for Machine {
             Input::AuxClosed { reason } => self.aux_closed(now, &reason, fx),
             Input::ReportStored { ticket, result } => self.report_stored(now, ticket, result, fx),
             Input::Grown { volume, result } => self.grown(now, volume, result, fx),
+            Input::SpoolGrown { result } => self.spool_grown(now, result, fx),
             Input::Stop => self.stop(fx),
         }
         if !self.dead && !more {

@@ -24,6 +24,7 @@ pub mod desk;
 pub mod doubt;
 pub mod fetch;
 mod foresee;
+pub mod growth;
 pub mod history;
 pub mod intake;
 pub mod journal;

@@ -163,7 +163,7 @@ impl Machine {
             let data = ENTRY_HEADER_BYTES as u64 + both.offset - record.offset;
             let from = data / ENTRY_ALIGN_BYTES * ENTRY_ALIGN_BYTES;
             let length = (data + both.length).next_multiple_of(ENTRY_ALIGN_BYTES) - from;
-            let kind = DiskKind::Read { offset: pos % self.intake.spool.size() + from, length };
+            let kind = DiskKind::Read { offset: self.intake.spool.ring().offset(*pos) + from, length };
             let ticket = self.desk.disk(fx, File::Spool, kind);
             self.fillings.reads.insert(ticket, (first, both, to_usize(data - from)));
             reads += 1;

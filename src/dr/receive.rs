@@ -241,7 +241,7 @@ impl Machine {
             batch: self.batch.as_ref().or(self.committing.as_ref()).map_or(Seq(0), Batch::kept),
             have: self.history.have_above(self.firm_cut(), LIST_ITEMS_MAX),
             window_bytes: self.intake.window_bytes(),
-            spool_bytes: self.intake.spool.size(),
+            spool_bytes: self.spool_to_be(),
             room: self.room(),
         }
     }
@@ -417,7 +417,7 @@ impl Machine {
         if spool.admits(bytes, self.history.missing_total(), entry_bytes(u64::from(PAYLOAD_BYTES_MAX))) {
             return true;
         }
-        let (owed, longest) = self.history.missing_bytes(low, high.max(seq.unwrap_or_default()), spool.size());
+        let (owed, longest) = self.history.missing_bytes(low, high.max(seq.unwrap_or_default()), spool.bytes());
         spool.admits(bytes, owed, longest)
     }
 

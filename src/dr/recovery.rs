@@ -29,6 +29,7 @@ use crate::dr::scan::{FoundEntry, FoundJournal, News, ScanError, scan_journal, s
 use crate::dr::spool::Spool;
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
+use crate::format::ring::Ring;
 use crate::format::spool::{Kind, SIZED_BYTES_MAX, nonce_bytes, sized_nonce};
 use crate::format::superblock::{
     BLANK, DAMAGED, DIRECT, PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNCED, Superblock, name_digest, read_slots,
@@ -73,6 +74,8 @@ pub struct Recovered {
     pub(super) news: News,
     pub(super) damage: Option<String>,
     pub(super) doubt: Option<Doubt>,
+    /// The file of the spool is longer than the superblock names.
+    pub(super) spool_is_longer: bool,
 }
 
 impl Recovered {
@@ -109,12 +112,13 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let Some(Judged { mut superblock, half, mut history, journal, news_before }) = judged else {
         return Ok(fresh(&found, options, segments, news));
     };
-    let (entries, _) = scan_spool(found.spool, options.spool_bytes, superblock.spool_pos, superblock.nonce, &mut news)?;
+    let ring = Ring { size: options.spool_bytes, extensions: superblock.extensions };
+    let (entries, _) = scan_spool(found.spool, ring, superblock.spool_pos, superblock.nonce, &mut news)?;
     let lacks_orders = journal.damage.is_some() || superblock.has(DAMAGED);
     if lacks_orders {
         orders_of_payloads(&entries, &mut history, &mut news);
     }
-    let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, options.spool_bytes, &mut history, &mut news);
+    let (mut spool, chunks) = place(&entries, &superblock, lacks_orders, ring, &mut history, &mut news);
     let mut damage = journal.damage.clone();
     let named = superblock.batch;
     let (mut batch, committed) = batches(&mut superblock, &history, &chunks, (&journal.gaps, &mut damage), &mut news);
@@ -173,6 +177,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
         news,
         damage,
         superblock,
+        spool_is_longer: found.spool.size() > ring.bytes(),
     })
 }
 
@@ -290,12 +295,13 @@ fn fresh(found: &Found<'_>, options: &Options, segments: u64, mut news: News) ->
         half: false,
         history: History::after(Seq(0), Chain(0)),
         journal: Start { segments, first: 1, ..Start::default() },
-        spool: Spool::new(options.spool_bytes, 0, 0),
+        spool: Spool::new(Ring::plain(options.spool_bytes), 0, 0),
         batch: None,
         committed: None,
         report: None,
         news,
         damage: None,
+        spool_is_longer: false,
         doubt: None,
     }
 }
@@ -380,13 +386,13 @@ fn place(
     entries: &[FoundEntry],
     superblock: &Superblock,
     lacks_orders: bool,
-    size: u64,
+    ring: Ring,
     history: &mut History,
     news: &mut News,
 ) -> (Spool, Chunks) {
     let floor = superblock.spool_pos;
     let head = entries.last().map_or(floor, |last| last.header.pos + last.bytes);
-    let mut spool = Spool::new(size, floor, head);
+    let mut spool = Spool::new(ring, floor, head);
     let mut chunks = Chunks::new();
     // Of a first sync nothing is staged.
     let open = history.open_batch(superblock.seq).map(|(begin, _)| begin).filter(|_| superblock.has(SYNCED));
@@ -491,7 +497,9 @@ fn batches(
         let carries_on = history.get(*begin).is_none_or(|entry| entry.record.offset != 0);
         !carries_on && is_whole(history, after, *begin, end, &of(*begin))
     };
-    let first = history.ended_after(after).find(complete).map(|(begin, _)| begin);
+    // Of a first sync nothing is staged: one that brought nothing is no copy, and another may have begun behind it.
+    let ended = history.ended_after(after).find(complete).map(|(begin, _)| begin);
+    let first = ended.filter(|_| superblock.has(SYNCED));
     let batch = first.or(history.open_batch(after).map(|(begin, _)| begin)).map(|begin| {
         if !superblock.has(SYNCED) {
             return Batch::forgotten(begin);

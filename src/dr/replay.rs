@@ -25,6 +25,7 @@ use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, File};
 use crate::dr::desk::Desk;
 use crate::format::record::OrderRecord;
+use crate::format::ring::Ring;
 use crate::format::spool::{Kind, decode_entry, entry_bytes};
 use crate::limits::{BLOCK_BYTES, DR_APPLY_BYTES_MAX, DR_APPLY_INFLIGHT_MAX};
 
@@ -124,7 +125,7 @@ struct Running {
 #[derive(Clone, Debug)]
 pub struct Replay {
     nonce: u64,
-    spool_size: u64,
+    spool: Ring,
     queue: VecDeque<Queued>,
     running: VecDeque<Running>,
     overlaps: Vec<InFlight<u64>>,
@@ -144,10 +145,10 @@ pub struct Replay {
 
 impl Replay {
     #[must_use]
-    pub fn new(volumes: usize, applied: Seq, nonce: u64, spool_size: u64) -> Replay {
+    pub fn new(volumes: usize, applied: Seq, nonce: u64, spool: Ring) -> Replay {
         Replay {
             nonce,
-            spool_size,
+            spool,
             queue: VecDeque::new(),
             running: VecDeque::new(),
             overlaps: (0..volumes).map(|_| InFlight::new()).collect(),
@@ -162,6 +163,11 @@ impl Replay {
             probed: Vec::new(),
             next_probe: 0,
         }
+    }
+
+    /// The spool has this shape from where it stands on: no entry that is needed has moved.
+    pub fn reshaped(&mut self, spool: Ring) {
+        self.spool = spool;
     }
 
     /// Everything up to here is written to the volumes (not yet durable there).
@@ -252,7 +258,7 @@ impl Replay {
             {
                 let length = entry_bytes(record.payload_bytes());
                 queued.reading =
-                    Some(desk.disk(fx, File::Spool, DiskKind::Read { offset: *pos % self.spool_size, length }));
+                    Some(desk.disk(fx, File::Spool, DiskKind::Read { offset: self.spool.offset(*pos), length }));
             }
         }
         while self.queue.front().is_some_and(|queued| spool_pos(&queued.step).is_none()) {
@@ -424,7 +430,8 @@ mod tests {
     /// forgotten, and damage kept them from being made again.
     #[test]
     fn what_is_under_way_when_a_batch_is_lost_counts_once_it_was_pushed_again() {
-        let (mut replay, mut desk, mut fx) = (Replay::new(1, Seq(10), 1, 1 << 20), Desk::default(), Vec::new());
+        let (mut replay, mut desk, mut fx) =
+            (Replay::new(1, Seq(10), 1, Ring::plain(1 << 20)), Desk::default(), Vec::new());
         push(&mut replay, 11..=13);
         replay.pump(&mut desk, &mut fx);
         end_one(&mut replay, &mut desk, &mut fx);

@@ -30,6 +30,7 @@ use crate::dr::journal::{Start, Write, append_blocks_max, segment_blocks};
 use crate::format::is_zero;
 use crate::format::journal::{SegmentHeader, segment_offset};
 use crate::format::record::OrderRecord;
+use crate::format::ring::Ring;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, decode_entry};
 use crate::limits::{BLOCK_BYTES, DR_APPENDS_INFLIGHT_MAX, ENTRY_ALIGN_BYTES, RECORD_BYTES, RECORDS_PER_BLOCK};
 
@@ -545,25 +546,26 @@ pub struct FoundEntry {
 /// not whole.
 pub fn scan_spool(
     file: &dyn ReadAt,
-    size: u64,
+    ring: Ring,
     floor: u64,
     nonce: u64,
     news: &mut News,
 ) -> Result<(Vec<FoundEntry>, Vec<Seq>), ScanError> {
-    let mut window = Window { file, size, at: 0, bytes: Bytes::new() };
+    let mut window = Window { file, size: ring.bytes(), at: 0, bytes: Bytes::new() };
     let mut found = Vec::new();
     let mut torn = Vec::new();
     let mut pos = floor;
-    while pos < floor + size {
-        let head = window.get(pos % size, ENTRY_HEADER_BYTES as u64)?;
+    while pos < floor + ring.bytes() {
+        let offset = ring.offset(pos);
+        let head = window.get(offset, ENTRY_HEADER_BYTES as u64)?;
         let header = EntryHeader::decode(&head, nonce);
         let Some(header) = header.ok().filter(|header| header.pos == pos) else {
             pos += ENTRY_ALIGN_BYTES;
             continue;
         };
         let bytes = header.entry_bytes();
-        let whole = if pos % size + bytes <= size {
-            let entry = window.get(pos % size, bytes)?;
+        let whole = if pos + bytes <= ring.piece_end(pos) {
+            let entry = window.get(offset, bytes)?;
             decode_entry(&entry, nonce).map(|_| ()).map_err(|err| err.to_string())
         } else {
             Err("it would wrap around the end".into())

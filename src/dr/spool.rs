@@ -4,19 +4,20 @@
 //! [`super::history`]'s.
 //!
 //! ```text
-//!   floor ≤ first live ≤ head ≤ floor + size       positions grow for ever; an entry stands at pos % size
-//!   └ durable in the superblock: recovery scans floor .. floor + size
+//!   floor ≤ first live ≤ head ≤ floor + bytes      positions grow for ever; where an entry stands says [`Ring`]
+//!   └ durable in the superblock: recovery scans floor .. floor + bytes
 //! ```
 //!
 //! Invariants:
-//! - Nothing is placed at or beyond `floor + size`: no entry that recovery may need is overwritten.
+//! - Nothing is placed at or beyond `floor + bytes`: no entry that recovery may need is overwritten.
 //! - Payloads come in any order, but one is stored early only if every payload missing before it still
 //!   finds room afterwards, in whatever order ([`Spool::admits`]): so they need only [`Spool::fits`] (I9).
 //! - Positions depend on the order of placement alone: a floor that moves takes no room away.
+//! - While its shape is changed ([`Spool::hold`]) nothing is placed: where it stands then, the superblock says.
 
 use std::collections::VecDeque;
 
-use crate::format::spool::place;
+use crate::format::ring::Ring;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -28,7 +29,9 @@ struct Slot {
 /// The log of payloads received and not yet applied.
 #[derive(Clone, Debug)]
 pub struct Spool {
-    size: u64,
+    ring: Ring,
+    /// Nothing is placed: its shape is being changed.
+    held: bool,
     floor: u64,
     head: u64,
     /// Entries in the order of their positions; the dead at the front are gone.
@@ -37,16 +40,57 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// An empty log of `size` bytes that stands at `head`; the durable floor is `floor`.
+    /// An empty log that stands at `head`; the durable floor is `floor`.
     #[must_use]
-    pub fn new(size: u64, floor: u64, head: u64) -> Spool {
-        assert!(floor <= head && head <= floor + size, "recovery finds the head within one round of the floor");
-        Spool { size, floor, head, slots: VecDeque::new(), live_bytes: 0 }
+    pub fn new(ring: Ring, floor: u64, head: u64) -> Spool {
+        assert!(floor <= head && head <= floor + ring.bytes(), "recovery finds the head within one round of the floor");
+        Spool { ring, held: false, floor, head, slots: VecDeque::new(), live_bytes: 0 }
+    }
+
+    /// Bytes that it was made with: what it is given for.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.ring.size
+    }
+
+    /// Bytes that it has.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ring.bytes()
     }
 
     #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
+    pub fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    /// Nothing is placed until its shape is [`Spool::reshaped`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Has this shape from where it stands on.
+    pub fn reshaped(&mut self, ring: Ring) {
+        (self.ring, self.held) = (ring, false);
+    }
+
+    /// The log with another piece of its size, if it can be entered here.
+    #[must_use]
+    pub fn grown(&self) -> Option<Ring> {
+        self.ring.grown(self.floor, self.head).filter(|_| !self.held)
+    }
+
+    /// Whether what it has grown by is needed no more.
+    #[must_use]
+    pub fn outgrown(&self) -> bool {
+        self.ring.is_extended() && !self.held && !self.ring.extends_into(self.floor, self.head)
+    }
+
+    /// With nothing in it, goes on behind what it has grown by, if it stands there.
+    pub fn leave_extension(&mut self) {
+        while self.slots.is_empty() && self.ring.extends_into(self.head, self.head + 1) {
+            self.head = self.ring.piece_end(self.head);
+        }
     }
 
     #[must_use]
@@ -77,7 +121,7 @@ impl Spool {
     /// Whether an entry fits once that is the durable floor.
     #[must_use]
     pub fn fits_above(&self, floor: u64, bytes: u64) -> bool {
-        bytes <= self.size && place(self.head, self.size, bytes) + bytes <= floor + self.size
+        !self.held && bytes <= self.ring.size && self.ring.place(self.head, bytes) + bytes <= floor + self.ring.bytes()
     }
 
     /// Whether an entry may be placed so that entries of `owed` bytes together, the longest of them
@@ -87,18 +131,16 @@ impl Spool {
         if !self.fits(bytes) {
             return false;
         }
-        let head = place(self.head, self.size, bytes) + bytes;
-        let end = self.floor + self.size;
-        // The log wraps at most once before its end; what it skips there is shorter than the longest entry.
-        let wraps = end > head.next_multiple_of(self.size);
-        let skipped = if wraps { longest } else { 0 };
-        end - head >= owed + skipped
+        let head = self.ring.place(self.head, bytes) + bytes;
+        let end = self.floor + self.ring.bytes();
+        // What is skipped where a piece of the log ends is shorter than the longest entry.
+        end - head >= owed + longest * self.ring.ends_between(head, end)
     }
 
     /// Places an entry that fits; its position.
     pub fn put(&mut self, bytes: u64) -> u64 {
         assert!(self.fits(bytes), "callers ask first");
-        let pos = place(self.head, self.size, bytes);
+        let pos = self.ring.place(self.head, bytes);
         self.head = pos + bytes;
         self.slots.push_back(Slot { pos, bytes, live: true });
         self.live_bytes += bytes;
@@ -122,8 +164,8 @@ impl Spool {
     /// With nothing in it, goes on at the next start of the log, so that even an entry as long as the log
     /// fits once the floor has followed. Whether that moved anything.
     pub fn rewind(&mut self) -> bool {
-        let start = self.head.next_multiple_of(self.size);
-        let moves = self.slots.is_empty() && start != self.head;
+        let start = self.head.next_multiple_of(self.ring.size);
+        let moves = self.slots.is_empty() && start != self.head && !self.ring.is_extended();
         if moves {
             self.head = start;
         }
@@ -150,7 +192,7 @@ mod tests {
 
     #[test]
     fn room_comes_back_only_with_the_durable_floor() {
-        let mut spool = Spool::new(4096, 0, 0);
+        let mut spool = Spool::new(Ring::plain(4096), 0, 0);
         let (a, b) = (spool.put(2048), spool.put(2048));
         assert!(!spool.fits(512));
         spool.free(a);
@@ -171,7 +213,7 @@ mod tests {
         ) {
             let size = 32 * 512;
             let bytes: Vec<u64> = lengths.iter().map(|length| length * 512).collect();
-            let mut spool = Spool::new(size, 0, 0);
+            let mut spool = Spool::new(Ring::plain(size), 0, 0);
             let mut placed: Vec<Option<u64>> = vec![None; bytes.len()];
             let mut applied = 0;
             let mut highest = 0;

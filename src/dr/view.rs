@@ -58,7 +58,7 @@ impl Machine {
             pending_writes: pending,
             missing_writes: self.history.missing_above(cut) as u64,
             spool_bytes: self.intake.spool.live_bytes(),
-            spool_limit_bytes: self.intake.spool.size(),
+            spool_limit_bytes: self.intake.spool.bytes(),
             journal_bytes: self.journal.used_bytes(),
             journal_limit_bytes: self.journal.size_bytes(),
             synced: self.synced(),

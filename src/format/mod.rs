@@ -6,6 +6,7 @@ pub mod journal;
 mod layout;
 pub mod record;
 pub mod relocate;
+pub mod ring;
 pub mod spool;
 pub mod superblock;
 pub mod table;

@@ -35,15 +35,19 @@
 //! | 1248 | 8 | seq of the last resize |
 //! | 1256 | 8 | size of a volume that is being resized, 0: of none |
 //! | 1264 | 2 | which volume that is |
-//! | 1266 | 2826 | reserved |
+//! | 1266 | 6 | reserved |
+//! | 1272 | 8 × 16 | extensions of the spool: position at which it is entered, and bytes, a multiple of the spool's size; 0: none |
+//! | 1400 | 2692 | reserved |
 //! | 4092 | 4 | CRC-32 over bytes 0..4092 |
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::layout::{Block, Shape, array_at, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
+use super::ring::{EXTENSIONS_MAX, Extension, Extensions};
+use super::spool::{SIZED_BYTES_MAX, nonce_bytes};
 use super::{FormatError, is_zero};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
-use crate::limits::{BLOCK_BYTES, NAME_BYTES_MAX, VOLUMES_MAX};
+use crate::limits::{BLOCK_BYTES, ENTRY_ALIGN_BYTES, NAME_BYTES_MAX, VOLUMES_MAX};
 
 /// Bytes of both slots.
 pub const SUPERBLOCK_BYTES: usize = 2 * BLOCK_BYTES;
@@ -79,10 +83,17 @@ const VOLUMES_END: usize = VOLUMES_AT + VOLUMES_MAX * 16;
 const PROMISES_AT: usize = VOLUMES_END;
 const PROMISES_END: usize = PROMISES_AT + 32;
 const RESIZE_AT: usize = PROMISES_END;
-const RESIZE_END: usize = RESIZE_AT + 18;
+const EXTENSION_AT: usize = RESIZE_AT + 24;
+const EXTENSION_END: usize = EXTENSION_AT + EXTENSIONS_MAX * 16;
 
-const SHAPE: Shape =
-    Shape { what: "superblock", magic: *b"FSHSUPER", version: 3, first: 10, used: RESIZE_END, crc_at: BLOCK_BYTES - 4 };
+const SHAPE: Shape = Shape {
+    what: "superblock",
+    magic: *b"FSHSUPER",
+    version: 4,
+    first: 10,
+    used: EXTENSION_END,
+    crc_at: BLOCK_BYTES - 4,
+};
 
 /// Boot id of a primary that ended because a disk failed it: what its caches held is not believed in any boot.
 pub const NO_BOOT: [u8; 16] = [0; 16];
@@ -168,6 +179,8 @@ pub struct Superblock {
     pub resized: Seq,
     /// Primary: a volume that is being resized, and the bytes it gets. Its order may have left already: a start goes on.
     pub resizing: Option<(Volume, u64)>,
+    /// DR: what the spool has grown by.
+    pub extensions: Extensions,
 }
 
 impl Superblock {
@@ -198,6 +211,7 @@ impl Superblock {
             journal_bytes: 0,
             resized: Seq(0),
             resizing: None,
+            extensions: Extensions::default(),
         }
     }
 
@@ -298,6 +312,11 @@ impl Superblock {
             put_u64(&mut out, RESIZE_AT + 8, size);
             put(&mut out, RESIZE_AT + 16, &volume.0.to_le_bytes());
         }
+        assert!(extend(&self.extensions, self.nonce), "an extension is some whole times its spool");
+        for (at, extension) in (EXTENSION_AT..).step_by(16).zip(&self.extensions) {
+            put_u64(&mut out, at, extension.from);
+            put_u64(&mut out, at + 8, extension.bytes);
+        }
         SHAPE.seal(out)
     }
 
@@ -343,6 +362,7 @@ impl Superblock {
             journal_bytes: u64_at(block, PROMISES_AT + 24),
             resized: Seq(u64_at(block, RESIZE_AT)),
             resizing: resizing_of(block)?,
+            extensions: extensions_of(block)?,
         })
     }
 }
@@ -442,6 +462,30 @@ fn resizing_of(block: &Block) -> Result<Option<(Volume, u64)>, FormatError> {
         size if size > 0 && volume < u16_at(block, 120) => Ok(Some((Volume(volume), size))),
         _ => Err(SHAPE.field(format!("volume {volume}, which there is not, is being resized to {size} bytes"))),
     }
+}
+
+/// Whether the spool whose size this nonce tells can have grown by these.
+fn extend(extensions: &Extensions, nonce: u64) -> bool {
+    let size = nonce_bytes(nonce);
+    let whole = |it: &Extension| size > 0 && it.bytes.is_multiple_of(size) && it.from.is_multiple_of(ENTRY_ALIGN_BYTES);
+    let (there, none): (Vec<&Extension>, Vec<&Extension>) = extensions.iter().partition(|it| it.bytes > 0);
+    let bytes =
+        there.iter().try_fold(size, |sum: u64, it| sum.checked_add(it.bytes).filter(|sum| *sum < SIZED_BYTES_MAX));
+    let first = extensions.iter().take_while(|it| it.bytes > 0).count();
+    let ascend =
+        there.windows(2).all(|pair| pair[0].from.checked_add(pair[0].bytes).is_some_and(|end| end < pair[1].from));
+    let alone = first == there.len() && none.iter().all(|it| it.from == 0);
+    alone && (there.is_empty() || bytes.is_some()) && there.into_iter().all(whole) && ascend
+}
+
+fn extensions_of(block: &Block) -> Result<Extensions, FormatError> {
+    reserved_zero(SHAPE.what, &block[RESIZE_AT + 18..EXTENSION_AT])?;
+    let of = |at: usize| Extension { from: u64_at(block, at), bytes: u64_at(block, at + 8) };
+    let extensions = std::array::from_fn(|at| of(EXTENSION_AT + at * 16));
+    if !extend(&extensions, u64_at(block, 104)) {
+        return Err(SHAPE.field(format!("the spool cannot have grown by these pieces: {extensions:?}")));
+    }
+    Ok(extensions)
 }
 
 fn volumes_of(block: &Block) -> Result<Vec<(u64, u64)>, FormatError> {

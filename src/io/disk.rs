@@ -27,7 +27,7 @@ use io_uring::squeue::Entry;
 use nix::libc;
 
 use super::arena::Run;
-use super::open::{Opened, Preallocate, enlarge, failed, failed_at};
+use super::open::{Opened, Preallocate, enlarge, extend, failed, failed_at, shorten};
 use super::reactor::{Event, FileId};
 use super::ring::{Kernel, Kind, Target, Token, on};
 use super::{reader, vector};
@@ -273,6 +273,16 @@ impl Disk {
     pub fn enlarge(&mut self, file: FileId, wanted: u64, preallocate: Preallocate) -> Result<u64, IoFail> {
         let found = self.files[file.0].as_mut().expect("a closed file is not used");
         enlarge(&mut found.opened, wanted, preallocate)
+    }
+
+    /// As [`open::extend`](super::open::extend).
+    pub fn extend(&mut self, file: FileId, wanted: u64) -> Result<(), IoFail> {
+        extend(&mut self.files[file.0].as_mut().expect("a closed file is not used").opened, wanted)
+    }
+
+    /// As [`open::shorten`](super::open::shorten).
+    pub fn shorten(&mut self, file: FileId, bytes: u64) -> Result<(), IoFail> {
+        shorten(&mut self.files[file.0].as_mut().expect("a closed file is not used").opened, bytes)
     }
 
     /// Closes a file once what is in flight is done.

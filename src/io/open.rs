@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
-use nix::unistd::{AccessFlags, access};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::arena::PAGE_BYTES;
 use super::extents::seek;
@@ -406,6 +407,36 @@ pub fn enlarge(opened: &mut Opened, wanted: u64, preallocate: Preallocate) -> Re
     }
     opened.size = opened.size.max(size);
     Ok(size)
+}
+
+/// Gives an open file at least so many bytes, with space reserved; durable with the next sync of it.
+pub fn extend(opened: &mut Opened, wanted: u64) -> Result<(), IoFail> {
+    let fail = |error: io::Error| failed(&opened.path, "cannot allocate space", &error);
+    let size = size_of(&opened.file).map_err(fail)?;
+    if size < wanted {
+        grow(&opened.file, size, wanted, Preallocate::Reserve).map_err(fail)?;
+    }
+    opened.size = opened.size.max(wanted);
+    Ok(())
+}
+
+/// Cuts an open file to so many bytes, if it is longer.
+pub fn shorten(opened: &mut Opened, bytes: u64) -> Result<(), IoFail> {
+    let fail = |error: io::Error| failed(&opened.path, "cannot shorten", &error);
+    if size_of(&opened.file).map_err(fail)? > bytes {
+        opened.file.set_len(bytes).map_err(fail)?;
+        opened.size = bytes;
+    }
+    Ok(())
+}
+
+/// What this user can still use of the file system that `path` stands on, bytes; as many as there can be, where that cannot be
+/// told.
+#[must_use]
+pub fn free_bytes(path: &Path) -> u64 {
+    let Ok(found) = statvfs(path) else { return u64::MAX };
+    let blocks = if geteuid().is_root() { found.blocks_free() } else { found.blocks_available() };
+    blocks * found.fragment_size()
 }
 
 fn grow(file: &File, size: u64, wanted: u64, preallocate: Preallocate) -> io::Result<()> {

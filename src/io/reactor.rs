@@ -407,6 +407,22 @@ impl Reactor {
         self.disk.enlarge(file, wanted, preallocate)
     }
 
+    /// Gives a file at least so many bytes, with space reserved; the next sync of it makes that durable.
+    ///
+    /// # Errors
+    /// There is no space.
+    pub fn extend(&mut self, file: FileId, wanted: u64) -> Result<(), IoFail> {
+        self.disk.extend(file, wanted)
+    }
+
+    /// Cuts a file to so many bytes, if it is longer.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn shorten(&mut self, file: FileId, bytes: u64) -> Result<(), IoFail> {
+        self.disk.shorten(file, bytes)
+    }
+
     #[must_use]
     pub fn file_path(&self, file: FileId) -> &Path {
         &self.disk.opened(file).path

@@ -73,7 +73,7 @@ impl Big {
 #[test]
 fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()> {
     const LITTLE: &str = "fifo = { memory = \"4MiB\", disk = 0 }";
-    let mut big = Big::started(256 * MIB, LITTLE, "journal = \"12MiB\"\nspool = \"192MiB\"")?;
+    let mut big = Big::started(256 * MIB, LITTLE, "journal = \"12MiB\"\nspool = \"192MiB\"\nspool_max = \"192MiB\"")?;
     let check = big.site.verb(&["check", "--role", "dr"])?;
     ensure!(check.out.contains("\"448MiB\" holds any batch"), "{check:?}");
     big.write(0, 8 * MIB, 1)?;
@@ -110,6 +110,41 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
     big.site.start(Role::Dr)?;
     ensure!(std::fs::metadata(big.site.path("dr/spool"))?.len() == 192 * MIB);
     big.write(32 * MIB, 64 * MIB, 4)?;
+    big.compare()
+}
+
+#[test]
+fn a_batch_larger_than_the_spool_crosses_where_the_spool_grows_and_dr_is_promotable_all_the_time() -> Result<()> {
+    let little = "fifo = { memory = \"4MiB\", disk = 0 }\nlink = { bytes_per_second = \"50MiB\" }\ncompress = \"off\"";
+    let mut big = Big::started(256 * MIB, little, "journal = \"12MiB\"\nspool = \"192MiB\"")?;
+    big.write(0, 8 * MIB, 1)?;
+    big.site.settle(LONG)?;
+    big.site.line.cut();
+    big.write(0, 220 * MIB, 2)?;
+    big.site.line.heal();
+    let begun = |status: &Status| matches!(status, Status::Dr(dr) if dr.batch.is_some() && dr.spool_bytes > 64 * MIB);
+    big.site.wait_for(Role::Dr, LONG, "a batch of which much is staged", begun)?;
+    let (point, cut) = (std::fs::read(big.site.backing(Role::Dr, "db"))?, big.site.dr()?.cut_seq);
+    let grown = |status: &Status| matches!(status, Status::Dr(dr) if dr.spool_limit_bytes == 384 * MIB);
+    big.site.wait_for(Role::Dr, LONG, "a spool that has grown", grown)?;
+    ensure!(
+        std::fs::read(big.site.backing(Role::Dr, "db"))? == point && big.site.dr()?.cut_seq == cut,
+        "the recovery point stays"
+    );
+    ensure!(big.site.promote(&["--plan"])?.cut_seq == cut, "and can be promoted");
+    // In the middle of it DR dies; then it has what it had.
+    big.site.kill(Role::Dr)?;
+    big.site.start(Role::Dr)?;
+    ensure!(big.site.dr()?.spool_limit_bytes == 384 * MIB, "{:?}", big.site.dr()?);
+    big.compare()?;
+    let back = |status: &Status| matches!(status, Status::Dr(dr) if dr.spool_limit_bytes == 192 * MIB);
+    big.site.wait_for(Role::Dr, LONG, "a spool as it was", back)?;
+    ensure!(std::fs::metadata(big.site.path("dr/spool"))?.len() == 192 * MIB);
+    big.site.stop(Role::Dr)?;
+    let inspect = std::process::Command::new(program()).args(["inspect", "spool"]).arg(big.site.path("dr")).output()?;
+    ensure!(inspect.status.success(), "{}", String::from_utf8_lossy(&inspect.stdout));
+    big.site.start(Role::Dr)?;
+    big.write(16 * MIB, 32 * MIB, 3)?;
     big.compare()
 }
 

@@ -6,6 +6,7 @@ use farshore::core::op::Op;
 use farshore::format::intent::{LogHeader, LogLayout, MapHeader, MapLayout, PAGE_BITS, Page, Watermark};
 use farshore::format::journal::{SEGMENT_RECORDS, SegmentHeader, SegmentRecords, segment_offset};
 use farshore::format::record::OrderRecord;
+use farshore::format::ring::{Extension, Extensions};
 use farshore::format::spool::{self, EntryHeader, Kind, decode_entry, encode_entry, entry_bytes};
 use farshore::format::superblock::{
     self, BLANK, CLEAN, DAMAGED, DIRECT, FORCED, MARKED, PROMOTED, PROMOTING, Role, SETTLED, SYNCED, Superblock,
@@ -61,6 +62,36 @@ fn a_superblock_resizes_a_volume_that_there_is() {
     assert!(matches!(resizing(1, 0), Err(FormatError::Field { .. })), "to nothing");
 }
 
+/// Of what the spool has grown by: where each is entered, and its bytes.
+fn extensions(of: &[(u64, u64)]) -> Extensions {
+    let mut extensions = Extensions::default();
+    for (at, &(from, bytes)) in of.iter().enumerate() {
+        extensions[at] = Extension { from, bytes };
+    }
+    extensions
+}
+
+#[test]
+fn a_spool_has_grown_by_itself_some_whole_times() {
+    let size = 4 << 20;
+    let whole = Superblock { nonce: spool::sized_nonce(7, size), ..Superblock::new(Role::Dr) };
+    let extended = |from: u64, bytes: u64| {
+        let mut block = whole.clone().encode();
+        block[1272..1280].copy_from_slice(&from.to_le_bytes());
+        block[1280..1288].copy_from_slice(&bytes.to_le_bytes());
+        let crc = crc32fast::hash(&block[..4092]);
+        block[4092..].copy_from_slice(&crc.to_le_bytes());
+        Superblock::decode(&block).map(|it| it.extensions)
+    };
+    assert_eq!(extended(0, 0), Ok(Extensions::default()));
+    for (from, times) in [(0, 1), (512, 3)] {
+        assert_eq!(extended(from, times * size), Ok(extensions(&[(from, times * size)])));
+    }
+    for (from, bytes) in [(512, 0), (511, size), (0, size + 512), (0, size / 2), (0, 1 << 44)] {
+        assert!(matches!(extended(from, bytes), Err(FormatError::Field { .. })), "{bytes} bytes at {from}");
+    }
+}
+
 #[test]
 fn chain_of_a_record_depends_on_all_of_it_and_on_the_one_before() {
     let record = write_record().chained(Chain(1));
@@ -109,22 +140,24 @@ fn superblock() {
         journal_bytes: 0x1515,
         resized: Seq(0x1616),
         resizing: Some((Volume(1), 0x1717)),
+        extensions: extensions(&[(0x1800, 0xb00b << 20), (0x1c_0000_0000, 0xb00b << 21)]),
     };
     let golden = sparse(
         4096,
         &[
             (
                 0,
-                "46534853555045520300030565000000011000000000000002200000000000000330000000000000044000000000000055000000\
+                "46534853555045520400030565000000011000000000000002200000000000000330000000000000044000000000000055000000\
                  660000000102030405060708090a0b0c0d0e0f100770000000000000088000000000000009900000000000000aa0000000000000\
                  0bb00000000000000cc0000000000000020000000000000067726f7570",
             ),
             (192, "0dd00000000000000ee00000000000000ff00000000000001111"),
             (
                 1216,
-                "1212000000000000131300000000000014140000000000001515000000000000161600000000000017170000000000000100",
+                "1212000000000000131300000000000014140000000000001515000000000000161600000000000017170000000000000100000000000000\
+                 00180000000000000000b0000b000000000000001c0000000000600116000000",
             ),
-            (4092, "5399ae5e"),
+            (4092, "20eb315b"),
         ],
     );
     check(&value, &value.encode(), &golden, Superblock::decode);

@@ -56,6 +56,7 @@ fn dr_judges_every_hello_by_the_first_rule_that_applies() {
         journal_bytes: 4 << 20,
         table_slots: 1024,
         spool_bytes: 1 << 20,
+        spool_bytes_max: 1 << 20,
         cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
         protect: Protect::Order,
         ack: Ack::Write,

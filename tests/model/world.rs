@@ -605,7 +605,9 @@ impl World {
                         self.send(line, 1 - side, Packet::Link(message));
                     }
                 }
-                Effect::Grow { .. } => unreachable!("no volume grows"),
+                Effect::Grow { .. } | Effect::GrowSpool { .. } | Effect::ShrinkSpool { .. } => {
+                    unreachable!("nothing grows")
+                }
                 Effect::Close { conn, .. } => {
                     if let Some((line, side)) = self.line_of(Host::Dr, conn) {
                         self.hang_up(line, side);
@@ -667,6 +669,7 @@ impl World {
                     journal_bytes: JOURNAL,
                     table_slots: 1024,
                     spool_bytes: SPOOL,
+                    spool_bytes_max: SPOOL,
                     cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
                     protect: self.truth.protect,
                     ack: Ack::Write,

@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkers::{Outcome, Payloads, Records, Verdict, Violation};
 use crate::disk::{Class, Disk, Settled};
+use crate::growth::SpoolFile;
 use crate::live::Live;
 use crate::network::{Network, Node};
 use crate::oracle::{Images, Oracle};
@@ -85,6 +86,10 @@ pub enum Event {
         run: u64,
         volume: Volume,
         size: u64,
+    },
+    SpoolGrown {
+        run: u64,
+        bytes: u64,
     },
     ReportStored {
         run: u64,
@@ -284,6 +289,7 @@ pub struct World {
     pub aux_astray: bool,
     /// A write to DR's spool has landed elsewhere: on another payload, maybe.
     pub dr_spool_astray: bool,
+    pub spool_file: SpoolFile,
     /// A write to the table, to the journal or to the spool has landed elsewhere.
     pub astray: bool,
     /// Payloads in the ring: seq, offset in the table, bytes.
@@ -421,6 +427,7 @@ impl World {
             aux_rotten: BTreeSet::new(),
             aux_astray: false,
             dr_spool_astray: false,
+            spool_file: SpoolFile::default(),
             astray: false,
             ring_places: Vec::new(),
             primary_boot: 0,
@@ -561,10 +568,11 @@ impl World {
                 self.promise_checked = Seq(0);
                 self.forget_promotion();
                 lose(&mut self.dr_disk, power, &mut self.rng);
+                self.spool_left(power);
             }
         }
+        self.spare_superblock(node);
         if power {
-            self.spare_superblock(node);
             self.look_again(node);
         }
     }

@@ -76,19 +76,19 @@ type Which<F> = fn(F) -> bool;
 
 pub struct SimFile {
     class: Class,
-    size: usize,
+    pub size: usize,
     /// As long as the file, or longer: they were another file's once.
-    cache: Vec<u8>,
-    stable: Vec<u8>,
+    pub cache: Vec<u8>,
+    pub stable: Vec<u8>,
     /// Sectors of `cache` that were ever written.
-    touched: Vec<bool>,
+    pub touched: Vec<bool>,
     /// Version of the write each sector of `stable` comes from.
-    sector_versions: Vec<u64>,
-    unsynced: Vec<Unsynced>,
+    pub sector_versions: Vec<u64>,
+    pub unsynced: Vec<Unsynced>,
     /// What a failed sync has left: read, and never durable whoever syncs.
-    ghosts: Vec<Unsynced>,
+    pub ghosts: Vec<Unsynced>,
     /// How often bytes of `stable` have changed.
-    changes: u64,
+    pub changes: u64,
 }
 
 /// A write that is in the cache and may be lost with the power.
@@ -172,27 +172,6 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         };
         assert!(!self.has(file), "{file:?} is created once");
         self.files.push((file, made));
-    }
-
-    /// A file has `size` bytes from now on, durably; what is added holds noise (a device) or zeroes.
-    pub fn grow(&mut self, file: F, size: u64, noise: Option<&mut Rng>) {
-        let target = self.file_mut(file);
-        let (old, sectors) = (target.size, (size as usize).div_ceil(SECTOR));
-        if sectors * SECTOR <= old {
-            return;
-        }
-        target.size = sectors * SECTOR;
-        target.changes += 1;
-        let length = target.size.max(target.cache.len());
-        target.cache.resize(length, 0);
-        target.stable.resize(target.size.max(target.stable.len()), 0);
-        target.touched.resize(sectors, false);
-        target.sector_versions.resize(sectors, 0);
-        if let Some(rng) = noise {
-            rng.fill(&mut target.cache[old..sectors * SECTOR]);
-            target.stable[old..sectors * SECTOR].copy_from_slice(&target.cache[old..sectors * SECTOR]);
-            target.touched[old / SECTOR..].fill(true);
-        }
     }
 
     /// Writes outside of any process, at once and durably (setting the scene).
@@ -514,7 +493,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
         self.settled.extend(ranges.into_iter().map(|(offset, length)| Settled { file, offset, length }));
     }
 
-    fn file_mut(&mut self, file: F) -> &mut SimFile {
+    pub fn file_mut(&mut self, file: F) -> &mut SimFile {
         let found = self.files.iter_mut().find(|(name, _)| *name == file);
         &mut found.unwrap_or_else(|| panic!("{file:?} does not exist")).1
     }

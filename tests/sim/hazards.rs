@@ -179,7 +179,7 @@ impl World {
         self.aux_astray || self.aux_rotten.contains(&seq)
     }
 
-    /// After a loss of power: what is torn in one slot of a superblock and was damaged in the other is lost, and no start goes
+    /// After a loss of power, or the end of a process: what is torn in one slot of a superblock and was damaged in the other is lost, and no start goes
     /// on. It is not the damage that this is about.
     pub fn spare_superblock(&mut self, node: Node) {
         match node {

@@ -24,6 +24,7 @@ mod describe;
 mod disk;
 mod failing;
 mod fresh;
+mod growth;
 mod hazards;
 mod live;
 mod memory;
@@ -50,11 +51,12 @@ use std::time::Duration;
 use runner::{Passed, Run, explain, run_seeds};
 
 /// Seeds of the default run, from where and how many, and how long they may take at the most: whoever is slower says so.
-const RANGES: [(u64, u64); 4] = [
+const RANGES: [(u64, u64); 5] = [
     (setup::NEWEST_SEEDS - 500, 1500),
     (setup::FRESH_SEEDS, 1000),
-    (setup::ASKING_SEEDS, 1000),
+    (setup::ASKING_SEEDS, 500),
     (setup::TRICKLE_SEEDS, 500),
+    (setup::GROWTH_SEEDS, 500),
 ];
 const SECONDS: u64 = 240;
 
@@ -295,6 +297,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (7056023, "as 7029181"),
     (7044756, "any payload was a sign that the one that DR lacked was on its way: it was never asked for"),
+    (
+        8007010,
+        "the first orders after a start went over the checkpoint in the journal, where the oldest segment stood next",
+    ),
+    (
+        7266004,
+        "a start of DR took an empty first sync that was over for the one under way, and no copy was ever complete",
+    ),
     (7180457, "DR had lost an order whose payload was on its way from disk, asked for it in vain, and no batch began"),
     (7155701, "nothing was dropped for what DR asked for, which it could not take, and the batch never began"),
     (1009297, "the checker took what had come while DR had no copy for more than the bound on the lag allows"),

@@ -33,6 +33,11 @@ impl Server {
         self.held.remove(&number).map(|it| it.1)
     }
 
+    /// Everything that was left for later.
+    pub fn take_all_held(&mut self) -> Vec<Input> {
+        std::mem::take(&mut self.held).into_values().map(|it| it.1).collect()
+    }
+
     /// A connection ends: what was asked on it is done before.
     pub fn take_held_of(&mut self, conn: Conn) -> Vec<Input> {
         let (of, others) = std::mem::take(&mut self.held).into_iter().partition(|(_, it)| it.0 == conn);

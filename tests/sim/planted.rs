@@ -17,6 +17,7 @@ const OLDER: u64 = LATER_SEEDS - 1500;
 /// The seed that caught each bug last time: it is tried first, so that a run over all of them is short. One that
 /// does not catch it any more costs a search, no more.
 const HINTS: &[(Bug, u64)] = &[
+    (Bug::GrownUnnamed, 8000039),
     (Bug::UnsaidBelieved, 7029181),
     (Bug::LeapForgotten, 4372940),
     (Bug::SlotsOverLeap, 4389856),
@@ -54,7 +55,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::AckAfterLease, 8501),
     (Bug::LeaseFromAnswer, 101296),
     (Bug::PromoteWithinLease, 100034),
-    (Bug::PayloadForgotten, 8502),
+    (Bug::PayloadForgotten, 3000009),
     (Bug::PayloadUnchecked, 100127),
     (Bug::RecordUnchecked, 100044),
     (Bug::GapAccepted, 100046),
@@ -75,7 +76,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::RequeueForgotten, 100031),
     (Bug::BatchHollow, 3000461),
     (Bug::SpoolFreedEarly, 8504),
-    (Bug::SpillUnordered, 8545),
+    (Bug::SpillUnordered, 9050),
     (Bug::BatchLeavesOutRange, 8575),
     (Bug::FifoFreedEarly, 8504),
     (Bug::AppliedUnpromised, 100007),

@@ -43,7 +43,9 @@ impl World {
             | Event::Taken { .. } => Some(Node::Primary),
             Event::Silent { node, .. } => Some(*node),
             Event::Served { .. } => Some(Node::Aux),
-            Event::ReportStored { .. } | Event::Grown { .. } | Event::Gone { .. } => Some(Node::Dr),
+            Event::ReportStored { .. } | Event::Grown { .. } | Event::SpoolGrown { .. } | Event::Gone { .. } => {
+                Some(Node::Dr)
+            }
             _ => None,
         };
         if let Some(waiting) = node.and_then(|n| self.host_mut(n).paused.as_mut()) {
@@ -91,6 +93,7 @@ impl World {
                 self.dr_step(dr::machine::Input::AuxDone { ticket, result })
             }
             Event::Grown { run, volume, size } if self.is_running(Node::Dr, run) => self.grown(volume, size),
+            Event::SpoolGrown { run, bytes } if self.is_running(Node::Dr, run) => self.spool_grown(bytes),
             Event::Start { node } => self.start(node),
             Event::Resume { node } => self.resume(node),
             _ => Ok(()),
@@ -141,6 +144,9 @@ impl World {
                 let volume = matches!(self.dr_disk.file_of(operation), Some(dr::machine::File::Volume(_)));
                 let compared = volume && self.dr_disk.is_read(operation);
                 let Some((ticket, result)) = self.dr_disk.complete(operation, now_ns) else { return Ok(()) };
+                if result.is_ok() {
+                    self.spool_synced(operation);
+                }
                 self.comparing.unread |= compared && result.is_err();
                 once.into_iter().for_each(|once| self.live_over(once));
                 let settled = self.dr_disk.take_settled();
@@ -356,6 +362,10 @@ impl World {
         use primary::recovery::{Expect, Files, Place, recover};
         let boot = self.host(Node::Primary).boot;
         let power_lost = self.primary_boot != 0 && self.primary_boot != boot;
+        // A host is without power for longer than a server keeps a request waiting.
+        if let (true, Some(Table::Plain(server))) = (power_lost, &mut self.aux) {
+            server.take_all_held().into_iter().try_for_each(|held| self.serve_late(held))?;
+        }
         let expect = Expect {
             group_name: GROUP.into(),
             volumes: self.volume_list(),
@@ -469,12 +479,14 @@ impl World {
 
     fn start_dr(&mut self) -> Verdict {
         use dr::machine::File;
+        self.spool_stands()?;
         let options = dr::machine::Options {
             group_name: GROUP.into(),
             volumes: self.volume_list(),
             journal_bytes: self.setup.journal_bytes,
             table_slots: self.setup.table_slots,
             spool_bytes: self.setup.spool_bytes,
+            spool_bytes_max: self.setup.spool_bytes_max,
             cache_bytes: self.setup.dr_cache_bytes,
             protect: self.setup.protect,
             ack: self.setup.ack,
@@ -628,6 +640,8 @@ impl World {
             Effect::Close { conn, .. } => self.close_link(Node::Dr, conn)?,
             Effect::Disk(op) => {
                 self.check_dr_write(&op)?;
+                self.spool_asked(&op)?;
+                let syncs = op.file == dr::machine::File::Spool && matches!(op.kind, DiskKind::Sync);
                 let superblock = op.file == dr::machine::File::Superblock && !matches!(op.kind, DiskKind::Sync);
                 let volume = matches!(op.file, dr::machine::File::Volume(_));
                 let named = match &op.kind {
@@ -635,6 +649,9 @@ impl World {
                     _ => Vec::new(),
                 };
                 let operation = self.dr_disk.submit(op, &mut self.rng);
+                if syncs {
+                    self.spool_syncs(operation);
+                }
                 self.schedule_disk(Node::Dr, operation, volume);
                 self.went_astray();
                 self.writes_superblock(Node::Dr, superblock);
@@ -645,6 +662,8 @@ impl World {
                 let run = self.host(Node::Dr).run;
                 self.at(at, Event::Grown { run, volume, size });
             }
+            Effect::GrowSpool { bytes } => self.spool_grows(bytes)?,
+            Effect::ShrinkSpool { bytes } => self.spool_shrinks(bytes),
             Effect::AuxOpen { epoch, owner } => self.open_table(Node::Dr, epoch, owner),
             Effect::AuxRead { ticket, offset, length } => {
                 self.ask_table(Node::Dr, TableTalk::Read { cookie: ticket.0, offset, length });

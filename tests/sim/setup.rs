@@ -21,6 +21,8 @@ pub const FRESH_SEEDS: u64 = 3_000_000;
 pub const ASKING_SEEDS: u64 = 4_200_000;
 /// From this seed on clients may go on asking a little after the last fault, until what they asked before is at DR.
 pub const TRICKLE_SEEDS: u64 = 7_000_000;
+/// From this seed on DR's spool may be smaller than a batch, and grows.
+pub const GROWTH_SEEDS: u64 = 8_000_000;
 
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
@@ -37,6 +39,8 @@ const ROOM_SALT: u64 = 0x0000_400a_5ced;
 const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
 /// Mixed into the seed for volumes without space.
 const FULL_SALT: u64 = 0x0000_f011_0d15;
+/// Mixed into the seed for how small a spool is at first.
+const GROWTH_SALT: u64 = 0x6600_11ad_5b00;
 /// Mixed into the seed for whether clients go on asking.
 const TRICKLE_SALT: u64 = 0x7121_c41e_0000;
 /// Of the generator that the freshest seeds draw the rest from.
@@ -74,6 +78,8 @@ pub struct Setup {
     /// Of a segment of the journal.
     pub segment_bytes: u64,
     pub spool_bytes: u64,
+    /// That it may grow to.
+    pub spool_bytes_max: u64,
     /// Payloads that DR keeps in memory until they are applied.
     pub dr_cache_bytes: u64,
     pub streams: usize,
@@ -383,6 +389,7 @@ impl Setup {
             journal_bytes: rng.pick(&[2, 2, 3, 8]) << 20,
             segment_bytes: farshore::limits::SEGMENT_BYTES,
             spool_bytes: 0,
+            spool_bytes_max: 0,
             dr_cache_bytes: farshore::limits::DR_CACHE_BYTES_MAX,
             streams: rng.pick(&[1, 2, 4, 8]),
             volumes_direct: rng.chance(60),
@@ -449,6 +456,10 @@ impl Setup {
         }
         if seed >= FRESH_SEEDS {
             setup.freshen(&mut Rng::new(seed ^ FRESH_SALT));
+        }
+        setup.spool_bytes_max = setup.spool_bytes;
+        if seed >= GROWTH_SEEDS {
+            setup.let_grow(&mut Rng::new(seed ^ GROWTH_SALT));
         }
         setup
     }

@@ -6,8 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::statvfs::statvfs;
-use nix::unistd::{Whence, geteuid, lseek};
+use nix::unistd::{Whence, lseek};
 
 use super::Host;
 use crate::cluster::config::{Backing, DrConfig};
@@ -15,7 +14,7 @@ use crate::cluster::control::EXIT_FAILED;
 use crate::cluster::size::human_size;
 use crate::core::ids::Volume;
 use crate::dr;
-use crate::io::open::to_read;
+use crate::io::open::{free_bytes, to_read};
 
 impl Host<'_, '_, '_> {
     /// Notes volumes whose file system has no room for what a start applies by itself. Nothing is read of a DR whose volumes
@@ -23,7 +22,7 @@ impl Host<'_, '_, '_> {
     pub(super) fn filling(&mut self, dr: &DrConfig) {
         let files = || dr.backing.iter().zip(0u16..).filter_map(|(backing, at)| Some((at, Backing::path(backing)?)));
         let tight = |(_, path): (u16, &Path)| {
-            std::fs::metadata(path).is_ok_and(|found| found.is_file() && free(path) < unallocated(&found))
+            std::fs::metadata(path).is_ok_and(|found| found.is_file() && free_bytes(path) < unallocated(&found))
         };
         if !files().any(tight) {
             return;
@@ -37,13 +36,13 @@ impl Host<'_, '_, '_> {
                 _ => 0,
             };
             *wanted.entry(found.dev()).or_default() += bytes;
-            if wanted[&found.dev()] > free(path) {
+            if wanted[&found.dev()] > free_bytes(path) {
                 let text = format!(
                     "{} of data wait to be applied to {}, whose file system has {} free: DR would end as soon as it starts. Make \
                      room there, and start it then",
                     human_size(wanted[&found.dev()]),
                     path.display(),
-                    human_size(free(path))
+                    human_size(free_bytes(path))
                 );
                 let name = self.config.volumes[usize::from(at)].name.clone();
                 self.findings.fail(EXIT_FAILED, &["dr", "backing", &name], text);
@@ -54,13 +53,6 @@ impl Host<'_, '_, '_> {
 
 fn unallocated(found: &std::fs::Metadata) -> u64 {
     found.len().saturating_sub(found.blocks() * 512)
-}
-
-/// What this user can still use of the file system that a file stands on, bytes.
-fn free(path: &Path) -> u64 {
-    let Ok(found) = statvfs(path) else { return u64::MAX };
-    let blocks = if geteuid().is_root() { found.blocks_free() } else { found.blocks_available() };
-    blocks * found.fragment_size()
 }
 
 /// Bytes of a range that have no storage; none where that cannot be told.

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{Image, Printer, record_json, record_text};
 use crate::cli::failure::Failure;
+use crate::format::ring::Ring;
 use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, nonce_bytes};
 use crate::format::superblock::{Role, SUPERBLOCK_BYTES, newest};
 use crate::limits::ENTRY_ALIGN_BYTES;
@@ -22,8 +23,8 @@ struct Log {
     nonce: u64,
     /// Position of the first entry that is needed.
     from: u64,
-    /// Size it was made with, if that is known.
-    bytes: Option<u64>,
+    /// The shape of a spool; of a disk FIFO, whose entries say what was passed over, nothing is known.
+    ring: Option<Ring>,
     /// Whether `from` is known: without it everything readable is printed, and gaps mean nothing.
     whole: bool,
 }
@@ -32,25 +33,29 @@ struct Log {
 /// stands in when that is lost, and then everything readable is printed.
 pub fn print(file: &Image, nonce: Option<u64>, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let log = match nonce {
-        Some(nonce) => Log { nonce, from: 0, bytes: None, whole: false },
+        Some(nonce) => Log { nonce, from: 0, ring: None, whole: false },
         None => beside(&file.path)?,
     };
-    if let Some(made) = log.bytes.filter(|made| *made != file.bytes) {
+    if let Some(made) = log.ring.map(|ring| ring.bytes()).filter(|made| *made != file.bytes) {
         let verdict = if file.bytes < made { "it was cut short" } else { "something was appended" };
         let text = format!("the file has {} bytes, the log was made with {made}: {verdict}", file.bytes);
         printer.damage(file.bytes.min(made), &text)?;
     }
-    let size = log.bytes.unwrap_or(file.bytes);
-    if size == 0 {
+    let ring = log.ring.unwrap_or(Ring::plain(file.bytes));
+    if ring.bytes() == 0 {
         return printer.remark(0, "the file is empty");
     }
-    let mut scan = Scan { file, printer, size, expected: log.from, entries: 0, stale: 0, other: None, log };
-    let start = scan.log.from % size;
-    // In the order of positions: from the first live one to the end of the file, then from its beginning.
-    for (mut at, end) in [(start, size.min(file.bytes)), (0, start.min(file.bytes))] {
+    let from = log.from;
+    let mut scan = Scan { file, printer, ring, expected: from, entries: 0, stale: 0, other: None, log };
+    // In the order of positions, piece by piece of the file.
+    let mut pos = from;
+    while pos < from + ring.bytes() {
+        let (mut at, next) = (ring.offset(pos), ring.piece_end(pos).min(from + ring.bytes()));
+        let end = (at + (next - pos)).min(file.bytes);
         while at < end {
             at = scan.window(at, end)?;
         }
+        pos = next;
     }
     scan.finish()
 }
@@ -59,7 +64,7 @@ struct Scan<'a, 'p> {
     file: &'a Image,
     printer: &'a mut Printer<'p>,
     log: Log,
-    size: u64,
+    ring: Ring,
     /// Position behind the last entry.
     expected: u64,
     entries: u64,
@@ -83,7 +88,7 @@ impl Scan<'_, '_> {
             let header =
                 sector.get(..ENTRY_HEADER_BYTES).and_then(|bytes| EntryHeader::decode(bytes, self.log.nonce).ok());
             match header {
-                Some(header) if header.pos % self.size != at => {
+                Some(header) if self.ring.offset(header.pos) != at => {
                     let text = format!("entry of position {} does not belong here", header.pos);
                     self.printer.damage(at, &text)?;
                 }
@@ -109,9 +114,12 @@ impl Scan<'_, '_> {
         let expected = std::mem::replace(&mut self.expected, header.pos + header.entry_bytes());
         self.entries += 1;
         self.other = None;
-        // Whoever would wrap goes on at the start of the log; in a disk FIFO the entry tells so.
-        let turned = match self.log.bytes {
-            Some(_) => header.pos == expected.next_multiple_of(self.size),
+        // Whoever would straddle the end of a piece goes on behind it; in a disk FIFO the entry tells so.
+        let turned = match self.log.ring {
+            Some(ring) => {
+                let placed = ring.place(expected, header.entry_bytes().min(ring.size));
+                header.pos == placed || header.pos == ring.piece_end(expected)
+            }
             None => header.pos - header.skipped == expected,
         };
         if !self.log.whole || header.pos == expected || turned {
@@ -123,7 +131,7 @@ impl Scan<'_, '_> {
              damaged, or torn by a crash",
             header.pos
         );
-        self.printer.damage(expected % self.size, &text)
+        self.printer.damage(self.ring.offset(expected), &text)
     }
 
     fn entry(&mut self, at: u64, header: &EntryHeader) -> Result<(), Failure> {
@@ -144,13 +152,13 @@ impl Scan<'_, '_> {
     }
 
     fn finish(self) -> Result<(), Failure> {
-        let Scan { file, printer, log, size, expected, entries, stale, other } = self;
+        let Scan { file, printer, log, ring, expected, entries, stale, other } = self;
         match other {
             Some(at) if entries == 0 && stale == 0 => {
                 printer
                     .damage(at, "not one entry of this log is in the file: overwritten, or the file of another log")?;
             }
-            Some(at) if log.whole && expected <= size && at >= expected => {
+            Some(at) if log.whole && expected <= ring.size && at >= expected => {
                 let text = format!(
                     "bytes that are no entry behind the end of the log at position {expected}: damaged, or left by a \
                      crash and not overwritten yet"
@@ -179,8 +187,9 @@ fn beside(path: &Path) -> Result<Log, Failure> {
         .map_err(|failure| Failure::failed(format!("{}; {help}", failure.text)))?;
     match newest(&bytes) {
         Ok(Some(found)) => {
-            let bytes = (found.role == Role::Dr).then(|| nonce_bytes(found.nonce));
-            Ok(Log { nonce: found.nonce, from: found.spool_pos, bytes, whole: true })
+            let shape = || Ring { size: nonce_bytes(found.nonce), extensions: found.extensions };
+            let ring = (found.role == Role::Dr).then(shape);
+            Ok(Log { nonce: found.nonce, from: found.spool_pos, ring, whole: true })
         }
         Ok(None) => Err(Failure::failed(format!("{}: was never written; {help}", superblock.display()))),
         Err(error) => Err(Failure::failed(format!("{}: {error}; {help}", superblock.display()))),

@@ -297,6 +297,7 @@ const DR_KEYS: &[&str] = &[
     "streams",
     "journal",
     "spool",
+    "spool_max",
     "direct",
     "metrics",
     "tls",
@@ -336,6 +337,7 @@ fn dr(
     if !spool.is_multiple_of(MIB) {
         r.error(s, "spool", format!("{spool} bytes are not a whole number of MiB"));
     }
+    let spool_max = spool_max(r, s, spool);
     let direct = r.word(s, "direct", &DIRECT);
     let metrics = metrics(r, s);
     let (tls, client_certificates) = tls::of_clients(r, s, tls, psk);
@@ -350,11 +352,25 @@ fn dr(
         streams: streams as usize,
         journal,
         spool,
+        spool_max,
         direct,
         metrics,
         tls,
         client_certificates,
     })
+}
+
+/// How far the spool may grow: a size, or `auto`.
+fn spool_max(r: &mut Reader<'_>, s: &Section<'_>, spool: u64) -> Option<u64> {
+    if !s.has("spool_max") || s.text("spool_max") == Some("auto") {
+        return None;
+    }
+    let most = r.size(s, "spool_max", 0..=1 << 50, None)?;
+    if most < spool {
+        let text = format!("{most} bytes are less than the spool has ({spool}): as many, and it does not grow");
+        r.error(s, "spool_max", text);
+    }
+    Some(most)
 }
 
 /// What each volume stands on, in their order.

@@ -10,8 +10,10 @@
 //! | `loss-report.json.damaged` | one that was damaged, kept to be looked at (`.damaged.2`, …) | renamed |
 //!
 //! Logs keep the size they were made with, since their positions are taken modulo it; the spool is copied to a file
-//! of another size when the configuration asks for one ([`resize`]).
+//! of another size when the configuration asks for one ([`resize`]), and longer for a while where a batch needs it
+//! ([`growth`]).
 
+mod growth;
 mod resize;
 mod volumes;
 
@@ -38,7 +40,7 @@ use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
 use crate::io::open::to_read;
 use crate::io::places::{self, Shared};
-use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, Still, entropy, is_absent, make_dir, mark};
+use crate::io::{FileId, OpenOptions, Preallocate, Reactor, Still, entropy, is_absent, make_dir, mark};
 use crate::limits::{DR_CACHE_BESIDE_SERVERS_BYTES_MAX, DR_CACHE_BYTES_MAX};
 use crate::nbd::backing::Backings;
 
@@ -72,6 +74,10 @@ pub struct Files {
     pub opened_ns: u64,
     /// The directory was made by this start.
     pub made: Option<String>,
+    /// How far it grows, the file system says.
+    spool_grows_by_itself: bool,
+    /// Bytes that the spool was made with.
+    spool_bytes: u64,
 }
 
 /// Opens everything and recovers it.
@@ -94,12 +100,9 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     let known = superblock::newest(&slots).ok().flatten();
     if let Some(known) = &known {
-        check_log(&dir.join(SPOOL), nonce_bytes(known.nonce))?;
+        growth::check_spool(&dir.join(SPOOL), known)?;
     }
-    let spool = open_log(
-        reactor,
-        OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, dr.spool) },
-    )?;
+    let spool = growth::open(reactor, dir, dr.spool, known.as_ref())?;
     // What the directory knows counts; the configuration may lag behind a resize, or lead.
     let sizes = match known.as_ref().filter(|known| known.volumes.len() == config.volumes.len()) {
         Some(known) => known.volumes.iter().map(|(_, size)| *size).collect(),
@@ -116,7 +119,8 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
-    let options = options(config, (reactor.file_size(journal), reactor.file_size(spool)), &backings, owner)?;
+    let spool_bytes = known.as_ref().map_or(reactor.file_size(spool), |known| nonce_bytes(known.nonce));
+    let options = options(config, (reactor.file_size(journal), spool_bytes), &backings, owner)?;
     let (report, report_damaged) = match load_report(dir) {
         Ok(report) => (report, None),
         Err(error) => {
@@ -157,6 +161,8 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
         notes,
         opened_ns: reactor.now().wall_ns,
         made,
+        spool_grows_by_itself: dr.spool_max.is_none(),
+        spool_bytes,
     };
     Ok((files, recovered, options))
 }
@@ -215,19 +221,23 @@ fn look(config: &Config) -> anyhow::Result<Seen> {
         made => made,
     };
     let (journal, spool) = (dr.dir.join(JOURNAL), resize::stands(&dr.dir, known.as_ref()));
-    let logs = (as_made(&journal, dr.journal), as_made(&spool, dr.spool));
+    let length = as_made(&spool, dr.spool);
+    let logs = (as_made(&journal, dr.journal), known.map_or(length, |known| nonce_bytes(known.nonce)));
     let options = options(config, logs, &Backings::new(0), Owner::default())?;
-    Ok(Seen { slots, journal: Still::of(&journal, logs.0)?, spool: Still::of(&spool, logs.1)?, options })
+    Ok(Seen { slots, journal: Still::of(&journal, logs.0)?, spool: Still::of(&spool, length)?, options })
 }
 
 fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {
     let (journal_bytes, spool_bytes) = logs;
+    let (dr, _) = config.need_dr()?;
+    let volumes = config.volumes.iter().map(|volume| volume.size).sum();
     Ok(Options {
         group_name: config.group.name.clone(),
         volumes: config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect(),
         journal_bytes,
         table_slots: config.aux.as_ref().map_or(0, |aux| aux.slots),
         spool_bytes,
+        spool_bytes_max: dr.spool_max.unwrap_or_else(|| growth::limit(&dr.dir, spool_bytes, volumes)),
         cache_bytes: if backings.is_empty() { DR_CACHE_BYTES_MAX } else { DR_CACHE_BESIDE_SERVERS_BYTES_MAX },
         protect: config.group.protect,
         ack: config.group.ack,
@@ -245,6 +255,19 @@ impl Files {
             File::Journal => self.journal,
             File::Spool => self.spool,
             File::Volume(Volume(index)) => self.volumes[usize::from(index)],
+        }
+    }
+
+    /// Has the file of the spool grow to `bytes`; an error says why it does not.
+    pub fn extend_spool(&self, reactor: &mut Reactor, bytes: u64) -> Result<(), String> {
+        let beside = self.spool_grows_by_itself.then(|| bytes.saturating_sub(self.spool_bytes));
+        growth::extend(reactor, self.spool, bytes, beside)
+    }
+
+    /// Cuts the file of the spool to `bytes`, if it is longer.
+    pub fn cut_spool(&self, reactor: &mut Reactor, bytes: u64) {
+        if let Err(fail) = reactor.shorten(self.spool, bytes) {
+            tracing::warn!("{fail}: what the spool had grown by is given back at another start");
         }
     }
 
@@ -330,7 +353,7 @@ fn log(dir: &Path, name: &str, bytes: u64) -> OpenOptions {
 fn check_logs(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
     let Some(known) = superblock::newest(slots).ok().flatten() else { return Ok(()) };
     check_log(&dir.join(JOURNAL), known.journal_bytes)?;
-    check_log(&resize::stands(dir, Some(&known)), nonce_bytes(known.nonce))
+    growth::check_spool(&resize::stands(dir, Some(&known)), &known)
 }
 
 /// A directory with a superblock has its logs, as long as they were made: a log that is made anew or that lost

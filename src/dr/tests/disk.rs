@@ -78,6 +78,14 @@ impl Disk {
         Disk { files: sizes.iter().map(|&(file, size)| (file, store(size))).collect(), inflight: Vec::new(), writes: 0 }
     }
 
+    /// Gives a file that many bytes, durably; what is added is zeroes.
+    pub fn resize(&mut self, file: File, bytes: usize) {
+        let store = self.files.get_mut(&file).expect("every file exists");
+        store.stable.resize(bytes, 0);
+        store.cache.resize(bytes, 0);
+        store.dirty.retain(|(_, offset, data)| offset + data.len() <= bytes);
+    }
+
     pub fn submit(&mut self, op: DiskOp<File>) {
         self.inflight.push((op, self.writes));
     }

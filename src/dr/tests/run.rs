@@ -30,6 +30,7 @@ pub fn options(auxiliary: bool) -> Options {
         journal_bytes: JOURNAL as u64,
         table_slots: 1024,
         spool_bytes: SPOOL as u64,
+        spool_bytes_max: SPOOL as u64,
         cache_bytes: crate::limits::DR_CACHE_BYTES_MAX,
         protect: Protect::Order,
         ack: Ack::Write,
@@ -71,6 +72,9 @@ pub struct Trial {
     /// Bytes that the store of a volume can have at most, and those that were asked to grow.
     pub room_bytes: u64,
     growing: Vec<(Volume, u64)>,
+    /// Bytes that the file of the spool can have, and is to have.
+    pub spool_room: u64,
+    spool_growing: Option<u64>,
 }
 
 /// What a report cannot vouch for because of damage, be the table left out or not.
@@ -118,6 +122,8 @@ impl Trial {
             storing: None,
             room_bytes: u64::MAX,
             growing: Vec::new(),
+            spool_room: u64::MAX,
+            spool_growing: None,
         };
         trial.step(Input::Tick);
         trial
@@ -140,6 +146,14 @@ impl Trial {
         self.step_only(input);
         if ends {
             self.step_only(Input::EndOfTurn);
+        }
+        if let Some(bytes) = self.spool_growing.take() {
+            let fits = bytes <= self.spool_room;
+            if fits {
+                self.disk.resize(File::Spool, bytes as usize);
+            }
+            let result = fits.then_some(()).ok_or_else(|| "the file system is full".to_owned());
+            self.step_only(Input::SpoolGrown { result });
         }
         while let Some((volume, size)) = self.growing.pop() {
             let has = self.room_bytes;
@@ -178,6 +192,15 @@ impl Trial {
             }
             Effect::AuxClose => {}
             Effect::Grow { volume, size } => self.growing.push((volume, size)),
+            Effect::GrowSpool { bytes } => self.spool_growing = Some(bytes),
+            Effect::ShrinkSpool { bytes } => {
+                let named = self.superblock().extensions.iter().map(|it| it.bytes).sum::<u64>();
+                assert!(
+                    self.options.spool_bytes + named <= bytes,
+                    "a start would find it shorter than its superblock says"
+                );
+                self.disk.resize(File::Spool, bytes as usize);
+            }
             Effect::Fatal { text } => self.fatal = Some(text),
             Effect::Stopped => self.stopped = true,
             Effect::StoreReport { ticket, report } => {

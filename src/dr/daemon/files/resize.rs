@@ -19,6 +19,7 @@ use crate::core::machine::{IoFail, Level};
 use crate::core::names::{SPOOL, SPOOL_NEW};
 use crate::dr::scan::scan_spool;
 use crate::format::relocate::{Log, Place, copy, plan};
+use crate::format::ring::Ring;
 use crate::format::spool::{nonce_bytes, resized_nonce};
 use crate::format::superblock::{self, Superblock};
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor, vector};
@@ -44,7 +45,7 @@ pub fn resize(
             std::fs::remove_file(&copied).with_context(|| format!("removing {}", copied.display()))?;
         }
     }
-    if made == wanted || length(&path) != made {
+    if made == wanted || length(&path) != made || known.extensions[0].bytes > 0 {
         return Ok(());
     }
     let name = path.display();
@@ -71,7 +72,8 @@ pub fn resize(
 pub fn stands(dir: &Path, known: Option<&Superblock>) -> PathBuf {
     let (path, copied) = (dir.join(SPOOL), dir.join(SPOOL_NEW));
     let made = known.map_or(0, |known| nonce_bytes(known.nonce));
-    if made > 0 && length(&copied) == made && length(&path) != made { copied } else { path }
+    let plain = known.is_some_and(|known| known.extensions[0].bytes == 0);
+    if made > 0 && plain && length(&copied) == made && length(&path) < made { copied } else { path }
 }
 
 fn length(path: &Path) -> u64 {
@@ -86,7 +88,7 @@ fn moved(reactor: &mut Reactor, dir: &Path, wanted: u64, known: &Superblock) -> 
     let spool = reactor.open(&OpenOptions { direct: Direct::Never, ..log(dir, SPOOL, made) })?;
     let reader = reactor.reader(spool)?;
     let mut news = Vec::new();
-    let scanned = scan_spool(&reader, made, known.spool_pos, known.nonce, &mut news);
+    let scanned = scan_spool(&reader, Ring::plain(made), known.spool_pos, known.nonce, &mut news);
     reactor.close_file(spool);
     let (found, _) = scanned.map_err(|error| anyhow::anyhow!("{error}"))?;
     if news.iter().any(|(level, _)| *level <= Level::Warn) {

@@ -1,0 +1,179 @@
+//! A batch that the spool was not made for: it grows, whatever happens meanwhile, and is what it was afterwards.
+
+use bytes::Bytes;
+
+use super::named::{batch_end, order, synced};
+use super::run::Trial;
+use crate::core::ids::{Chain, Conn, Seq, Volume};
+use crate::core::op::Op;
+use crate::dr::api::{File, Input};
+use crate::format::record::OrderRecord;
+use crate::format::ring::Ring;
+use crate::format::wire::{Hello, Message, Purpose};
+
+const PIECE: usize = 24 << 10;
+const SPOOL: u64 = 1 << 20;
+
+fn say(trial: &mut Trial, conn: Conn, message: Message) {
+    trial.step(Input::Message { conn, message });
+    trial.drain_disk();
+}
+
+/// A connection of the writer whose history goes on to `tail`.
+fn greet(trial: &mut Trial, conn: Conn, purpose: Purpose, tail: Seq) {
+    trial.step(Input::Opened { conn });
+    let Message::Hello(hello) = trial.writer.hello(purpose) else { unreachable!("a hello") };
+    say(trial, conn, Message::Hello(Hello { tail, ..hello }));
+}
+
+/// A piece at the front of the first volume: all have that range.
+fn piece(begin: &OrderRecord, index: u64) -> (OrderRecord, Bytes) {
+    let data: Bytes = vec![index as u8 + 1; PIECE].into();
+    let (length, payload_crc) = (PIECE as u64, crc32fast::hash(&data));
+    (OrderRecord { op: Op::Write, length, payload_crc, ..*begin }, data)
+}
+
+fn front(trial: &Trial) -> Vec<u8> {
+    trial.disk.files[&File::Volume(Volume(0))].cache[..PIECE].to_vec()
+}
+
+fn limit(trial: &Trial) -> u64 {
+    trial.machine.status(trial.now).spool_limit_bytes
+}
+
+/// Sends `count` pieces of the batch that `begin` names, again where they are not said to be durable; `each` before each.
+fn bring(
+    trial: &mut Trial,
+    stream: &mut Conn,
+    begin: &OrderRecord,
+    count: u64,
+    mut each: impl FnMut(&mut Trial, u64, &mut Conn),
+) {
+    for index in 0..count {
+        each(trial, index, stream);
+        let (record, data) = piece(begin, index);
+        let durable = |trial: &Trial| {
+            let told = |it| matches!(it, Message::ChunksDurable { indexes, .. } if indexes.contains(&index));
+            trial.sent(*stream).into_iter().any(told)
+        };
+        for _ in 0..20 {
+            if !durable(trial) {
+                say(trial, *stream, Message::Chunk { index, record, data: data.clone() });
+            }
+        }
+        assert!(durable(trial), "{index}: {:?}", trial.machine.status(trial.now));
+    }
+}
+
+/// A crash, and the same writer again.
+fn crash(trial: &mut Trial, index: u64, stream: &mut Conn, tail: Seq) {
+    trial.crash(trial.now.mono_ns.is_multiple_of(2));
+    trial.drain_disk();
+    greet(trial, Conn(100 + 2 * index), Purpose::Order, tail);
+    *stream = Conn(101 + 2 * index);
+    greet(trial, *stream, Purpose::Stream, tail);
+}
+
+fn end(trial: &mut Trial, conn: Conn, begin: &OrderRecord, count: u64) -> OrderRecord {
+    let end = batch_end(begin.seq.0 + 1, begin, begin.chain);
+    let end = OrderRecord { length: count * PIECE as u64, payload_crc: count as u32, chain: Chain(0), ..end };
+    let end = end.chained(begin.chain);
+    say(trial, conn, Message::Orders(vec![end]));
+    for _ in 0..200 {
+        trial.tick_on();
+        trial.drain_disk();
+    }
+    end
+}
+
+#[test]
+fn a_batch_that_is_larger_than_the_spool_is_complete_and_the_spool_is_what_it_was() {
+    for (every, times) in [(1000, 2), (7, 2), (13, 5), (1, 1)] {
+        let (mut trial, chain) = synced(50);
+        trial.options.spool_bytes_max = 6 * SPOOL;
+        trial.crash(false);
+        trial.drain_disk();
+        let mut begin = order(3, Op::BatchBegin, chain);
+        // A second one finds the spool as the first did.
+        for time in 0..times {
+            let (mut conn, mut stream) = (Conn(11 + 2 * time), Conn(12 + 2 * time));
+            greet(&mut trial, conn, Purpose::Order, begin.seq.prev());
+            greet(&mut trial, stream, Purpose::Stream, begin.seq.prev());
+            say(&mut trial, conn, Message::Orders(vec![begin]));
+            let cut = trial.machine.cut;
+            let before = front(&trial);
+            let count = 150;
+            bring(&mut trial, &mut stream, &begin, count, |trial, index, stream| {
+                if index % every == every - 1 {
+                    crash(trial, begin.seq.0 * 1000 + index, stream, begin.seq);
+                    conn = Conn(stream.0 - 1);
+                }
+                assert_eq!((trial.machine.cut, front(trial) == before), (cut, true), "the recovery point stays (I6)");
+            });
+            assert!(limit(&trial) >= 4 * SPOOL, "{}", limit(&trial));
+            let end = end(&mut trial, conn, &begin, count);
+            assert_eq!((trial.machine.cut, front(&trial)), (end.seq, vec![count as u8; PIECE]));
+            assert_eq!(
+                (limit(&trial), trial.superblock().extensions),
+                (SPOOL, Ring::plain(SPOOL).extensions),
+                "it is given back"
+            );
+            assert_eq!(trial.disk.files[&File::Spool].stable.len() as u64, SPOOL);
+            begin = order(end.seq.0 + 1, Op::BatchBegin, end.chain);
+        }
+    }
+}
+
+#[test]
+fn where_there_is_no_room_it_says_so_and_the_recovery_point_stays() {
+    let (mut trial, chain) = synced(51);
+    trial.options.spool_bytes_max = 8 * SPOOL;
+    trial.spool_room = 2 * SPOOL;
+    trial.crash(false);
+    trial.drain_disk();
+    greet(&mut trial, Conn(11), Purpose::Order, Seq(2));
+    let said = trial.sent(Conn(11)).into_iter().find_map(|it| match it {
+        Message::Welcome(welcome) => Some(welcome.spool_bytes),
+        _ => None,
+    });
+    assert_eq!(said, Some(8 * SPOOL), "what it may have");
+    greet(&mut trial, Conn(12), Purpose::Stream, Seq(2));
+    let begin = order(3, Op::BatchBegin, chain);
+    say(&mut trial, Conn(11), Message::Orders(vec![begin]));
+    let mut index = 0;
+    while trial.machine.growth.refused().is_none() {
+        let (record, data) = piece(&begin, index);
+        say(&mut trial, Conn(12), Message::Chunk { index, record, data });
+        index += 1;
+        assert!(index < 100, "there is room for two times the spool");
+    }
+    assert!((2 * SPOOL / PIECE as u64 - 3..=2 * SPOOL / PIECE as u64).contains(&index), "{index} pieces fit it");
+    assert_eq!(limit(&trial), 2 * SPOOL);
+    greet(&mut trial, Conn(13), Purpose::Order, begin.seq);
+    let said = trial.sent(Conn(13)).into_iter().find_map(|it| match it {
+        Message::Welcome(welcome) => Some(welcome.spool_bytes),
+        _ => None,
+    });
+    assert_eq!(said, Some(2 * SPOOL), "what it has");
+    greet(&mut trial, Conn(14), Purpose::Stream, begin.seq);
+    for index in index - 1..index + 2 {
+        let (record, data) = piece(&begin, index);
+        say(&mut trial, Conn(14), Message::Chunk { index, record, data });
+    }
+    let degraded = format!("{:?}", trial.machine.status(trial.now).degraded);
+    assert!(
+        degraded.contains("needs more spool than 2 MiB (") && degraded.contains("the file system is full"),
+        "{degraded}"
+    );
+    assert_eq!(trial.machine.cut, Seq(2));
+}
+
+#[test]
+fn a_file_that_a_crash_left_longer_is_cut() {
+    let (mut trial, _) = synced(52);
+    trial.disk.resize(File::Spool, 3 << 20);
+    trial.crash(true);
+    trial.drain_disk();
+    assert_eq!(trial.disk.files[&File::Spool].stable.len() as u64, SPOOL);
+    assert_eq!(trial.machine.intake.spool.ring(), Ring::plain(SPOOL));
+}
