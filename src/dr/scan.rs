@@ -270,7 +270,11 @@ impl Scan<'_> {
                     self.base = base;
                     self.used.push((number, floor));
                 }
-                None => break,
+                // What stands here is older than all of the journal.
+                None => {
+                    self.base = base;
+                    break;
+                }
             }
         }
         Ok(())

@@ -259,6 +259,24 @@ fn the_orders_of_the_newest_segment_are_kept_when_its_header_is_damaged() {
     assert_eq!(file.started_twice(), (vec![1, 2, 3, 4], vec![1, 2, 3, 4]));
 }
 
+/// Where the next segment will be, the oldest one stands: its orders are older than the checkpoint, too (seed 8007010).
+#[test]
+fn what_follows_the_checkpoint_goes_behind_it_and_not_over_it() {
+    let mut file = journal();
+    file.put(&[(1, 1, 0), (2, 1, 1), (3, 1, 2)]);
+    let at = segment_offset(2, SEGMENTS) as usize;
+    let (first_seq, previous_seq, previous_chain) = (Seq(4), Seq(3), record(3).chain);
+    let header = SegmentHeader { group: GROUP, number: 2, first_seq, previous_seq, previous_chain };
+    file.0[at..at + BLOCK_BYTES].copy_from_slice(&header.encode());
+    for (slot, seq) in [4, 5].into_iter().enumerate() {
+        let at = at + BLOCK_BYTES + slot * RECORD_BYTES;
+        file.0[at..at + RECORD_BYTES].copy_from_slice(&record(seq).encode());
+    }
+    let mut history = History::after(Seq(5), record(5).chain);
+    let found = scan_journal(&file, GROUP, SEGMENTS, 2, &mut history, &mut News::new()).expect("memory does not fail");
+    assert_eq!((found.start.used.last().map(|it| it.0), found.start.block, found.anchored), (Some(2), 2, true));
+}
+
 /// A writer that starts goes on behind any gap: whether orders before it were here and are lost, only what is around it tells.
 #[test]
 fn orders_that_are_lost_before_a_start_of_the_writer_are_named_and_none_where_nothing_is_missing() {
