@@ -280,6 +280,9 @@ impl Shell {
                 self.stop()?;
                 Answer::done()
             }
+            Ok(Request::Recopy { .. }) => {
+                Answer::failed("this is the auxiliary; the recovery point is that of DR: ask there")
+            }
             Ok(Request::Promote { .. } | Request::Loss) => {
                 Answer::failed("this is the auxiliary; a promotion is asked of the DR host")
             }

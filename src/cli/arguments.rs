@@ -67,6 +67,14 @@ pub enum Verb {
         behind that. With --repair what differs is read from the primary and sent to DR, and compared once more. Exit \
         status 0: both sides are equal. 1: they differ, or part of them cannot be read. 3: refused, and why.")]
     Verify(Verify),
+    /// On DR's host: give up the recovery point, so that a batch that does not fit the spool goes into the volumes
+    #[command(after_help = "Example:\n  farshore recopy --config farshore.toml\n  \
+        farshore recopy --config farshore.toml --give-up-recovery-point\n\n\
+        A batch after an outage waits in DR's spool as a whole, so that DR can be promoted meanwhile at the point before it. Where \
+        there is no room for that, and none can be made, this is the way on: DR's volumes are copied anew, in place (of them what \
+        differs crosses), and until that is complete nothing there can be promoted. Without --give-up-recovery-point nothing is \
+        done. Exit status 3: refused, and why.")]
+    Recopy(Recopy),
     /// Print the loss report of the last promotion again
     #[command(after_help = "Example:\n  farshore loss --config farshore.toml --volume db")]
     Loss(Loss),
@@ -258,6 +266,21 @@ pub struct Verify {
     /// Compare, and repair, at most so many bytes a second, such as 50MiB
     #[arg(long, value_name = "BYTES", value_parser = crate::cluster::size::parse_size)]
     pub rate: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Recopy {
+    #[command(flatten)]
+    pub config: Config,
+    /// Control socket of the DR daemon, instead of that of the configuration
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Really: nothing can be promoted there until the volumes are copied anew
+    #[arg(long)]
+    pub give_up_recovery_point: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   main ──► parse ──► aux, dr, primary   run a role in the foreground
-//!                  ├─► status, promote, resize, verify   ask a running role over its control socket
+//!                  ├─► status, promote, resize, verify, recopy   ask a running role over its control socket
 //!                  ├─► init, certs, check a configuration and its certificates, before anything runs
 //!                  ├─► inspect, loss      what is on disk, read-only
 //!                  ├─► attach, detach     a device of the kernel
@@ -26,6 +26,7 @@ mod inspect;
 mod logs;
 mod loss;
 mod promote;
+mod recopy;
 pub mod relay;
 mod resize;
 mod role;
@@ -73,6 +74,7 @@ fn dispatch(verb: Verb, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Promote(options) => promote::run(&options, out),
         Verb::Resize(options) => resize::run(&options, out),
         Verb::Verify(options) => verify::run(&options, out),
+        Verb::Recopy(options) => recopy::run(&options, out),
         Verb::Loss(options) => loss::run(&options, out),
         Verb::Inspect(options) => inspect::run(&options, out),
         Verb::Demo(options) => demo::run(&options, out),

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::losses::MissingWrites;
-use crate::cluster::status::{PromoteReport, Resized, Status, VerifyReport};
+use crate::cluster::status::{GivenUp, PromoteReport, Resized, Status, VerifyReport};
 use crate::core::asker::Asker;
 use crate::limits::CONTROL_PIECE_BYTES;
 
@@ -60,6 +60,11 @@ pub enum Request {
         /// The one that is under way is given up instead.
         #[serde(default)]
         stop: bool,
+    },
+    /// DR only: the volumes are copied anew, in place. Refused, with what that costs, without `give_up`.
+    Recopy {
+        #[serde(default)]
+        give_up: bool,
     },
     /// The durable loss report of the last promotion.
     Loss,
@@ -109,11 +114,16 @@ impl Request {
     /// Whether what is asked does more than look.
     fn changes(&self) -> bool {
         match self {
-            Request::Status | Request::Loss | Request::Promote { plan: true, .. } => false,
+            Request::Status
+            | Request::Loss
+            | Request::Promote { plan: true, .. }
+            | Request::Recopy { give_up: false } => false,
             // It reads all of both sides, and writes hold for it.
-            Request::Promote { plan: false, .. } | Request::Resize { .. } | Request::Verify { .. } | Request::Stop => {
-                true
-            }
+            Request::Promote { plan: false, .. }
+            | Request::Recopy { give_up: true }
+            | Request::Resize { .. }
+            | Request::Verify { .. }
+            | Request::Stop => true,
         }
     }
 
@@ -123,6 +133,7 @@ impl Request {
             Request::Promote { .. } => "promote",
             Request::Resize { .. } => "resize",
             Request::Verify { .. } => "verify",
+            Request::Recopy { .. } => "recopy",
             Request::Loss => "loss",
             Request::Stop => "stop",
         }
@@ -154,6 +165,11 @@ impl Answer {
     #[must_use]
     pub fn resized(resized: &Resized) -> Answer {
         Answer::Ok(json(resized))
+    }
+
+    #[must_use]
+    pub fn given_up(done: &GivenUp) -> Answer {
+        Answer::Ok(json(done))
     }
 
     /// Done, with nothing to say.

@@ -400,6 +400,15 @@ pub struct Resized {
     pub dr_asked: Option<bool>,
 }
 
+/// What `farshore recopy` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GivenUp {
+    pub group: String,
+    /// The recovery point that there was.
+    pub cut_seq: Seq,
+}
+
 /// What a promotion did, or with `plan` would do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PromoteReport {

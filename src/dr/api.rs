@@ -57,6 +57,8 @@ pub enum Input {
     /// The file of the spool is as long as [`Effect::GrowSpool`] asked, which a sync makes durable; or why it is not, and
     /// where.
     SpoolGrown { result: Result<(), String> },
+    /// The operator gives up the recovery point: the volumes are copied anew, in place. Answered by [`Effect::RecopyDone`].
+    Recopy { ticket: Ticket },
     /// The operator wants the process to end.
     Stop,
 }
@@ -127,6 +129,11 @@ pub enum Effect {
     PromoteDone {
         ticket: Ticket,
         result: Result<PromoteReport, PromoteError>,
+    },
+    /// `Ok`: that the recovery point, which was this seq, is given up is durable. Or why it is not.
+    RecopyDone {
+        ticket: Ticket,
+        result: Result<Seq, String>,
     },
     /// Serve the volumes as the writer of `epoch`, whose history goes on after `tail`. Emitted after a
     /// promotion, and at each start after one.

@@ -29,7 +29,8 @@ use super::promote::LossReport;
 use crate::cluster::config::{Config, TablePlace};
 use crate::cluster::control::{Answer, Request};
 use crate::cluster::metrics;
-use crate::cluster::status::{CertificateStatus, Degraded, PromoteReport, Status};
+use crate::cluster::size::human_size;
+use crate::cluster::status::{CertificateStatus, Degraded, GivenUp, PromoteReport, Status};
 use crate::core::address::Address;
 use crate::core::ids::{Chain, Conn, Epoch, GroupId, Owner, Seq, Ticket};
 use crate::core::machine::{DiskKind, DiskResult, IoFail, Level, Machine as _};
@@ -126,6 +127,8 @@ pub struct Shell {
     next_promotion: u64,
     /// Who asked for a promotion or a plan.
     asked: HashMap<Ticket, Asked>,
+    /// Who gives up the recovery point.
+    recopies: HashMap<Ticket, Conn>,
     report: Option<LossReport>,
     /// Answers that are sent when the volumes are served.
     replies: Vec<(Conn, Answer)>,
@@ -197,6 +200,7 @@ impl Shell {
             writing_bytes: 0,
             next_promotion: 1,
             asked: HashMap::new(),
+            recopies: HashMap::new(),
             report,
             replies: Vec::new(),
             serve: None,
@@ -381,6 +385,7 @@ impl Shell {
                 self.inputs.push(Input::ReportStored { ticket, result });
             }
             Effect::PromoteDone { ticket, result } => self.promote_done(ticket, result),
+            Effect::RecopyDone { ticket, result } => self.recopy_done(ticket, result),
             Effect::Serve { epoch, tail, chain } => self.serve = Some((epoch, tail, chain)),
             Effect::Log { level, text } => log(level, &text),
             Effect::Fatal { text } => bail!("{text}"),
@@ -466,6 +471,7 @@ impl Shell {
                 Some(why) => Answer::failed(format!("the loss report is damaged, and there is no other: {why}")),
                 None => loss_answer(self.report.as_ref()),
             },
+            Ok(Request::Recopy { give_up }) => return self.recopy_asked(conn, give_up),
             Ok(Request::Resize { .. }) => Answer::refused(NO_RESIZE),
             Ok(Request::Verify { .. }) => {
                 Answer::failed("this is DR: both sides are compared by the primary, ask on its host")
@@ -489,6 +495,38 @@ impl Shell {
         self.next_promotion += 1;
         self.asked.insert(ticket, Asked { conns: vec![conn], plan, force });
         self.step(Input::Promote { ticket, plan, force })
+    }
+
+    /// What giving up the recovery point costs; or does it, and answers when that is durable.
+    fn recopy_asked(&mut self, conn: Conn, give_up: bool) -> anyhow::Result<Option<Answer>> {
+        if let Some(text) = self.machine.keeps_point_because() {
+            return Ok(Some(Answer::refused(text)));
+        }
+        if !give_up {
+            let status = self.machine.status(self.reactor.now());
+            let size = status.volumes.iter().map(|volume| volume.size_bytes).sum();
+            return Ok(Some(Answer::refused(format!(
+                "this gives up the recovery point, seq {}: what differs of {} is copied into the volumes, in place, and until that is \
+                 complete nothing here can be promoted. Say --give-up-recovery-point if that is what you want",
+                status.cut_seq,
+                human_size(size)
+            ))));
+        }
+        let ticket = Ticket(self.next_promotion);
+        self.next_promotion += 1;
+        self.recopies.insert(ticket, conn);
+        self.step(Input::Recopy { ticket })?;
+        Ok(None)
+    }
+
+    fn recopy_done(&mut self, ticket: Ticket, result: Result<Seq, String>) {
+        let Some(conn) = self.recopies.remove(&ticket) else { return };
+        let group = self.machine.status(self.reactor.now()).group;
+        let answer = match result {
+            Ok(cut_seq) => Answer::given_up(&GivenUp { group, cut_seq }),
+            Err(text) => Answer::refused(text),
+        };
+        self.controls.answer(&mut self.reactor, conn, answer.pieces());
     }
 
     fn status(&self) -> Status {

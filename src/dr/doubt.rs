@@ -343,7 +343,9 @@ impl Machine {
             if !quiet || !self.checkpoints.idle() || self.promotion.is_some() {
                 return Err("this site settles what is left of its journal first".into());
             }
-            self.give_up_copy(fx);
+            let text = "the volumes hold writes that are not known here any more: they are copied anew, in place; until that \
+                        is done there is no recovery point";
+            self.give_up_copy(text, fx);
         }
         let known = self.history.tail().max(self.keeper.get().promised_tail).max(self.keeper.get().promised_cut);
         if let Some(doubt) = &mut self.doubt {
@@ -359,9 +361,7 @@ impl Machine {
     }
 
     /// From here on there is no recovery point: a first sync overwrites the volumes in place.
-    fn give_up_copy(&mut self, fx: &mut Vec<Effect>) {
-        let text = "the volumes hold writes that are not known here any more: they are copied anew, in place; until \
-                    that is done there is no recovery point";
+    pub(super) fn give_up_copy(&mut self, text: &str, fx: &mut Vec<Effect>) {
         fx.push(Effect::Log { level: Level::Error, text: text.into() });
         self.drop_leftovers();
         if let Some(batch) = self.batch.take() {

@@ -33,6 +33,7 @@ use crate::dr::links::Links;
 use crate::dr::patches::Fillings;
 use crate::dr::probes::Probes;
 use crate::dr::promote::{LossReport, Promotion};
+use crate::dr::recopy::Recopy;
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
@@ -70,6 +71,8 @@ pub(super) enum After {
     Promoted,
     /// The spool has this shape from here on.
     SpoolReshaped(Ring),
+    /// The recovery point, which was this one, is given up, as was asked.
+    GivenUp(Ticket, Seq),
     Stopped,
 }
 
@@ -95,6 +98,7 @@ pub struct Machine {
     pub(super) journal: Journal,
     pub(super) intake: Intake,
     pub(super) growth: Growth,
+    pub(super) recopy: Option<Recopy>,
     pub(super) replay: Replay,
     pub(super) links: Links,
     /// The recovery point.
@@ -199,6 +203,7 @@ impl Machine {
             journal: Journal::new(superblock.group, journal, chain),
             intake: Intake::new(spool, nonce, options.cache_bytes, highest.unwrap_or_default()),
             growth: Growth::new(options.spool_bytes_max),
+            recopy: None,
             replay,
             links: Links::default(),
             cut,
@@ -433,6 +438,7 @@ impl Machine {
                 self.acknowledge(fx);
                 self.checkpoint(now, fx);
             }
+            self.recopy_step(fx);
             self.promote_waiting(now, fx);
             again |= self.promote_step(now, fx) || self.promote_due();
             // Nor is the superblock written over its other slot while the one in force may be in a cache only.
@@ -467,6 +473,7 @@ impl Machine {
             After::Abandoned => self.abandoned(fx),
             After::Promoted => self.promoted(now, fx),
             After::SpoolReshaped(ring) => self.spool_reshaped(ring, fx),
+            After::GivenUp(ticket, cut) => self.given_up(ticket, cut, fx),
             After::Stopped => fx.push(Effect::Stopped),
         }
     }
@@ -553,6 +560,7 @@ impl crate::core::machine::Machine for Machine {
             Input::ReportStored { ticket, result } => self.report_stored(now, ticket, result, fx),
             Input::Grown { volume, result } => self.grown(now, volume, result, fx),
             Input::SpoolGrown { result } => self.spool_grown(now, result, fx),
+            Input::Recopy { ticket } => self.recopy(ticket, fx),
             Input::Stop => self.stop(fx),
         }
         if !self.dead && !more {

@@ -39,6 +39,7 @@ mod probes;
 pub mod promote;
 pub mod receive;
 pub mod reconcile;
+pub mod recopy;
 pub mod recovery;
 pub mod replay;
 pub mod report;

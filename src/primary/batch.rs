@@ -659,7 +659,7 @@ impl Machine {
         if self.closing.as_ref().is_some_and(|batch| batch.end.is_some_and(|end| cut >= end)) {
             let batch = self.closing.take().expect("just seen");
             self.batch_pause_ns = 0;
-            self.batches_given_up = 0;
+            (self.batches_given_up, self.dr.unfit_spool_bytes) = (0, 0);
             self.settled_start = true;
             self.batch_moved();
             let text = format!("DR is consistent at seq {cut}: batch {} has been taken over", batch.begin);

@@ -680,6 +680,9 @@ impl Shell {
                 .loss
                 .clone()
                 .unwrap_or_else(|| Answer::failed("this is the primary; a promotion is asked of the DR host")),
+            Ok(Request::Recopy { .. }) => {
+                Answer::failed("this is the primary; the recovery point is that of DR: ask there")
+            }
             Ok(Request::Loss) => self
                 .loss
                 .clone()

@@ -149,6 +149,33 @@ fn a_batch_larger_than_the_spool_crosses_where_the_spool_grows_and_dr_is_promota
 }
 
 #[test]
+fn where_a_batch_has_no_room_the_operator_is_asked_before_the_recovery_point_is_given_up() -> Result<()> {
+    let mut big = Big::started(
+        256 * MIB,
+        "fifo = { memory = \"4MiB\", disk = 0 }",
+        "journal = \"12MiB\"\nspool = \"192MiB\"\nspool_max = \"192MiB\"",
+    )?;
+    big.write(0, 8 * MIB, 1)?;
+    big.site.settle(LONG)?;
+    big.site.line.cut();
+    big.write(0, 220 * MIB, 2)?;
+    big.site.line.heal();
+    let asks = |status: &Status| matches!(status, Status::Dr(dr) if dr.degraded.iter().any(|one| one.what.contains("farshore recopy")));
+    big.site.wait_for(Role::Dr, LONG, "a question", asks)?;
+    let refused = big.site.verb(&["recopy"])?;
+    ensure!(refused.exit == 3 && refused.errors.contains("--give-up-recovery-point"), "{refused:?}");
+    let dr = big.site.dr()?;
+    ensure!(dr.synced && big.site.promote(&["--plan"])?.cut_seq == dr.cut_seq, "nothing was done: {dr:?}");
+    let done = big.site.verb(&["recopy", "--give-up-recovery-point", "--json"])?;
+    ensure!(done.exit == 0 && done.out.contains(&format!("\"cut_seq\":{}", dr.cut_seq)), "{done:?}");
+    big.compare()?;
+    let dr = big.site.dr()?;
+    ensure!(dr.synced && dr.degraded.is_empty(), "{dr:?}");
+    big.write(16 * MIB, 32 * MIB, 3)?;
+    big.compare()
+}
+
+#[test]
 fn a_disk_queue_keeps_what_is_in_it_when_its_size_changes() -> Result<()> {
     let fifo = |disk: &str| format!("fifo = {{ memory = \"4MiB\", disk = \"{disk}\" }}");
     let mut big = Big::started(128 * MIB, &fifo("128MiB"), "journal = \"12MiB\"\nspool = \"256MiB\"")?;

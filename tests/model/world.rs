@@ -605,6 +605,7 @@ impl World {
                         self.send(line, 1 - side, Packet::Link(message));
                     }
                 }
+                Effect::RecopyDone { .. } => unreachable!("nobody gives anything up"),
                 Effect::Grow { .. } | Effect::GrowSpool { .. } | Effect::ShrinkSpool { .. } => {
                     unreachable!("nothing grows")
                 }

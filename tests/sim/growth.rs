@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 
+use farshore::core::ids::{Seq, Ticket};
 use farshore::core::machine::{DiskKind, DiskOp};
 use farshore::core::modes::Overflow;
 use farshore::dr::api::File;
@@ -65,6 +66,8 @@ pub struct SpoolFile {
     durable: u64,
     /// A sync of it is under way: the operation, and bytes that it had when that began.
     syncing: Option<(u64, u64)>,
+    /// The operator has given up a recovery point.
+    pub given_up: bool,
 }
 
 impl Setup {
@@ -76,6 +79,11 @@ impl Setup {
         if rng.chance(60) {
             self.outgrow(rng);
         }
+        while rng.chance(12) {
+            let at = rng.below(self.horizon_ns);
+            self.faults.push((at, Fault::Recopy));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
         let piece = self.request_bytes_max.max(1 << 20);
         let small = (2 * piece).next_multiple_of(1 << 20).max(rng.pick(&[2, 2, 3, 5]) << 20);
         if small < self.spool_bytes {
@@ -143,6 +151,17 @@ impl World {
     pub fn spool_shrinks(&mut self, bytes: u64) {
         self.dr_disk.cut(File::Spool, bytes);
         self.spool_file.durable = self.spool_file.durable.min(bytes);
+    }
+
+    /// The operator gives up DR's recovery point, and whatever DR has told of it: there is none until the next is complete.
+    pub fn ask_recopy(&mut self) -> Verdict {
+        let host = self.host(Node::Dr);
+        let Some(machine) = self.dr.as_ref().filter(|_| host.up && host.paused.is_none()) else { return Ok(()) };
+        if machine.keeps_point_because().is_some() {
+            return Ok(());
+        }
+        (self.spool_file.given_up, self.synced_told, self.cut_told) = (true, false, Seq(0));
+        self.dr_step(Input::Recopy { ticket: Ticket(1) })
     }
 
     /// An operation of DR begins: none of the spool is behind its end.

@@ -24,7 +24,7 @@ impl World {
         match message {
             Message::Welcome(welcome) => {
                 // What was damaged is copied anew: until that is done nothing can be promoted, as before the first copy.
-                self.synced_told = welcome.synced || self.synced_told && !self.damaged;
+                self.synced_told = welcome.synced || self.synced_told && !self.damaged && !self.spool_file.given_up;
                 self.cut_told = self.cut_told.max(welcome.cut);
                 self.check_promised(welcome.cut)?;
                 if welcome.journal_seq < self.journal_told && !self.damaged {

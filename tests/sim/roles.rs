@@ -662,6 +662,7 @@ impl World {
                 let run = self.host(Node::Dr).run;
                 self.at(at, Event::Grown { run, volume, size });
             }
+            Effect::RecopyDone { result, .. } => self.landmark(|| format!("given up: {result:?}")),
             Effect::GrowSpool { bytes } => self.spool_grows(bytes)?,
             Effect::ShrinkSpool { bytes } => self.spool_shrinks(bytes),
             Effect::AuxOpen { epoch, owner } => self.open_table(Node::Dr, epoch, owner),

@@ -143,6 +143,7 @@ impl World {
             Fault::Cut { a, b } => self.net.cut(self.now_ns, a, b),
             Fault::Resize { volume, bytes, small_for_ns } => self.resize(volume, bytes, small_for_ns)?,
             Fault::Verify { repair } => self.ask_verify(repair)?,
+            Fault::Recopy => self.ask_recopy()?,
             Fault::Stall { from, to, for_ns } => self.net.stall(from, to, self.now_ns + for_ns),
             Fault::Partition { a, b, for_ns } => {
                 if self.setup.mood == Mood::Outage {

@@ -235,6 +235,8 @@ pub enum Fault {
         bytes: u64,
         small_for_ns: u64,
     },
+    /// The operator has DR give up its recovery point: everything is copied anew, in place.
+    Recopy,
     /// An operator has both sides compared.
     Verify {
         repair: bool,

@@ -1,14 +1,16 @@
-//! A batch that the spool was not made for: it grows, whatever happens meanwhile, and is what it was afterwards.
+//! A batch that the spool was not made for: it grows, whatever happens meanwhile, and is what it was afterwards. Where it cannot,
+//! the operator may give up the recovery point.
 
 use bytes::Bytes;
 
-use super::named::{batch_end, order, synced};
+use super::named::{batch_end, order, site, synced};
 use super::run::Trial;
-use crate::core::ids::{Chain, Conn, Seq, Volume};
+use crate::core::ids::{Chain, Conn, Seq, Ticket, Volume};
 use crate::core::op::Op;
 use crate::dr::api::{File, Input};
 use crate::format::record::OrderRecord;
 use crate::format::ring::Ring;
+use crate::format::superblock::{PROMOTED, SYNCED};
 use crate::format::wire::{Hello, Message, Purpose};
 
 const PIECE: usize = 24 << 10;
@@ -176,4 +178,79 @@ fn a_file_that_a_crash_left_longer_is_cut() {
     trial.drain_disk();
     assert_eq!(trial.disk.files[&File::Spool].stable.len() as u64, SPOOL);
     assert_eq!(trial.machine.intake.spool.ring(), Ring::plain(SPOOL));
+}
+
+fn recopy(trial: &mut Trial) -> Option<Result<Seq, String>> {
+    trial.given_up = None;
+    trial.step(Input::Recopy { ticket: Ticket(7) });
+    trial.drain_disk();
+    trial.given_up.take()
+}
+
+/// A site whose spool does not hold the batch that came in, and does not grow.
+fn stuck(seed: u64) -> (Trial, OrderRecord) {
+    let (mut trial, chain) = synced(seed);
+    let begin = order(3, Op::BatchBegin, chain);
+    say(&mut trial, Conn(1), Message::Orders(vec![begin]));
+    let mut index = 0;
+    let too_large =
+        |trial: &Trial| format!("{:?}", trial.machine.status(trial.now).degraded).contains("farshore recopy");
+    while !too_large(&trial) {
+        let (record, data) = piece(&begin, index);
+        say(&mut trial, Conn(2), Message::Chunk { index, record, data });
+        index += 1;
+        assert!(index < 60, "the spool holds no more");
+    }
+    (trial, begin)
+}
+
+#[test]
+fn whoever_gives_up_the_recovery_point_gets_a_copy_in_place_and_whoever_does_not_keeps_it() {
+    for killed in [false, true] {
+        let (mut trial, begin) = stuck(53);
+        assert_eq!((trial.machine.cut, trial.machine.status(trial.now).synced), (Seq(2), true), "it stays");
+        assert_eq!(recopy(&mut trial), Some(Ok(Seq(2))));
+        assert!(!trial.superblock().has(SYNCED), "durably");
+        if killed {
+            trial.crash(true);
+            trial.drain_disk();
+        }
+        let status = trial.machine.status(trial.now);
+        assert_eq!((status.synced, status.cut_seq, status.spool_bytes), (false, Seq(0), 0));
+        assert!(recopy(&mut trial).is_some_and(|it| it.is_err_and(|why| why.contains("no recovery point"))));
+        greet(&mut trial, Conn(21), Purpose::Order, begin.seq);
+        greet(&mut trial, Conn(22), Purpose::Stream, begin.seq);
+        let welcome = trial.sent(Conn(21)).into_iter().find_map(|it| match it {
+            Message::Welcome(welcome) => Some((welcome.synced, welcome.cut, welcome.journal_seq)),
+            _ => None,
+        });
+        assert_eq!(welcome, Some((false, Seq(0), begin.seq)), "everything is to be copied");
+        let first = order(4, Op::BatchBegin, begin.chain);
+        say(&mut trial, Conn(21), Message::Orders(vec![first]));
+        // As much as did not fit the spool.
+        bring(&mut trial, &mut Conn(22), &first, 100, |_, _, _| {});
+        let end = end(&mut trial, Conn(21), &first, 100);
+        assert_eq!((trial.machine.status(trial.now).cut_seq, front(&trial)), (end.seq, vec![100; PIECE]));
+        assert!(trial.superblock().has(SYNCED));
+    }
+}
+
+#[test]
+fn nobody_gives_up_what_there_is_not_or_what_is_in_use() {
+    let mut trial = Trial::new(54, false);
+    trial.drain_disk();
+    assert!(recopy(&mut trial).is_some_and(|it| it.is_err_and(|why| why.contains("no recovery point"))));
+    let mut trial = site(55, false);
+    trial.promote(false, 0, Seq(0));
+    assert!(recopy(&mut trial).is_some_and(|it| it.is_err_and(|why| why.contains("was promoted"))));
+    assert!(trial.superblock().has(PROMOTED) && trial.superblock().has(SYNCED));
+    // What is on its way into the volumes comes first.
+    let (mut trial, _) = stuck(56);
+    trial.step(Input::Recopy { ticket: Ticket(8) });
+    trial.given_up = None;
+    trial.step(Input::Recopy { ticket: Ticket(9) });
+    assert!(trial.given_up.take().is_some_and(|it| it.is_err()), "once is enough");
+    assert!(trial.superblock().has(SYNCED), "not yet durable");
+    trial.drain_disk();
+    assert_eq!((trial.given_up.take(), trial.superblock().has(SYNCED)), (Some(Ok(Seq(2))), false));
 }

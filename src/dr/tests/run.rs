@@ -75,6 +75,7 @@ pub struct Trial {
     /// Bytes that the file of the spool can have, and is to have.
     pub spool_room: u64,
     spool_growing: Option<u64>,
+    pub given_up: Option<Result<Seq, String>>,
 }
 
 /// What a report cannot vouch for because of damage, be the table left out or not.
@@ -124,6 +125,7 @@ impl Trial {
             growing: Vec::new(),
             spool_room: u64::MAX,
             spool_growing: None,
+            given_up: None,
         };
         trial.step(Input::Tick);
         trial
@@ -192,6 +194,7 @@ impl Trial {
             }
             Effect::AuxClose => {}
             Effect::Grow { volume, size } => self.growing.push((volume, size)),
+            Effect::RecopyDone { result, .. } => self.given_up = Some(result),
             Effect::GrowSpool { bytes } => self.spool_growing = Some(bytes),
             Effect::ShrinkSpool { bytes } => {
                 let named = self.superblock().extensions.iter().map(|it| it.bytes).sum::<u64>();
