@@ -27,6 +27,7 @@ use crate::core::address::{Address, is_one_port};
 use crate::core::identity::too_small;
 use crate::core::names::{SUPERBLOCK, own_files};
 use crate::core::peer::Role;
+use crate::format::spool::nonce_bytes;
 use crate::io::{is_absent, listen, open, tls};
 use crate::limits;
 
@@ -204,9 +205,10 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
     fn spool(&mut self, dr: &DrConfig) {
         let volumes = self.config.volumes.iter().map(|volume| volume.size).sum();
         let enough = limits::spool_for_any_batch(volumes);
-        let made = std::fs::metadata(dr.dir.join("spool")).map_or(0, |data| data.len());
-        // One that has grown is some whole times as long.
-        if made > 0 && (made < dr.spool || !made.is_multiple_of(dr.spool)) {
+        let known = identity::superblock(&dr.dir.join(SUPERBLOCK));
+        // It may have grown beyond that.
+        let made = known.map_or(0, |known| nonce_bytes(known.nonce));
+        if made > 0 && made != dr.spool {
             let text = format!(
                 "the spool in {} has {}; the next start of DR resizes it to {} with what is in it, and leaves it if that \
                  does not fit",

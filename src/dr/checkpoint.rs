@@ -250,7 +250,8 @@ impl Machine {
             let refused = self.growth.refused().map_or(String::new(), |why| format!(" ({why})"));
             let text = format!(
                 "batch {} of more than {} bytes needs more spool than {} MiB{refused}: set [dr] spool to \"{enough}MiB\", \
-                 which holds any batch of this group, and restart DR; it keeps what is in it. Or have it go into the volumes, at \
+                 which holds any batch of this group, or make room for it to grow on its file system, and restart DR; it keeps what \
+                 is in it. Or have it go into the volumes, at \
                  the cost of the recovery point: farshore recopy",
                 batch.begin,
                 batch.bytes,

@@ -121,6 +121,14 @@ impl Machine {
         }
     }
 
+    /// A promoted site needs nothing of its spool any more: what that has grown by is given back.
+    pub(super) fn give_spool_back(&mut self) {
+        if self.intake.spool.ring().is_extended() && self.checkpoints.idle() {
+            self.intake.spool.clear();
+            self.save_floor();
+        }
+    }
+
     fn name_shape(&mut self, ring: Ring) {
         self.growth.step = Step::Naming;
         self.keeper.change(|it| it.extensions = ring.extensions);
@@ -135,9 +143,7 @@ impl Machine {
         self.replay.reshaped(ring);
         let (bytes, live) = (ring.bytes(), self.intake.spool.live_bytes());
         let text = if bytes > before {
-            format!(
-                "the spool has grown from {before} to {bytes} bytes: {live} are held in it until a batch is complete"
-            )
+            format!("the spool has grown from {before} to {bytes} bytes, {live} of which hold what is needed")
         } else {
             fx.push(Effect::ShrinkSpool { bytes });
             format!("the spool is back at {bytes} bytes: what it had grown by is not needed any more")

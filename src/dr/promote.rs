@@ -312,7 +312,7 @@ impl Machine {
             return Some(Err(failed("this site is stopping")));
         }
         if !self.synced() {
-            let text = "no recovery point yet: the first sync has never been completed, there is nothing to promote";
+            let text = "no recovery point yet: no first copy, nor one that damage or `recopy` made necessary, was completed since; there is nothing to promote";
             return Some(Err(unsafe_because(text)));
         }
         let of_target = |stored: &&LossReport| it.has(PROMOTING) && stored.report.epoch == it.target_epoch;
@@ -750,6 +750,7 @@ impl Machine {
 
     /// The volumes may be served by the new epoch.
     pub(super) fn serve(&mut self, fx: &mut Vec<Effect>) {
+        self.give_spool_back();
         let epoch = self.keeper.get().epoch;
         let (tail, chain) = match &self.report {
             Some(stored) => (stored.report.tail_seq, stored.tail_chain),

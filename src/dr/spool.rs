@@ -86,6 +86,13 @@ impl Spool {
         self.ring.is_extended() && !self.held && !self.ring.extends_into(self.floor, self.head)
     }
 
+    /// Nothing in it is needed any more.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.live_bytes = 0;
+        self.leave_extension();
+    }
+
     /// With nothing in it, goes on behind what it has grown by, if it stands there.
     pub fn leave_extension(&mut self) {
         while self.slots.is_empty() && self.ring.extends_into(self.head, self.head + 1) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// SIGTERM and SIGINT as a descriptor. The signals stay blocked for the thread that made it.
@@ -15,6 +15,9 @@ pub struct Signals(SignalFd);
 
 impl Signals {
     pub fn new() -> io::Result<Signals> {
+        // A file that may not become longer (RLIMIT_FSIZE) is an error of the write, and not the end of the process.
+        // SAFETY: a signal that is ignored runs no handler, so none of ours has to be safe to run in one.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
         set.add(Signal::SIGINT);

@@ -68,6 +68,8 @@ pub struct SpoolFile {
     syncing: Option<(u64, u64)>,
     /// The operator has given up a recovery point.
     pub given_up: bool,
+    /// Which.
+    pub cut_given_up: Seq,
 }
 
 impl Setup {
@@ -107,6 +109,10 @@ impl Setup {
         self.overflow = if self.lag_max.is_some() { Overflow::Pace } else { Overflow::Coalesce };
         self.fifo_memory_bytes = rng.scale(256 << 10, 1 << 20);
         self.fifo_disk_bytes = 0;
+        if self.table_payload_bytes > 0 {
+            // As in a real configuration: the longest payload fits the ring.
+            self.table_payload_bytes = self.table_payload_bytes.max(1 << 20);
+        }
         self.wan.bytes_per_second = self.wan.bytes_per_second.max(8 << 20);
         self.spool_bytes = (self.volume_bytes.iter().sum::<u64>() * 5 / 4).next_multiple_of(1 << 20).max(6 << 20);
         for _ in 0..rng.below(4) {
@@ -160,6 +166,7 @@ impl World {
         if machine.keeps_point_because().is_some() {
             return Ok(());
         }
+        self.spool_file.cut_given_up = self.spool_file.cut_given_up.max(self.cut_told);
         (self.spool_file.given_up, self.synced_told, self.cut_told) = (true, false, Seq(0));
         self.dr_step(Input::Recopy { ticket: Ticket(1) })
     }

@@ -401,7 +401,7 @@ impl World {
         if self.setup.protect != Protect::Bunker || offset < payload_at || self.setup.table_payload_bytes == 0 {
             return Ok(());
         }
-        let (cut, end) = (self.cut(), offset + data.len() as u64);
+        let (cut, end) = (self.cut().max(self.spool_file.cut_given_up), offset + data.len() as u64);
         let spool = &self.spool;
         self.ring_places.retain(|(seq, ..)| *seq > cut && !spool.had(*seq));
         let hit = |(_, at, bytes): &&(Seq, u64, u64)| *at < end && offset < at + bytes;

@@ -295,7 +295,9 @@ impl World {
 
     fn check_intent_page(&self, bytes: &[u8]) -> Verdict {
         let Ok(page) = Page::decode(bytes) else { return Ok(()) };
-        for record in self.oracle.back_from(self.oracle.tail(), self.cut()) {
+        // What DR once had is not remembered any more, though it was given up: everything is copied anew.
+        let had = self.cut().max(self.spool_file.cut_given_up);
+        for record in self.oracle.back_from(self.oracle.tail(), had) {
             let Some(extent) = record.extent().filter(|it| it.volume == page.volume) else { continue };
             let (at, bit) = MapLayout::locate(extent.offset);
             if at == page.index && !page.get(bit) && self.oracle.is_acked(record.seq) {

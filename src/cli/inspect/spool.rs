@@ -36,7 +36,11 @@ pub fn print(file: &Image, nonce: Option<u64>, printer: &mut Printer<'_>) -> Res
         Some(nonce) => Log { nonce, from: 0, ring: None, whole: false },
         None => beside(&file.path)?,
     };
-    if let Some(made) = log.ring.map(|ring| ring.bytes()).filter(|made| *made != file.bytes) {
+    if let Some(ring) = log.ring.filter(|ring| file.bytes > ring.bytes() && file.bytes.is_multiple_of(ring.size)) {
+        let text =
+            format!("longer than its superblock says ({}): being made longer, or a crash left it so", ring.bytes());
+        printer.remark(ring.bytes(), &text)?;
+    } else if let Some(made) = log.ring.map(|ring| ring.bytes()).filter(|made| *made != file.bytes) {
         let verdict = if file.bytes < made { "it was cut short" } else { "something was appended" };
         let text = format!("the file has {} bytes, the log was made with {made}: {verdict}", file.bytes);
         printer.damage(file.bytes.min(made), &text)?;

@@ -95,6 +95,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let superblock = reactor.open(&log(dir, SUPERBLOCK, SUPERBLOCK_BYTES as u64))?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;
     check_logs(dir, &slots)?;
+    growth::cut(dir, &slots)?;
     let journal = open_log(reactor, log(dir, JOURNAL, dr.journal))?;
     resize::resize(reactor, dir, dr.spool.next_multiple_of(PIECE_BYTES), &slots, superblock)?;
     let slots = reactor.read_sync(superblock, 0, SUPERBLOCK_BYTES)?;

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::foresee::asked;
 use super::named::{batch_end, order, site, synced};
 use super::run::Trial;
 use crate::core::ids::{Chain, Conn, Seq, Ticket, Volume};
@@ -253,4 +254,28 @@ fn nobody_gives_up_what_there_is_not_or_what_is_in_use() {
     assert!(trial.superblock().has(SYNCED), "not yet durable");
     trial.drain_disk();
     assert_eq!((trial.given_up.take(), trial.superblock().has(SYNCED)), (Some(Ok(Seq(2))), false));
+}
+
+#[test]
+fn a_promotion_in_the_middle_of_a_batch_gives_back_what_the_spool_had_grown_by() {
+    for killed in [false, true] {
+        let (mut trial, chain) = synced(57);
+        trial.options.spool_bytes_max = 4 * SPOOL;
+        trial.crash(false);
+        trial.drain_disk();
+        greet(&mut trial, Conn(11), Purpose::Order, Seq(2));
+        greet(&mut trial, Conn(12), Purpose::Stream, Seq(2));
+        let begin = order(3, Op::BatchBegin, chain);
+        say(&mut trial, Conn(11), Message::Orders(vec![begin]));
+        bring(&mut trial, &mut Conn(12), &begin, 60, |_, _, _| {});
+        assert_eq!(limit(&trial), 2 * SPOOL);
+        let report = asked(&mut trial, false, true).expect("promoted");
+        assert_eq!((report.cut_seq, trial.superblock().has(PROMOTED)), (Seq(3), true));
+        if killed {
+            trial.crash(true);
+        }
+        trial.drain_disk();
+        assert_eq!((limit(&trial), trial.superblock().extensions), (SPOOL, Ring::plain(SPOOL).extensions));
+        assert_eq!(trial.disk.files[&File::Spool].stable.len() as u64, SPOOL);
+    }
 }

@@ -9,6 +9,8 @@
 
 use std::path::Path;
 
+use anyhow::Context;
+
 use super::{check_log, log, open_log, refused};
 use crate::cluster::size::human_size;
 use crate::core::names::SPOOL;
@@ -16,7 +18,7 @@ use crate::format::spool::nonce_bytes;
 use crate::format::superblock::Superblock;
 use crate::io::open::free_bytes;
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
-use crate::limits::spool_for_any_batch;
+use crate::limits::{BLOCK_BYTES, spool_for_any_batch};
 
 /// Bytes to which a spool of `size` grows by itself, for volumes of so many bytes together.
 pub fn limit(dir: &Path, size: u64, volumes: u64) -> u64 {
@@ -30,11 +32,36 @@ pub fn limit(dir: &Path, size: u64, volumes: u64) -> u64 {
 
 /// As [`check_log`], of a spool that may be longer than the superblock names.
 pub fn check_spool(path: &Path, known: &Superblock) -> anyhow::Result<()> {
-    let made = nonce_bytes(known.nonce);
-    let named = made + known.extensions.iter().map(|it| it.bytes).sum::<u64>();
+    let (made, named) = (nonce_bytes(known.nonce), named(known));
     match std::fs::metadata(path) {
         Ok(found) if made > 0 && found.len() > named && found.len().is_multiple_of(made) => Ok(()),
         _ => check_log(path, named),
+    }
+}
+
+/// Cuts a file that is longer than either slot of the superblock names: a crash left it so, and there may be no space for what is
+/// not allocated of it.
+pub fn cut(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
+    let each = slots.chunks(BLOCK_BYTES).filter_map(|slot| Superblock::decode(slot).ok());
+    let Some(named) = each.map(|it| named(&it)).max().filter(|named| *named > 0) else { return Ok(()) };
+    let path = dir.join(SPOOL);
+    let longer = std::fs::metadata(&path).is_ok_and(|found| found.len() > named && found.len().is_multiple_of(1 << 20));
+    if longer {
+        let cut = || {
+            let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+            file.set_len(named)?;
+            file.sync_all()
+        };
+        cut().with_context(|| format!("cutting {} to {named} bytes, which is what it holds", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Bytes of the spool by a superblock.
+fn named(known: &Superblock) -> u64 {
+    match nonce_bytes(known.nonce) {
+        0 => 0,
+        made => made + known.extensions.iter().map(|it| it.bytes).sum::<u64>(),
     }
 }
 
@@ -62,10 +89,11 @@ pub fn open(reactor: &mut Reactor, dir: &Path, wanted: u64, known: Option<&Super
 pub fn extend(reactor: &mut Reactor, file: FileId, bytes: u64, beside: Option<u64>) -> Result<(), String> {
     let path = reactor.file_path(file).to_path_buf();
     let (free, more) = (free_bytes(&path), bytes.saturating_sub(reactor.file_size(file)));
-    if let Some(beside) = beside.filter(|beside| free < more.saturating_add(*beside)) {
+    let beside = beside.unwrap_or(0);
+    if free < more.saturating_add(beside) {
         return Err(format!(
             "{} is to be {} longer, and its file system has {} free, of which {} are left for what is applied: make room \
-             there, or let it grow as far as it can ([dr] spool_max), and restart DR",
+             there, and restart DR",
             path.display(),
             human_size(more),
             human_size(free),
