@@ -25,7 +25,7 @@ use crate::cluster::size::{exact_size, human_size};
 use crate::cluster::status::Status;
 use crate::core::address::{Address, is_one_port};
 use crate::core::identity::too_small;
-use crate::core::names::{SUPERBLOCK, own_files};
+use crate::core::names::{SPOOL, SUPERBLOCK, own_files};
 use crate::core::peer::Role;
 use crate::format::spool::nonce_bytes;
 use crate::io::{is_absent, listen, open, tls};
@@ -227,6 +227,15 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 enough >> 20
             );
             self.findings.note(Weight::Warning, &["dr", "spool"], text);
+        } else if dr.spool < enough && !self.spool_can_grow(dr) {
+            let text = format!(
+                "{}, and its file system has {} free, too little for it to grow where a batch needs more: make room there, or \
+                 raise it; \"{}MiB\" holds any batch of these volumes",
+                human_size(dr.spool),
+                human_size(open::free_bytes(&dr.dir)),
+                enough >> 20
+            );
+            self.findings.note(Weight::Warning, &["dr", "spool"], text);
         } else if dr.spool < enough {
             let text = format!(
                 "{}, and it grows where a batch needs more{}; \"{}MiB\" holds any batch of these volumes",
@@ -236,6 +245,13 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             );
             self.findings.note(Weight::Ok, &["dr", "spool"], text);
         }
+    }
+
+    /// Whether the file system of the spool has room for it to grow once.
+    fn spool_can_grow(&self, dr: &DrConfig) -> bool {
+        let beside = if dr.spool_max.is_none() { dr.spool } else { 0 };
+        let made = std::fs::metadata(dr.dir.join(SPOOL)).map_or(dr.spool, |_| 0);
+        open::free_bytes(&dr.dir) >= made.saturating_add(dr.spool).saturating_add(beside)
     }
 
     fn aux(&mut self, own: &OwnAux, running: bool) {

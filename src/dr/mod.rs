@@ -10,6 +10,7 @@
 //!
 //!   doubt: what was promised and is not here any more      sizes: how large the volumes are, as of a seq
 //!   mended: why an order was missing here that the status table has      compare: whether a range is what the primary has
+//!   growth: more room in the spool, for a while      recopy: the operator gives up the recovery point
 //!   recovery, scan: from bytes to a machine      api: what goes in and out      daemon: the shell
 //! ```
 

@@ -17,7 +17,7 @@ type Kind = (usize, usize, &'static [u8], fn(&[u8]) -> Option<Vec<u8>>);
 
 const KINDS: [Kind; 12] = [
     (64, 60, b"", |bytes| OrderRecord::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 4092, b"FSHSUPER\x03\0", |bytes| Superblock::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    (4096, 4092, b"FSHSUPER\x04\0", |bytes| Superblock::decode(bytes).ok().map(|it| it.encode().to_vec())),
     (4096, 508, b"FSHJOURN\x01\0", |bytes| SegmentHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
     (128, 124, b"FSHENTRY\x01\0", |bytes| EntryHeader::decode(bytes, NONCE).ok().map(|it| it.encode(NONCE).to_vec())),
     (4096, 508, b"FSHTABLE\x01\0", |bytes| TableHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
