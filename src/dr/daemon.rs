@@ -507,9 +507,10 @@ impl Shell {
             let size = status.volumes.iter().map(|volume| volume.size_bytes).sum();
             return Ok(Some(Answer::refused(format!(
                 "this gives up the recovery point, seq {}: what differs of {} is copied into the volumes, in place, and until that is \
-                 complete nothing here can be promoted. Say --give-up-recovery-point if that is what you want",
+                 complete nothing here can be promoted{}. Say --give-up-recovery-point if that is what you want",
                 status.cut_seq,
-                human_size(size)
+                human_size(size),
+                self.machine.point_is_worth()
             ))));
         }
         let ticket = Ticket(self.next_promotion);

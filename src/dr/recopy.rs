@@ -6,8 +6,8 @@
 
 use crate::core::ids::{Seq, Ticket};
 use crate::dr::api::Effect;
-use crate::dr::machine::{After, Machine};
-use crate::format::superblock::PROMOTED;
+use crate::dr::machine::{After, Machine, Trouble};
+use crate::format::superblock::{PROMOTED, PROMOTING};
 
 /// What the operator has asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,18 @@ pub(super) enum Recopy {
 }
 
 impl Machine {
+    /// What speaks against giving up the recovery point just now, for who is asked.
+    #[must_use]
+    pub fn point_is_worth(&self) -> &'static str {
+        if self.links.order.is_none() {
+            ". No primary is connected: if it does not come back, there is no copy left here"
+        } else if !self.troubles.contains_key(&Trouble::BatchTooLarge) {
+            ". No batch waits for room here: there is no need to"
+        } else {
+            ""
+        }
+    }
+
     /// Why the recovery point cannot be given up, if it cannot.
     #[must_use]
     pub fn keeps_point_because(&self) -> Option<String> {
@@ -26,6 +38,8 @@ impl Machine {
             "this site was promoted: its volumes are in use"
         } else if self.promotion.is_some() || self.promote_later.is_some() {
             "a promotion is under way"
+        } else if self.keeper.get().has(PROMOTING) {
+            "a promotion was interrupted, and the writer may be fenced: call promote again, it ends what was begun"
         } else if self.recopy == Some(Recopy::Said) || !self.synced() {
             "there is no recovery point that could be given up: a first copy is under way, or begins once the primary connects"
         } else if self.committing.is_some() || self.committed.is_some() {
@@ -60,6 +74,7 @@ impl Machine {
             let text = "the operator has given up the recovery point: the volumes are copied anew, in place; until that is done there \
                         is none";
             self.give_up_copy(text, fx);
+            self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
             self.recopy = Some(Recopy::Said);
             self.keeper.then(After::GivenUp(ticket, cut));
         }

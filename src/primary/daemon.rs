@@ -680,9 +680,10 @@ impl Shell {
                 .loss
                 .clone()
                 .unwrap_or_else(|| Answer::failed("this is the primary; a promotion is asked of the DR host")),
-            Ok(Request::Recopy { .. }) => {
-                Answer::failed("this is the primary; the recovery point is that of DR: ask there")
+            Ok(Request::Recopy { .. }) if self.loss.is_some() => {
+                Answer::refused("this site was promoted: its volumes are in use")
             }
+            Ok(Request::Recopy { .. }) => Answer::failed("this is the primary; the recovery point is DR's: ask there"),
             Ok(Request::Loss) => self
                 .loss
                 .clone()

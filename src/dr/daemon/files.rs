@@ -37,7 +37,7 @@ use crate::dr::promote::LossReport;
 use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
 use crate::format::spool::nonce_bytes;
-use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED};
+use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED, Superblock};
 use crate::io::open::to_read;
 use crate::io::places::{self, Shared};
 use crate::io::{FileId, OpenOptions, Preallocate, Reactor, Still, entropy, is_absent, make_dir, mark};
@@ -120,7 +120,7 @@ pub fn open(reactor: &mut Reactor, config: &Config) -> anyhow::Result<(Files, Re
     let blank = backings.is_empty() && is_blank(reactor, &files)?;
     // The names have to survive a loss of power as what is in the files does.
     sync_dir(dir)?;
-    let spool_bytes = known.as_ref().map_or(reactor.file_size(spool), |known| nonce_bytes(known.nonce));
+    let spool_bytes = spool_made(known.as_ref(), reactor.file_size(spool));
     let options = options(config, (reactor.file_size(journal), spool_bytes), &backings, owner)?;
     let (report, report_damaged) = match load_report(dir) {
         Ok(report) => (report, None),
@@ -223,9 +223,14 @@ fn look(config: &Config) -> anyhow::Result<Seen> {
     };
     let (journal, spool) = (dr.dir.join(JOURNAL), resize::stands(&dr.dir, known.as_ref()));
     let length = as_made(&spool, dr.spool);
-    let logs = (as_made(&journal, dr.journal), known.map_or(length, |known| nonce_bytes(known.nonce)));
+    let logs = (as_made(&journal, dr.journal), spool_made(known.as_ref(), length));
     let options = options(config, logs, &Backings::new(0), Owner::default())?;
     Ok(Seen { slots, journal: Still::of(&journal, logs.0)?, spool: Still::of(&spool, length)?, options })
+}
+
+/// Bytes that the spool was made with: those of its file, where nothing says so.
+fn spool_made(known: Option<&Superblock>, length: u64) -> u64 {
+    known.map(|known| nonce_bytes(known.nonce)).filter(|made| *made > 0).unwrap_or(length)
 }
 
 fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {

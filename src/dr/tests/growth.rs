@@ -11,7 +11,7 @@ use crate::core::op::Op;
 use crate::dr::api::{File, Input};
 use crate::format::record::OrderRecord;
 use crate::format::ring::Ring;
-use crate::format::superblock::{PROMOTED, SYNCED};
+use crate::format::superblock::{PROMOTED, PROMOTING, SYNCED};
 use crate::format::wire::{Hello, Message, Purpose};
 
 const PIECE: usize = 24 << 10;
@@ -245,6 +245,9 @@ fn nobody_gives_up_what_there_is_not_or_what_is_in_use() {
     trial.promote(false, 0, Seq(0));
     assert!(recopy(&mut trial).is_some_and(|it| it.is_err_and(|why| why.contains("was promoted"))));
     assert!(trial.superblock().has(PROMOTED) && trial.superblock().has(SYNCED));
+    let mut trial = site(58, false);
+    trial.machine.keeper.change(|it| it.set(PROMOTING, true));
+    assert!(recopy(&mut trial).is_some_and(|it| it.is_err_and(|why| why.contains("call promote again"))));
     // What is on its way into the volumes comes first.
     let (mut trial, _) = stuck(56);
     trial.step(Input::Recopy { ticket: Ticket(8) });

@@ -96,7 +96,7 @@ impl Machine {
         let enough = spool_for_any_batch(self.options.volumes.iter().map(|(_, size)| size).sum()) >> 20;
         Some(format!(
             "a batch waits that DR's spool of {} MiB does not hold as a whole: set [dr] spool to \"{enough}MiB\", which \
-             holds any batch of this group, or make room for it to grow on its file system, and restart DR; it keeps what it has",
+             holds any batch of this group, or make room for it to grow on its file system, and restart DR; it keeps what it has. Or see `farshore recopy` there",
             spool >> 20
         ))
     }
