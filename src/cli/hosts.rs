@@ -27,7 +27,6 @@ use crate::core::address::{Address, is_one_port};
 use crate::core::identity::too_small;
 use crate::core::names::{SPOOL, SUPERBLOCK, own_files};
 use crate::core::peer::Role;
-use crate::format::spool::nonce_bytes;
 use crate::io::{is_absent, listen, open, tls};
 use crate::limits;
 
@@ -207,7 +206,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
         let enough = limits::spool_for_any_batch(volumes);
         let known = identity::superblock(&dr.dir.join(SUPERBLOCK));
         // It may have grown beyond that.
-        let made = known.map_or(0, |known| nonce_bytes(known.nonce));
+        let made = known.map_or(0, |known| known.spool().size);
         if made > 0 && made != dr.spool {
             let text = format!(
                 "the spool in {} has {}; the next start of DR resizes it to {} with what is in it, and leaves it if that \
@@ -218,7 +217,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             );
             self.findings.note(Weight::Ok, &["dr", "spool"], text);
         }
-        let (most, enough) = (dr.spool_max.unwrap_or(u64::MAX).max(dr.spool), enough.max(1 << 20));
+        let most = dr.spool_max.unwrap_or(u64::MAX).max(dr.spool);
         if most < enough {
             let text = format!(
                 "{}: after an outage that outgrows primary.fifo, more than about this much changed data does not cross \
@@ -227,7 +226,7 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
                 enough >> 20
             );
             self.findings.note(Weight::Warning, &["dr", "spool"], text);
-        } else if dr.spool < enough && !self.spool_can_grow(dr) {
+        } else if dr.spool < enough && !spool_can_grow(dr) {
             let text = format!(
                 "{}, and its file system has {} free, too little for it to grow where a batch needs more: make room there, or \
                  raise it; \"{}MiB\" holds any batch of these volumes",
@@ -245,13 +244,6 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             );
             self.findings.note(Weight::Ok, &["dr", "spool"], text);
         }
-    }
-
-    /// Whether the file system of the spool has room for it to grow once.
-    fn spool_can_grow(&self, dr: &DrConfig) -> bool {
-        let beside = if dr.spool_max.is_none() { dr.spool } else { 0 };
-        let made = std::fs::metadata(dr.dir.join(SPOOL)).map_or(dr.spool, |_| 0);
-        open::free_bytes(&dr.dir) >= made.saturating_add(dr.spool).saturating_add(beside)
     }
 
     fn aux(&mut self, own: &OwnAux, running: bool) {
@@ -421,6 +413,13 @@ impl<'a, 'f, 't> Host<'a, 'f, 't> {
             }
         }
     }
+}
+
+/// Whether the file system of the spool has room for it to grow once, beside what it takes itself if it is yet to be made.
+fn spool_can_grow(dr: &DrConfig) -> bool {
+    let beside = if dr.spool_max.is_none() { dr.spool } else { 0 };
+    let itself = if is_absent(&dr.dir.join(SPOOL)) { dr.spool } else { 0 };
+    open::free_bytes(&dr.dir) >= dr.spool.saturating_add(beside).saturating_add(itself)
 }
 
 /// A role by the name that certificates have for it.

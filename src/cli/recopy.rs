@@ -5,20 +5,13 @@ use std::io::Write;
 use super::arguments::Recopy;
 use super::client;
 use super::failure::Failure;
-use super::files;
+use super::promote::control;
 use crate::cluster::control::Request;
 use crate::cluster::status::GivenUp;
 
 /// Asks, waits, and says what was given up. Without the word that gives it up: refused, with what it would cost.
 pub fn run(options: &Recopy, out: &mut dyn Write) -> Result<(), Failure> {
-    let control = match &options.control {
-        Some(control) => control.clone(),
-        None => {
-            let config = files::load(&options.config.config)?;
-            let missing = || Failure::usage(format!("{}: there is no [dr]", config.path));
-            config.dr.as_ref().map(|dr| dr.control.clone()).ok_or_else(missing)?
-        }
-    };
+    let control = control(options.control.as_deref(), &options.config.config)?;
     let answer = client::ask(&control, &Request::Recopy { give_up: options.give_up_recovery_point }, None)?;
     let strange = |error: serde_json::Error| Failure::failed(format!("{}: {error}", control.display()));
     let done: GivenUp = serde_json::from_value(answer).map_err(strange)?;

@@ -251,8 +251,7 @@ impl Machine {
             let text = format!(
                 "batch {} of more than {} bytes needs more spool than {} MiB{refused}: set [dr] spool to \"{enough}MiB\", \
                  which holds any batch of this group, or make room for it to grow on its file system, and restart DR; it keeps what \
-                 is in it. Or have it go into the volumes, at \
-                 the cost of the recovery point: farshore recopy",
+                 is in it. Or have it go into the volumes, at the cost of the recovery point: farshore recopy",
                 batch.begin,
                 batch.bytes,
                 size >> 20

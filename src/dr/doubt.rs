@@ -337,10 +337,12 @@ impl Machine {
 
     /// A writer connects. If the volumes may hold what is not here, only a copy of everything makes them good.
     pub(super) fn writer_is_here(&mut self, tail: Seq, fx: &mut Vec<Effect>) -> Result<(), String> {
+        if self.recopy.is_some() {
+            return Err("this site is about to give up its recovery point".into());
+        }
         let Some(doubt) = &self.doubt else { return Ok(()) };
         if self.synced() && self.cut < doubt.applied_until {
-            let quiet = self.replay.idle() && self.committing.is_none() && self.committed.is_none();
-            if !quiet || !self.checkpoints.idle() || self.promotion.is_some() {
+            if !self.copy_rests() {
                 return Err("this site settles what is left of its journal first".into());
             }
             let text = "the volumes hold writes that are not known here any more: they are copied anew, in place; until that \
@@ -358,6 +360,12 @@ impl Machine {
         // There may be nothing more that a checkpoint could pass.
         self.made_good(self.keeper.get().seq, fx);
         Ok(())
+    }
+
+    /// Whether nothing is on its way into the volumes, nor about to be.
+    pub(super) fn copy_rests(&self) -> bool {
+        let applying = !self.replay.idle() || self.committing.is_some() || self.committed.is_some();
+        !applying && self.checkpoints.idle() && self.promotion.is_none()
     }
 
     /// From here on there is no recovery point: a first sync overwrites the volumes in place.

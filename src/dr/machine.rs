@@ -33,7 +33,6 @@ use crate::dr::links::Links;
 use crate::dr::patches::Fillings;
 use crate::dr::probes::Probes;
 use crate::dr::promote::{LossReport, Promotion};
-use crate::dr::recopy::Recopy;
 use crate::dr::recovery::Recovered;
 use crate::dr::replay::{Replay, Step};
 use crate::dr::sizes::Sizes;
@@ -98,7 +97,8 @@ pub struct Machine {
     pub(super) journal: Journal,
     pub(super) intake: Intake,
     pub(super) growth: Growth,
-    pub(super) recopy: Option<Recopy>,
+    /// The operator wants the recovery point given up, once nothing is on its way into the volumes.
+    pub(super) recopy: Option<Ticket>,
     pub(super) replay: Replay,
     pub(super) links: Links,
     /// The recovery point.
@@ -473,7 +473,7 @@ impl Machine {
             After::Abandoned => self.abandoned(fx),
             After::Promoted => self.promoted(now, fx),
             After::SpoolReshaped(ring) => self.spool_reshaped(ring, fx),
-            After::GivenUp(ticket, cut) => self.given_up(ticket, cut, fx),
+            After::GivenUp(ticket, cut) => fx.push(Effect::RecopyDone { ticket, result: Ok(cut) }),
             After::Stopped => fx.push(Effect::Stopped),
         }
     }
@@ -513,9 +513,8 @@ impl Machine {
         if !self.stopping || self.dead || self.checkpoints.stopped {
             return;
         }
-        let quiet =
-            self.ready && self.journal.idle() && self.intake.idle() && self.replay.idle() && self.keeper.settled();
-        let quiet = quiet && self.growth.idle();
+        let written = self.journal.idle() && self.intake.idle() && self.growth.idle() && self.keeper.settled();
+        let quiet = self.ready && written && self.replay.idle();
         if quiet && self.replay.applied() <= self.history.floor() {
             self.checkpoints.stopped = true;
             let durable = self.journal.durable();

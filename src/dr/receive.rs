@@ -151,10 +151,6 @@ impl Machine {
             Purpose::Order => {
                 peer.part = Part::Pending(Writer::of(hello));
                 peer.since_ns = now.mono_ns;
-                if self.recopy.is_some() {
-                    let text = "this site is about to give up its recovery point".into();
-                    return self.refuse(conn, RefuseCode::NotNow, text, fx);
-                }
                 if let Err(text) = self.writer_is_here(hello.tail, fx) {
                     return self.refuse(conn, RefuseCode::NotNow, text, fx);
                 }

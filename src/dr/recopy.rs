@@ -4,19 +4,10 @@
 //! behind. Whether an old point is worth more than the way to a new one, nobody but the operator can say. Once it is given up
 //! the writer begins a first copy, which sends what differs.
 
-use crate::core::ids::{Seq, Ticket};
+use crate::core::ids::Ticket;
 use crate::dr::api::Effect;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::format::superblock::{PROMOTED, PROMOTING};
-
-/// What the operator has asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recopy {
-    /// What is under way here ends first.
-    Asked(Ticket),
-    /// It is being written down.
-    Said,
-}
 
 impl Machine {
     /// What speaks against giving up the recovery point just now, for who is asked.
@@ -40,7 +31,7 @@ impl Machine {
             "a promotion is under way"
         } else if self.keeper.get().has(PROMOTING) {
             "a promotion was interrupted, and the writer may be fenced: call promote again, it ends what was begun"
-        } else if self.recopy == Some(Recopy::Said) || !self.synced() {
+        } else if !self.synced() {
             "there is no recovery point that could be given up: a first copy is under way, or begins once the primary connects"
         } else if self.committing.is_some() || self.committed.is_some() {
             "a batch is complete and is being applied: the recovery point moves on by itself"
@@ -56,7 +47,7 @@ impl Machine {
         if let Some(text) = self.keeps_point_because().or(self.recopy.map(|_| asked)) {
             return fx.push(Effect::RecopyDone { ticket, result: Err(text) });
         }
-        self.recopy = Some(Recopy::Asked(ticket));
+        self.recopy = Some(ticket);
         // A writer that connects again hears that everything has to be copied.
         self.close_all("the operator gives up the recovery point here: the volumes are copied anew, in place", fx);
         self.intake.drop_waiting(None);
@@ -64,25 +55,18 @@ impl Machine {
 
     /// Does it, once nothing is on its way into the volumes.
     pub(super) fn recopy_step(&mut self, fx: &mut Vec<Effect>) {
-        let Some(Recopy::Asked(ticket)) = self.recopy else { return };
+        let Some(ticket) = self.recopy else { return };
         if let Some(text) = self.keeps_point_because() {
             self.recopy = None;
-            return fx.push(Effect::RecopyDone { ticket, result: Err(text) });
-        }
-        if self.replay.idle() && self.checkpoints.idle() && self.intake.idle() && self.growth.idle() {
+            fx.push(Effect::RecopyDone { ticket, result: Err(text) });
+        } else if self.copy_rests() {
+            self.recopy = None;
             let cut = self.cut;
             let text = "the operator has given up the recovery point: the volumes are copied anew, in place; until that is done there \
                         is none";
             self.give_up_copy(text, fx);
             self.relieved(Trouble::BatchTooLarge, "the batch that did not fit was given up", fx);
-            self.recopy = Some(Recopy::Said);
             self.keeper.then(After::GivenUp(ticket, cut));
         }
-    }
-
-    /// That there is no recovery point is durable.
-    pub(super) fn given_up(&mut self, ticket: Ticket, cut: Seq, fx: &mut Vec<Effect>) {
-        self.recopy = None;
-        fx.push(Effect::RecopyDone { ticket, result: Ok(cut) });
     }
 }

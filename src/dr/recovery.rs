@@ -112,7 +112,7 @@ pub fn recover(found: Found<'_>, options: &Options) -> Result<Recovered, Recover
     let Some(Judged { mut superblock, half, mut history, journal, news_before }) = judged else {
         return Ok(fresh(&found, options, segments, news));
     };
-    let ring = Ring { size: options.spool_bytes, extensions: superblock.extensions };
+    let ring = superblock.spool();
     let (entries, _) = scan_spool(found.spool, ring, superblock.spool_pos, superblock.nonce, &mut news)?;
     let lacks_orders = journal.damage.is_some() || superblock.has(DAMAGED);
     if lacks_orders {

@@ -260,22 +260,19 @@ impl Scan<'_> {
             self.slots_of(number, checkpoint)?;
             let records = self.slots.len() > before;
             self.anchored |= header.is_some_and(|it| (it.previous_seq, it.previous_chain) == checkpoint);
-            match header {
-                Some(header) => self.used.push((number, header.previous_seq)),
-                // An older segment may stand here, and only a block that is neither is damage.
-                None if number < highest || !zero && records => {
-                    // It tells where records are looked for; whether any is missing, they say themselves.
-                    self.headless.push(number);
-                    // What is older may be of the segment that stood here before: nothing goes on behind it.
-                    self.base = base;
-                    self.used.push((number, floor));
-                }
-                // What stands here is older than all of the journal.
-                None => {
-                    self.base = base;
-                    break;
-                }
+            if let Some(header) = header {
+                self.used.push((number, header.previous_seq));
+                continue;
             }
+            // What is older may be of the segment that stood here before: nothing goes on behind it.
+            self.base = base;
+            // Only a block that is neither of this segment nor of an older one is damage.
+            if number >= highest && (zero || !records) {
+                break;
+            }
+            // It tells where records are looked for; whether any is missing, they say themselves.
+            self.headless.push(number);
+            self.used.push((number, floor));
         }
         Ok(())
     }

@@ -62,6 +62,12 @@ impl Ring {
         Ring { size, extensions: [Extension { from: 0, bytes: 0 }; EXTENSIONS_MAX] }
     }
 
+    /// Bytes that it has grown by.
+    #[must_use]
+    pub fn grown_bytes(&self) -> u64 {
+        self.extensions.iter().map(|it| it.bytes).sum()
+    }
+
     /// Whether it was extended.
     #[must_use]
     pub fn is_extended(&self) -> bool {
@@ -76,7 +82,7 @@ impl Ring {
     /// Bytes of its file: what all entries that are needed may take together.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.size + self.extensions.iter().map(|it| it.bytes).sum::<u64>()
+        self.size + self.grown_bytes()
     }
 
     /// Where `pos` stands in the file.

@@ -43,7 +43,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::layout::{Block, Shape, array_at, put, put_u32, put_u64, reserved_zero, u16_at, u32_at, u64_at};
-use super::ring::{EXTENSIONS_MAX, Extension, Extensions};
+use super::ring::{EXTENSIONS_MAX, Extension, Extensions, Ring};
 use super::spool::{SIZED_BYTES_MAX, nonce_bytes};
 use super::{FormatError, is_zero};
 use crate::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
@@ -223,6 +223,12 @@ impl Superblock {
             sizes[usize::from(volume.0)] = size;
         }
         sizes
+    }
+
+    /// The shape of a DR's spool.
+    #[must_use]
+    pub fn spool(&self) -> Ring {
+        Ring { size: nonce_bytes(self.nonce), extensions: self.extensions }
     }
 
     /// Whether something is lost when a volume is: of a DR from the moment on in which a writer has come.

@@ -61,6 +61,16 @@ impl Big {
         Ok(())
     }
 
+    /// An outage after which a batch of 220 MiB has to cross.
+    fn outgrow(&mut self) -> Result<()> {
+        self.write(0, 8 * MIB, 1)?;
+        self.site.settle(LONG)?;
+        self.site.line.cut();
+        self.write(0, 220 * MIB, 2)?;
+        self.site.line.heal();
+        Ok(())
+    }
+
     fn compare(&mut self) -> Result<()> {
         self.site.settle(LONG)?;
         let here = std::fs::read(self.site.backing(Role::Primary, "db"))?;
@@ -76,11 +86,7 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
     let mut big = Big::started(256 * MIB, LITTLE, "journal = \"12MiB\"\nspool = \"192MiB\"\nspool_max = \"192MiB\"")?;
     let check = big.site.verb(&["check", "--role", "dr"])?;
     ensure!(check.out.contains("\"448MiB\" holds any batch"), "{check:?}");
-    big.write(0, 8 * MIB, 1)?;
-    big.site.settle(LONG)?;
-    big.site.line.cut();
-    big.write(0, 220 * MIB, 2)?;
-    big.site.line.heal();
+    big.outgrow()?;
     let stalled = |status: &Status| matches!(status, Status::Dr(dr) if dr.degraded.iter().any(|one| one.what.contains("set [dr] spool to \"448MiB\"")));
     big.site.wait_for(Role::Dr, LONG, "word of what to raise", stalled)?;
     big.site.stop(Role::Dr)?;
@@ -117,11 +123,7 @@ fn a_batch_larger_than_the_spool_crosses_once_the_spool_was_grown() -> Result<()
 fn a_batch_larger_than_the_spool_crosses_where_the_spool_grows_and_dr_is_promotable_all_the_time() -> Result<()> {
     let little = "fifo = { memory = \"4MiB\", disk = 0 }\nlink = { bytes_per_second = \"50MiB\" }\ncompress = \"off\"";
     let mut big = Big::started(256 * MIB, little, "journal = \"12MiB\"\nspool = \"192MiB\"")?;
-    big.write(0, 8 * MIB, 1)?;
-    big.site.settle(LONG)?;
-    big.site.line.cut();
-    big.write(0, 220 * MIB, 2)?;
-    big.site.line.heal();
+    big.outgrow()?;
     let begun = |status: &Status| matches!(status, Status::Dr(dr) if dr.batch.is_some() && dr.spool_bytes > 64 * MIB);
     big.site.wait_for(Role::Dr, LONG, "a batch of which much is staged", begun)?;
     let (point, cut) = (std::fs::read(big.site.backing(Role::Dr, "db"))?, big.site.dr()?.cut_seq);
@@ -161,11 +163,7 @@ fn where_a_batch_has_no_room_the_operator_is_asked_before_the_recovery_point_is_
         "fifo = { memory = \"4MiB\", disk = 0 }",
         "journal = \"12MiB\"\nspool = \"192MiB\"\nspool_max = \"192MiB\"",
     )?;
-    big.write(0, 8 * MIB, 1)?;
-    big.site.settle(LONG)?;
-    big.site.line.cut();
-    big.write(0, 220 * MIB, 2)?;
-    big.site.line.heal();
+    big.outgrow()?;
     let asks = |status: &Status| matches!(status, Status::Dr(dr) if dr.degraded.iter().any(|one| one.what.contains("farshore recopy")));
     big.site.wait_for(Role::Dr, LONG, "a question", asks)?;
     let refused = big.site.verb(&["recopy"])?;

@@ -94,9 +94,7 @@ impl Setup {
             self.spool_bytes = small;
         }
     }
-}
 
-impl Setup {
     /// Much is written in a large volume while little of it fits the queue: batches of more than the spool, and what is
     /// written meanwhile waits for them. DR dies in the middle of it.
     fn outgrow(&mut self, rng: &mut Rng) {
@@ -126,7 +124,6 @@ impl Setup {
             };
             self.faults.push((at, fault));
         }
-        self.faults.sort_by_key(|(at, _)| *at);
     }
 }
 
@@ -208,7 +205,7 @@ impl World {
 
     /// A start looks at the length of the file first.
     pub fn spool_stands(&mut self) -> Verdict {
-        let named = self.dr_superblock.as_ref().map_or(0, |it| it.extensions.iter().map(|it| it.bytes).sum());
+        let named = self.dr_superblock.as_ref().map_or(0, |it| it.spool().grown_bytes());
         let (bytes, named) = (self.spool_length(), self.setup.spool_bytes + named);
         if bytes < named {
             return self

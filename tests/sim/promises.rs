@@ -213,7 +213,7 @@ impl World {
         let nonce = sized_nonce(DR_NONCE, self.setup.spool_bytes);
         let Ok(header) = EntryHeader::decode(&parts[0], nonce) else { return Ok(()) };
         let floor = self.dr_superblock.as_ref().map_or(0, |it| it.spool_pos);
-        let grown = self.dr_superblock.as_ref().map_or(0, |it| it.extensions.iter().map(|it| it.bytes).sum());
+        let grown = self.dr_superblock.as_ref().map_or(0, |it| it.spool().grown_bytes());
         if header.pos + header.entry_bytes() > floor + self.setup.spool_bytes + grown {
             let text = format!("DR writes seq {} over what its superblock still needs of the spool", header.record.seq);
             return self.fail("I8", text);

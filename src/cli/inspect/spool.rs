@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Image, Printer, record_json, record_text};
 use crate::cli::failure::Failure;
 use crate::format::ring::Ring;
-use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, nonce_bytes};
+use crate::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind};
 use crate::format::superblock::{Role, SUPERBLOCK_BYTES, newest};
 use crate::limits::ENTRY_ALIGN_BYTES;
 
@@ -191,8 +191,7 @@ fn beside(path: &Path) -> Result<Log, Failure> {
         .map_err(|failure| Failure::failed(format!("{}; {help}", failure.text)))?;
     match newest(&bytes) {
         Ok(Some(found)) => {
-            let shape = || Ring { size: nonce_bytes(found.nonce), extensions: found.extensions };
-            let ring = (found.role == Role::Dr).then(shape);
+            let ring = (found.role == Role::Dr).then(|| found.spool());
             Ok(Log { nonce: found.nonce, from: found.spool_pos, ring, whole: true })
         }
         Ok(None) => Err(Failure::failed(format!("{}: was never written; {help}", superblock.display()))),

@@ -70,7 +70,7 @@ fn one(at: u64, slot: &Superblock, in_force: bool, printer: &mut Printer<'_>) ->
         "journal_segment": slot.journal_segment, "boot_id": boot, "volumes": volumes,
         "promised_cut": slot.promised_cut, "promised_tail": slot.promised_tail,
         "suspect_until": slot.suspect_until, "journal_bytes": slot.journal_bytes,
-        "spool_grown_bytes": slot.extensions.iter().map(|it| it.bytes).sum::<u64>(),
+        "spool_grown_bytes": slot.spool().grown_bytes(),
     });
     let mut text = format!("generation {}{}", slot.generation, if in_force { ", in force" } else { "" });
     for (key, value) in fields.as_object().into_iter().flatten() {

@@ -36,7 +36,6 @@ use crate::dr::machine::{File, Options};
 use crate::dr::promote::LossReport;
 use crate::dr::recovery::{self, Found, Recovered, recover};
 use crate::dr::stored;
-use crate::format::spool::nonce_bytes;
 use crate::format::superblock::{self, MARKED, PROMOTED, SUPERBLOCK_BYTES, SYNCED, Superblock};
 use crate::io::open::to_read;
 use crate::io::places::{self, Shared};
@@ -230,7 +229,7 @@ fn look(config: &Config) -> anyhow::Result<Seen> {
 
 /// Bytes that the spool was made with: those of its file, where nothing says so.
 fn spool_made(known: Option<&Superblock>, length: u64) -> u64 {
-    known.map(|known| nonce_bytes(known.nonce)).filter(|made| *made > 0).unwrap_or(length)
+    known.map(|known| known.spool().size).filter(|made| *made > 0).unwrap_or(length)
 }
 
 fn options(config: &Config, logs: (u64, u64), backings: &Backings, owner: Owner) -> anyhow::Result<Options> {
@@ -266,7 +265,7 @@ impl Files {
 
     /// Has the file of the spool grow to `bytes`; an error says why it does not.
     pub fn extend_spool(&self, reactor: &mut Reactor, bytes: u64) -> Result<(), String> {
-        let beside = self.spool_grows_by_itself.then(|| bytes.saturating_sub(self.spool_bytes));
+        let beside = if self.spool_grows_by_itself { bytes.saturating_sub(self.spool_bytes) } else { 0 };
         growth::extend(reactor, self.spool, bytes, beside)
     }
 

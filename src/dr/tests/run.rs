@@ -197,11 +197,8 @@ impl Trial {
             Effect::RecopyDone { result, .. } => self.given_up = Some(result),
             Effect::GrowSpool { bytes } => self.spool_growing = Some(bytes),
             Effect::ShrinkSpool { bytes } => {
-                let named = self.superblock().extensions.iter().map(|it| it.bytes).sum::<u64>();
-                assert!(
-                    self.options.spool_bytes + named <= bytes,
-                    "a start would find it shorter than its superblock says"
-                );
+                let named = self.superblock().spool().bytes();
+                assert!(named <= bytes, "a start would find it shorter than its superblock says");
                 self.disk.resize(File::Spool, bytes as usize);
             }
             Effect::Fatal { text } => self.fatal = Some(text),

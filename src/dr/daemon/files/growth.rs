@@ -5,16 +5,16 @@
 //! | a size | to that, as far as there is space |
 //! | `auto` | as long as as much again as it has grown by stays free: what is staged in it is going to be applied, and the volumes may stand on the same file system, with holes where it goes |
 //!
-//! A file may be longer than the superblock names, after a crash: it is cut once the superblock stands.
+//! A file may be longer than the superblock names, after a crash. What neither slot names is cut before space is reserved; what
+//! one still does, once the other one counts durably.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-use super::{check_log, log, open_log, refused};
+use super::{PIECE_BYTES, check_log, log, open_log, refused};
 use crate::cluster::size::human_size;
 use crate::core::names::SPOOL;
-use crate::format::spool::nonce_bytes;
 use crate::format::superblock::Superblock;
 use crate::io::open::free_bytes;
 use crate::io::{Direct, FileId, OpenOptions, Preallocate, Reactor};
@@ -32,7 +32,7 @@ pub fn limit(dir: &Path, size: u64, volumes: u64) -> u64 {
 
 /// As [`check_log`], of a spool that may be longer than the superblock names.
 pub fn check_spool(path: &Path, known: &Superblock) -> anyhow::Result<()> {
-    let (made, named) = (nonce_bytes(known.nonce), named(known));
+    let (made, named) = (known.spool().size, known.spool().bytes());
     match std::fs::metadata(path) {
         Ok(found) if made > 0 && found.len() > named && found.len().is_multiple_of(made) => Ok(()),
         _ => check_log(path, named),
@@ -43,9 +43,10 @@ pub fn check_spool(path: &Path, known: &Superblock) -> anyhow::Result<()> {
 /// not allocated of it.
 pub fn cut(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
     let each = slots.chunks(BLOCK_BYTES).filter_map(|slot| Superblock::decode(slot).ok());
-    let Some(named) = each.map(|it| named(&it)).max().filter(|named| *named > 0) else { return Ok(()) };
+    let Some(named) = each.map(|it| it.spool().bytes()).max().filter(|named| *named > 0) else { return Ok(()) };
     let path = dir.join(SPOOL);
-    let longer = std::fs::metadata(&path).is_ok_and(|found| found.len() > named && found.len().is_multiple_of(1 << 20));
+    let longer =
+        std::fs::metadata(&path).is_ok_and(|found| found.len() > named && found.len().is_multiple_of(PIECE_BYTES));
     if longer {
         let cut = || {
             let file = std::fs::OpenOptions::new().write(true).open(&path)?;
@@ -57,25 +58,17 @@ pub fn cut(dir: &Path, slots: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of the spool by a superblock.
-fn named(known: &Superblock) -> u64 {
-    match nonce_bytes(known.nonce) {
-        0 => 0,
-        made => made + known.extensions.iter().map(|it| it.bytes).sum::<u64>(),
-    }
-}
-
 /// Opens the spool as long as it is.
 pub fn open(reactor: &mut Reactor, dir: &Path, wanted: u64, known: Option<&Superblock>) -> anyhow::Result<FileId> {
     let reserved =
         |bytes| OpenOptions { direct: Direct::Never, preallocate: Preallocate::Reserve, ..log(dir, SPOOL, bytes) };
-    let made = known.map_or(0, |known| nonce_bytes(known.nonce));
+    let made = known.map_or(0, |known| known.spool().size);
     let path = dir.join(SPOOL);
     let length = std::fs::metadata(&path).map_or(0, |found| found.len());
     if length <= made || made == 0 {
         return open_log(reactor, reserved(wanted));
     }
-    if made != wanted.next_multiple_of(1 << 20) {
+    if made != wanted.next_multiple_of(PIECE_BYTES) {
         tracing::warn!(
             "{} stays at {made} bytes, where the configuration asks for {wanted}: a batch stands in what it has grown by; start \
              again once that is applied",
@@ -85,11 +78,10 @@ pub fn open(reactor: &mut Reactor, dir: &Path, wanted: u64, known: Option<&Super
     reactor.open(&reserved(length)).map_err(|fail| refused(fail.to_string()))
 }
 
-/// Gives the file `bytes`. `beside`: so many have to stay free.
-pub fn extend(reactor: &mut Reactor, file: FileId, bytes: u64, beside: Option<u64>) -> Result<(), String> {
+/// Gives the file `bytes`; `beside` have to stay free.
+pub fn extend(reactor: &mut Reactor, file: FileId, bytes: u64, beside: u64) -> Result<(), String> {
     let path = reactor.file_path(file).to_path_buf();
     let (free, more) = (free_bytes(&path), bytes.saturating_sub(reactor.file_size(file)));
-    let beside = beside.unwrap_or(0);
     if free < more.saturating_add(beside) {
         return Err(format!(
             "{} is to be {} longer, and its file system has {} free, of which {} are left for what is applied: make room \

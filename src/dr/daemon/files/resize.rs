@@ -45,7 +45,7 @@ pub fn resize(
             std::fs::remove_file(&copied).with_context(|| format!("removing {}", copied.display()))?;
         }
     }
-    if made == wanted || length(&path) != made || known.extensions[0].bytes > 0 {
+    if made == wanted || length(&path) != made || known.spool().is_extended() {
         return Ok(());
     }
     let name = path.display();
@@ -72,7 +72,7 @@ pub fn resize(
 pub fn stands(dir: &Path, known: Option<&Superblock>) -> PathBuf {
     let (path, copied) = (dir.join(SPOOL), dir.join(SPOOL_NEW));
     let made = known.map_or(0, |known| nonce_bytes(known.nonce));
-    let plain = known.is_some_and(|known| known.extensions[0].bytes == 0);
+    let plain = known.is_some_and(|known| !known.spool().is_extended());
     if made > 0 && plain && length(&copied) == made && length(&path) < made { copied } else { path }
 }
 
