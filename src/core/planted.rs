@@ -74,6 +74,8 @@ bugs! {
     SlotReusedEarly,
     /// Writes do not wait at the bound on the lag.
     LagUnbounded,
+    /// What the queue holds in memory has no bound.
+    FifoUnbounded,
     /// The payload ring of the auxiliary is overwritten while payloads in it are needed.
     RingReusedEarly,
     /// DR accepts a writer of an epoch that is over.
@@ -182,6 +184,8 @@ bugs! {
     RingOverflows,
     /// A payload whose order is damaged in DR's journal is let go of, although a promotion may learn that order elsewhere.
     OrphansForgotten,
+    /// A piece of a batch that has taken the window of the payload that is due waits for it.
+    ShutOutForgotten,
     /// DR compares a range with what the primary had there when later orders have been applied.
     ComparedLate,
     /// Writes go on to a range while the primary reads it to have it compared.
@@ -192,7 +196,8 @@ bugs! {
     LeapForgotten,
     /// Slots of orders that a batch went ahead of, from before the start, are taken before it is complete.
     SlotsOverLeap,
-    /// The primary goes on believing that DR has what it acknowledged, although its order is gone there.
+    /// The primary goes on believing that DR has what it acknowledged, although its order is gone there, and with it, as DR keeps
+    /// none without its order, the payload.
     UnsaidBelieved,
     /// Entries stand in what the spool has grown by before the superblock names it.
     GrownUnnamed,

@@ -234,8 +234,13 @@ impl Machine {
         let due = self.history.first_missing_above(self.due_above());
         let payload_due = waiting.is_some_and(|record| due.is_some_and(|due| record.seq <= due));
         let staged = self.batch.as_ref().is_some_and(|batch| !batch.direct && batch.begin <= self.history.tail());
-        // A chunk waits for the payloads that are due before what is stored; they make no room, but they come.
-        let chunk_due = staged && self.intake.has_waiting_chunks() && due.is_none_or(|due| due > self.intake.highest());
+        // A chunk waits for the payloads that are due before what is stored; they make no room, but they come. Unless what waits
+        // here has taken the window (seed 8396302).
+        let shut_out =
+            |due: Seq| self.history.get(due).is_some_and(|it| self.intake.shuts_out(it.record.payload_bytes()));
+        let waits = |due: Seq| !shut_out(due) || planted(Bug::ShutOutForgotten);
+        let comes = due.is_some_and(|due| due <= self.intake.highest() && waits(due));
+        let chunk_due = staged && self.intake.has_waiting_chunks() && !comes;
         // What a whole batch waits with for room in a store is neither given up nor in its own way.
         let held = self.batch_waits_for_room();
         if !held && (payload_due || chunk_due) && self.grow_spool(fx) {

@@ -237,14 +237,14 @@ fn decided(table: &TableReader, entry: &Entry) -> Decision {
         in_image: false,
         has_payload: entry.record.op.has_payload(),
         here: entry.payload.is_some(),
-        in_ring: table.ring_place(entry.record.seq).is_some(),
+        in_ring: table.ring_place(&entry.record).is_some(),
         state: table.states.get(&entry.record.seq).map(|state| state.state),
     })
 }
 
 /// Where the ring has the payload of an order that is not here: position and offset.
 fn in_ring(table: &TableReader, entry: &Entry) -> Option<(u64, u64)> {
-    table.ring_place(entry.record.seq).filter(|_| decided(table, entry).fetch)
+    table.ring_place(&entry.record).filter(|_| decided(table, entry).fetch)
 }
 
 impl Promotion {

@@ -83,7 +83,8 @@ pub struct History {
     ends: BTreeMap<Seq, OrderRecord>,
     /// The records that say how large a volume is from there on: which one, and bytes.
     resizes: BTreeMap<Seq, (Volume, u64)>,
-    /// Payloads in the spool whose orders are damaged in the journal, until those are known from elsewhere: position.
+    /// Payloads in the spool whose orders are damaged in the journal, or were lost before they were durable, until those are
+    /// known from elsewhere: position.
     orphans: BTreeMap<Seq, (OrderRecord, u64)>,
 }
 
@@ -268,7 +269,7 @@ impl History {
         self.chain = record.chain;
     }
 
-    /// Keeps a payload at `pos` of the spool whose order is damaged in the journal. Whether there was none of that seq.
+    /// Keeps a payload at `pos` of the spool whose order the journal has not. Whether there was none of that seq.
     pub fn adopt(&mut self, record: OrderRecord, pos: u64) -> bool {
         let new = !self.orphans.contains_key(&record.seq);
         self.orphans.entry(record.seq).or_insert((record, pos));
@@ -278,6 +279,12 @@ impl History {
     /// Lets go of payloads whose orders did not turn up: their positions.
     pub fn disown(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.orphans).into_values().map(|(_, pos)| pos).collect()
+    }
+
+    /// The same of those whose place in the order is taken.
+    pub fn disown_passed(&mut self) -> Vec<u64> {
+        let beyond = self.orphans.split_off(&self.tail.next());
+        std::mem::replace(&mut self.orphans, beyond).into_values().map(|(_, pos)| pos).collect()
     }
 
     /// Where the payload of a new record is, if it is here already; else it is missed.
@@ -544,6 +551,16 @@ impl History {
             previous = seq;
         }
         gaps
+    }
+
+    /// The records above `cut` and before a batch whose changes it has to bring where they are not here. Those of a writer that
+    /// lost its power since are nobody's: of what it had done it knew its map, which the batch brings; what it had not begun was
+    /// never there, even if table and ring have it.
+    pub fn owed_before(&self, begin: Seq, cut: Seq) -> impl Iterator<Item = &Entry> {
+        let before = move |entry: &&Entry| entry.record.seq < begin;
+        let anew = |entry: &&Entry| entry.record.op == Op::EpochStart && entry.record.offset == 0;
+        let lost = self.above(cut).take_while(before).filter(anew).last().map(|entry| entry.record.seq);
+        self.above(lost.unwrap_or(cut)).take_while(before)
     }
 
     /// Whether there are seqs beyond `cut` that a jump has gone over, and which it does not prove to be nobody's.

@@ -28,7 +28,7 @@ use crate::dr::replay::Item;
 use crate::dr::spool::Spool;
 use crate::format::record::OrderRecord;
 use crate::format::spool::{EntryHeader, Kind, encode_entry, entry_bytes};
-use crate::limits::{BLOCK_BYTES, DR_WINDOW_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES, DR_WINDOW_BYTES_MAX, RECORD_BYTES};
 
 /// A payload or chunk that came in.
 #[derive(Clone, Debug)]
@@ -119,6 +119,14 @@ impl Intake {
     #[must_use]
     pub fn over_window(&self, besides: u64) -> bool {
         self.waiting_bytes + besides > 2 * self.window_bytes()
+    }
+
+    /// Whether what waits here leaves the sender no room in its window for a payload of `bytes`. It counts a head for each piece
+    /// of a batch, too.
+    #[must_use]
+    pub fn shuts_out(&self, bytes: u64) -> bool {
+        let heads = (self.chunks.len() * RECORD_BYTES) as u64;
+        self.waiting_bytes > 0 && self.waiting_bytes + heads + bytes > self.window_bytes()
     }
 
     /// Bytes of payload on their way into the spool.

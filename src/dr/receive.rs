@@ -191,8 +191,8 @@ impl Machine {
         }
         self.links.order = Some(conn);
         self.links.writer = Some(writer);
-        // Whatever is missing here comes again.
-        self.history.disown().into_iter().for_each(|pos| self.intake.spool.free(pos));
+        // What is missing here comes again, but for a payload that this writer has not any more: it waits for its order.
+        self.let_orphans_go();
         let welcome = self.welcome_message();
         self.told = Told {
             journal: welcome.journal_seq,
@@ -276,10 +276,17 @@ impl Machine {
                 Err(divergence) => return self.diverged(now, conn, &divergence, fx),
             }
         }
+        self.let_orphans_go();
         // The sender waits for acknowledgements long before this.
         if self.journal.waiting() > 2 * COMMITS_INFLIGHT_MAX * COMMIT_RECORDS_MAX {
             self.refuse(conn, RefuseCode::Protocol, "more orders than may be unacknowledged".into(), fx);
         }
+    }
+
+    /// Payloads that a start found without their orders, and in whose place there are others, or none.
+    fn let_orphans_go(&mut self) {
+        let passed = if planted(Bug::OrphansForgotten) { self.history.disown() } else { self.history.disown_passed() };
+        passed.into_iter().for_each(|pos| self.intake.spool.free(pos));
     }
 
     /// Keeps orders until [`Machine::release_orders`]; they are those that may be unacknowledged, at the most (I9).

@@ -357,8 +357,7 @@ fn is_whole(history: &History, after: Seq, begin: Seq, end: &OrderRecord, staged
 /// what the volumes would hold then is no state that ever was (I5).
 fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, Chunk>) -> bool {
     let covered = covered(staged);
-    let before = history.above(after).take_while(|entry| entry.record.seq < begin);
-    let missing = before.filter(|entry| history.is_missing(entry.record.seq));
+    let missing = history.owed_before(begin, after).filter(|entry| history.is_missing(entry.record.seq));
     missing.filter_map(|entry| entry.record.extent()).any(|extent| !covered.contains(extent))
 }
 
@@ -392,6 +391,7 @@ fn place(
 ) -> (Spool, Chunks) {
     let floor = superblock.spool_pos;
     let head = entries.last().map_or(floor, |last| last.header.pos + last.bytes);
+    let forgets = planted(Bug::OrphansForgotten) || planted(Bug::UnsaidBelieved);
     let mut spool = Spool::new(ring, floor, head);
     let mut chunks = Chunks::new();
     // Of a first sync nothing is staged.
@@ -407,14 +407,14 @@ fn place(
                     news.push((Level::Warn, text));
                     false
                 }
-                // Its order may have been damaged here, and be known from elsewhere.
-                None if lacks_orders && seq > superblock.seq && !planted(Bug::OrphansForgotten) => {
+                // Its order was damaged here, or lost before it was durable: others may know it.
+                None if seq > superblock.seq && (lacks_orders || seq > history.tail()) && !forgets => {
                     if history.adopt(header.record, header.pos) {
                         spool.found(header.pos, entry.bytes);
                     }
                     continue;
                 }
-                // Applied, or its order never became durable here: then it was not acknowledged either.
+                // Applied, or the writer has gone on without it.
                 None => false,
             },
             // Of one that was complete, and another has begun behind it, too.

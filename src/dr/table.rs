@@ -11,8 +11,9 @@ use bytes::Bytes;
 use crate::core::ids::{Epoch, GroupId, Seq, SeqRange, Ticket};
 use crate::format::is_zero;
 use crate::format::record::OrderRecord;
-use crate::format::table::{NO_PAYLOAD, STATE_BYTES, SlotState, TableLayout};
-use crate::limits::{RECORD_BYTES, TABLE_READ_BYTES, TABLE_READS_INFLIGHT_MAX, seq_reserve};
+use crate::format::spool::entry_bytes;
+use crate::format::table::{STATE_BYTES, SlotState, TableLayout};
+use crate::limits::{ENTRY_ALIGN_BYTES, RECORD_BYTES, TABLE_READ_BYTES, TABLE_READS_INFLIGHT_MAX, seq_reserve};
 
 /// Seqs between two records that are looked at one by one.
 const BETWEEN_MAX: u64 = 1 << 22;
@@ -198,12 +199,15 @@ impl TableReader {
         }
     }
 
-    /// Where the payload of a seq stands in the region, if its slot names a place in the ring: absolute
-    /// position and offset.
+    /// Where the payload of an order stands in the region, if its slot names a place that an entry of the ring can have:
+    /// absolute position and offset. Any other place is not read: it could lie outside the region, which would be taken
+    /// for the loss of the auxiliary.
     #[must_use]
-    pub fn ring_place(&self, seq: Seq) -> Option<(u64, u64)> {
-        let pos = self.states.get(&seq)?.payload_pos;
-        (pos != NO_PAYLOAD && self.layout.payload_bytes > 0).then(|| (pos, self.layout.payload_offset(pos)))
+    pub fn ring_place(&self, record: &OrderRecord) -> Option<(u64, u64)> {
+        let pos = self.states.get(&record.seq)?.payload_pos;
+        let at = pos.checked_rem(self.layout.payload_bytes)?;
+        let fits = at + entry_bytes(record.payload_bytes()) <= self.layout.payload_bytes;
+        (fits && pos.is_multiple_of(ENTRY_ALIGN_BYTES)).then(|| (pos, self.layout.payload_offset(pos)))
     }
 }
 
@@ -216,6 +220,7 @@ fn pieces(area: Area, from: u64, to: u64) -> impl Iterator<Item = (Area, u64, u6
 mod tests {
     use super::*;
     use crate::core::op::Op;
+    use crate::format::table::{NO_PAYLOAD, State};
 
     const SLOTS: u64 = 1024;
 
@@ -268,5 +273,24 @@ mod tests {
             assert!(text.contains(&format!("after seq {}", tail - 2)), "{text}");
             assert_eq!(table(tail, &[]).doubt(Seq(0), Seq(tail), |_| true), None);
         }
+    }
+
+    #[test]
+    fn only_where_an_entry_can_stand_in_the_ring_is_one_looked_for() {
+        const RING: u64 = 16 << 10;
+        let record = OrderRecord { length: 1000, ..OrderRecord::sample(7, Op::Write) };
+        let place = |ring: u64, payload_pos: u64| {
+            let layout = TableLayout::new(SLOTS, ring);
+            let mut reader = TableReader::new(layout, GroupId(1), Seq(0), Epoch(2));
+            reader.states.insert(record.seq, SlotState { seq: record.seq, state: State::Sent, payload_pos });
+            reader.ring_place(&record).map(|(pos, offset)| (pos, offset - layout.payload_at))
+        };
+        let last = RING - entry_bytes(1000);
+        assert_eq!(place(RING, 512), Some((512, 512)));
+        assert_eq!(place(RING, 3 * RING + last), Some((3 * RING + last, last)));
+        for pos in [last + 512, 3 * RING - 512, 513, u64::MAX - 511, NO_PAYLOAD] {
+            assert_eq!(place(RING, pos), None, "{pos}");
+        }
+        assert_eq!(place(0, 512), None, "there is no ring");
     }
 }

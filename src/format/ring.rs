@@ -198,6 +198,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ends_of_pieces_are_counted_that_lie_between_and_where_a_round_begins() {
+        let plain = Ring::plain(SIZE);
+        for (from, to, ends) in
+            [(0, 0, 0), (0, 1, 1), (1, 8, 0), (1, 9, 1), (8, 8, 0), (8, 9, 1), (9, 16, 0), (9, 17, 1)]
+        {
+            assert_eq!(plain.ends_between(from, to), ends, "{from} to {to}");
+        }
+        let mut ring = Ring::plain(SIZE);
+        ring.extensions[0] = Extension { from: 12, bytes: 2 * SIZE };
+        for (from, to) in (0..80).flat_map(|from| (from..90).map(move |to| (from, to))) {
+            let ends = (from + 1..to).filter(|at| ring.piece_end(at - 1) == *at).count();
+            assert_eq!(ring.ends_between(from, to), ends as u64, "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn an_extension_that_nothing_stands_in_is_entered_anew_with_more() {
+        let mut ring = Ring::plain(SIZE);
+        ring.extensions[0] = Extension { from: 8, bytes: SIZE };
+        assert!(!ring.extends_into(4, 8) && ring.extends_into(4, 9), "it is entered at 8");
+        let behind = (17..40).find(|at| !ring.extends_into(17, *at + 1) && at % 8 == 4).expect("a round has both");
+        let grown = ring.grown(17, behind).expect("there is a place for it");
+        assert_eq!(grown.extended(), [Extension { from: behind, bytes: 2 * SIZE }]);
+    }
+
     proptest! {
         /// Entries come and go, and the log grows and shrinks: none that is needed ever stands elsewhere, or on another.
         #[test]

@@ -37,6 +37,8 @@ pub const RECORDS_AT: u64 = 4 * BLOCK_BYTES as u64;
 pub const STATE_BYTES: usize = 32;
 /// Payload position of a slot whose payload is not in the ring.
 pub const NO_PAYLOAD: u64 = u64::MAX;
+/// No writer comes to a later position in the ring: beyond it stands none, or what somebody made up.
+pub const PAYLOAD_POS_MAX: u64 = u64::MAX >> 1;
 
 /// States in one block: numbers of slots are multiples of it, so that both rings are whole blocks.
 const SLOTS_GRANULE: u64 = (BLOCK_BYTES / STATE_BYTES) as u64;

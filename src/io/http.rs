@@ -123,7 +123,12 @@ pub type Parsed = Result<(String, bool), (u16, &'static str)>;
 pub fn parse(bytes: &[u8]) -> Option<Parsed> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Some(Err((400, "the request is no text"))) };
-    let mut words = head.split("\r\n").next().unwrap_or_default().split(' ');
+    let line = head.split("\r\n").next().unwrap_or_default();
+    // A line that ends for others where it does not end here (RFC 9112, section 2.2).
+    if line.contains(char::is_control) {
+        return Some(Err((400, "control characters in the request line")));
+    }
+    let mut words = line.split(' ');
     Some(match (words.next(), words.next(), words.next(), words.next()) {
         (Some(method @ ("GET" | "HEAD")), Some(target), Some(version), None)
             if version.starts_with("HTTP/1.") && target.starts_with('/') =>
@@ -163,6 +168,8 @@ mod tests {
             (b"GET metrics HTTP/1.1\r\n\r\n", 400),
             (b"GET /metrics HTTP/2\r\n\r\n", 400),
             (b"GET  /metrics HTTP/1.1\r\n\r\n", 400),
+            (b"GET /met\nrics HTTP/1.1\r\n\r\n", 400),
+            (b"GET /metrics\r HTTP/1.1\r\n\r\n", 400),
             (b"\xff\xfe\r\n\r\n", 400),
             (b"\r\n\r\n", 400),
         ] {

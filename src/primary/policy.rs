@@ -96,6 +96,60 @@ mod tests {
             .collect()
     }
 
+    /// The table above said a second time, of one write and not of watermarks: whether its reply may go out.
+    fn may_acknowledge(protect: Protect, require: Require, at: Standing, write: Seq) -> bool {
+        let asked = match protect {
+            Protect::Async => vec![],
+            Protect::Near => vec![at.aux],
+            Protect::Order => vec![at.journal, at.aux],
+            Protect::Bunker => vec![at.aux_payload, at.aux],
+            Protect::Sync => vec![at.copied, at.journal, at.aux],
+        };
+        let has = |place: &Option<Seq>| place.is_some_and(|durable| durable >= write);
+        let in_reach_have_it = asked.iter().all(|place| place.is_none() || has(place));
+        let something_is_out = asked.contains(&None);
+        assert_eq!(in_full(protect, at), !something_is_out, "{protect:?} {at:?}");
+        let nobody_is_there = at.aux.is_none() && at.journal.is_none();
+        let order_is_somewhere = has(&at.aux) || has(&at.journal) || nobody_is_there && at.held >= write;
+        match (something_is_out, require) {
+            (false, _) | (true, Require::None) => in_reach_have_it,
+            (true, Require::Both) => false,
+            (true, Require::Any) => in_reach_have_it && order_is_somewhere,
+        }
+    }
+
+    /// Five watermarks at six heights are in every order that there is, ties included; each place out of reach or not.
+    #[test]
+    fn every_write_is_acknowledged_as_the_table_says_in_whatever_order_the_places_stand() {
+        let heights = || (0..=5).map(Seq);
+        let places = || std::iter::once(None).chain(heights().map(Some));
+        let mut cases = 0;
+        for (aux, aux_payload) in places().flat_map(|aux| places().map(move |payload| (aux, payload))) {
+            for (journal, copied) in places().flat_map(|journal| places().map(move |copied| (journal, copied))) {
+                for held in heights() {
+                    let at = Standing { aux, aux_payload, journal, copied, held };
+                    cases += every_mode_says_the_same(at);
+                }
+            }
+        }
+        assert_eq!(cases, 7 * 7 * 7 * 7 * 6 * 5 * 3);
+    }
+
+    fn every_mode_says_the_same(at: Standing) -> u32 {
+        let mut cases = 0;
+        for protect in PROTECTS {
+            for require in [Require::Both, Require::Any, Require::None] {
+                let got = protected(protect, require, at);
+                for write in (1..=6).map(Seq).chain([EVERYTHING]) {
+                    let may = may_acknowledge(protect, require, at, write);
+                    assert_eq!(write <= got, may, "{protect:?} {require:?} {at:?}: the reply to {write}");
+                }
+                cases += 1;
+            }
+        }
+        cases
+    }
+
     #[test]
     fn both_acknowledges_nothing_unless_everything_is_in_reach() {
         for protect in PROTECTS {

@@ -22,7 +22,7 @@ use crate::core::modes::{Overflow, Protect};
 use crate::core::planted::{Bug, planted};
 use crate::format::record::OrderRecord;
 use crate::format::spool;
-use crate::format::table::{self, Fence, Heartbeat, NO_PAYLOAD, STATE_BYTES, SlotState, TableHeader, TableLayout};
+use crate::format::table::{self, Fence, Heartbeat, PAYLOAD_POS_MAX, STATE_BYTES, SlotState, TableHeader, TableLayout};
 use crate::limits::{BLOCK_BYTES, COMMIT_RECORDS_MAX, COMMITS_INFLIGHT_MAX, PING_EVERY_NS, RECORD_BYTES};
 
 /// Of the NBD protocol, around each commit.
@@ -502,7 +502,7 @@ impl Machine {
         let layout = self.aux.layout.expect("known while preparing");
         for raw in bytes.chunks_exact(STATE_BYTES) {
             let Ok(state) = SlotState::decode(raw) else { continue };
-            if state.payload_pos == NO_PAYLOAD {
+            if state.payload_pos > PAYLOAD_POS_MAX {
                 continue;
             }
             if self.aux.ring_found.is_none_or(|(_, pos)| state.payload_pos > pos) {

@@ -114,7 +114,7 @@ impl Table<'_> {
                 if let (Ok(record), Ok(state)) = (OrderRecord::decode(record), SlotState::decode(state))
                     && (state.seq, state.payload_pos != NO_PAYLOAD) == (record.seq, true)
                 {
-                    end = end.max(state.payload_pos + entry_bytes(record.payload_bytes()));
+                    end = end.max(state.payload_pos.saturating_add(entry_bytes(record.payload_bytes())));
                 }
             }
             first += count;

@@ -112,6 +112,14 @@ fn what_was_on_a_stream_that_is_gone_has_its_time_again() {
             busy.seconds(8);
         }
         assert_eq!(busy.asked(), [], "{gone}");
+        if gone == 1 {
+            // Nobody waits for the answer of a stream that is gone.
+            let before = busy.pinged(STREAMS[0]);
+            busy.seconds(12);
+            assert!(busy.pinged(STREAMS[0]) > before, "asked once more");
+            busy.answer(STREAMS[0]);
+            assert_eq!(busy.asked(), [SeqRange { first: Seq(3), last: Seq(3) }]);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::foresee::asked;
 use super::named::{batch_end, order, site, synced};
 use super::run::Trial;
 use crate::core::ids::{Chain, Conn, Seq, Ticket, Volume};
+use crate::core::machine::Machine as _;
 use crate::core::op::Op;
 use crate::dr::api::{File, Input};
 use crate::format::record::OrderRecord;
@@ -114,6 +115,7 @@ fn a_batch_that_is_larger_than_the_spool_is_complete_and_the_spool_is_what_it_wa
                 assert_eq!((trial.machine.cut, front(trial) == before), (cut, true), "the recovery point stays (I6)");
             });
             assert!(limit(&trial) >= 4 * SPOOL, "{}", limit(&trial));
+            assert!(trial.said.iter().any(|text| text.contains("has grown from 1048576 to")), "{:?}", trial.said);
             let end = end(&mut trial, conn, &begin, count);
             assert_eq!((trial.machine.cut, front(&trial)), (end.seq, vec![count as u8; PIECE]));
             assert_eq!(
@@ -281,4 +283,79 @@ fn a_promotion_in_the_middle_of_a_batch_gives_back_what_the_spool_had_grown_by()
         assert_eq!((limit(&trial), trial.superblock().extensions), (SPOOL, Ring::plain(SPOOL).extensions));
         assert_eq!(trial.disk.files[&File::Spool].stable.len() as u64, SPOOL);
     }
+}
+
+#[test]
+fn it_is_asked_for_once_and_what_is_not_extended_is_not_given_back() {
+    let (mut trial, _) = synced(60);
+    trial.options.spool_bytes_max = 4 * SPOOL;
+    trial.crash(false);
+    trial.drain_disk();
+    let mut fx = Vec::new();
+    trial.machine.shrink_spool();
+    trial.machine.give_spool_back();
+    assert!(trial.machine.growth.idle() && trial.machine.intake.spool.ring() == Ring::plain(SPOOL));
+    assert!(trial.machine.grow_spool(&mut fx) && !trial.machine.growth.idle());
+    assert!(trial.machine.grow_spool(&mut fx), "it is under way");
+    assert_eq!(fx.len(), 1, "{fx:?}");
+}
+
+#[test]
+fn a_spool_that_does_not_extend_keeps_what_it_holds_at_a_promotion() {
+    let mut trial = site(61, false);
+    (0..40).for_each(|_| trial.write());
+    while trial.machine.intake.spool.live_bytes() == 0 {
+        trial.turn();
+    }
+    let live = trial.machine.intake.spool.live_bytes();
+    trial.machine.give_spool_back();
+    assert_eq!(trial.machine.intake.spool.live_bytes(), live);
+}
+
+#[test]
+fn who_is_asked_hears_what_the_point_is_worth_and_what_keeps_it() {
+    let (mut trial, _) = stuck(62);
+    assert_eq!(trial.machine.point_is_worth(), "");
+    for (later, promoting) in [(true, false), (false, true)] {
+        let (mut trial, _) = stuck(62);
+        trial.machine.promote_later = later.then_some((Ticket(1), false, false));
+        if promoting {
+            trial.step(Input::Promote { ticket: Ticket(1), plan: true, force: false });
+        }
+        let why = trial.machine.keeps_point_because();
+        assert_eq!(why.is_some_and(|why| why.contains("a promotion is under way")), later || trial.outcome.is_none());
+    }
+    trial.step(Input::Closed { conn: Conn(1) });
+    assert!(trial.machine.point_is_worth().contains("No primary is connected"));
+    let (trial, _) = synced(63);
+    assert!(trial.machine.point_is_worth().contains("No batch waits"));
+}
+
+#[test]
+fn a_batch_that_is_being_taken_over_keeps_the_point_from_being_given_up() {
+    let (mut trial, chain) = synced(64);
+    let begin = order(3, Op::BatchBegin, chain);
+    say(&mut trial, Conn(1), Message::Orders(vec![begin]));
+    greet(&mut trial, Conn(12), Purpose::Stream, begin.seq);
+    bring(&mut trial, &mut Conn(12), &begin, 4, |_, _, _| {});
+    let end = batch_end(begin.seq.0 + 1, &begin, begin.chain);
+    let end = OrderRecord { length: 4 * PIECE as u64, payload_crc: 4, chain: Chain(0), ..end };
+    trial.step(Input::Message { conn: Conn(1), message: Message::Orders(vec![end.chained(begin.chain)]) });
+    let mut met = (false, false);
+    let mut look = |trial: &Trial| {
+        let (committing, committed) = (trial.machine.committing.is_some(), trial.machine.committed.is_some());
+        met = (met.0 | (committing && !committed), met.1 | (committed && !committing));
+        let kept = trial.machine.keeps_point_because().is_some_and(|why| why.contains("a batch is complete"));
+        assert_eq!(kept, committing || committed);
+    };
+    for _ in 0..200 {
+        trial.now.mono_ns = trial.machine.deadline_ns().unwrap_or(0).max(trial.now.mono_ns);
+        trial.step(Input::Tick);
+        look(&trial);
+        while trial.disk.busy() {
+            trial.complete_disk();
+            look(&trial);
+        }
+    }
+    assert_eq!((met, trial.machine.cut), ((true, true), Seq(4)));
 }

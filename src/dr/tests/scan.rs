@@ -20,7 +20,7 @@ use crate::format::superblock::{PROMOTING, Role, SETTLED, SUPERBLOCK_BYTES, SYNC
 use crate::limits::{BLOCK_BYTES, DR_APPENDS_INFLIGHT_MAX, RECORD_BYTES, SEGMENT_BYTES};
 
 const GROUP: GroupId = GroupId(5);
-const SEGMENTS: u64 = 2;
+pub const SEGMENTS: u64 = 2;
 /// Of each write, all of them zero.
 const DATA_BYTES: usize = 512;
 
