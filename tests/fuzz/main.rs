@@ -6,11 +6,11 @@
 
 mod targets;
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use targets::TARGETS;
+use targets::{Reached, TARGETS};
 
 /// How long each target is run on mutated inputs; `FUZZ_MILLISECONDS` says otherwise.
 const MUTATE: Duration = Duration::from_millis(400);
@@ -72,9 +72,9 @@ fn mutate(random: &mut Random, inputs: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Runs one input and says which one it was if it fails.
-fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
+fn run(name: &str, target: fn(&[u8], &mut Reached), input: &[u8], reached: &mut Reached) {
     let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-    if let Err(panic) = std::panic::catch_unwind(|| target(input)) {
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| target(input, reached))) {
         eprintln!("target {name} fails with input {hex}");
         std::panic::resume_unwind(panic);
     }
@@ -82,15 +82,25 @@ fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
 
 #[test]
 fn what_fuzzing_found_is_still_handled() {
-    for (name, target) in TARGETS {
-        let inputs = corpus(name);
+    let mut lacking = Vec::new();
+    for (name, target, wanted) in TARGETS {
+        let (inputs, mut reached) = (corpus(name), Reached::default());
         assert!(!inputs.is_empty(), "{name} has no corpus");
-        inputs.iter().for_each(|input| run(name, target, input));
-        run(name, target, &[]);
+        inputs.iter().for_each(|input| run(name, target, input, &mut reached));
+        run(name, target, &[], &mut reached);
+        println!("{name}: {} inputs, {reached:?}", inputs.len());
+        lacking.extend(reached.lacks(wanted).into_iter().map(|text| format!("{name}: {text}")));
     }
-    // Frames of another version would all be refused, and nothing behind that be looked at.
-    let messages = targets::MESSAGES.load(Ordering::Relaxed);
-    assert!(messages > 100, "{messages} messages were read of the link's corpus");
+    // Bytes of a version that is not the one in force would all be refused, and nothing behind that be looked at.
+    assert!(lacking.is_empty(), "the kept inputs do not reach what they are kept for\n  {}", lacking.join("\n  "));
+}
+
+#[test]
+fn a_target_that_refuses_everything_is_noticed() {
+    for (name, _, wanted) in TARGETS {
+        assert_eq!(Reached::default().lacks(wanted).len(), wanted.len(), "{name}: each is wanted more than never");
+        assert!(!wanted.is_empty(), "{name} may refuse everything");
+    }
 }
 
 /// Mutations of a run that is not asked for by `FUZZ_MILLISECONDS`: the same ones on every machine that is fast enough.
@@ -100,11 +110,11 @@ const MUTATIONS_MAX: u64 = 2_000;
 fn mutations_of_it_are_handled() {
     let milliseconds = std::env::var("FUZZ_MILLISECONDS").ok().and_then(|text| text.parse().ok());
     let length = milliseconds.map_or(MUTATE, Duration::from_millis);
-    for (name, target) in TARGETS {
-        let inputs = corpus(name);
+    for (name, target, _) in TARGETS {
+        let (inputs, mut reached) = (corpus(name), Reached::default());
         let (mut random, mut runs, start) = (Random(0x005e_ed0f_fa25_u64), 0u64, Instant::now());
         while start.elapsed() < length && (milliseconds.is_some() || runs < MUTATIONS_MAX) {
-            run(name, target, &mutate(&mut random, &inputs));
+            run(name, target, &mutate(&mut random, &inputs), &mut reached);
             runs += 1;
         }
         println!("{name}: {runs} mutated inputs");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -95,7 +96,7 @@ enum Change {
 }
 
 /// One file.
-#[derive(Clone, Default, Hash)]
+#[derive(Clone, Default)]
 pub struct Store {
     pub stable: Image,
     pub cache: Image,
@@ -103,14 +104,27 @@ pub struct Store {
     dirty: Vec<(u64, bool, u64, Change)>,
 }
 
+impl Hash for Store {
+    /// All but which operations are under way ([`Store::under_way`]).
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.stable, &self.cache).hash(state);
+        self.dirty.iter().for_each(|(_, done, offset, change)| (done, offset, change).hash(state));
+    }
+}
+
 /// What an operation does when it completes.
-#[derive(Clone, Hash)]
+#[derive(Clone, Debug)]
 pub struct Due(Vec<u64>);
 
 impl Store {
     pub fn new(size: u64) -> Store {
         let image = Image { size, ..Image::default() };
         Store { stable: image.clone(), cache: image, dirty: Vec::new() }
+    }
+
+    /// The operations whose changes are not durable.
+    pub fn under_way(&self) -> impl Iterator<Item = u64> {
+        self.dirty.iter().map(|dirty| dirty.0)
     }
 
     /// Begins an operation: what is not durable is seen by readers from now on.
@@ -181,6 +195,11 @@ pub fn range(kind: &DiskKind) -> Option<(u64, u64)> {
 }
 
 impl Image {
+    /// The pages that anything was ever written to: their offsets.
+    pub fn used(&self) -> impl Iterator<Item = Range<u64>> {
+        self.pages.keys().map(|page| page * PAGE..(page + 1) * PAGE)
+    }
+
     /// Whether any page is as wanted.
     pub fn pages_with(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
         self.pages.values().any(|page| wanted(&page[..]))

@@ -1,8 +1,9 @@
 //! How a state came to be, and what it prints as: the first for a reader, the second to tell states apart.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::Xxh3Default;
+use crate::world::IDS;
 
 /// How a state came to be, one line for each step; copies share what they have in common.
 #[derive(Clone, Default)]
@@ -29,12 +30,25 @@ impl Trace {
     }
 }
 
-/// What is printed is hashed.
-pub struct Printed<'a>(pub &'a mut Xxh3Default);
+/// Text to be hashed, in which numbers of [`IDS`] are told by the how manieth of them they are.
+#[derive(Default)]
+pub struct Printed {
+    pub text: Vec<u8>,
+    met: HashMap<u64, usize>,
+}
 
-impl std::fmt::Write for Printed<'_> {
+impl std::fmt::Write for Printed {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.update(text.as_bytes());
+        // A number is printed at once.
+        let digits = text.len() == 13 && text.bytes().all(|it| it.is_ascii_digit());
+        match digits.then(|| text.parse().ok()).flatten().filter(|id| IDS.contains(id)) {
+            Some(id) => {
+                let next = self.met.len();
+                let place = *self.met.entry(id).or_insert(next);
+                self.text.extend_from_slice(&place.to_le_bytes());
+            }
+            None => self.text.extend_from_slice(text.as_bytes()),
+        }
         Ok(())
     }
 }

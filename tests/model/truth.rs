@@ -16,6 +16,7 @@ use farshore::format::wire::Message;
 use farshore::limits::{BLOCK_BYTES, RECORD_BYTES};
 use farshore::{auxiliary, dr, primary};
 
+use crate::reach::Survivors;
 use crate::store::{Image, range};
 use crate::world::{File, SIZE, World};
 
@@ -68,7 +69,8 @@ impl Hash for Truth {
 impl Truth {
     pub fn new(require: Require, protect: Protect) -> Truth {
         let (records, chapters) = (BTreeMap::new(), Vec::new());
-        Truth { require, protect, writes: WRITES.to_vec(), records, chapters, acked: Vec::new(), lost: 0 }
+        let acked = Vec::new();
+        Truth { require, protect, writes: WRITES.to_vec(), records, chapters, acked, lost: 0 }
     }
 
     pub fn submit(&mut self, number: usize) -> Write {
@@ -115,6 +117,11 @@ impl Truth {
         }
     }
 
+    /// Every order that was given out, ascending.
+    pub fn records(&self) -> impl Iterator<Item = &OrderRecord> {
+        self.records.values()
+    }
+
     /// Record of a write of the client.
     fn record_of(&self, number: usize) -> Option<OrderRecord> {
         let Write { offset, length, .. } = self.writes[number];
@@ -132,8 +139,7 @@ impl Truth {
             Page::decode(&bytes).is_ok_and(|page| page.get(bit))
         });
         let held = world.truth.records.values().any(|record| {
-            (record.offset, record.length) == (offset, length)
-                && (world.holds(TABLE, record) || world.holds(JOURNAL, record))
+            (record.offset, record.length) == (offset, length) && (world.in_table(record) || world.in_journal(record))
         });
         assert!(marked || held, "I2: {length} bytes at {offset} change and no durable place knows of it");
     }
@@ -154,10 +160,13 @@ impl Truth {
         assert!(!fua || here(&volume.stable), "I3: FUA write {number} is acknowledged and not durable");
         // What the cut has passed is in every image from now on.
         let crossed = record.seq <= world.cut();
-        let (table, journal) = (crossed || world.holds(TABLE, &record), crossed || world.holds(JOURNAL, &record));
+        let (table, journal) = (crossed || world.in_table(&record), crossed || world.in_journal(&record));
         let enough = match world.truth.protect {
-            Protect::Near | Protect::Bunker => table || !full && journal,
-            _ => table && journal || !full && (table || journal),
+            Protect::Async => true,
+            Protect::Near => table || !full && journal,
+            Protect::Bunker => table && (crossed || world.in_ring(&record)) || !full && (table || journal),
+            Protect::Order => table && journal || !full && (table || journal),
+            Protect::Sync => table && journal && (crossed || world.in_spool(&record)) || !full && (table || journal),
         };
         assert!(enough, "I3: write {number} is acknowledged, table {table} journal {journal} full {full}");
         world.truth.acked.push(number);
@@ -168,7 +177,7 @@ impl Truth {
         let Message::OrdersDurable { journal_seq } = message else { return };
         if let Some(record) = world.truth.records.get(journal_seq) {
             let passed = *journal_seq <= world.cut();
-            assert!(passed || world.holds(JOURNAL, record), "I3: DR calls seq {journal_seq} durable");
+            assert!(passed || world.in_journal(record), "I3: DR calls seq {journal_seq} durable");
         }
     }
 
@@ -179,12 +188,21 @@ impl Truth {
         let image = world.store(File::Dr(dr::machine::File::Volume(Volume(0)))).cache.read(0, SIZE);
         let expected = world.truth.state_after(cut);
         let differs = (0..image.len()).find(|&at| image[at] != expected[at]);
-        assert_eq!(differs, None, "I5: the image is not the state after seq {cut}");
+        assert_eq!(
+            differs, None,
+            "I5: the image is not the state after seq {cut}; acknowledged {:?}",
+            world.truth.acked
+        );
+        let reached = Survivors::of(world, report.aux == "read").highest(cut);
+        assert_eq!(cut, reached, "{STOPS_EARLY}");
         for &number in &world.truth.acked {
             let record = world.truth.record_of(number).expect("it was acknowledged");
             let told = report.missing.iter().any(|missing| missing.seq == record.seq);
+            // What only the primary knew is known to nobody: that is what the mode promises.
+            let hidden = world.truth.protect == Protect::Async;
+            let known = !hidden || world.in_table(&record) || world.in_journal(&record);
             assert!(
-                record.seq <= cut || told,
+                record.seq <= cut || told || !known,
                 "I4: write {number}, seq {}, is acknowledged, lost and not told",
                 record.seq
             );
@@ -208,10 +226,21 @@ impl Truth {
     }
 }
 
+/// What is said of a promotion that left out what it could have had.
+pub const STOPS_EARLY: &str = "I5: the promotion stops before what it could have come to";
+
 const TABLE: File = File::Aux(auxiliary::machine::File::Table);
 const JOURNAL: File = File::Dr(dr::machine::File::Journal);
 
 impl World {
+    pub fn in_table(&self, record: &OrderRecord) -> bool {
+        self.holds(TABLE, record)
+    }
+
+    pub fn in_journal(&self, record: &OrderRecord) -> bool {
+        self.holds(JOURNAL, record)
+    }
+
     /// Whether the stable bytes of a file hold a record.
     fn holds(&self, file: File, record: &OrderRecord) -> bool {
         let bytes = record.encode();

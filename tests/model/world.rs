@@ -1,9 +1,10 @@
 //! Three hosts with the real machines, their files and the messages between them: one state of the model, which can
 //! be copied. Which of the events that may come next does come is `explore`'s; what is right is `truth`'s.
 
+mod told;
+
 use std::collections::VecDeque;
-use std::fmt::Write as _;
-use std::hash::{Hash, Hasher};
+use std::ops::Range;
 
 use bytes::Bytes;
 use farshore::core::ids::{Conn, Epoch, GroupId, Owner, Seq, Ticket, Volume};
@@ -13,17 +14,20 @@ use farshore::core::ranges::Cover;
 use farshore::format::table::TableLayout;
 use farshore::format::wire::Message;
 use farshore::{auxiliary, dr, primary};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::store::{Due, Store, range};
-use crate::trace::{Printed, Trace};
+use crate::trace::Trace;
 use crate::truth::Truth;
+use told::brief;
 
 pub const SIZE: u64 = 3 << 16;
 const GROUP: &str = "model";
 const JOURNAL: u64 = 2 << 20;
 const SPOOL: u64 = 2 << 20;
 const SLOTS: u64 = 1024;
+const RING: u64 = 1 << 20;
+/// Numbers that the model itself gives out: states that differ in nothing else are the same.
+pub const IDS: Range<u64> = 1 << 40..1 << 41;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
@@ -111,6 +115,8 @@ pub struct World {
     now_ns: u64,
     next: u64,
     boots: [u64; 3],
+    /// Of the primary.
+    starts: u64,
     primary: Option<primary::machine::Machine>,
     aux: Option<auxiliary::machine::Auxiliary>,
     dr: Option<dr::machine::Machine>,
@@ -127,13 +133,15 @@ pub struct World {
     pub asked: bool,
     /// The primary's host is lost for good.
     pub lost: bool,
+    /// What is asked of the payload ring is answered with what stands elsewhere.
+    pub misreads_ring: bool,
     pub truth: Truth,
     pub trace: Trace,
 }
 
 impl World {
     pub fn new(require: Require, protect: Protect) -> World {
-        let layout = TableLayout::new(SLOTS, 0);
+        let layout = TableLayout::new(SLOTS, ring_bytes(protect));
         let files = [
             (File::Primary(primary::machine::File::Superblock), 0),
             (File::Primary(primary::machine::File::IntentMap), 0),
@@ -149,9 +157,10 @@ impl World {
         ];
         let files = files.into_iter().map(|(file, size)| (file, Store::new(size))).collect();
         let mut world = World {
-            now_ns: 1 << 40,
+            now_ns: 1 << 44,
             next: 1,
             boots: [1; 3],
+            starts: 0,
             primary: None,
             aux: None,
             dr: None,
@@ -164,6 +173,7 @@ impl World {
             promoted: false,
             asked: false,
             lost: false,
+            misreads_ring: false,
             truth: Truth::new(require, protect),
             trace: Trace::default(),
         };
@@ -193,7 +203,7 @@ impl World {
 
     fn id(&mut self) -> u64 {
         self.next += 1;
-        self.next
+        IDS.start + self.next
     }
 
     // ---- what may come next ----------------------------------------------------------------------
@@ -220,18 +230,17 @@ impl World {
         found
     }
 
-    /// A digest of everything that decides what can happen from here.
-    pub fn digest(&self) -> u64 {
-        let mut hasher = Xxh3Default::new();
-        let (primary, aux, dr) = (&self.primary, &self.aux, &self.dr);
-        write!(Printed(&mut hasher), "{primary:?}{aux:?}{dr:?}{:?}{:?}", self.events, self.lines)
-            .expect("it is hashed");
-        self.now_ns.hash(&mut hasher);
-        self.files.hash(&mut hasher);
-        self.dues.hash(&mut hasher);
-        (self.promoted, self.asked, self.lost, self.answer).hash(&mut hasher);
-        self.truth.hash(&mut hasher);
-        hasher.finish()
+    /// The host to which an event happens.
+    pub fn whose(&self, at: usize) -> Host {
+        match &self.events[at] {
+            Event::Disk { file, .. } => file.host(),
+            Event::Deliver { line, side, .. } => {
+                self.lines.iter().find(|it| it.0 == *line).map_or(Host::Primary, |it| it.1.sides[*side].0)
+            }
+            Event::Submit(_) | Event::Allocated => Host::Primary,
+            Event::Start(host) => *host,
+            Event::Stored(..) => Host::Dr,
+        }
     }
 
     /// Lets one of the enabled events happen.
@@ -241,7 +250,7 @@ impl World {
         match event {
             Event::Disk { id, file, ticket, kind } => {
                 let at = self.dues.iter().position(|due| due.0 == id).expect("every operation has one");
-                let due = self.dues.swap_remove(at).1;
+                let due = self.dues.remove(at).1;
                 let result = Ok(self.store_mut(file).complete(id, &kind, &due));
                 match file.host() {
                     Host::Primary => self.primary_step(primary::machine::Input::Disk { ticket, result }),
@@ -290,13 +299,13 @@ impl World {
     }
 
     pub fn synced(&self) -> bool {
-        let dr = self.dr.as_ref().map(|dr| dr.status(self.now()));
-        dr.is_some_and(|dr| dr.synced) && self.primary.as_ref().is_some_and(|primary| primary.in_full())
+        self.dr.as_ref().is_some_and(|dr| dr.status(self.now()).synced)
+            && self.primary.as_ref().is_some_and(|primary| primary.in_full())
     }
 
     pub fn promote(&mut self, force: bool) {
         self.trace.push(format!("promote force={force}"));
-        let ticket = Ticket(1 << 60 | self.id());
+        let ticket = Ticket(self.id());
         self.answer = None;
         self.asked = true;
         self.dr_step(dr::machine::Input::Promote { ticket, plan: false, force });
@@ -319,7 +328,7 @@ impl World {
             match event {
                 Event::Disk { id, file, kind, .. } if file.host() == host => {
                     let at = self.dues.iter().position(|due| due.0 == id).expect("every operation has one");
-                    let due = self.dues.swap_remove(at).1;
+                    let due = self.dues.remove(at).1;
                     // A sync that did not end made nothing durable.
                     if how == (Crash::Kill { landed: true }) && !matches!(kind, DiskKind::Sync) {
                         self.store_mut(file).complete(id, &kind, &due);
@@ -370,7 +379,7 @@ impl World {
     }
 
     fn connect(&mut self, from: (Host, Conn), to: Host, table: bool, first: Packet) {
-        let (id, conn) = (self.id(), Conn(1 << 40 | self.id()));
+        let (id, conn) = (self.id(), Conn(self.id()));
         let open = self.up(to);
         let sides = [from, (to, if open { conn } else { Conn(0) })];
         self.lines.push((id, Line { sides, table, granted: false }));
@@ -396,7 +405,8 @@ impl World {
             }
             (Host::Aux, _, Packet::Closed) => self.aux_step(auxiliary::machine::Input::Closed { conn }),
             (Host::Aux, _, Packet::Read(cookie, offset, length)) => {
-                let kind = auxiliary::machine::Kind::Read { offset, length };
+                let astray = self.misreads_ring && offset >= TableLayout::new(SLOTS, RING).payload_at;
+                let kind = auxiliary::machine::Kind::Read { offset: if astray { 0 } else { offset }, length };
                 self.aux_step(auxiliary::machine::Input::Request { conn, cookie, kind });
             }
             (Host::Aux, _, Packet::Write(cookie, offset, data, fua)) => {
@@ -451,7 +461,7 @@ impl World {
     fn table_open(&mut self, host: Host, epoch: Epoch, owner: Owner) {
         self.table_close(host);
         let export = if epoch.0 == 0 { GROUP.to_owned() } else { format!("{GROUP}/{epoch}/{:016x}", owner.0) };
-        let conn = Conn(1 << 41 | self.id());
+        let conn = Conn(self.id());
         self.connect((host, conn), Host::Aux, true, Packet::Open(export));
     }
 
@@ -727,6 +737,7 @@ impl World {
         }
         let image = self.store(File::Primary(F::Volume(Volume(0)))).cache.read(0, SIZE);
         self.truth.restarted(image);
+        self.starts += 1;
         let options = primary::machine::Options {
             group_name: GROUP.into(),
             volumes,
@@ -743,13 +754,13 @@ impl World {
             table_slots: SLOTS,
             spool_bytes: SPOOL,
             standalone: false,
-            table_payload_bytes: 0,
+            table_payload_bytes: ring_bytes(self.truth.protect),
             intent_neighbours: 1,
             look_bytes: u64::MAX,
             asks: true,
             ask_room: false,
             scrub: None,
-            incarnation: self.id(),
+            incarnation: self.starts,
         };
         let mut effects = Vec::new();
         let now = self.now();
@@ -762,21 +773,7 @@ impl World {
     }
 }
 
-/// One line for the trace.
-fn brief(event: &Event) -> String {
-    match event {
-        Event::Disk { file, kind, .. } => match kind {
-            DiskKind::Write { offset, durable, .. } => format!("done: write {file:?} at {offset} durable={durable}"),
-            DiskKind::Read { offset, .. } => format!("done: read {file:?} at {offset}"),
-            DiskKind::Zero { offset, .. } => format!("done: zero {file:?} at {offset}"),
-            DiskKind::Sync => format!("done: sync {file:?}"),
-        },
-        Event::Deliver { line, side, packet } => match packet {
-            Packet::Link(message) => format!("line {line} to side {side}: {}", message.kind_name()),
-            Packet::Write(_, offset, data, _) => format!("line {line}: table write of {} at {offset}", data.len()),
-            other => format!("line {line} to side {side}: {other:?}").chars().take(100).collect(),
-        },
-        Event::Stored(..) => "the report is stored".into(),
-        other => format!("{other:?}").chars().take(100).collect(),
-    }
+/// Bytes of the payload ring in the status table.
+fn ring_bytes(protect: Protect) -> u64 {
+    if protect == Protect::Bunker { RING } else { 0 }
 }

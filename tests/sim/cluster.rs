@@ -264,6 +264,7 @@ pub struct World {
     pub group_id: u64,
     /// Orders that a slow server put into the table while DR was being promoted.
     pub came_late: BTreeSet<Seq>,
+    pub met: crate::bounds::Met,
     pub comparing: Comparing,
     /// Highest seq that DR called durable in its journal.
     pub journal_told: Seq,
@@ -355,7 +356,7 @@ impl World {
                 let bytes = setup.volume_bytes[volume as usize];
                 let max = (setup.request_bytes_max, setup.think_ns_max);
                 let mut client = Client::draw(&mut rng, Volume(volume as u16), bytes, max);
-                client.restrain(setup.tiny_bytes, setup.discard_percent);
+                client.restrain(setup.tiny_bytes, setup.discard_percent, setup.long_ranges);
                 ClientState { client, in_flight: 0 }
             })
             .collect();
@@ -414,6 +415,7 @@ impl World {
             group_id: 0,
             journal_told: Seq(0),
             came_late: BTreeSet::new(),
+            met: crate::bounds::Met::default(),
             comparing: Comparing::default(),
             passed_untold: BTreeSet::new(),
             dr_superblock: None,

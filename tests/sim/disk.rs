@@ -60,6 +60,8 @@ pub struct Disk<F> {
     misdirected: Option<F>,
     /// Bits that have flipped at rest.
     flips: Vec<Flip<F>>,
+    /// A loss of power may leave the begin of a sector as it was to be, and the rest as it had been.
+    pub tears: Which<F>,
 }
 
 /// A bit that has flipped, and the version of what it flipped in.
@@ -72,7 +74,7 @@ struct Flip<F> {
 }
 
 /// Some of the files.
-type Which<F> = fn(F) -> bool;
+pub type Which<F> = fn(F) -> bool;
 
 pub struct SimFile {
     class: Class,
@@ -137,6 +139,7 @@ impl<F: Copy + Eq + Debug> Disk<F> {
             misdirects: None,
             misdirected: None,
             flips: Vec::new(),
+            tears: |_| false,
         }
     }
 
@@ -396,7 +399,8 @@ impl<F: Copy + Eq + Debug> Disk<F> {
     pub fn power_loss(&mut self, rng: &mut Rng) {
         self.kill(rng);
         let mood = rng.below(4);
-        for (_, file) in &mut self.files {
+        for (name, file) in &mut self.files {
+            let tears = (self.tears)(*name);
             file.forget_ghosts();
             let writes = std::mem::take(&mut file.unsynced);
             for write in &writes {
@@ -410,7 +414,9 @@ impl<F: Copy + Eq + Debug> Disk<F> {
                 }
                 let version = write.version;
                 for (index, sector) in write.sectors.chunks(SECTOR).enumerate() {
-                    if fate == 1 || rng.chance(50) {
+                    if fate == 2 && tears && rng.chance(25) {
+                        file.tear_sector(write.first_sector + index, sector, version, rng);
+                    } else if fate == 1 || rng.chance(50) {
                         file.settle_sector(write.first_sector + index, sector, version);
                     }
                 }
@@ -624,6 +630,14 @@ impl SimFile {
             }
         }
         ((first * SECTOR) as u64, write.sectors.len() as u64)
+    }
+
+    /// Only the first bytes of it got there.
+    fn tear_sector(&mut self, sector: usize, bytes: &[u8], version: u64, rng: &mut Rng) {
+        let mut torn = self.stable[sector * SECTOR..(sector + 1) * SECTOR].to_vec();
+        let upto = rng.below(SECTOR as u64) as usize;
+        torn[..upto].copy_from_slice(&bytes[..upto]);
+        self.settle_sector(sector, &torn, version);
     }
 
     fn settle_sector(&mut self, sector: usize, bytes: &[u8], version: u64) {

@@ -56,7 +56,7 @@ impl Setup {
     }
 
     /// Requests as long as the shell hands them over, volumes that hold many of them, and a line on which they are over some time.
-    fn large(&mut self, rng: &mut Rng) {
+    pub fn large(&mut self, rng: &mut Rng) {
         self.volume_bytes.truncate(1);
         self.volume_bytes[0] = rng.range(6, 24) << 20;
         self.request_bytes_max = rng.pick(&[1, 2]) << 20;

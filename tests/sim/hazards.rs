@@ -342,33 +342,6 @@ impl World {
 
     // ---- bounds and overwriting -------------------------------------------------------------------
 
-    /// I9: what status says is in use is never more than it says there is.
-    pub fn check_bounds(&self) -> Verdict {
-        let one_more = self.setup.request_bytes_max;
-        if let Some(machine) = &self.primary {
-            let it = machine.status(self.clock(Node::Primary));
-            if it.fifo_memory_bytes > it.fifo_memory_limit_bytes + one_more {
-                let (used, limit) = (it.fifo_memory_bytes, it.fifo_memory_limit_bytes);
-                return self.fail("I9", format!("the FIFO holds {used} bytes in memory, {limit} are allowed"));
-            }
-            if it.fifo_disk_bytes > it.fifo_disk_limit_bytes {
-                let (used, limit) = (it.fifo_disk_bytes, it.fifo_disk_limit_bytes);
-                return self.fail("I9", format!("the FIFO holds {used} bytes on disk, {limit} are allowed"));
-            }
-        }
-        if let Some(machine) = &self.dr {
-            let it = machine.status(self.clock(Node::Dr));
-            for (what, used, limit) in
-                [("spool", it.spool_bytes, it.spool_limit_bytes), ("journal", it.journal_bytes, it.journal_limit_bytes)]
-            {
-                if used > limit {
-                    return self.fail("I9", format!("DR's {what} holds {used} bytes, it has {limit}"));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// I8: nothing in the journal is overwritten that was acknowledged and that a start would still look for.
     pub fn check_journal_write(&self, offset: u64, parts: &[Bytes]) -> Verdict {
         let Some(it) = self.dr_superblock.as_ref().filter(|_| !self.damaged) else { return Ok(()) };
@@ -436,7 +409,7 @@ fn written(bytes: &[u8], piece: usize) -> Vec<(u64, u64)> {
 /// Bits in the superblock flip back where no slot of it can be read.
 fn spare<F: Copy + Eq + std::fmt::Debug>(disk: &mut Disk<F>, superblock: F) {
     let readable = |slot: &[u8]| superblock::Superblock::decode(slot).is_ok();
-    if !disk.file(superblock).stable().chunks_exact(BLOCK_BYTES).take(2).any(readable) {
+    if !disk.file(superblock).cache().chunks_exact(BLOCK_BYTES).take(2).any(readable) {
         disk.unflip(0, |file| file == superblock);
     }
 }

@@ -24,7 +24,7 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::PatchUnchecked, 4200000),
     (Bug::ComparedLate, 3000434),
     (Bug::ComparedBesideWrites, 3003356),
-    (Bug::OrphansForgotten, 3763489),
+    (Bug::OrphansForgotten, 9000974),
     (Bug::TableUnclaimed, 3001551),
     (Bug::CacheTrusted, 3001510),
     (Bug::CarriedFromNothing, 3234550),
@@ -100,6 +100,8 @@ const HINTS: &[(Bug, u64)] = &[
     (Bug::RingOverflows, 100028),
     (Bug::RefusesSome, 100000),
     (Bug::LagUnbounded, 3000048),
+    (Bug::FifoUnbounded, 8501),
+    (Bug::ShutOutForgotten, 8396302),
     (Bug::CarriedWithoutWrites, 8505),
 ];
 

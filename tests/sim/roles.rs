@@ -417,7 +417,7 @@ impl World {
             look_bytes: self.setup.look_bytes,
             asks: self.setup.asks,
             ask_room: self.setup.ask_room,
-            scrub: None,
+            scrub: self.setup.scrub,
             incarnation: self.rng.u64(),
         };
         let now = self.clock(Node::Primary);

@@ -2,7 +2,7 @@
 //! still fails, and what is said of a failure.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use farshore::core::planted::Bug;
 
+use crate::bounds::Met;
 use crate::checkers::Violation;
 use crate::cluster::{EVENTS_MAX, World};
 use crate::setup::{Disaster, End, Setup};
@@ -61,6 +62,8 @@ pub struct Passed {
     pub summary: String,
     /// Of all that happened and all that was left, if it was recorded.
     pub digest: Option<u64>,
+    /// Bounds that were come to.
+    pub met: Met,
 }
 
 pub struct Failure {
@@ -120,7 +123,8 @@ impl Run {
         let violation = match outcome {
             Ok(Ok(())) => {
                 let (simulated_ns, events) = (world.now_ns, world.events);
-                return Ok(Passed { simulated_ns, events, summary: world.summary(), digest: world.digest() });
+                let (summary, digest, met) = (world.summary(), world.digest(), world.met);
+                return Ok(Passed { simulated_ns, events, summary, digest, met });
             }
             Ok(Err(violation)) => violation,
             Err(_) => Violation::new("panic", panic),
@@ -147,6 +151,8 @@ pub struct Totals {
     /// Of what became of every seed, whatever their order: a change that is to change no behaviour leaves it alone.
     pub digest: u64,
     pub failures: Vec<Failure>,
+    /// Seeds that came to each bound.
+    pub met: BTreeMap<&'static str, u64>,
 }
 
 impl Totals {
@@ -222,6 +228,7 @@ pub fn run_seeds(from: u64, count: u64, patience: Duration, failures_max: usize)
             Ok(passed) => {
                 totals.simulated_ns += passed.simulated_ns;
                 totals.events += passed.events;
+                passed.met.count(&mut totals.met);
                 totals.digest ^= digest(seed, &passed.summary);
                 if digests {
                     println!("seed {seed}: {}, history {:016x}", passed.summary, passed.digest.unwrap_or_default());

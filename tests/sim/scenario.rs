@@ -65,6 +65,7 @@ enum Phase {
 impl World {
     /// Runs the seed to its end.
     pub fn run(&mut self) -> Verdict {
+        self.sharpen_disks();
         self.begin_clients();
         while self.director.phase != Phase::Over {
             let Some(event) = self.next_event() else {
@@ -531,6 +532,7 @@ impl World {
         }
         if vouched {
             self.check_report(plan, &outcome)?;
+            self.check_highest(plan, &outcome)?;
         }
         checkers::check_admitted(self.setup.protect, self.setup.ack, self.setup.require, &outcome)?;
         checkers::check_listed(&self.oracle, &outcome)?;
@@ -578,7 +580,7 @@ impl World {
 
     /// By force it may stop before a resize for which there is no room, and what follows is listed: without force it had
     /// said so, and waited (I4). The operator has chosen between the two, whatever the mode.
-    fn stopped_before_resize(&self, outcome: &Outcome) -> bool {
+    pub fn stopped_before_resize(&self, outcome: &Outcome) -> bool {
         self.director.force && outcome.missing.first().is_some_and(|first| first.op == Op::Resize.word())
     }
 

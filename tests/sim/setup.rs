@@ -2,7 +2,7 @@
 //! and the mix of faults (swarm testing: each seed has its own).
 
 use farshore::core::ids::Volume;
-use farshore::core::modes::{Ack, LagMax, Overflow, Protect, Require};
+use farshore::core::modes::{Ack, LagMax, Overflow, Protect, Require, Scrub};
 
 use crate::network::Node;
 use crate::rng::Rng;
@@ -23,6 +23,8 @@ pub const ASKING_SEEDS: u64 = 4_200_000;
 pub const TRICKLE_SEEDS: u64 = 7_000_000;
 /// From this seed on DR's spool may be smaller than a batch, and grows.
 pub const GROWTH_SEEDS: u64 = 8_000_000;
+/// From this seed on sectors are torn inside, and ranges are as long as volumes (see `keen`).
+pub const KEEN_SEEDS: u64 = 9_000_000;
 
 /// Of the generator that damage under running roles is drawn from. No seed that was named before draws any with it: they
 /// show what they showed.
@@ -41,6 +43,8 @@ const LAG_SALT: u64 = 0x001a_6b0a_0d5e;
 const FULL_SALT: u64 = 0x0000_f011_0d15;
 /// Mixed into the seed for how small a spool is at first.
 const GROWTH_SALT: u64 = 0x6600_11ad_5b00;
+/// And for what the keenest seeds draw.
+const KEEN_SALT: u64 = 0x0c33_5eed_0000;
 /// Mixed into the seed for whether clients go on asking.
 const TRICKLE_SALT: u64 = 0x7121_c41e_0000;
 /// Of the generator that the freshest seeds draw the rest from.
@@ -121,6 +125,12 @@ pub struct Setup {
     pub compares: bool,
     /// Clients go on asking a little after the last fault.
     pub trickles: bool,
+    /// A loss of power tears sectors inside.
+    pub tears_sectors: bool,
+    /// Trims and zeroes may be as long as a volume.
+    pub long_ranges: bool,
+    /// Both sides are compared from time to time.
+    pub scrub: Option<Scrub>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -427,6 +437,9 @@ impl Setup {
             slow_table: None,
             compares: false,
             trickles: seed >= TRICKLE_SEEDS && Rng::new(seed ^ TRICKLE_SALT).chance(60),
+            tears_sectors: false,
+            long_ranges: false,
+            scrub: None,
         };
         if seed >= LATER_SEEDS {
             setup.draw_later(&mut Rng::new(!seed));
@@ -458,6 +471,9 @@ impl Setup {
         }
         if seed >= FRESH_SEEDS {
             setup.freshen(&mut Rng::new(seed ^ FRESH_SALT));
+        }
+        if seed >= KEEN_SEEDS {
+            setup.sharpen(&mut Rng::new(seed ^ KEEN_SALT));
         }
         setup.spool_bytes_max = setup.spool_bytes;
         if seed >= GROWTH_SEEDS {

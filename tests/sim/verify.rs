@@ -71,6 +71,11 @@ impl World {
             return Ok(());
         }
         self.comparing.asked = true;
+        if self.setup.scrub.is_some() {
+            // One that has begun by itself gives way.
+            let asked = Asked { repair: self.comparing.repair, rate: 0 };
+            return self.primary_step(Input::Verify(asked));
+        }
         self.ask_verify(self.comparing.repair)
     }
 

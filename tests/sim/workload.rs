@@ -75,6 +75,8 @@ pub struct Client {
     fua_percent: u64,
     flush_percent: u64,
     discard_percent: u64,
+    /// A trim may be as long as the volume.
+    long_ranges: bool,
 }
 
 impl Client {
@@ -96,12 +98,14 @@ impl Client {
             fua_percent: rng.pick(&[0, 0, 5, 30]),
             flush_percent: rng.pick(&[0, 2, 10, 30]),
             discard_percent: rng.pick(&[0, 5, 25]),
+            long_ranges: false,
             rng: rng.fork(),
         }
     }
 
     /// Small requests, and more or fewer that carry nothing; 0 leaves it as it is.
-    pub fn restrain(&mut self, tiny_bytes: u64, discard_percent: u64) {
+    pub fn restrain(&mut self, tiny_bytes: u64, discard_percent: u64, long_ranges: bool) {
+        self.long_ranges = long_ranges;
         if tiny_bytes > 0 {
             self.size_max = self.size_max.min(tiny_bytes);
             self.grain = self.grain.min(512);
@@ -133,6 +137,8 @@ impl Client {
         let offset = round(offset, self.grain);
         let fua = self.rng.chance(self.fua_percent);
         if self.rng.chance(self.discard_percent) {
+            let long = self.long_ranges && self.rng.chance(15);
+            let (offset, length) = if long { self.long_range() } else { (offset, length) };
             return if self.rng.chance(50) {
                 Ask::Trim { offset, length, fua }
             } else {
@@ -140,6 +146,13 @@ impl Client {
             };
         }
         Ask::Write { offset, data: content(number, length as usize), fua }
+    }
+
+    /// Half of the volume or more of it.
+    fn long_range(&mut self) -> (u64, u64) {
+        let offset = round(self.rng.below(self.volume_bytes / 2), self.grain);
+        let length = if self.rng.chance(50) { self.volume_bytes / 2 } else { self.volume_bytes - offset };
+        (offset, round(length, self.grain).max(self.grain))
     }
 
     /// The volume is said to be larger: it uses all of it from now on.

@@ -12,12 +12,12 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 
-static TARGET: OnceLock<fn(&[u8])> = OnceLock::new();
+static TARGET: OnceLock<fn(&[u8], &mut targets::Reached)> = OnceLock::new();
 
 fn start() {
     let name = std::env::var("FUZZ_TARGET").unwrap_or_default();
-    let Some((_, target)) = targets::TARGETS.iter().find(|(known, _)| *known == name) else {
-        let known: Vec<&str> = targets::TARGETS.iter().map(|(known, _)| *known).collect();
+    let Some((_, target, _)) = targets::TARGETS.iter().find(|(known, ..)| *known == name) else {
+        let known: Vec<&str> = targets::TARGETS.iter().map(|(known, ..)| *known).collect();
         eprintln!("no target {name:?}; there are: {}", known.join(" "));
         std::process::exit(2);
     };
@@ -35,5 +35,5 @@ fn start() {
 }
 
 fuzz_target!(init: start(), |data: &[u8]| {
-    TARGET.get().expect("set by start")(data);
+    TARGET.get().expect("set by start")(data, &mut targets::Reached::default());
 });

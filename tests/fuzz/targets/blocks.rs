@@ -8,36 +8,56 @@ use farshore::format::spool::EntryHeader;
 use farshore::format::superblock::{self, Superblock};
 use farshore::format::table::{Fence, Heartbeat, SlotState, TableHeader};
 
-use super::Input;
+use super::{Input, Reached, Wanted};
 
 const NONCE: u64 = 7;
 
-/// Every kind: its length, where its checksum stands, its magic and version, and what its bytes come back as.
-type Kind = (usize, usize, &'static [u8], fn(&[u8]) -> Option<Vec<u8>>);
+/// Every kind: its name, its length, where its checksum stands, its magic and version, and what its bytes come back as.
+type Kind = (&'static str, usize, usize, &'static [u8], fn(&[u8]) -> Option<Vec<u8>>);
 
 const KINDS: [Kind; 12] = [
-    (64, 60, b"", |bytes| OrderRecord::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 4092, b"FSHSUPER\x04\0", |bytes| Superblock::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHJOURN\x01\0", |bytes| SegmentHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (128, 124, b"FSHENTRY\x01\0", |bytes| EntryHeader::decode(bytes, NONCE).ok().map(|it| it.encode(NONCE).to_vec())),
-    (4096, 508, b"FSHTABLE\x01\0", |bytes| TableHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHFENCE\x01\0", |bytes| Fence::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHHEART\x01\0", |bytes| Heartbeat::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (32, 28, b"", |bytes| SlotState::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHIMAPH\x01\0", |bytes| MapHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 28, b"FSIM\x01\0", |bytes| Page::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHILOGH\x01\0", |bytes| LogHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
-    (4096, 508, b"FSHILOGW\x01\0", |bytes| Watermark::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("record", 64, 60, b"", |bytes| OrderRecord::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("superblock", 4096, 4092, b"FSHSUPER\x04\0", |bytes| {
+        Superblock::decode(bytes).ok().map(|it| it.encode().to_vec())
+    }),
+    ("segment", 4096, 508, b"FSHJOURN\x01\0", |bytes| SegmentHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("entry", 128, 124, b"FSHENTRY\x01\0", |bytes| {
+        EntryHeader::decode(bytes, NONCE).ok().map(|it| it.encode(NONCE).to_vec())
+    }),
+    ("table header", 4096, 508, b"FSHTABLE\x01\0", |bytes| {
+        TableHeader::decode(bytes).ok().map(|it| it.encode().to_vec())
+    }),
+    ("fence", 4096, 508, b"FSHFENCE\x01\0", |bytes| Fence::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("heartbeat", 4096, 508, b"FSHHEART\x01\0", |bytes| Heartbeat::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("state", 32, 28, b"", |bytes| SlotState::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("map header", 4096, 508, b"FSHIMAPH\x01\0", |bytes| MapHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("page", 4096, 28, b"FSIM\x01\0", |bytes| Page::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("log header", 4096, 508, b"FSHILOGH\x01\0", |bytes| LogHeader::decode(bytes).ok().map(|it| it.encode().to_vec())),
+    ("watermark", 4096, 508, b"FSHILOGW\x01\0", |bytes| Watermark::decode(bytes).ok().map(|it| it.encode().to_vec())),
+];
+pub const WANTED: Wanted = &[
+    ("record", 2),
+    ("superblock", 10),
+    ("segment", 1),
+    ("entry", 2),
+    ("table header", 2),
+    ("fence", 3),
+    ("heartbeat", 2),
+    ("state", 1),
+    ("map header", 1),
+    ("page", 2),
+    ("log header", 1),
+    ("watermark", 1),
 ];
 const ENTRY: usize = 3;
 const PAGE: usize = 9;
 
 /// A block of the kind that the first byte names, from the bytes of the input at the offsets it names.
-pub fn blocks(input: &[u8]) {
+pub fn blocks(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let choice = input.u8();
     let index = usize::from(choice & 0x3f) % KINDS.len();
-    let (length, crc_at, start, again) = KINDS[index];
+    let (name, length, crc_at, start, again) = KINDS[index];
     let mut block = vec![0; length];
     block[..start.len()].copy_from_slice(start);
     while !input.is_empty() {
@@ -64,6 +84,7 @@ pub fn blocks(input: &[u8]) {
     }
     if let Some(again) = again(&block) {
         assert!(again == block, "what is accepted is not what is written");
+        reached.one(name);
     }
     if index == 1 {
         slots(&block);
@@ -89,5 +110,5 @@ fn slots(block: &[u8]) {
 #[test]
 fn the_superblock_that_is_planted_is_of_the_version_in_force() {
     let written = Superblock::new(farshore::format::superblock::Role::Dr).encode();
-    assert!(written.starts_with(KINDS[1].2));
+    assert!(written.starts_with(KINDS[1].3));
 }

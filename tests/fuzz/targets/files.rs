@@ -1,24 +1,25 @@
 //! Files as a crash, a failing disk or another program may leave them, read by the scans that a start makes.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Ticket, Volume};
+use farshore::core::ids::{Chain, Epoch, GroupId, Owner, Seq, Volume};
 use farshore::core::op::Op;
 use farshore::dr::history::History;
 use farshore::dr::scan::{scan_journal, scan_spool};
-use farshore::dr::table::TableReader;
 use farshore::format::intent::{LogHeader, LogLayout, MapHeader, Page, Watermark, sizes_digest};
 use farshore::format::journal::{SegmentHeader, segment_offset};
 use farshore::format::record::OrderRecord;
 use farshore::format::ring::{Extension, Ring};
 use farshore::format::spool::{EntryHeader, Kind, decode_entry, encode_entry, entry_bytes};
 use farshore::format::superblock::{Role, Superblock, name_digest};
-use farshore::format::table::{NO_PAYLOAD, SlotState, State, TableLayout};
 use farshore::limits::{BLOCK_BYTES, RECORD_BYTES, SEGMENT_BYTES};
 use farshore::primary::{fifo, recovery};
 
-use super::{Input, Memory};
+use super::{Input, Memory, Reached, Wanted};
+
+pub const JOURNAL_WANTED: Wanted = &[("record", 100), ("repair", 30), ("second segment", 8), ("gap", 20)];
+pub const SPOOL_WANTED: Wanted =
+    &[("entry", 1300), ("entry of an extension", 600), ("torn", 8), ("queue", 60), ("queue that went round", 2)];
+pub const INTENT_WANTED: Wanted = &[("tail", 50), ("exact", 7), ("map", 80), ("note", 150)];
 
 const GROUP: GroupId = GroupId(5);
 const NONCE: u64 = 7;
@@ -39,7 +40,7 @@ fn history_of(
 
 /// Every record found stands in the file, whole; they ascend; none is called unbroken whose chain is not; and what a
 /// start mends loses none of them.
-pub fn journal(input: &[u8]) {
+pub fn journal(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let shape = input.u8();
     let segments = 2 + u64::from(shape & 1);
@@ -101,6 +102,10 @@ pub fn journal(input: &[u8]) {
         previous = (record.seq, record.chain);
     }
     assert_eq!(start.durable, previous.0);
+    reached.many("record", records.len());
+    reached.many("repair", start.repairs.len());
+    reached.when("second segment", number > first && records.iter().any(|it| it.0.seq == last.0));
+    reached.when("gap", records.iter().any(|it| !it.1));
     for repair in &start.repairs {
         let mut at = repair.offset as usize;
         for part in &repair.parts {
@@ -115,7 +120,7 @@ pub fn journal(input: &[u8]) {
 
 /// Every entry found stands there whole under this nonce, at its own position; the disk FIFO's reader goes no further
 /// than such entries reach.
-pub fn spool(input: &[u8]) {
+pub fn spool(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let shape = input.u8();
     let size = 16384 << (shape & 1);
@@ -168,16 +173,19 @@ pub fn spool(input: &[u8]) {
         assert_eq!(again, *header);
         assert!(data.is_empty() || crc32fast::hash(&data) == header.record.payload_crc, "damaged data was found");
         end = header.pos + entry.bytes;
+        reached.one("entry");
+        reached.when("entry of an extension", ring.offset(header.pos) >= ring.size);
     }
+    reached.many("torn", torn.len());
     // A disk FIFO does not grow.
     if ring.is_extended() {
         return;
     }
     let mut read = |offset: u64, length: usize| farshore::core::machine::ReadAt::read_at(&file, offset, length);
-    let fifo::Scanned { end: reached, last: seq, turn, damage } =
+    let fifo::Scanned { end: until, last: seq, turn, damage } =
         fifo::scan(size, NONCE, floor, &mut read).expect("memory does not fail");
-    assert!(reached >= floor && reached <= floor + 2 * size);
-    assert!(turn.is_none_or(|turn| floor <= turn.from && turn.from < turn.to && turn.to <= reached));
+    assert!(until >= floor && until <= floor + 2 * size);
+    assert!(turn.is_none_or(|turn| floor <= turn.from && turn.from < turn.to && turn.to <= until));
     assert_eq!(damage, None, "the log is shorter than what a crash may leave");
     if seq.0 > 0 {
         // The FIFO does not look at the padding, which it never reads.
@@ -189,11 +197,13 @@ pub fn spool(input: &[u8]) {
             })
         };
         assert!((0..file.0.len()).step_by(512).any(holds), "seq {seq} stands nowhere");
+        reached.one("queue");
+        reached.when("queue that went round", turn.is_some());
     }
 }
 
 /// The primary's directory after any crash: what it goes on from is in its files, or said to be lost.
-pub fn intent(input: &[u8]) {
+pub fn intent(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let shape = input.u8();
     let sizes = [4 << 20, 1 << 20];
@@ -261,6 +271,10 @@ pub fn intent(input: &[u8]) {
     };
     assert!(found.tail == superblock.seq || holds(found.tail), "seq {} stands nowhere", found.tail);
     let exact = shape & 3 != 0 && found.chain != Chain(0) || found.tail != superblock.seq;
+    reached.when("tail", found.tail != superblock.seq);
+    reached.when("exact", exact && !found.lost_any);
+    reached.when("map", found.lost.bytes() > 0);
+    reached.when("note", !found.notes.is_empty());
     if !exact {
         assert!(found.lost_any, "after a loss of power something is always copied");
         assert!(!bits || found.lost.bytes() > 0, "the map is not forgotten");
@@ -269,66 +283,5 @@ pub fn intent(input: &[u8]) {
     for (index, size) in sizes.iter().enumerate() {
         let ranges = found.lost.volume(Volume(index as u16));
         assert!(exact || ranges.into_iter().flat_map(|ranges| ranges.iter()).all(|(at, length)| at + length <= *size));
-    }
-}
-
-/// A status table as anything may have left it: records and states found stand in their own slots, whole.
-pub fn table(input: &[u8]) {
-    let mut input = Input::new(input);
-    let layout = TableLayout::new(1024, 0);
-    let above = Seq(u64::from(input.u8() & 7));
-    let mut region = Memory(vec![0; layout.total_bytes() as usize]);
-    let mut last = (Seq(0), Chain(0));
-    while !input.is_empty() {
-        match input.u8() % 8 {
-            0..=3 => {
-                let record = input.record(last);
-                region.put(layout.record_offset(record.seq) as usize, &record.encode());
-                last = (record.seq, record.chain);
-            }
-            4 => {
-                let state = [State::Queued, State::Sent, State::Copied][usize::from(input.u8() % 3)];
-                let state = SlotState { seq: last.0, state, payload_pos: NO_PAYLOAD };
-                region.put(layout.state_offset(last.0) as usize, &state.encode());
-            }
-            5 => region.flip((layout.records_at as usize + usize::from(input.u16())) * 8 + 1),
-            6 => {
-                // A record that stands in another's slot.
-                let from = layout.record_offset(last.0) as usize;
-                let bytes = region.0[from..from + RECORD_BYTES].to_vec();
-                region.put(layout.records_at as usize + usize::from(input.u8()) * RECORD_BYTES, &bytes);
-            }
-            _ => {
-                let at = layout.states_at as usize + usize::from(input.u16()) % 32768;
-                let bytes = input.bytes(4);
-                region.put(at, bytes);
-            }
-        }
-    }
-    let mut reader = TableReader::new(layout, GROUP, above, Epoch(2));
-    let drive = |reader: &mut TableReader| {
-        let mut ticket = 0;
-        while !reader.done() {
-            ticket += 1;
-            let Some((offset, length)) = reader.next_read(Ticket(ticket)) else {
-                panic!("nothing is read, nothing done")
-            };
-            let end = (offset + length) as usize;
-            assert!(end <= region.0.len(), "a read outside the region");
-            assert!(reader.read(Ticket(ticket), &Bytes::copy_from_slice(&region.0[offset as usize..end]), |_| false));
-        }
-    };
-    drive(&mut reader);
-    let records: BTreeMap<Seq, OrderRecord> = reader.records.clone();
-    reader.want_states(records.keys().copied());
-    drive(&mut reader);
-    for (seq, record) in &records {
-        let at = layout.record_offset(*seq) as usize;
-        assert_eq!(&region.0[at..at + RECORD_BYTES], record.encode(), "seq {seq} does not stand in its slot");
-        assert!(record.seq == *seq && *seq > above && record.epoch <= Epoch(2));
-    }
-    for (seq, state) in &reader.states {
-        let at = layout.state_offset(*seq) as usize;
-        assert_eq!(&region.0[at..at + 32], state.encode(), "the state of seq {seq} does not stand in its slot");
     }
 }

@@ -1,7 +1,5 @@
 //! The link: frames as a peer may send them, packed ones as well, and packed order records.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use bytes::Bytes;
 use farshore::core::ids::{Chain, Seq};
 use farshore::core::rope::Rope;
@@ -9,7 +7,31 @@ use farshore::format::record::OrderRecord;
 use farshore::format::wire::{FRAME_HEADER_BYTES, Message, Packer, Unpacker, VERSION, decode, encode};
 use farshore::limits::{CHUNK_BYTES_MAX, COMMIT_RECORDS_MAX, FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
-use super::Input;
+use super::{Input, Reached, Wanted};
+
+pub const FRAMES_WANTED: Wanted = &[
+    ("hello", 2),
+    ("welcome", 1),
+    ("refuse", 1),
+    ("orders", 400),
+    ("orders durable", 1),
+    ("payload", 4),
+    ("copied", 2),
+    ("chunk", 2),
+    ("chunks durable", 4),
+    ("patch", 2),
+    ("wanted", 30),
+    ("need", 1),
+    ("progress", 1),
+    ("ping", 1),
+    ("pong", 1),
+    ("room asked", 4),
+    ("store room", 1),
+    ("compare", 2),
+    ("compared", 3),
+    ("packed", 20),
+];
+pub const ORDERS_WANTED: Wanted = &[("order", 2500), ("other history", 5), ("refusal", 60)];
 
 const ORDERS: u8 = 4;
 const PAYLOAD: u8 = 6;
@@ -47,11 +69,8 @@ fn mend(body: &mut [u8], at: usize, data: Option<&[u8]>) {
     record[60..64].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Messages that were read: a target that never reads one checks nothing.
-pub static MESSAGES: AtomicU64 = AtomicU64::new(0);
-
 /// Each message that is read is written to the bytes it came as, and nothing waits for more than a frame can have.
-pub fn frames(input: &[u8]) {
+pub fn frames(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let mut packer = Packer::new().expect("there is memory");
     let mut stream = Vec::new();
@@ -108,7 +127,8 @@ pub fn frames(input: &[u8]) {
                     }
                     check(&message);
                     taken += length;
-                    MESSAGES.fetch_add(1, Ordering::Relaxed);
+                    reached.one(message.kind_name());
+                    reached.when("packed", packed);
                 }
                 Ok(None) => {
                     assert_eq!(rope.len(), before, "what is not whole stays");
@@ -139,7 +159,7 @@ fn check(message: &Message) {
 
 /// A history comes back as it was sent; one that was changed on the way, with checksums that match, is refused or
 /// means what its bytes say.
-pub fn orders(input: &[u8]) {
+pub fn orders(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let changes = input.u8() % 4;
     let mut changed = Vec::new();
@@ -168,6 +188,7 @@ pub fn orders(input: &[u8]) {
         })
     };
     assert_eq!(read(sent.clone()), Ok(Some(Message::Orders(records.clone()))), "a history comes back as it was sent");
+    reached.many("order", records.len());
     let mut body = sent[FRAME_HEADER_BYTES..].to_vec();
     for (at, change) in changed {
         let length = body.len();
@@ -182,8 +203,9 @@ pub fn orders(input: &[u8]) {
         Ok(Some(message @ Message::Orders(_))) => {
             check(&message);
             assert_eq!(bytes_of(&message), again, "there is one way only to pack a history");
+            reached.when("other history", again != sent);
         }
         Ok(other) => panic!("orders became {other:?}"),
-        Err(_) => {}
+        Err(_) => reached.one("refusal"),
     }
 }

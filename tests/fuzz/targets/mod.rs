@@ -2,12 +2,15 @@
 //!
 //! A target turns its input into what the reader could meet, and asserts more than that it does not panic: what is
 //! read is written to the same bytes; a session answers what was asked, once, and keeps little; a scan finds nothing
-//! whose checksum is wrong.
+//! whose checksum is wrong. And it tells what it came to ([`Reached`]): a target whose inputs are all refused at the
+//! first byte checks nothing, and nothing else would show it.
 
 mod blocks;
 mod files;
 mod link;
 mod nbd;
+mod nbd_client;
+mod table;
 mod text;
 
 use bytes::Bytes;
@@ -15,26 +18,57 @@ use farshore::core::ids::{Chain, Epoch, Seq, Volume};
 use farshore::core::machine::{IoFail, ReadAt};
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
-pub use link::MESSAGES;
 
-/// A name and what is run on each input.
-pub type Target = (&'static str, fn(&[u8]));
+/// What the kept inputs of a target have to reach together, and how often at the least.
+pub type Wanted = &'static [(&'static str, u64)];
+
+/// A name, what is run on each input, and what the kept ones have to reach.
+pub type Target = (&'static str, fn(&[u8], &mut Reached), Wanted);
 
 /// All of them.
 pub const TARGETS: [Target; 12] = [
-    ("nbd_server", nbd::server),
-    ("nbd_client", nbd::client),
-    ("link", link::frames),
-    ("orders", link::orders),
-    ("journal", files::journal),
-    ("spool", files::spool),
-    ("intent", files::intent),
-    ("table", files::table),
-    ("blocks", blocks::blocks),
-    ("config", text::config),
-    ("control", text::control),
-    ("http", text::http),
+    ("nbd_server", nbd::server, nbd::WANTED),
+    ("nbd_client", nbd_client::client, nbd_client::WANTED),
+    ("link", link::frames, link::FRAMES_WANTED),
+    ("orders", link::orders, link::ORDERS_WANTED),
+    ("journal", files::journal, files::JOURNAL_WANTED),
+    ("spool", files::spool, files::SPOOL_WANTED),
+    ("intent", files::intent, files::INTENT_WANTED),
+    ("table", table::table, table::WANTED),
+    ("blocks", blocks::blocks, blocks::WANTED),
+    ("config", text::config, text::CONFIG_WANTED),
+    ("control", text::control, text::CONTROL_WANTED),
+    ("http", text::http, text::HTTP_WANTED),
 ];
+
+/// What inputs came to: things that were accepted, by name, and how many.
+#[derive(Debug, Default)]
+pub struct Reached(Vec<(&'static str, u64)>);
+
+impl Reached {
+    pub fn one(&mut self, what: &'static str) {
+        self.many(what, 1);
+    }
+
+    pub fn many(&mut self, what: &'static str, count: usize) {
+        match self.0.iter_mut().find(|known| known.0 == what) {
+            Some(known) => known.1 += count as u64,
+            None => self.0.push((what, count as u64)),
+        }
+    }
+
+    pub fn when(&mut self, what: &'static str, reached: bool) {
+        self.many(what, usize::from(reached));
+    }
+
+    /// What is wanted and was not reached so often.
+    #[cfg(test)]
+    pub fn lacks(&self, wanted: Wanted) -> Vec<String> {
+        let of = |what: &str| self.0.iter().find(|known| known.0 == what).map_or(0, |known| known.1);
+        let lacking = wanted.iter().filter(|(what, least)| of(what) < *least);
+        lacking.map(|(what, least)| format!("{what}: {}, at least {least} are wanted", of(what))).collect()
+    }
+}
 
 /// Reads an input from front to back; zeroes follow its end.
 pub struct Input<'a>(&'a [u8]);

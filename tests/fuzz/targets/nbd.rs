@@ -1,4 +1,4 @@
-//! Both sides of an NBD connection against a peer that sends anything.
+//! The server's side of an NBD connection against a client that sends anything.
 //!
 //! What was asked is read from the same bytes a second time, by the few lines of [`Asked`], so that an answer nobody
 //! asked for is seen.
@@ -13,12 +13,24 @@ use farshore::limits::{
     CONNECTION_PAYLOAD_BYTES_MAX, CONNECTION_REQUESTS_MAX, NBD_OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX,
     PAYLOAD_PIECE_BYTES_MAX, RANGE_BYTES_MAX,
 };
-use farshore::nbd::client::{self, ClientSession};
 use farshore::nbd::outbox::Outbox;
 use farshore::nbd::protocol::*;
 use farshore::nbd::session::{self, Event, Export, Kind, Purpose, Refusal, Session, SessionError};
 
-use super::Input;
+use super::{Input, Reached, Wanted};
+
+pub const WANTED: Wanted = &[
+    ("simple replies", 15),
+    ("structured replies", 20),
+    ("extended headers", 20),
+    ("read", 100),
+    ("write", 50),
+    ("flush", 2),
+    ("trim", 40),
+    ("zeroes", 80),
+    ("cache", 20),
+    ("block status", 25),
+];
 
 const SIZE: u64 = 1 << 20;
 
@@ -309,7 +321,7 @@ fn contexts(input: &mut Input<'_>, stream: &mut Vec<u8>) {
 }
 
 /// The server's session, with an application behind it that answers in any order.
-pub fn server(input: &[u8]) {
+pub fn server(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let (shape, cut, more) = (input.u8(), 1 + usize::from(input.u8()) * 7, input.u8());
     let export = export(shape, more);
@@ -326,6 +338,7 @@ pub fn server(input: &[u8]) {
     }
     let mut run = Server {
         session: Session::new(),
+        reached,
         export,
         open: Vec::new(),
         out: Vec::new(),
@@ -357,15 +370,35 @@ pub fn server(input: &[u8]) {
     }
     let no_zeroes = stream.get(3).is_some_and(|flags| flags & 2 != 0);
     let style = Style::negotiated(&run.out);
+    if run.handshake.is_some() {
+        run.reached.one(match style {
+            Style::Simple => "simple replies",
+            Style::Structured => "structured replies",
+            Style::Extended => "extended headers",
+        });
+    }
     let asked = Asked::read(&stream[..given], run.handshake, style);
     asked.check(&run.out, run.named, no_zeroes, style);
+}
+
+fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Read { .. } => "read",
+        Kind::Write { .. } => "write",
+        Kind::Flush => "flush",
+        Kind::Trim { .. } => "trim",
+        Kind::Zeroes { .. } => "zeroes",
+        Kind::Cache { .. } => "cache",
+        Kind::Status { .. } => "block status",
+    }
 }
 
 /// What every read returns.
 const READ_BYTE: u8 = 0x5a;
 
-struct Server {
+struct Server<'a> {
     session: Session,
+    reached: &'a mut Reached,
     export: Export,
     open: Vec<Open>,
     out: Vec<u8>,
@@ -387,7 +420,7 @@ struct Open {
     status: Option<u64>,
 }
 
-impl Server {
+impl Server<'_> {
     /// Gives what has arrived until nothing happens any more; false when the session gave up.
     fn turn(&mut self, rope: &mut Rope, out: &mut Outbox, order: &mut u64) -> bool {
         loop {
@@ -493,6 +526,7 @@ impl Server {
             assert!(moved <= PAYLOAD_PIECE_BYTES_MAX);
         }
         assert!(self.open.iter().all(|open| open.number != request.cookie), "a number is used twice");
+        self.reached.one(kind_name(&request.kind));
         let read = if matches!(request.kind, Kind::Read { .. }) { moved as usize } else { 0 };
         let status = if let Kind::Status { length, .. } = request.kind { Some(length) } else { None };
         self.open.push(Open { number: request.cookie, read, moved, status });
@@ -502,117 +536,4 @@ impl Server {
 /// Options answered to the end so far.
 fn count_options(out: &[u8]) -> usize {
     options(out).filter(|head| !matches!(head.reply, REP_INFO | REP_SERVER | REP_META_CONTEXT)).count()
-}
-
-/// The client's session against a server that sends anything.
-pub fn client(input: &[u8]) {
-    let mut input = Input::new(input);
-    let mut session = ClientSession::new("orders");
-    let (mut rope, mut out) = (Rope::new(), Outbox::new());
-    let (mut open, mut numbers, mut next) = (Vec::<(u64, u32)>::new(), Vec::<(u64, u32)>::new(), 0u64);
-    let (mut ready, mut refused) = (false, false);
-    while !input.is_empty() {
-        let action = input.u8();
-        let mut bytes = Vec::new();
-        match action % 8 {
-            0 => bytes.extend_from_slice(input.bytes(usize::from(action >> 3))),
-            1 => {
-                bytes.extend_from_slice(&MAGIC_SERVER.to_be_bytes());
-                bytes.extend_from_slice(&MAGIC_OPTION.to_be_bytes());
-                bytes.extend_from_slice(&u16::from(action >> 3 & 7).to_be_bytes());
-            }
-            2 | 3 => {
-                let codes = [
-                    REP_ACK,
-                    REP_INFO,
-                    REP_INFO,
-                    REP_SERVER,
-                    REP_ERR_UNSUP,
-                    REP_ERR_BLOCK_SIZE_REQD,
-                    REP_ERR_POLICY,
-                    99,
-                ];
-                let count = usize::from(input.u8());
-                let mut data = input.bytes(count).to_vec();
-                if action & 0x40 != 0 {
-                    data = [&[0, 0][..], &SIZE.to_be_bytes(), &[0, 1]].concat();
-                }
-                bytes.extend_from_slice(&OptionReplyHead::encode(
-                    OPT_GO,
-                    codes[usize::from(action >> 3 & 7)],
-                    data.len() as u32,
-                ));
-                bytes.extend_from_slice(&data);
-            }
-            4 => {
-                let which = usize::from(input.u8());
-                let (number, length) = if numbers.is_empty() { (7, 0) } else { numbers[which % numbers.len()] };
-                let error = if action & 0x10 != 0 { u32::from(input.u8()) } else { 0 };
-                bytes.extend_from_slice(&ReplyHead::encode(error, number));
-                if error == 0 {
-                    bytes.resize(bytes.len() + length as usize, 0x77);
-                }
-            }
-            _ if ready && open.len() < 64 => {
-                let length = u32::from(input.u16());
-                let wanted = match action >> 3 & 3 {
-                    0 => {
-                        session.read(next, 0, length, &mut out);
-                        length
-                    }
-                    1 => {
-                        session.write(next, 0, vec![Bytes::from(vec![1; length as usize])], true, &mut out);
-                        0
-                    }
-                    _ => {
-                        session.flush(next, &mut out);
-                        0
-                    }
-                };
-                let sent: Vec<u8> = out.drain().flatten().collect();
-                let head = RequestHead::decode(sent.first_chunk().expect("a whole request"));
-                assert!(numbers.iter().all(|number| number.0 != head.cookie) || head.cookie >> 32 > 0);
-                numbers.push((head.cookie, wanted));
-                open.push((next, wanted));
-                next += 1;
-            }
-            _ => {}
-        }
-        let piece = if action & 0x80 != 0 { 3 } else { usize::MAX };
-        for piece in bytes.chunks(piece) {
-            rope.push(Bytes::copy_from_slice(piece));
-            let mut events = Vec::new();
-            let result = session.advance(&mut rope, &mut events, &mut out);
-            for event in events {
-                match event {
-                    client::Event::Secure => unreachable!("nobody asked for TLS"),
-                    client::Event::Ready(info) => {
-                        assert!(!ready && !refused, "ready once, and not when refused");
-                        assert!(info.block_min.is_power_of_two() && info.block_max >= info.block_min);
-                        assert!(info.block_max <= PAYLOAD_BYTES_MAX);
-                        ready = true;
-                    }
-                    client::Event::Refused { code, text } => {
-                        assert!(!ready && !refused && code & REP_ERROR_BIT != 0 && !text.is_empty());
-                        refused = true;
-                    }
-                    client::Event::Status { .. } => unreachable!("nobody asked for holes"),
-                    client::Event::Done { cookie, result } => {
-                        let at = open.iter().position(|request| request.0 == cookie);
-                        let (_, wanted) = open.remove(at.expect("an answer to what was asked, once"));
-                        assert!(result.is_err() || result.is_ok_and(|data| data.len() == wanted as usize));
-                    }
-                }
-            }
-            assert_eq!(session.inflight(), open.len());
-            if result.is_err() {
-                let mut left = session.abandon();
-                left.sort_unstable();
-                assert_eq!(left, open.iter().map(|request| request.0).collect::<Vec<_>>(), "each is given back once");
-                return;
-            }
-            let longest = open.iter().map(|request| request.1 as usize).max().unwrap_or(0);
-            assert!(rope.len() < OPTION_REPLY_BYTES + 2 * STRING_BYTES_MAX + REPLY_BYTES + longest + 1);
-        }
-    }
 }

@@ -6,10 +6,14 @@ use farshore::io::control::Lines;
 use farshore::io::http;
 use farshore::limits::{CONTROL_REQUEST_BYTES_MAX, NAME_BYTES_MAX, STREAMS_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX};
 
-use super::Input;
+use super::{Input, Reached, Wanted};
+
+pub const CONFIG_WANTED: Wanted = &[("accepted", 4), ("primary", 3), ("aux", 3), ("dr", 3)];
+pub const CONTROL_WANTED: Wanted = &[("request", 20), ("line", 800), ("long line", 1)];
+pub const HTTP_WANTED: Wanted = &[("get", 2), ("head", 1), ("refusal", 20)];
 
 /// What is accepted keeps to every bound, and what is not is complained about at a line that exists.
-pub fn config(input: &[u8]) {
+pub fn config(input: &[u8], reached: &mut Reached) {
     let text = String::from_utf8_lossy(input);
     let lines = text.lines().count();
     match config::parse(&text, "file") {
@@ -23,6 +27,10 @@ pub fn config(input: &[u8]) {
             assert!(config.primary.iter().all(|primary| primary.backing.len() == config.volumes.len()));
             assert!(config.dr.iter().all(|dr| (1..=STREAMS_MAX).contains(&dr.streams)));
             assert!(config.warnings.iter().all(|warning| warning.line <= lines + 1));
+            reached.one("accepted");
+            reached.when("primary", config.primary.is_some());
+            reached.when("aux", config.aux.is_some());
+            reached.when("dr", config.dr.is_some());
         }
         Err(errors) => {
             assert!(!errors.is_empty(), "a refusal says why");
@@ -35,7 +43,7 @@ pub fn config(input: &[u8]) {
 }
 
 /// Lines come out as they went in, however they were cut; a request that is read is written so that it reads the same.
-pub fn control(input: &[u8]) {
+pub fn control(input: &[u8], reached: &mut Reached) {
     let mut input = Input::new(input);
     let piece = usize::from(input.u8()).max(1);
     let bytes = input.rest();
@@ -63,16 +71,19 @@ pub fn control(input: &[u8]) {
         found.len() == expected.len() && open.len() < CONTROL_REQUEST_BYTES_MAX,
         "only a long line is refused"
     );
+    reached.many("line", found.len());
+    reached.when("long line", !whole);
     for line in found {
         if let Ok(request) = Request::parse(&line) {
             let written = request.line();
             assert_eq!(Request::parse(written.trim_end().as_bytes()), Ok(request));
+            reached.one("request");
         }
     }
 }
 
 /// A request is one from its last byte on, whatever follows; its path is a part of it.
-pub fn http(input: &[u8]) {
+pub fn http(input: &[u8], reached: &mut Reached) {
     let Some(parsed) = http::parse(input) else {
         assert!(!input.windows(4).any(|four| four == b"\r\n\r\n"), "a whole request is judged");
         return;
@@ -84,7 +95,11 @@ pub fn http(input: &[u8]) {
         Ok((path, head)) => {
             assert!(path.starts_with('/') && !path.contains(['?', ' ', '\r', '\n']), "{path:?}");
             assert!(input.starts_with(if head { b"HEAD /" } else { b"GET /" }));
+            reached.one(if head { "head" } else { "get" });
         }
-        Err((code, text)) => assert!((400..500).contains(&code) && !text.is_empty()),
+        Err((code, text)) => {
+            assert!((400..500).contains(&code) && !text.is_empty());
+            reached.one("refusal");
+        }
     }
 }
