@@ -51,8 +51,8 @@ impl World {
 
     /// I5: a promotion goes as far as the payloads that it can reach allow: what comes next was not to be had.
     pub fn check_highest(&self, plan: bool, outcome: &Outcome) -> Verdict {
-        // A plan is made while the primary goes on. What damage has taken, or a resize without room has stopped, is told of.
-        if plan || self.damaged || self.astray || self.stopped_before_resize(outcome) {
+        // A plan is made while the primary goes on, and one that is done has its report: what came to the table since is late. What damage has taken, or a resize without room has stopped, is told of.
+        if plan || self.outcome.is_some() || self.damaged || self.astray || self.stopped_before_resize(outcome) {
             return Ok(());
         }
         let Some(next) = self.oracle.record(outcome.cut.next()) else { return Ok(()) };

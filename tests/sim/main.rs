@@ -324,6 +324,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
         8396302,
         "a piece of a batch without room waited for a payload that was due, and had taken the window of it: for ever",
     ),
+    (8448673, "of the checker: what a stalled line brought to the ring after the promotion was to be in its image"),
     (
         8385748,
         "a payload whose order a crash had taken was let go of as its writer connected, and did not come again before the end",
