@@ -31,7 +31,7 @@ use crate::core::modes::Require;
 use crate::core::planted::{Bug, planted};
 use crate::dr::api::{Effect, PromoteError};
 use crate::dr::foresee::{another_site, beyond_reach};
-use crate::dr::history::History;
+use crate::dr::history::{Divergence, History};
 use crate::dr::machine::{After, Machine};
 use crate::dr::receive::plausible;
 use crate::dr::table::TableReader;
@@ -582,7 +582,7 @@ impl Machine {
         // A plan changes nothing: it looks at a copy. A promotion holds every record once.
         let mut view = promotion.plan.then(|| self.history.clone());
         let records = promotion.table.as_mut().map(|table| std::mem::take(&mut table.records)).unwrap_or_default();
-        let (mut conflicts, mut unfit) = (Vec::new(), 0);
+        let (mut conflicts, mut apart, mut unfit) = (Vec::new(), 0, 0);
         // One by one, so that what has been looked at is let go of.
         for (seq, record) in records {
             if let Err(why) = plausible(&record, &self.options, &self.intake.spool) {
@@ -616,13 +616,23 @@ impl Machine {
                 }
                 Ok(_) => {}
                 Err(why) if !known => {
-                    conflicts.push(format!("the status table's {why}"));
+                    match why {
+                        Divergence::Gap { .. } | Divergence::Absent { .. } => apart += 1,
+                        _ => conflicts.push(format!("the status table's {why}")),
+                    }
                     promotion.strays.insert(seq, record);
                 }
                 Err(why) => conflicts.push(format!("the status table's {why}; the journal's record counts")),
             }
         }
         // A table that went on without what it had no room for gives as many as it has slots: the report names them.
+        if apart > 0 {
+            let text = format!(
+                "{apart} orders of the status table stand apart from this site's history: what was ordered before them neither of the \
+                 two has. They are reported, and not applied"
+            );
+            fx.push(Effect::Log { level: Level::Warn, text });
+        }
         let more = conflicts.len().saturating_sub(CONFLICTS_NAMED_MAX);
         for text in conflicts.into_iter().take(CONFLICTS_NAMED_MAX) {
             fx.push(Effect::Log { level: Level::Error, text });
