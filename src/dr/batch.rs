@@ -549,7 +549,7 @@ fn left_out_of(history: &History, cut: Seq, batch: &Batch) -> Vec<Seq> {
         return Vec::new();
     }
     let covered = covered(&batch.chunks);
-    let missing = history.owed_before(batch.begin, cut).filter(|entry| history.is_missing(entry.record.seq));
+    let missing = history.missing_before(batch.begin, cut);
     let left_out = missing.filter(|entry| entry.record.extent().is_some_and(|extent| !covered.contains(extent)));
     left_out.map(|entry| entry.record.seq).collect()
 }

@@ -17,6 +17,7 @@ use crate::dr::api::{Effect, File};
 use crate::dr::batch::Placed;
 use crate::dr::machine::{After, Machine, Trouble};
 use crate::dr::spool::Spool;
+use crate::format::record::OrderRecord;
 use crate::format::superblock::{DIRECT, SETTLED, SYNCED};
 use crate::limits::{DR_CHECKPOINT_BYTES, DR_CHECKPOINT_NS, LIST_ITEMS_MAX, spool_for_any_batch};
 
@@ -236,10 +237,10 @@ impl Machine {
         let staged = self.batch.as_ref().is_some_and(|batch| !batch.direct && batch.begin <= self.history.tail());
         // A chunk waits for the payloads that are due before what is stored; they make no room, but they come. Unless what waits
         // here has taken the window (seed 8396302).
-        let shut_out =
-            |due: Seq| self.history.get(due).is_some_and(|it| self.intake.shuts_out(it.record.payload_bytes()));
-        let waits = |due: Seq| !shut_out(due) || planted(Bug::ShutOutForgotten);
-        let comes = due.is_some_and(|due| due <= self.intake.highest() && waits(due));
+        let shuts_out =
+            |record: &OrderRecord| self.intake.shuts_out(record.payload_bytes()) && !planted(Bug::ShutOutForgotten);
+        let due_entry = due.filter(|due| *due <= self.intake.highest()).and_then(|due| self.history.get(due));
+        let comes = due_entry.is_some_and(|entry| !shuts_out(&entry.record));
         let chunk_due = staged && self.intake.has_waiting_chunks() && !comes;
         // What a whole batch waits with for room in a store is neither given up nor in its own way.
         let held = self.batch_waits_for_room();

@@ -553,14 +553,14 @@ impl History {
         gaps
     }
 
-    /// The records above `cut` and before a batch whose changes it has to bring where they are not here. Those of a writer that
-    /// lost its power since are nobody's: of what it had done it knew its map, which the batch brings; what it had not begun was
+    /// What is missing here above `cut` and before a batch, which therefore has to bring what it changes. What a writer ordered that
+    /// lost its power since is nobody's: of what it had done it knew its map, which the batch brings; what it had not begun was
     /// never there, even if table and ring have it.
-    pub fn owed_before(&self, begin: Seq, cut: Seq) -> impl Iterator<Item = &Entry> {
+    pub fn missing_before(&self, begin: Seq, cut: Seq) -> impl Iterator<Item = &Entry> {
         let before = move |entry: &&Entry| entry.record.seq < begin;
-        let anew = |entry: &&Entry| entry.record.op == Op::EpochStart && entry.record.offset == 0;
-        let lost = self.above(cut).take_while(before).filter(anew).last().map(|entry| entry.record.seq);
-        self.above(lost.unwrap_or(cut)).take_while(before)
+        let anew = self.above(cut).take_while(before).filter(|entry| entry.record.starts_anew()).last();
+        let owed = self.above(anew.map_or(cut, |entry| entry.record.seq)).take_while(before);
+        owed.filter(|entry| self.is_missing(entry.record.seq))
     }
 
     /// Whether there are seqs beyond `cut` that a jump has gone over, and which it does not prove to be nobody's.

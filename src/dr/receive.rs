@@ -285,8 +285,7 @@ impl Machine {
 
     /// Payloads that a start found without their orders, and in whose place there are others, or none.
     fn let_orphans_go(&mut self) {
-        let passed = if planted(Bug::OrphansForgotten) { self.history.disown() } else { self.history.disown_passed() };
-        passed.into_iter().for_each(|pos| self.intake.spool.free(pos));
+        self.history.disown_passed().into_iter().for_each(|pos| self.intake.spool.free(pos));
     }
 
     /// Keeps orders until [`Machine::release_orders`]; they are those that may be unacknowledged, at the most (I9).

@@ -357,8 +357,10 @@ fn is_whole(history: &History, after: Seq, begin: Seq, end: &OrderRecord, staged
 /// what the volumes would hold then is no state that ever was (I5).
 fn leaves_out(history: &History, after: Seq, begin: Seq, staged: &BTreeMap<u64, Chunk>) -> bool {
     let covered = covered(staged);
-    let missing = history.owed_before(begin, after).filter(|entry| history.is_missing(entry.record.seq));
-    missing.filter_map(|entry| entry.record.extent()).any(|extent| !covered.contains(extent))
+    history
+        .missing_before(begin, after)
+        .filter_map(|entry| entry.record.extent())
+        .any(|extent| !covered.contains(extent))
 }
 
 /// A payload in the spool bears its order: one that is damaged in the journal is known from there, as long as it is kept.

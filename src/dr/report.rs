@@ -255,7 +255,7 @@ impl<'a> Above<'a> {
     fn before_power_loss(self) -> Option<KnownUntil> {
         let mut last = (self.cut, None);
         for record in self.records() {
-            if record.op == Op::EpochStart && record.offset == 0 && record.seq > last.0.next() {
+            if record.starts_anew() && record.seq > last.0.next() {
                 return Some(KnownUntil { seq: last.0, time: last.1.map(rfc3339) });
             }
             last = (record.seq, Some(record.time_ns));

@@ -89,6 +89,12 @@ impl OrderRecord {
         (self.op == Op::Resize).then_some(self.length)
     }
 
+    /// Whether it is a start of a writer that relies on no order from before: it is the first of all, or it has lost its power.
+    #[must_use]
+    pub fn starts_anew(&self) -> bool {
+        self.op == Op::EpochStart && self.offset == 0
+    }
+
     /// Of the end of a batch: how many pieces that has. The high bits stand where other records name a volume.
     #[must_use]
     pub fn pieces(&self) -> u64 {

@@ -7,9 +7,9 @@
 //! |---|---|---|---|
 //! | CI | 3 writes | one: an event overtakes, or a crash, or the promotion | `order` (`any` and `both`), `near` |
 //! | CI | 3 writes | one crash or the promotion, no overtaking | all five |
-//! | CI | 3 writes | two of: a crash of each host, the promotion; no overtaking | all but `bunker` |
+//! | CI | 3 writes | two of: a crash of each host, the promotion; no overtaking | `order`, `bunker` |
 //! | CI | 1 write | every order, and one crash or promotion at every point of it | `order` |
-//! | `tools/model --strikes 2 --mode bunker` | 3 writes | the same | breaks I5 (an ignored test in `explore`): open |
+//! | `tools/model --strikes 2` | 3 writes | the same | all five |
 //! | `tools/model --strikes 1 --overtakes 1` | 3 writes | one of these and one overtaking | all five |
 //! | `tools/model --departures 2` | 3 writes | two of whatever kind | `order` |
 //!

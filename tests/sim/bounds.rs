@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farshore::cluster::status::{DrStatus, PrimaryStatus};
+use farshore::cluster::status::{Degraded, DrStatus, PrimaryStatus};
 
 use crate::checkers::Verdict;
 use crate::cluster::World;
@@ -27,38 +27,31 @@ const PRIMARY: [(&str, &str); 9] = [
 const DR: [(&str, &str); 2] = [("batch without room", "needs more spool"), ("resize without room", "to a resize")];
 
 /// Those that the seeds of the default run come to.
-pub const TO_BE_MET: [&str; 11] = [
-    "queue",
-    "lag",
-    "DR's journal",
-    "DR's spool",
-    "table",
-    "table, overwritten",
-    "ring",
-    "dropped",
-    "refused",
-    "spill",
-    "spool, grown",
-];
+pub fn to_be_met() -> impl Iterator<Item = &'static str> {
+    PRIMARY.iter().map(|(name, _)| *name).chain([SPILL, GROWN])
+}
+
+/// Bounds that figures show.
+const SPILL: &str = "spill";
+const GROWN: &str = "spool, grown";
 
 impl Met {
-    fn note(&mut self, texts: impl Iterator<Item = String>, bounds: &[(&'static str, &str)]) {
-        let texts: Vec<String> = texts.collect();
-        let says = |what: &str| texts.iter().any(|text| text.contains(what));
+    fn note(&mut self, degraded: &[Degraded], bounds: &[(&'static str, &str)]) {
+        let says = |what: &str| degraded.iter().any(|it| it.what.contains(what));
         self.0.extend(bounds.iter().filter(|(_, what)| says(what)).map(|(name, _)| *name));
     }
 
     fn primary(&mut self, it: &PrimaryStatus) {
-        self.note(it.degraded.iter().map(|it| it.what.clone()), &PRIMARY);
+        self.note(&it.degraded, &PRIMARY);
         if it.fifo_disk_bytes > 0 {
-            self.0.insert("spill");
+            self.0.insert(SPILL);
         }
     }
 
     fn dr(&mut self, it: &DrStatus, made_with: u64) {
-        self.note(it.degraded.iter().map(|it| it.what.clone()), &DR);
+        self.note(&it.degraded, &DR);
         if it.spool_limit_bytes > made_with {
-            self.0.insert("spool, grown");
+            self.0.insert(GROWN);
         }
     }
 

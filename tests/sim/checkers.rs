@@ -99,21 +99,24 @@ pub struct Payloads {
     chunks: HashSet<(Seq, u64), SeqHash>,
 }
 
+/// The entry of a log with this nonce at `at`, if it is whole.
+pub fn whole_entry(bytes: &[u8], at: usize, nonce: u64) -> Option<EntryHeader> {
+    let data_at = at + ENTRY_HEADER_BYTES;
+    let header = EntryHeader::decode(bytes.get(at..data_at)?, nonce).ok()?;
+    let data = bytes.get(data_at..data_at + header.data_bytes() as usize)?;
+    header.verify_data(data).ok().map(|()| header)
+}
+
 impl Payloads {
     /// Bytes `offset..offset + length` of a log with this nonce have become durable.
     pub fn settled(&mut self, stable: &[u8], nonce: u64, offset: u64, length: u64) {
         let start = (offset as usize).next_multiple_of(512);
         for at in (start..(offset + length) as usize).step_by(512) {
-            let Some(head) = stable.get(at..at + ENTRY_HEADER_BYTES) else { break };
-            let Ok(header) = EntryHeader::decode(head, nonce) else { continue };
-            let data_at = at + ENTRY_HEADER_BYTES;
-            let data = stable.get(data_at..data_at + header.data_bytes() as usize);
-            if data.is_some_and(|d| header.verify_data(d).is_ok()) {
-                match header.kind {
-                    Kind::Payload => self.payloads.insert(header.record.seq),
-                    Kind::Chunk => self.chunks.insert((header.record.seq, header.index)),
-                };
-            }
+            let Some(header) = whole_entry(stable, at, nonce) else { continue };
+            match header.kind {
+                Kind::Payload => self.payloads.insert(header.record.seq),
+                Kind::Chunk => self.chunks.insert((header.record.seq, header.index)),
+            };
         }
     }
 

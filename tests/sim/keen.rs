@@ -4,11 +4,11 @@
 use farshore::core::modes::Scrub;
 use farshore::core::op::Op;
 use farshore::format::record::OrderRecord;
-use farshore::format::spool::{ENTRY_HEADER_BYTES, EntryHeader, Kind, sized_nonce};
+use farshore::format::spool::{Kind, sized_nonce};
 use farshore::limits::{ENTRY_ALIGN_BYTES, PAYLOAD_PIECE_BYTES_MAX};
 use farshore::{auxiliary, dr, primary};
 
-use crate::checkers::{Outcome, Verdict};
+use crate::checkers::{Outcome, Verdict, whole_entry};
 use crate::cluster::{DR_NONCE, World};
 use crate::rng::Rng;
 use crate::setup::{MS, Mood, Setup};
@@ -51,7 +51,8 @@ impl World {
 
     /// I5: a promotion goes as far as the payloads that it can reach allow: what comes next was not to be had.
     pub fn check_highest(&self, plan: bool, outcome: &Outcome) -> Verdict {
-        // A plan is made while the primary goes on, and one that is done has its report: what came to the table since is late. What damage has taken, or a resize without room has stopped, is told of.
+        // A plan is made while the primary goes on, and one that is done has its report: what came to the table since is late.
+        // What damage has taken, or a resize without room has stopped, is told of.
         if plan || self.outcome.is_some() || self.damaged || self.astray || self.stopped_before_resize(outcome) {
             return Ok(());
         }
@@ -76,11 +77,8 @@ impl World {
         let nonce = sized_nonce(DR_NONCE, self.setup.spool_bytes);
         let bytes = self.dr_disk.file(dr::machine::File::Spool).cache();
         (0..bytes.len()).step_by(ENTRY_ALIGN_BYTES as usize).find_map(|at| {
-            let header = EntryHeader::decode(bytes.get(at..at + ENTRY_HEADER_BYTES)?, nonce).ok()?;
-            let from = at + ENTRY_HEADER_BYTES;
-            let data = bytes.get(from..from + header.data_bytes() as usize)?;
-            let is = header.kind == Kind::Payload && header.record == *record && header.verify_data(data).is_ok();
-            is.then_some(header.pos)
+            let header = whole_entry(bytes, at, nonce)?;
+            (header.kind == Kind::Payload && header.record == *record).then_some(header.pos)
         })
     }
 }

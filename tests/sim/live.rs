@@ -18,6 +18,7 @@ use farshore::format::table::{NO_PAYLOAD, STATE_BYTES, SlotState, TableLayout};
 use farshore::limits::{ENTRY_ALIGN_BYTES, RECORD_BYTES};
 use farshore::{auxiliary, dr, primary};
 
+use crate::checkers::whole_entry;
 use crate::cluster::{DR_NONCE, Event, World};
 use crate::network::Node;
 use crate::rng::Rng;
@@ -261,12 +262,7 @@ impl World {
         let state = bytes.get(at..at + STATE_BYTES).and_then(|raw| SlotState::decode(raw).ok());
         let Some(state) = state.filter(|it| it.seq == seq && it.payload_pos != NO_PAYLOAD) else { return false };
         let at = layout.payload_offset(state.payload_pos) as usize;
-        let Some(header) = bytes.get(at..at + 128).and_then(|head| EntryHeader::decode(head, self.group_id).ok())
-        else {
-            return false;
-        };
-        let data = bytes.get(at + 128..at + 128 + header.data_bytes() as usize);
-        header.record.seq == seq && data.is_some_and(|data| header.verify_data(data).is_ok())
+        whole_entry(bytes, at, self.group_id).is_some_and(|header| header.record.seq == seq)
     }
 
     fn at_rest(&self, place: Place, at: u64) -> bool {
